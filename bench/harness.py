@@ -1,0 +1,280 @@
+"""Cases, problems and the loop that verifies, times and records them: nothing is timed unchecked.
+
+A bench file describes problems (one size and its data); a problem holds the cases (variants) that are timed against
+each other; `main` does the rest and writes one record per case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import environment
+import reference
+import report
+import timing
+import torch
+
+Output = torch.Tensor | tuple[torch.Tensor, ...]
+Check = Callable[[Any], dict[str, Any] | None]
+
+
+@dataclass
+class Case:
+    """One variant of one problem: something to run, and the check its output must pass before it is timed.
+
+    Attributes
+    ----------
+    variant, dtype : str
+        Its names in the records.
+    run : callable
+        Takes a counter, enqueues the work, returns the output.
+    check : callable
+        Takes the output; raises if it is wrong, else returns facts for the record (its error).
+    role : {"sparse24", "dense", "cusparselt", "part", "roof"}
+        Ours, a rival, a share of a whole that is timed alone, or a ceiling of the machine.
+    race : str
+        Cases of one race and dtype compute the same thing and are compared.
+    flops : float
+        Of one run of the *dense* computation: rates are dense-equivalent.
+    bytes : float
+        The fewest bytes one run can move: each input read once, each output written once.
+    """
+
+    variant: str
+    dtype: str
+    run: Callable[[int], Output]
+    check: Check
+    role: str = "dense"
+    race: str = "forward"
+    flops: float = 0.0
+    bytes: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    output: Output | None = None
+
+    def verify(self) -> None:
+        """Run on poisoned memory and check; an exception means the case must not be timed."""
+        outputs = _tensors(self.run(0))
+        sizes = [t.numel() * t.element_size() for t in outputs]
+        device = outputs[0].device
+        del outputs
+        # The allocator hands freed blocks of the same size out again: what the case leaves unwritten is then NaN.
+        poison = [torch.full((size,), 0xFF, dtype=torch.uint8, device=device) for size in sizes]
+        del poison
+        self.output = self.run(0)
+        self.facts.update(self.check(self.output) or {})
+
+    def repeats_itself(self) -> bool:
+        """Another run gives the bits that were verified."""
+        pairs = zip(_tensors(self.run(0)), _tensors(self.output), strict=True)
+        return all(reference.same_bits(now, then) for now, then in pairs)
+
+
+def attempt(build: Callable[[], Case | list[Case]], **names: str) -> list[Case]:
+    """The cases of `build()`, or one unverified case of these names with the reason why there are none."""
+    try:
+        built = build()
+    except Exception as error:
+        return [Case(**names, run=_unavailable, check=_unavailable, error=describe(error))]
+    return [built] if isinstance(built, Case) else built
+
+
+def _unavailable(_: Any) -> Any:
+    raise RuntimeError("unavailable")
+
+
+@dataclass
+class Problem:
+    """Cases on the same data. `repeat` and `evict` as in timing.measure."""
+
+    tokens: int
+    d_model: int
+    d_ff: int
+    zeros: float
+    cases: list[Case]
+    pattern: str = "iid"
+    repeat: int = 1
+    evict: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Options:
+    """The command line, as the bench files see it."""
+
+    device: torch.device
+    smoke: bool
+    quick: bool
+    patterns: Path | None
+    seed: int
+
+
+def parse(description: str | None, argv: list[str] | None) -> tuple[Options, argparse.Namespace]:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: checks the code path, times mean nothing")
+    parser.add_argument("--quick", action="store_true", help="few sizes, fewest rounds")
+    parser.add_argument("--out", type=Path, help="JSON file for the records (rewritten after every problem)")
+    parser.add_argument("--rounds", type=int, default=25, help="samples per variant (at least 15 on a GPU)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="timing of one problem before rounds are cut to 15")
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds after which no new problem is started")
+    parser.add_argument("--patterns", type=Path, help="folder with recorded zero patterns, pattern_layer*.npy")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.device == "cpu" and not args.smoke:
+        parser.error("times on a CPU mean nothing: add --smoke to check the code path")
+    if args.quick:
+        args.rounds = timing.MIN_ROUNDS
+    if args.smoke:
+        args.rounds = 3
+    return Options(torch.device(args.device), args.smoke, args.quick, args.patterns, args.seed), args
+
+
+def main(
+    bench: str,
+    problems: Callable[[Options], Iterable[tuple[str, Callable[[], Problem]]]],
+    description: str | None = None,
+    argv: list[str] | None = None,
+    top: int | None = None,
+) -> int:
+    """Run all problems of a bench file; 0 if every sparse24 case was verified and timed.
+
+    `top` prints only that many of a problem's cases, fastest first, and ours.
+    """
+    options, args = parse(description, argv)
+    started = time.perf_counter()
+    header = environment.facts(options.device)
+    print(f"{bench}: " + ", ".join(f"{k} {v}" for k, v in header.items() if v is not None), flush=True)
+    records: list[dict[str, Any]] = []
+    skipped = []
+    for label, build in problems(options):
+        elapsed = time.perf_counter() - started
+        if elapsed > args.budget:
+            skipped.append(label)
+            continue
+        print(f"\n[{elapsed:5.1f} s] {bench} {label}", flush=True)
+        new = run_problem(bench, label, build, options, args, header)
+        report.add_comparisons(new)
+        print(report.text_table(_best(new, top) if top else new), flush=True)
+        records += new
+        if args.out:
+            report.write_json(args.out, records)
+        release()
+    if skipped:
+        print(f"\nnot started, over the budget of {args.budget:.0f} s: {'; '.join(skipped)}", flush=True)
+    ours = [r for r in records if r["role"] == "sparse24"]
+    failed = [r for r in ours if not r["verified"]]
+    print(f"\n{bench}: {len(records)} records, {len(ours)} of sparse24, {len(failed)} of them not verified", flush=True)
+    return 1 if failed or not ours else 0
+
+
+def run_problem(
+    bench: str,
+    label: str,
+    build: Callable[[], Problem],
+    options: Options,
+    args: argparse.Namespace,
+    header: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Build the data, verify all cases, time the verified ones, make records of all."""
+    try:
+        problem = build()
+    except Exception as error:
+        failed = Case("sparse24", "", _unavailable, _unavailable, role="sparse24", error=describe(error))
+        return [_record(bench, Problem(0, 0, 0, 0.0, [], pattern=label), failed, None, header)]
+    for case in problem.cases:
+        if case.error is None:
+            try:
+                case.verify()
+            except Exception as error:
+                case.error = describe(error)
+    sound = [case for case in problem.cases if case.error is None]
+    timings: dict[int, timing.Timing] = {}
+    try:
+        results = timing.measure(
+            [case.run for case in sound],
+            options.device,
+            rounds=args.rounds,
+            seconds=args.seconds,
+            repeat=problem.repeat,
+            evict=problem.evict,
+        )
+        for case, result in zip(sound, results, strict=True):
+            timings[id(case)] = result
+            case.facts["repeatable"] = case.repeats_itself()
+            if case.role == "sparse24" and not case.facts["repeatable"]:
+                case.error = "another run gave other bits"
+    except Exception as error:
+        for case in sound:
+            case.error = case.error or f"timing: {describe(error)}"
+    return [_record(bench, problem, case, timings.get(id(case)), header) for case in problem.cases]
+
+
+def release() -> None:
+    """Give back what the last problem held: its data, and compiled functions (the recompile limit is per code)."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def compiled(function: Callable[..., torch.Tensor], options: Options) -> Callable[..., torch.Tensor]:
+    """torch.compile with static shapes; the function itself in the smoke run, which must not need a compiler."""
+    return function if options.smoke else torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def describe(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:300]
+
+
+def _best(records: list[dict[str, Any]], top: int) -> list[dict[str, Any]]:
+    ranked = sorted(records, key=lambda r: r["median_us"] or float("inf"))
+    return [r for i, r in enumerate(ranked) if i < top or r["role"] == "sparse24" or not r["verified"]]
+
+
+def _tensors(output: Output) -> tuple[torch.Tensor, ...]:
+    return (output,) if isinstance(output, torch.Tensor) else tuple(output)
+
+
+def _record(
+    bench: str, problem: Problem, case: Case, result: timing.Timing | None, header: dict[str, Any]
+) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "bench": bench,
+        "variant": case.variant,
+        "dtype": case.dtype,
+        "tokens": problem.tokens,
+        "d_model": problem.d_model,
+        "d_ff": problem.d_ff,
+        "zeros": round(problem.zeros, 4),
+        "pattern": problem.pattern,
+        "race": case.race,
+        "role": case.role,
+        "verified": case.error is None,
+        "median_us": None,
+    }
+    if case.error is not None:
+        record["error"] = case.error
+    record |= {k: float(f"{v:.3e}") if isinstance(v, float) else v for k, v in (problem.facts | case.facts).items()}
+    if result is not None and case.error is None:
+        seconds = result.median_us * 1e-6
+        record["median_us"] = round(result.median_us, 2)
+        record["iqr_us"] = round(result.iqr_us, 2)
+        record["min_us"] = round(result.min_us, 2)
+        record["rounds"] = result.rounds
+        record["host_us"] = round(result.host_us, 1)
+        if case.flops:
+            record["tflops_dense_equivalent"] = round(case.flops / seconds / 1e12, 1)
+        if case.bytes:
+            record["gb_per_s"] = round(case.bytes / seconds / 1e9, 1)
+        record |= result.clocks
+    return record | header

@@ -1,0 +1,85 @@
+"""Times every kernel configuration of sparse24.mm, to fit the table in cpp/src/select_config.cpp.
+
+    python bench/tune_mm.py --out bench/results/<gpu>/tune_mm.json
+
+The CUDA dispatcher reads SPARSE24_MM_CONFIG="<tile>,<swizzle>,<m|n>" at every call: tile is an index into mm_configs,
+swizzle the number of tiles grouped in a raster line, m or n the direction of the raster. Each configuration is verified
+against a float64 product. "default" is what select_mm_config chooses. Only the fastest of each size are printed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import mm
+import reference
+import torch
+from data import Sparsity, preactivations, weights, zero_share
+from harness import Case, Options, Problem, main
+
+import sparse24
+
+VARIABLE = "SPARSE24_MM_CONFIG"
+SWIZZLES = (1, 2, 4, 8)
+RASTERS = ("m", "n")
+
+
+def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    sizes = mm.SMOKE_SIZES if options.smoke else mm.QUICK_SIZES if options.quick else mm.SIZES
+    for tokens, out, reduction in sizes:
+        for dtype in ("bf16", "fp8"):
+            yield f"{tokens} x {out} x {reduction} {dtype}", partial(problem, tokens, out, reduction, dtype, options)
+
+
+def problem(tokens: int, out: int, reduction: int, dtype: str, options: Options) -> Problem:
+    pre = preactivations(tokens, reduction, Sparsity(), device=options.device, seed=options.seed)
+    w = weights(out, reduction, device=options.device, seed=options.seed + 1)
+    multiply, expected = product(pre, w, dtype)
+    check = partial(verify, expected=expected, limit=mm.BOUNDS[dtype])
+    chosen = mm.chosen_config(dtype, tokens, out, reduction, options.device)
+    cases = [Case("default", dtype, partial(call, multiply, None), check, "sparse24", facts=chosen)]
+    for index, tile in enumerate(sparse24._C.mm_configs(mm.DTYPES[dtype])):
+        for swizzle in SWIZZLES:
+            for raster in RASTERS:
+                variant = f"{tile['tile_m']}x{tile['tile_n']} swizzle {swizzle} along {raster}"
+                run = partial(call, multiply, f"{index},{swizzle},{raster}")
+                facts = {"tile": index, "swizzle": swizzle, "raster": raster}
+                cases.append(Case(variant, dtype, run, check, "part", facts=facts))
+    for case in cases:
+        case.flops = 2.0 * tokens * out * reduction
+    return Problem(tokens, out, reduction, zero_share(pre), cases)
+
+
+def product(pre: torch.Tensor, w: torch.Tensor, dtype: str) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
+    """The sparse product to time, and its float64 result."""
+    if dtype == "bf16":
+        values, meta = sparse24.compress(pre, "relu2")
+        y = sparse24.decompress(values, meta, *pre.shape)
+        return lambda: sparse24.mm(values, meta, w.t()), reference.product(y, w.t())
+    values, meta, scale_y = sparse24.compress_fp8(pre, None, "relu2")
+    y = sparse24.decompress(values, meta, *pre.shape)
+    wq, scale_w = sparse24.quantize_fp8(w)
+    expected = reference.product(y, wq.t()) * scale_y * scale_w.t()
+    return lambda: sparse24.mm(values, meta, wq.t(), scale_y, scale_w, out_dtype=torch.bfloat16), expected
+
+
+def call(multiply: Callable[[], torch.Tensor], config: str | None, _: int) -> torch.Tensor:
+    """One product under a configuration: os.environ sets the process's variable, which the dispatcher reads."""
+    if config is None:
+        os.environ.pop(VARIABLE, None)
+    else:
+        os.environ[VARIABLE] = config
+    try:
+        return multiply()
+    finally:
+        os.environ.pop(VARIABLE, None)
+
+
+def verify(output: torch.Tensor, expected: torch.Tensor, limit: float) -> dict[str, float]:
+    return {"rel_error": reference.expect_error(output, expected, limit)}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("tune_mm", problems, __doc__, top=6))

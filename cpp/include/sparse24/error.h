@@ -1,0 +1,31 @@
+/// @file
+/// One exception type and one form of sentence: `op: expected <argument> <rule>, got <value>`.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace sparse24 {
+
+/// Every failure of the library. Becomes RuntimeError in Python.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Throws `Error` with all parts printed one after the other.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw Error(text.str());
+}
+
+/// `fail(parts...)` unless `ok`.
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) fail(parts...);
+}
+
+}  // namespace sparse24

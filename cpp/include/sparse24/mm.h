@@ -1,0 +1,67 @@
+/// @file
+/// mm: D = scale_a * scale_b * (A @ B) + bias, with A sparse 2:4.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "sparse24/format.h"
+
+namespace sparse24 {
+
+/// The sparse matrix product. Accumulates in fp32, rounds once.
+///
+///     D[m, n] = scale_a[m] * scale_b[n] * sum_k A[m, k] B[k, n] + bias[n]
+struct MmArgs {
+  Operand a;  ///< m, k > 0 and the stored form of A
+  int64_t n;
+  const void* values;
+  const uint8_t* meta;
+  const void* b;  ///< [k, n], of a.dtype
+  Major b_major;  ///< kColumn (K contiguous) for fp8; on the GPU ldb and b are 16-byte aligned
+  int64_t ldb;
+  void* d;  ///< [m, n], contiguous
+  DType d_dtype;
+  Major d_major;  ///< kRow; kColumn stores D.T [n, m]
+
+  const float* scale_a = nullptr;   ///< null: 1
+  bool scale_a_per_row = false;     ///< [m], else one element
+  const float* scale_b = nullptr;   ///< null: 1
+  bool scale_b_per_column = false;  ///< [n], else one element
+  const void* bias = nullptr;       ///< [n], null: 0
+  DType bias_dtype = DType::kFloat32;
+};
+
+namespace cpu {
+void mm(const MmArgs& args);
+}
+
+/// The tile shapes that are compiled, K tile = metadata atom. The cluster multicasts B along M.
+enum class MmTile { k128x256, k256x192, k128x128, k64x128 };
+
+/// How one sparse GEMM runs. `swizzle` groups tiles of one raster line so that their operands stay in L2.
+struct MmConfig {
+  MmTile tile;
+  int tile_m, tile_n, tile_k;
+  int cluster_m;
+  int swizzle;
+  bool raster_along_m;
+};
+
+/// The configuration for one problem: a pure function of sizes, dtype and SM count.
+MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count);
+
+/// All configurations that `select_mm_config` can return for `dtype`, swizzle and raster left at their defaults.
+std::vector<MmConfig> mm_configs(DType dtype);
+
+/// "128x256x64 cluster 2x1 swizzle 8 along M"
+std::string to_string(const MmConfig& config);
+
+namespace cuda {
+/// Chooses a configuration for the current device.
+void mm(const MmArgs& args, cudaStream_t stream);
+/// With a configuration of the caller's: for tuning and for tests of every kernel.
+void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream);
+}  // namespace cuda
+
+}  // namespace sparse24

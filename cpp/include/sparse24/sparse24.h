@@ -1,0 +1,11 @@
+/// @file
+/// Everything of the torch-free core.
+#pragma once
+
+#include "sparse24/compress.h"
+#include "sparse24/device.h"
+#include "sparse24/error.h"
+#include "sparse24/format.h"
+#include "sparse24/mm.h"
+#include "sparse24/quantize.h"
+#include "sparse24/types.h"

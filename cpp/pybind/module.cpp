@@ -1,0 +1,120 @@
+/// @file
+/// sparse24._C: what was built, the choice of GEMM configuration, and the metadata format on NumPy arrays. No torch.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "sparse24/device.h"
+#include "sparse24/error.h"
+#include "sparse24/format.h"
+#include "sparse24/mm.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+using sparse24::Dim;
+using sparse24::DType;
+using sparse24::Operand;
+
+/// C-contiguous bytes; other integer arrays and layouts are converted by pybind11.
+using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
+
+DType parse_dtype(const std::string& name) {
+  for (DType t : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3}) {
+    if (name == sparse24::name_of(t)) return t;
+  }
+  sparse24::fail("sparse24._C: expected dtype to be float32, float16, bfloat16 or float8_e4m3fn, got ", name);
+}
+
+Operand parse_operand(int64_t rows, int64_t cols, const std::string& dtype, int dim) {
+  sparse24::check(dim == -1 || dim == -2, "sparse24._C: expected dim to be -1 or -2, got ", dim);
+  sparse24::check(rows >= 0 && cols >= 0, "sparse24._C: expected rows and cols to be at least 0, got ", rows, " and ",
+                  cols);
+  return Operand::of(rows, cols, parse_dtype(dtype), dim == -1 ? Dim::kFeatures : Dim::kTokens);
+}
+
+int64_t groups_of(const Operand& a) { return sparse24::ceil_div(a.k, 4); }
+
+int64_t meta_bytes(int64_t rows, int64_t cols, const std::string& dtype, int dim) {
+  return parse_operand(rows, cols, dtype, dim).meta_bytes();
+}
+
+Bytes unpack_meta(const Bytes& meta, int64_t rows, int64_t cols, const std::string& dtype, int dim) {
+  const Operand a = parse_operand(rows, cols, dtype, dim);
+  sparse24::check(meta.size() == a.meta_bytes(), "sparse24._C.unpack_meta: expected meta to have ", a.meta_bytes(),
+                  " elements, got ", meta.size());
+  Bytes nibbles({a.m, groups_of(a)});
+  const uint8_t* packed = meta.data();
+  auto out = nibbles.mutable_unchecked<2>();
+  for (int64_t m = 0; m < a.m; ++m) {
+    for (int64_t g = 0; g < groups_of(a); ++g) {
+      out(m, g) = packed[a.meta_byte(m, g)] >> Operand::meta_shift(g) & 0xF;
+    }
+  }
+  return nibbles;
+}
+
+Bytes pack_meta(const Bytes& nibbles, int64_t rows, int64_t cols, const std::string& dtype, int dim) {
+  const Operand a = parse_operand(rows, cols, dtype, dim);
+  sparse24::check(nibbles.ndim() == 2 && nibbles.shape(0) == a.m && nibbles.shape(1) == groups_of(a),
+                  "sparse24._C.pack_meta: expected nibbles to have shape (", a.m, ", ", groups_of(a), ")");
+  Bytes meta(a.meta_bytes());
+  uint8_t* packed = meta.mutable_data();
+  std::fill(packed, packed + a.meta_bytes(), sparse24::kMetaPaddingByte);
+  const auto in = nibbles.unchecked<2>();
+  for (int64_t m = 0; m < a.m; ++m) {
+    for (int64_t g = 0; g < groups_of(a); ++g) {
+      const int nibble = in(m, g), first = nibble & 3, second = nibble >> 2;
+      sparse24::check(first < second && second < 4,
+                      "sparse24._C.pack_meta: expected nibbles i0 | i1 << 2 with i0 < i1 < 4, got ", nibble);
+      uint8_t& byte = packed[a.meta_byte(m, g)];
+      const int shift = Operand::meta_shift(g);
+      byte = static_cast<uint8_t>((byte & ~(0xF << shift)) | nibble << shift);
+    }
+  }
+  return meta;
+}
+
+py::dict to_dict(const sparse24::MmConfig& config) {
+  return py::dict("tile_m"_a = config.tile_m, "tile_n"_a = config.tile_n, "tile_k"_a = config.tile_k,
+                  "cluster_m"_a = config.cluster_m, "swizzle"_a = config.swizzle,
+                  "raster"_a = config.raster_along_m ? "m" : "n", "text"_a = sparse24::to_string(config));
+}
+
+py::list mm_configs(const std::string& dtype) {
+  py::list out;
+  for (const auto& config : sparse24::mm_configs(parse_dtype(dtype))) out.append(to_dict(config));
+  return out;
+}
+
+py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
+}
+
+py::dict build_info() {
+  const sparse24::BuildInfo info = sparse24::build_info();
+  return py::dict("version"_a = info.version, "cuda"_a = info.cuda, "cuda_archs"_a = info.cuda_archs,
+                  "cuda_version"_a = info.cuda_version, "cutlass"_a = info.cutlass, "compiler"_a = info.compiler,
+                  "torch_target"_a = info.torch_target);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Build facts, GEMM configurations and the metadata format of sparse24.";
+  module.attr("version") = sparse24::build_info().version;
+  module.def("build_info", &build_info, "Facts fixed at compile time.");
+  module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
+  module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
+             "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
+  module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
+             "Bytes of metadata of X [rows, cols] with values of dtype.");
+  module.def("unpack_meta", &unpack_meta, "meta"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
+             "Nibbles [M, ceil(K / 4)] of the sparse operand in natural order, without the padding.");
+  module.def("pack_meta", &pack_meta, "nibbles"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
+             "The inverse of unpack_meta; padding is filled in.");
+}

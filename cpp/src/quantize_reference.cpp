@@ -1,0 +1,38 @@
+/// @file
+/// The slow, plain form of quantize_fp8.
+#include "activate.h"
+#include "numeric.h"
+#include "parallel.h"
+#include "sparse24/quantize.h"
+
+namespace sparse24::cpu {
+namespace {
+
+template <class In>
+void quantize_as(const QuantizeArgs& args) {
+  const auto* x = static_cast<const typename In::Storage*>(args.x);
+  auto* q = static_cast<uint8_t*>(args.q);
+
+  const float* scale = args.given_scale;
+  if (scale == nullptr) {
+    write_scales(row_amax<In>(x, args.rows, args.cols, Activation::kNone), args.scaling, args.computed_scale);
+    scale = args.computed_scale;
+  }
+
+  parallel_for(args.rows, args.cols, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float inverse = 1.0f / scale[args.scaling == Scaling::kRow ? r : 0];
+      for (int64_t at = r * args.cols; at < (r + 1) * args.cols; ++at) {
+        q[at] = float_to_e4m3(In::load(x[at]) * inverse);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void quantize_fp8(const QuantizeArgs& args) {
+  visit_dtype(args.x_dtype, [&](auto in) { quantize_as<decltype(in)>(args); });
+}
+
+}  // namespace sparse24::cpu

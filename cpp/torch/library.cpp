@@ -1,0 +1,47 @@
+/// @file
+/// The schemas of torch.ops.sparse24 and their registration. One function serves both devices (tensor.h).
+#include "tensor.h"
+
+/// Takes over the string of an argument and, unlike torch's conversion to std::string, frees what it took.
+template <>
+struct torch::stable::detail::ToImpl<sparse24::torch_ops::Word> {
+  static sparse24::torch_ops::Word call(StableIValue value, uint64_t, bool) {
+    const auto handle = torch::stable::detail::to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    sparse24::torch_ops::Word word{std::string(data, length)};
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return word;
+  }
+};
+
+STABLE_TORCH_LIBRARY(sparse24, library) {
+  library.def(R"(compress(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta))");
+  library.def(R"(compress_fp8(Tensor x, Tensor? scale, str activation="none", int dim=-1, str scaling="row") )"
+              R"(-> (Tensor values, Tensor meta, Tensor scale))");
+  library.def("compress_like(Tensor x, Tensor meta, int dim=-1) -> Tensor");
+  library.def("decompress(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor");
+  library.def(
+      "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
+      "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor");
+  library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
+}
+
+namespace {
+
+void register_ops(torch::stable::detail::StableLibrary& library) {
+  using namespace sparse24;
+  library.impl("compress", TORCH_BOX(&torch_ops::compress));
+  library.impl("compress_fp8", TORCH_BOX(&torch_ops::compress_fp8));
+  library.impl("compress_like", TORCH_BOX(&torch_ops::compress_like));
+  library.impl("decompress", TORCH_BOX(&torch_ops::decompress));
+  library.impl("mm", TORCH_BOX(&torch_ops::mm));
+  library.impl("quantize_fp8", TORCH_BOX(&torch_ops::quantize_fp8));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparse24, CPU, library) { register_ops(library); }
+STABLE_TORCH_LIBRARY_IMPL(sparse24, CUDA, library) { register_ops(library); }

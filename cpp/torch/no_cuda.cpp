@@ -1,0 +1,23 @@
+/// @file
+/// The CUDA half of the waist in a build without kernels: CUDA tensors get a sentence instead of a missing symbol.
+#include "sparse24/sparse24.h"
+
+namespace sparse24::cuda {
+namespace {
+
+[[noreturn]] void refuse(const char* op) {
+  fail(op, ": this build has no CUDA kernels (SPARSE24_CUDA=OFF or nvcc not found); rebuild with nvcc on the PATH");
+}
+
+}  // namespace
+
+void check_architecture(const char* op) { refuse(op); }
+
+// Never reached through an op, which checks the architecture first.
+void compress(const CompressArgs&, cudaStream_t) { refuse("sparse24.compress"); }
+void compress_like(const CompressLikeArgs&, cudaStream_t) { refuse("sparse24.compress_like"); }
+void decompress(const DecompressArgs&, cudaStream_t) { refuse("sparse24.decompress"); }
+void quantize_fp8(const QuantizeArgs&, cudaStream_t) { refuse("sparse24.quantize_fp8"); }
+void mm(const MmArgs&, cudaStream_t) { refuse("sparse24.mm"); }
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,38 @@
+/// @file
+/// sparse24.quantize_fp8.
+#include "tensor.h"
+
+namespace sparse24::torch_ops {
+
+std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling) {
+  constexpr OpName op = "sparse24.quantize_fp8";
+  constexpr int64_t kMultiple = 16;  // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
+  QuantizeArgs args{};
+  args.scaling = parse_scaling(op, scaling);
+  check_sizes(op, "x", x, 2);
+  args.x_dtype = check_dtype(op, "x", x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
+  args.rows = x.size(0);
+  args.cols = x.size(1);
+  expect(args.cols % kMultiple == 0, op, "x to have a multiple of ", kMultiple, " columns, got ", args.cols);
+  check_given_scale(op, scale, args.scaling, args.rows, "rows of x", x);
+  const DeviceScope scope(op, x);
+
+  const Tensor values = new_empty(x, {args.rows, args.cols}, ScalarType::Float8_e4m3fn);
+  const Tensor used_scale = new_scale(x, scale, args.scaling, args.rows);
+  if (args.rows > 0 && args.cols > 0) {
+    const Tensor source = contiguous_aligned(x);
+    args.x = source.const_data_ptr();
+    args.q = values.mutable_data_ptr();
+    if (scale) {
+      args.given_scale = used_scale.const_data_ptr<float>();
+    } else {
+      args.computed_scale = used_scale.mutable_data_ptr<float>();
+    }
+    scope.run(cpu::quantize_fp8, cuda::quantize_fp8, args);
+  } else if (!scale) {
+    torch::stable::fill_(used_scale, 1.0);  // the scale of nothing but zeros
+  }
+  return {values, used_scale};
+}
+
+}  // namespace sparse24::torch_ops

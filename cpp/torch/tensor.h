@@ -1,0 +1,119 @@
+/// @file
+/// Between torch's stable tensors and the pointers of the waist: dtypes, checks, copies, the current stream.
+///
+/// Only the stable ABI is used, so one binary serves every torch from TORCH_TARGET_VERSION on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <tuple>
+
+#include "sparse24/sparse24.h"
+
+namespace sparse24::torch_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// A string argument of an op. torch's own conversion to std::string (2.10 to 2.13 at least) never frees its result.
+struct Word {
+  std::string text;
+};
+
+/// What every sentence of a check begins with, the op's name: "sparse24.mm".
+using OpName = const char*;
+
+/// Fails with `op: expected <parts>`; the parts read "<argument> <rule>, got <value>". Nothing is printed before.
+template <class... Parts>
+void expect(bool ok, OpName op, const Parts&... parts) {
+  if (!ok) fail(op, ": expected ", parts...);
+}
+
+/// Printed as torch prints them: "float32", "cuda:0", "(2, 3)", "(1, 2)".
+const char* dtype_text(ScalarType t);
+struct Device {
+  const Tensor& tensor;
+};
+struct Shape {
+  const Tensor& tensor;
+};
+struct Strides {
+  const Tensor& tensor;
+};
+std::ostream& operator<<(std::ostream& out, const Device& device);
+std::ostream& operator<<(std::ostream& out, const Shape& shape);
+std::ostream& operator<<(std::ostream& out, const Strides& strides);
+
+// ---- options ------------------------------------------------------------------------------------------------------
+Activation parse_activation(OpName op, const Word& word);
+Scaling parse_scaling(OpName op, const Word& word);
+Dim parse_dim(OpName op, int64_t dim);
+
+// ---- checks -------------------------------------------------------------------------------------------------------
+ScalarType to_torch(DType t);
+/// The dtype of `t`, one of `allowed`. float32 has no kernels and is refused on CUDA devices.
+DType check_dtype(OpName op, const char* argument, const Tensor& t, std::initializer_list<DType> allowed);
+/// Rank, and no size beyond 2^31 - 1: the kernels' coordinates hold no more. Products of sizes are 64-bit everywhere.
+void check_sizes(OpName op, const char* argument, const Tensor& t, int64_t rank);
+/// `t` is where `reference` is.
+void check_device(OpName op, const char* argument, const Tensor& t, const char* reference_name,
+                  const Tensor& reference);
+/// The number of columns of X, given the stored type of its values.
+void check_columns(OpName op, const char* argument, int64_t cols, DType values, Dim dim);
+/// dtype, rank and size of the metadata of `a`.
+void check_meta(OpName op, const Tensor& meta, const Operand& a);
+/// A float32 scale with `elements` elements, or one if `one_allowed`; `meaning` says what the elements are.
+void check_scale(OpName op, const char* argument, const Tensor& scale, int64_t elements, bool one_allowed,
+                 const char* meaning);
+/// The scale argument of the fp8 conversions: its elements follow from `scaling`.
+void check_given_scale(OpName op, const std::optional<Tensor>& scale, Scaling scaling, int64_t rows,
+                       const char* meaning, const Tensor& x);
+
+// ---- memory -------------------------------------------------------------------------------------------------------
+Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
+/// True for CPU tensors, and where a kernel may use 16-byte accesses from the first element on.
+bool is_aligned(const Tensor& t);
+/// `t`, or a copy of it that is contiguous and aligned.
+Tensor contiguous_aligned(const Tensor& t);
+/// The scale tensor that an fp8 conversion returns: a copy of the given one, or room for the computed one.
+Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows);
+
+// ---- running ------------------------------------------------------------------------------------------------------
+/// Makes the device of a tensor current for its lifetime. On a device without kernels for it, construction throws:
+/// after the checks of arguments, before anything is allocated or launched.
+class DeviceScope {
+ public:
+  DeviceScope(OpName op, const Tensor& t);
+
+  template <class Args>
+  void run(void (*cpu)(const Args&), void (*cuda)(const Args&, cudaStream_t), const Args& args) const {
+    if (guard_) {
+      cuda(args, stream_);
+    } else {
+      cpu(args);
+    }
+  }
+
+ private:
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// ---- the ops: one function for both devices -----------------------------------------------------------------------
+std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int64_t dim);
+std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::optional<Tensor>& scale,
+                                                const Word& activation, int64_t dim, const Word& scaling);
+Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
+Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
+std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
+Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
+          const std::optional<Tensor>& scale_b, const std::optional<Tensor>& bias, int64_t dim,
+          std::optional<ScalarType> out_dtype, bool transpose_out);
+
+}  // namespace sparse24::torch_ops

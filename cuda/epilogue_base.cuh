@@ -1,0 +1,68 @@
+// What CUTLASS's kernel layer asks of an epilogue that takes raw accumulators and does its own stores.
+#pragma once
+
+#include <cutlass/cutlass.h>
+
+#include <cute/tensor.hpp>
+#include <cutlass/epilogue/collective/detail.hpp>
+#include <cutlass/gemm/dispatch_policy.hpp>
+
+namespace sparse24::cuda {
+
+// Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
+// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter.
+template <class Params_>
+class EpilogueBase {
+ public:
+  using EpilogueSchedule = cutlass::gemm::EpilogueDefault;
+  using DispatchPolicy = EpilogueSchedule;
+  using ElementAccumulator = float;
+  using ElementCompute = float;
+  using ElementScalar = float;
+  using ElementC = void;
+  using ElementD = float;
+  using ElementOutput = float;
+  using StrideC = cute::Stride<int64_t, cute::_1, int64_t>;
+  using StrideD = StrideC;
+  struct ThreadEpilogueOp {
+    using ElementOutput = float;
+    using ElementAccumulator = float;
+    using ElementCompute = float;
+    using ElementScalar = float;
+    using ElementC = float;
+    using ElementD = float;
+    static constexpr int kCount = 1;
+    struct Params {};
+  };
+  struct SharedStorage {};
+  using TensorStorage = SharedStorage;
+  using Arguments = Params_;
+  using Params = Params_;
+
+  template <class Shape>
+  static constexpr Params to_underlying_arguments(Shape const&, Arguments const& args, void*) {
+    return args;
+  }
+  template <class Shape>
+  static size_t get_workspace_size(Shape const&, Arguments const&) {
+    return 0;
+  }
+  template <class Shape>
+  static cutlass::Status initialize_workspace(Shape const&, Arguments const&, void*, cudaStream_t,
+                                              cutlass::CudaHostAdapter* = nullptr) {
+    return cutlass::Status::kSuccess;
+  }
+  template <class Shape>
+  static bool can_implement(Shape const&, Arguments const&) {
+    return true;
+  }
+
+  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params, SharedStorage const& = SharedStorage())
+      : p_(params) {}
+  CUTLASS_DEVICE bool is_source_needed() { return false; }
+
+ protected:
+  Params p_;
+};
+
+}  // namespace sparse24::cuda

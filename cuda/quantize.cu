@@ -1,0 +1,101 @@
+// quantize_fp8: dense X to e4m3, with a row scale from the same read, a tensor scale, or a given one.
+#include "amax.cuh"
+#include "dispatch.cuh"
+#include "sparse24/quantize.h"
+
+namespace sparse24::cuda {
+namespace {
+
+constexpr int kMaxThreads = 512;
+
+__device__ __forceinline__ uint32_t four_to_e4m3(const float (&y)[16], int i, float inverse) {
+  const uint16_t lo = to_e4m3x2(__fmul_rn(y[i], inverse), __fmul_rn(y[i + 1], inverse));
+  const uint16_t hi = to_e4m3x2(__fmul_rn(y[i + 2], inverse), __fmul_rn(y[i + 3], inverse));
+  return pack16(lo, hi);
+}
+
+// One CTA per row (and block of columns, if the scale is given); a thread owns kSegments times 16 elements.
+template <class T, int kSegments, bool kComputeScale>
+__global__ void __launch_bounds__(kMaxThreads)
+    quantize_rows(const T* x, int64_t cols, uint8_t* q, const float* given_scale, int scale_stride,
+                  float* computed_scale, int column_blocks) {
+  const int64_t row = blockIdx.x / column_blocks;
+  const int64_t col0 = int64_t(blockIdx.x % column_blocks) * kSegments * blockDim.x * 16;
+  const auto column = [&](int s) { return col0 + (int64_t(s) * blockDim.x + threadIdx.x) * 16; };
+
+  Vec8 v[kSegments][2] = {};
+#pragma unroll
+  for (int s = 0; s < kSegments; ++s) {
+    if (column(s) < cols) {
+      v[s][0] = load_streaming(x + row * cols + column(s));
+      v[s][1] = load_streaming(x + row * cols + column(s) + 8);
+    }
+  }
+  float scale;
+  if constexpr (kComputeScale) {
+    __shared__ float partial[kMaxThreads / 32];
+    const int lane = threadIdx.x % 32;
+    typename Pair<T>::type m{};
+#pragma unroll
+    for (int s = 0; s < kSegments; ++s)
+      m = amax8<T, Activation::kNone>(amax8<T, Activation::kNone>(m, v[s][0]), v[s][1]);
+    const float warp = warp_max(activated_amax<Activation::kNone>(m));
+    if (lane == 0) partial[threadIdx.x / 32] = warp;
+    __syncthreads();
+    scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[lane] : 0.f));
+    if (threadIdx.x == 0) computed_scale[row] = scale;
+  } else {
+    scale = given_scale[row * scale_stride];
+  }
+  const float inverse = __frcp_rn(scale);
+#pragma unroll
+  for (int s = 0; s < kSegments; ++s) {
+    if (column(s) >= cols) continue;
+    float y[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) y[i] = to_float(T{}, v[s][i / 8][i % 8]);
+    store16(q + row * cols + column(s), four_to_e4m3(y, 0, inverse), four_to_e4m3(y, 4, inverse),
+            four_to_e4m3(y, 8, inverse), four_to_e4m3(y, 12, inverse));
+  }
+}
+
+template <class T>
+void run(const QuantizeArgs& args, cudaStream_t stream) {
+  const T* x = static_cast<const T*>(args.x);
+  const auto launch = [&](auto segments, auto compute_scale, int threads, int64_t column_blocks, const float* scale) {
+    if (args.rows == 0 || args.cols == 0) return;
+    constexpr int kSegments = decltype(segments)::value;
+    quantize_rows<T, kSegments, decltype(compute_scale)::value><<<column_blocks * args.rows, threads, 0, stream>>>(
+        x, args.cols, static_cast<uint8_t*>(args.q), scale, args.scaling == Scaling::kRow, args.computed_scale,
+        int(column_blocks));
+    check_launch("quantize_rows");
+  };
+  using std::integral_constant;
+  const int64_t segments = ceil_div(args.cols, 16);
+  if (!args.given_scale && args.scaling == Scaling::kRow) {
+    check(segments <= 4 * kMaxThreads, "sparse24.quantize_fp8: expected at most ", 4 * kMaxThreads * 16,
+          " columns for a computed row scale on the GPU, got ", args.cols);
+    const int64_t per_thread = segments <= kMaxThreads ? 1 : segments <= 2 * kMaxThreads ? 2 : 4;
+    const int threads = int(round_up(ceil_div(segments, per_thread), 32));
+    switch (per_thread) {
+      case 1: return launch(integral_constant<int, 1>{}, std::true_type{}, threads, 1, nullptr);
+      case 2: return launch(integral_constant<int, 2>{}, std::true_type{}, threads, 1, nullptr);
+      default: return launch(integral_constant<int, 4>{}, std::true_type{}, threads, 1, nullptr);
+    }
+  }
+  const float* scale = args.given_scale;
+  if (!scale) {
+    compute_scale<T, Activation::kNone>(x, args.rows, args.cols, false, args.computed_scale, stream);
+    scale = args.computed_scale;
+  }
+  constexpr int kThreads = 256;
+  launch(integral_constant<int, 1>{}, std::false_type{}, kThreads, ceil_div(segments, kThreads), scale);
+}
+
+}  // namespace
+
+void quantize_fp8(const QuantizeArgs& args, cudaStream_t stream) {
+  dispatch_16bit(args.x_dtype, [&](auto t) { run<decltype(t)>(args, stream); });
+}
+
+}  // namespace sparse24::cuda

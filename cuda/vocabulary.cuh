@@ -1,0 +1,123 @@
+// Small device vocabulary: 16-byte accesses, 16-bit floats by the pair, the activations, fp8 conversion.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cfloat>
+#include <cstdint>
+
+#include "sparse24/types.h"
+
+namespace sparse24::cuda {
+
+// ---- 16-bit floats -------------------------------------------------------------------------------------------------
+
+template <class T>
+struct Pair;
+template <>
+struct Pair<__nv_bfloat16> {
+  using type = __nv_bfloat162;
+};
+template <>
+struct Pair<__half> {
+  using type = __half2;
+};
+
+// Bits of one element to fp32.
+__device__ __forceinline__ float to_float(__nv_bfloat16, uint16_t bits) {
+  return __uint_as_float(uint32_t(bits) << 16);
+}
+__device__ __forceinline__ float to_float(__half, uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+
+// fp32 to the bits of one element, rounded to nearest even; NaN becomes 0x7FFF for both types.
+__device__ __forceinline__ uint16_t to_bits(__nv_bfloat16, float v) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
+__device__ __forceinline__ uint16_t to_bits(__half, float v) { return __half_as_ushort(__float2half_rn(v)); }
+
+// ---- 8 elements of 16 bits: one 16-byte access ----------------------------------------------------------------------
+
+struct alignas(16) Vec8 {
+  uint32_t w[4];
+  __device__ __forceinline__ uint16_t operator[](int i) const { return uint16_t(i % 2 ? w[i / 2] >> 16 : w[i / 2]); }
+};
+
+__device__ __forceinline__ Vec8 load_streaming(const void* p) {
+  Vec8 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+      : "l"(p));
+  return v;
+}
+__device__ __forceinline__ void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  *static_cast<uint4*>(p) = make_uint4(a, b, c, d);
+}
+__device__ __forceinline__ uint32_t pack16(uint16_t lo, uint16_t hi) { return uint32_t(lo) | uint32_t(hi) << 16; }
+
+// ---- activations ----------------------------------------------------------------------------------------------------
+
+// max(x, 0) that propagates NaN, as torch.relu does (fmaxf would drop it).
+__device__ __forceinline__ float relu(float x) {
+  float y;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The activation in fp32, from the 16-bit pre-activation.
+template <Activation kAct>
+__device__ __forceinline__ float activate(float x) {
+  if constexpr (kAct == Activation::kNone) return x;
+  const float y = relu(x);
+  return kAct == Activation::kRelu2 ? __fmul_rn(y, y) : y;
+}
+
+// Bits of the activated value in the input's type. Only squaring rounds: the others pass x's own bits.
+template <class T, Activation kAct>
+__device__ __forceinline__ uint16_t activated_bits(uint16_t x, float y) {
+  if constexpr (kAct == Activation::kNone) return x;
+  if constexpr (kAct == Activation::kRelu) return y == 0.f ? uint16_t{0} : x;
+  return to_bits(T{}, y);
+}
+
+// ---- fp8
+// --------------------------------------------------------------------------------------------------------------
+
+// Two values to e4m3, rounded to nearest even, saturating; the first in the low byte.
+__device__ __forceinline__ uint16_t to_e4m3x2(float lo, float hi) {
+  return __nv_cvt_float2_to_fp8x2(make_float2(lo, hi), __NV_SATFINITE, __NV_E4M3);
+}
+
+// The dequantising scale of data whose largest finite magnitude is amax; compress.h has the rules.
+__device__ __forceinline__ float scale_of(float amax) {
+  return amax == 0.f ? 1.f : fmaxf(__fdiv_rn(amax, 448.f), FLT_MIN);
+}
+
+// Largest |activated| of 8 elements and `so_far`, both lanes of a pair apart; NaN does not count.
+template <class T, Activation kAct>
+__device__ __forceinline__ typename Pair<T>::type amax8(typename Pair<T>::type so_far, const Vec8& v) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    auto x = reinterpret_cast<const typename Pair<T>::type&>(v.w[i]);
+    if constexpr (kAct == Activation::kNone) x = __habs2(x);
+    so_far = __hmax2(so_far, x);
+  }
+  return so_far;
+}
+
+// Both lanes of such a running maximum to the activated fp32 value: activations grow with x, so it is enough to
+// activate the maximum.
+template <Activation kAct, class P>
+__device__ __forceinline__ float activated_amax(P m) {
+  const float x = fmaxf(0.f, fmaxf(float(m.x), float(m.y)));
+  return kAct == Activation::kRelu2 ? __fmul_rn(x, x) : x;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lane));
+  return v;
+}
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,111 @@
+"""Backward formulas of the ops.
+
+The pattern is a constant of the backward pass: dropped entries get no gradient (Haziza et al. 2025: without this,
+training diverges). Gradients go through the ops again, so second derivatives follow.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from sparse24 import _library  # noqa: F401  (registers the ops)
+
+_ops = torch.ops.sparse24
+
+
+def _compress_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.activation, ctx.dim = inputs
+    ctx.shape = x.shape
+    # relu and relu2 need the sign or the value of x; without an activation the pattern is enough.
+    ctx.save_for_backward(output[1], *(() if ctx.activation == "none" else (x,)))
+    ctx.mark_non_differentiable(output[1])
+
+
+def _compress_backward(ctx: Any, grad_values: Tensor, _grad_meta: Tensor | None) -> tuple[Tensor, None, None]:
+    meta, *saved = ctx.saved_tensors
+    grad = _ops.decompress.default(grad_values, meta, *ctx.shape, ctx.dim)
+    if ctx.activation == "relu":
+        grad = torch.where(saved[0] <= 0, 0, grad)
+    elif ctx.activation == "relu2":
+        grad = grad * (2 * torch.relu(saved[0]))
+    return grad, None, None
+
+
+def _compress_like_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, meta, ctx.dim = inputs
+    ctx.shape = x.shape
+    ctx.save_for_backward(meta)
+
+
+def _compress_like_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (meta,) = ctx.saved_tensors
+    return _ops.decompress.default(grad, meta, *ctx.shape, ctx.dim), None, None
+
+
+def _decompress_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, meta, _, _, ctx.dim = inputs
+    ctx.save_for_backward(meta)
+
+
+def _decompress_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    (meta,) = ctx.saved_tensors
+    return _ops.compress_like.default(grad, meta, ctx.dim), None, None, None, None
+
+
+def _mm_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    values, meta, b, scale_a, scale_b, bias = inputs
+    ctx.dim = keyword_only_inputs["dim"]
+    ctx.transpose_out = keyword_only_inputs["transpose_out"]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(values, meta, b, scale_a, scale_b)
+
+
+def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, meta, b, scale_a, scale_b = ctx.saved_tensors
+    if values.dtype == torch.float8_e4m3fn:
+        _refuse("mm", "values to be bfloat16, float16 or float32 for a backward pass", "float8_e4m3fn")
+    g = grad.t() if ctx.transpose_out else grad  # [M, N]
+    grad_bias = g.sum(0, dtype=torch.float32).to(ctx.bias_dtype) if ctx.needs_input_grad[5] else None
+    if scale_a is not None:
+        g = g * scale_a.reshape(-1, 1)
+    if scale_b is not None:
+        g = g * scale_b.reshape(1, -1)
+    g = g.to(values.dtype)
+    grad_values = grad_b = None
+    if ctx.needs_input_grad[0]:
+        grad_x = g @ b.t() if ctx.dim == -1 else b @ g.t()  # [R, C], dense: only kept entries are read
+        grad_values = _ops.compress_like.default(grad_x, meta, ctx.dim)
+    if ctx.needs_input_grad[2]:
+        if ctx.dim == -1:
+            rows, cols = values.shape[0], b.shape[0]
+        else:
+            rows, cols = b.shape[0], values.shape[1]
+        x = _ops.decompress.default(values, meta, rows, cols, ctx.dim)
+        grad_b = (x.t() if ctx.dim == -1 else x) @ g
+    return grad_values, None, grad_b, None, None, grad_bias
+
+
+def _refuse(op: str, wanted: str, got: str) -> NoReturn:
+    raise RuntimeError(f"sparse24.{op}: expected {wanted}, got {got}")
+
+
+def _refusing_backward(op: str) -> Callable[..., NoReturn]:
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        _refuse(op, "no backward pass (rounding to fp8 has no gradient here)", "one")
+
+    return backward
+
+
+def register() -> None:
+    """Register all of them."""
+    for name, backward, setup_context in (
+        ("compress", _compress_backward, _compress_setup),
+        ("compress_fp8", _refusing_backward("compress_fp8"), None),
+        ("compress_like", _compress_like_backward, _compress_like_setup),
+        ("decompress", _decompress_backward, _decompress_setup),
+        ("mm", _mm_backward, _mm_setup),
+        ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
+    ):
+        torch.library.register_autograd(f"sparse24::{name}", backward, setup_context=setup_context)

@@ -1,0 +1,134 @@
+"""Fake functions: shapes, strides and dtypes of the ops, for tracing.
+
+Python rather than C++, because a C++ meta kernel specialises on sizes and recompiles. `torch._check` states the rules
+on shapes, so that tracing fails where running would; rules on a symbolic size become guards.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FP8 = torch.float8_e4m3fn
+
+
+def _up(size: int, multiple: int) -> int:
+    return (size + multiple - 1) // multiple * multiple
+
+
+def _expect(condition: bool, op: str, rule: str, got: object) -> None:
+    torch._check(condition, lambda: f"sparse24.{op}: expected {rule}, got {got}")
+
+
+def _check_dim(op: str, dim: int) -> None:
+    _expect(dim in (-1, -2), op, "dim to be -1 or -2", dim)
+
+
+def _check_x(op: str, x: Tensor, values_dtype: torch.dtype, dim: int) -> tuple[int, int]:
+    _check_dim(op, dim)
+    _expect(x.dim() == 2, op, "x to have 2 dimensions", x.dim())
+    rows, cols = x.shape
+    multiple = 8 if dim == -2 else 32 if values_dtype == _FP8 else 16
+    _expect(cols % multiple == 0, op, f"x to have a multiple of {multiple} columns", cols)
+    return rows, cols
+
+
+def _values_shape(rows: int, cols: int, dtype: torch.dtype, dim: int) -> tuple[int, int]:
+    if dim == -1:
+        return rows, cols // 2
+    if dtype == _FP8:
+        return cols, _up(rows, 32) // 2
+    return _up(rows, 4) // 2, cols
+
+
+def _meta_bytes(rows: int, cols: int, dtype: torch.dtype, dim: int) -> int:
+    m, k = (rows, cols) if dim == -1 else (cols, rows)
+    return _up(m, 128) * _up(k, 128 if dtype == _FP8 else 64) // 8
+
+
+def _compress(x: Tensor, activation: str = "none", dim: int = -1) -> tuple[Tensor, Tensor]:
+    rows, cols = _check_x("compress", x, x.dtype, dim)
+    return (
+        x.new_empty(_values_shape(rows, cols, x.dtype, dim)),
+        x.new_empty(_meta_bytes(rows, cols, x.dtype, dim), dtype=torch.uint8),
+    )
+
+
+def _compress_fp8(
+    x: Tensor, scale: Tensor | None, activation: str = "none", dim: int = -1, scaling: str = "row"
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols = _check_x("compress_fp8", x, _FP8, dim)
+    m = rows if dim == -1 else cols
+    return (
+        x.new_empty(_values_shape(rows, cols, _FP8, dim), dtype=_FP8),
+        x.new_empty(_meta_bytes(rows, cols, _FP8, dim), dtype=torch.uint8),
+        x.new_empty((m, 1) if scaling == "row" else (1,), dtype=torch.float32),
+    )
+
+
+def _compress_like(x: Tensor, meta: Tensor, dim: int = -1) -> Tensor:
+    rows, cols = _check_x("compress_like", x, x.dtype, dim)
+    return x.new_empty(_values_shape(rows, cols, x.dtype, dim))
+
+
+def _decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: int = -1) -> Tensor:
+    _check_dim("decompress", dim)
+    _expect(values.dim() == 2, "decompress", "values to have 2 dimensions", values.dim())
+    stored_rows, stored_cols = _values_shape(rows, cols, values.dtype, dim)
+    _expect(
+        values.shape[0] == stored_rows,
+        "decompress",
+        f"values to have shape ({stored_rows}, {stored_cols}) for rows={rows}, cols={cols}, dim={dim}",
+        tuple(values.shape),
+    )
+    return values.new_empty(rows, cols)
+
+
+def _mm(
+    values: Tensor,
+    meta: Tensor,
+    b: Tensor,
+    scale_a: Tensor | None,
+    scale_b: Tensor | None,
+    bias: Tensor | None,
+    *,
+    dim: int = -1,
+    out_dtype: torch.dtype | None = None,
+    transpose_out: bool = False,
+) -> Tensor:
+    _check_dim("mm", dim)
+    _expect(values.dim() == 2, "mm", "values to have 2 dimensions", values.dim())
+    _expect(b.dim() == 2, "mm", "b to have 2 dimensions", b.dim())
+    if dim == -1:
+        k = 2 * values.shape[1]
+        _expect(b.shape[0] == k, "mm", f"b to have {k} rows (K of the sparse operand)", b.shape[0])
+    m = values.shape[1] if dim == -2 and values.dtype != _FP8 else values.shape[0]
+    n = b.shape[1]
+    if out_dtype is None:
+        out_dtype = torch.bfloat16 if values.dtype == _FP8 else values.dtype
+    return values.new_empty((n, m) if transpose_out else (m, n), dtype=out_dtype)
+
+
+def _quantize_fp8(x: Tensor, scale: Tensor | None, scaling: str = "row") -> tuple[Tensor, Tensor]:
+    _expect(x.dim() == 2, "quantize_fp8", "x to have 2 dimensions", x.dim())
+    rows, cols = x.shape
+    _expect(cols % 16 == 0, "quantize_fp8", "x to have a multiple of 16 columns", cols)
+    return (
+        x.new_empty((rows, cols), dtype=_FP8),
+        x.new_empty((rows, 1) if scaling == "row" else (1,), dtype=torch.float32),
+    )
+
+
+def register() -> None:
+    """Register all of them."""
+    functions: dict[str, Callable[..., Any]] = {
+        "compress": _compress,
+        "compress_fp8": _compress_fp8,
+        "compress_like": _compress_like,
+        "decompress": _decompress,
+        "mm": _mm,
+        "quantize_fp8": _quantize_fp8,
+    }
+    for name, function in functions.items():
+        torch.library.register_fake(f"sparse24::{name}", function)

@@ -1,0 +1,47 @@
+"""Text on the terminal: tables and a progress bar."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns as wide as they need to be; the first left-aligned, the others right-aligned."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """Format a share: 0.0123 as 1.23."""
+    return "-" if share is None else f"{100 * share:.{digits}f}"
+
+
+def progress(losses: Iterable[float], steps: int) -> Iterator[float]:
+    """Pass losses through and show how far they are: a bar with rich on a terminal, else a line now and then."""
+    bar = _bar() if sys.stdout.isatty() else None
+    if bar is None:
+        for step, loss in enumerate(losses, start=1):
+            if step == 1 or step % max(1, steps // 10) == 0:
+                print(f"  step {step}/{steps}  loss {loss:.3f}", flush=True)
+            yield loss
+        return
+    with bar:
+        task = bar.add_task("", total=steps, loss="")
+        for loss in losses:
+            bar.update(task, advance=1, loss=f"loss {loss:.3f}")
+            yield loss
+
+
+def _bar():
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        return None
+    return Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())

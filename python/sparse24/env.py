@@ -1,0 +1,82 @@
+"""What was built, and where it runs."""
+
+import os
+import platform
+import sys
+from typing import IO, Any
+
+import torch
+
+from sparse24 import _C
+
+
+def build_info() -> dict[str, Any]:
+    """Tell what this build contains and what it finds.
+
+    Returns
+    -------
+    dict
+        version, cuda (kernels were compiled), cuda_archs, cuda_version (of nvcc), cutlass, compiler, torch_target (the
+        oldest torch that loads the op library), torch (the one that is running), device (of this machine).
+    """
+    return {**_C.build_info(), "torch": torch.__version__, "device": _device()}
+
+
+def cuda_problem() -> str | None:
+    """Why the kernels cannot run on this machine, in one sentence; None if they can."""
+    info = _C.build_info()
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if not info["cuda"]:
+        return "this build has no CUDA kernels (SPARSE24_CUDA=OFF, or no nvcc was found)"
+    major, minor = torch.cuda.get_device_capability()
+    if (major, minor) != (9, 0):
+        return f"built for sm_{info['cuda_archs']}, this device is sm_{major}{minor}"
+    return None
+
+
+def print_env(file: IO[str] | None = None) -> None:
+    """Print `build_info` and the surroundings: what a bug report needs.
+
+    Parameters
+    ----------
+    file : file object, optional
+        Default: standard output.
+    """
+    facts = {
+        **build_info(),
+        "torch built for CUDA": torch.version.cuda or "no",
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+    facts |= {name: value for name, value in sorted(os.environ.items()) if name.startswith("SPARSE24_")}
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {'none' if value == '' else value}", file=file or sys.stdout)
+
+
+def print_mm_configs(file: IO[str] | None = None) -> None:
+    """Print the tile configurations that the sparse GEMM chooses from, by dtype of the values.
+
+    Parameters
+    ----------
+    file : file object, optional
+        Default: standard output.
+    """
+    columns = ("dtype", "tile M x N x K", "cluster M")
+    rows = [
+        (dtype, f"{config['tile_m']} x {config['tile_n']} x {config['tile_k']}", str(config["cluster_m"]))
+        for dtype in ("bfloat16", "float16", "float8_e4m3fn")
+        for config in _C.mm_configs(dtype)
+    ]
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        print("  ".join(map(str.ljust, row, widths)).rstrip(), file=file or sys.stdout)
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{properties.name} (sm_{properties.major}{properties.minor}, {properties.multi_processor_count} SMs)"

@@ -1,0 +1,89 @@
+/// @file
+/// The choice of a GEMM configuration: a pure function that needs no device.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+
+#include "sparse24/error.h"
+#include "sparse24/mm.h"
+
+namespace sparse24 {
+namespace {
+
+bool same_kernel(const MmConfig& a, const MmConfig& b) {
+  return a.tile == b.tile && a.tile_m == b.tile_m && a.tile_n == b.tile_n && a.tile_k == b.tile_k &&
+         a.cluster_m == b.cluster_m;
+}
+
+class SelectConfig : public testing::TestWithParam<DType> {
+ protected:
+  const std::vector<MmConfig> compiled_ = mm_configs(GetParam());
+  MmConfig select(int64_t m, int64_t n, int64_t k, int sm_count = 132) const {
+    return select_mm_config(GetParam(), m, n, k, sm_count);
+  }
+};
+
+TEST_P(SelectConfig, ChoosesACompiledKernel) {
+  for (int64_t m : {1, 63, 129, 512, 8191, 65536}) {
+    for (int64_t n : {1, 7, 768, 4096, 65536}) {
+      for (int64_t k : {16, 1856, 15680, 65536}) {
+        for (int sm_count : {1, 78, 114, 132}) {
+          const MmConfig c = select(m, n, k, sm_count);
+          ASSERT_TRUE(
+              std::any_of(compiled_.begin(), compiled_.end(), [&](auto& other) { return same_kernel(c, other); }))
+              << to_string(c) << " for " << m << " x " << n << " x " << k << " on " << sm_count;
+          ASSERT_GE(c.swizzle, 1);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SelectConfig, IsDeterministic) {
+  for (int64_t m : {1, 300, 8192}) EXPECT_EQ(to_string(select(m, 4096, 16384)), to_string(select(m, 4096, 16384)));
+}
+
+TEST_P(SelectConfig, FewTokensTakeTheSmallestTile) {
+  const auto smaller = [](const MmConfig& a, const MmConfig& b) { return a.tile_m < b.tile_m; };
+  const int smallest = std::min_element(compiled_.begin(), compiled_.end(), smaller)->tile_m;
+  for (int64_t m : {1, 16, 64}) EXPECT_EQ(select(m, 4096, 16384).tile_m, smallest) << m << " tokens";
+}
+
+TEST_P(SelectConfig, ManyTokensTakeALargeTile) {
+  for (int64_t m : {8192, 16384}) {
+    const MmConfig c = select(m, 4096, 16384);
+    EXPECT_GE(c.tile_m * c.tile_n, 128 * 256) << to_string(c);
+  }
+}
+
+TEST_P(SelectConfig, TheTileReadsWholeMetadataAtoms) {
+  for (const MmConfig& c : compiled_) EXPECT_EQ(c.tile_k, meta_atom_k(GetParam()));
+}
+
+TEST_P(SelectConfig, CompiledKernelsHaveDifferentNames) {
+  std::set<std::string> names;
+  for (const MmConfig& c : compiled_) names.insert(to_string(c));
+  EXPECT_EQ(names.size(), compiled_.size());
+  EXPECT_GE(names.size(), 2u);
+}
+
+TEST_P(SelectConfig, TheNumbersOfATileMatchItsName) {
+  for (const MmConfig& c : compiled_) {
+    const std::string tile = std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n);
+    const char* name = c.tile == MmTile::k128x256   ? "128x256"
+                       : c.tile == MmTile::k256x192 ? "256x192"
+                       : c.tile == MmTile::k128x128 ? "128x128"
+                                                    : "64x128";
+    EXPECT_EQ(tile, name);
+    EXPECT_EQ(to_string(c).rfind(tile + "x" + std::to_string(c.tile_k), 0), 0u) << to_string(c);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SelectConfig, testing::Values(DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST(SelectConfigFloat32, IsRefused) { EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error); }
+
+}  // namespace
+}  // namespace sparse24

@@ -1,0 +1,66 @@
+"""Devices and dtypes of the suite: every test of an op runs on the CPU and, where there is a GPU, on it."""
+
+import os
+
+# cuBLAS is deterministic, which `poisoned_memory` turns on, only with a fixed workspace.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import pytest
+import torch
+
+from data import DTYPES
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[CUDA])
+def cuda(request) -> str:
+    """The device of tests that are about CUDA only."""
+    return request.param
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.fixture(params=DTYPES, ids=_name)
+def dtype(request, device) -> torch.dtype:
+    """float32, bfloat16, float16."""
+    if device == "cuda" and request.param == torch.float32:
+        pytest.skip("float32 is for the CPU only")
+    return request.param
+
+
+@pytest.fixture(params=(*DTYPES, torch.float8_e4m3fn), ids=_name)
+def values_dtype(request, device) -> torch.dtype:
+    """What values can be stored as."""
+    if device == "cuda" and request.param == torch.float32:
+        pytest.skip("float32 is for the CPU only")
+    return request.param
+
+
+@pytest.fixture(params=[-1, -2], ids=["features", "tokens"])
+def dim(request) -> int:
+    return request.param
+
+
+@pytest.fixture(params=["none", "relu", "relu2"])
+def activation(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Every fresh tensor holds NaN (bytes: 255), so that what an op does not write shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]

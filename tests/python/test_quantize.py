@@ -1,0 +1,71 @@
+"""quantize_fp8: values and scales bit for bit."""
+
+import pytest
+import torch
+
+import oracle
+import sparse24
+from compare import assert_same_bits
+from data import LAYOUTS, activations, relayout
+
+SHAPES = [(0, 32), (1, 16), (3, 48), (5, 1856), (127, 64), (2, 15680), (8191, 16), (4, 0)]
+SCALING = pytest.mark.parametrize("scaling", ["row", "tensor"])
+
+
+def check(x, scale, scaling):
+    results, expected = sparse24.quantize_fp8(x, scale, scaling), oracle.quantize_fp8(x, scale, scaling)
+    for name, result, reference in zip(("values", "scale"), results, expected, strict=True):
+        assert_same_bits(result, reference, name)
+        assert result.device == x.device and result.is_contiguous()
+
+
+@SCALING
+@pytest.mark.parametrize("specials", [True, False], ids=["specials", "finite"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_computed_scale(poisoned_memory, device, dtype, shape, scaling, specials):
+    check(activations(*shape, dtype, specials=specials).to(device), None, scaling)
+
+
+@SCALING
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_given_scale(device, dtype, shape, scaling):
+    g = torch.Generator().manual_seed(1)
+    scale = torch.exp2(4 * torch.randn(shape[0] if scaling == "row" else 1, generator=g)).to(device)
+    check(activations(*shape, dtype, seed=1).to(device), scale, scaling)
+
+
+@SCALING
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(device, dtype, scaling, layout):
+    check(relayout(activations(21, 96, dtype, seed=2).to(device), layout), None, scaling)
+
+
+def test_every_number_of_sixteen_bits(device):
+    codes = torch.arange(65536, dtype=torch.int32).to(torch.int16).reshape(-1, 64)
+    for dtype in (torch.bfloat16, torch.float16):
+        for scale in (1.0, 0.37, 2.0**-100):
+            check(codes.view(dtype).to(device), torch.tensor([scale], device=device), "tensor")
+
+
+def test_small_example(device):
+    """Ties go to the even code; 1000 saturates; -0 keeps its sign."""
+    x = torch.tensor([[17, 19, 1000, -1000, -0.0, 2**-9, 2**-10, 18] * 2], device=device, dtype=torch.bfloat16)
+    values, scale = sparse24.quantize_fp8(x, torch.ones(1, 1, device=device))
+    assert values.float().tolist() == [[16, 20, 448, -448, 0, 2**-9, 0, 18] * 2]
+    assert values.view(torch.uint8)[0, 4] == 0x80
+    assert scale.tolist() == [[1]]
+
+
+def test_a_row_does_not_see_the_others(device):
+    x = activations(9, 64, torch.bfloat16, specials=False).to(device)
+    other = x.clone()
+    other[1:] = torch.nan
+    assert_same_bits(sparse24.quantize_fp8(x)[0][0], sparse24.quantize_fp8(other)[0][0])
+
+
+@SCALING
+@pytest.mark.parametrize("shape", [(8192, 4096), (2047, 15680)], ids=str)
+def test_cuda_equals_cpu(cuda, scaling, shape):
+    x = activations(*shape, torch.bfloat16, seed=3)
+    for a, b in zip(sparse24.quantize_fp8(x.to(cuda), None, scaling), sparse24.quantize_fp8(x, None, scaling), strict=True):
+        assert_same_bits(a, b)
