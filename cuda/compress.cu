@@ -48,19 +48,16 @@ struct Compress {
   bool features_fp8_one_pass() const {
     const int64_t segments = a.k_meta / 16;
     if (segments > 4 * kMaxThreads8) return false;
-    const int64_t per_thread = segments <= kMaxThreads8 ? 1 : segments <= 2 * kMaxThreads8 ? 2 : 4;
+    const int per_thread = segments < 256 ? 2 : 4;  // work per thread pays for its share of the reduction
     const int threads = int(round_up(ceil_div(segments, per_thread), 32));
-    switch (per_thread) {
-      case 1: features_fp8<1, true>(threads, 1, nullptr, 0); break;
-      case 2: features_fp8<2, true>(threads, 1, nullptr, 0); break;
-      default: features_fp8<4, true>(threads, 1, nullptr, 0); break;
-    }
+    per_thread == 2 ? features_fp8<2, true>(threads, 1, nullptr, 0) : features_fp8<4, true>(threads, 1, nullptr, 0);
     return true;
   }
 
   void fp8() const {
+    if (a.m == 0) return;
     const bool features = args.dim == Dim::kFeatures, per_row = args.scaling == Scaling::kRow;
-    if (features && per_row && !args.given_scale && features_fp8_one_pass()) return;
+    if (a.k > 0 && features && per_row && !args.given_scale && features_fp8_one_pass()) return;
 
     const float* scale = args.given_scale;
     if (!scale) {
@@ -72,7 +69,7 @@ struct Compress {
     if (a.m == 0 || a.k == 0) return;
     if (features) {
       constexpr int kThreads = 256;
-      features_fp8<1, false>(kThreads, ceil_div(a.k_meta, kThreads * 16), scale, per_row);
+      features_fp8<2, false>(kThreads, ceil_div(a.k_meta, kThreads * 2 * 16), scale, per_row);
     } else {
       const int64_t feature_blocks = ceil_div(a.m_meta, kFeatures8);
       compress_tokens_fp8<T, kAct><<<feature_blocks*(a.k_meta / kTokens8), kTokenThreads, 0, stream>>>(

@@ -21,8 +21,7 @@ struct Segment {
   template <class T, Activation kAct>
   __device__ __forceinline__ Group<T, kAct> group(int g) const {
     const Vec8& half = v[g / 2];
-    const int i = g % 2 * 4;
-    return {half[i], half[i + 1], half[i + 2], half[i + 3]};
+    return {half.w[g % 2 * 2], half.w[g % 2 * 2 + 1]};
   }
 };
 
@@ -49,12 +48,12 @@ __global__ void __launch_bounds__(kThreads16) compress_features_16bit(const T* x
 #pragma unroll
   for (int i = 0; i < kRows16 / 8; ++i) {
     const int64_t row = row_group * kRows16 + 8 * i + warp;
-    uint32_t kept[4], nibbles = 0;
+    uint32_t kept[4], nibbles = 0xffff;
 #pragma unroll
     for (int g = 0; g < 4; ++g) {
       const auto group = segment[i].template group<T, kAct>(g);
       kept[g] = group.kept_16bit();
-      nibbles |= group.nibble() << (4 * g);
+      nibbles -= group.kept.complement << (4 * g);
     }
     if (row < rows && col < cols) store16(values + row * (cols / 2) + col / 2, kept[0], kept[1], kept[2], kept[3]);
     tile[lane / 4][(lane % 2) * 32 + warp * 4 + (lane / 2 % 2) * 2 + i] = uint16_t(nibbles);
@@ -69,75 +68,62 @@ __global__ void __launch_bounds__(kThreads16) compress_features_16bit(const T* x
 
 inline constexpr int kMaxThreads8 = 512;
 
-// fp8 values. One CTA: two rows, the unit whose metadata fills 32-byte sectors. Even lanes store the first row and odd
-// lanes the second, after trading with their neighbour: 16 bytes each. With kComputeScale the CTA holds whole rows in
-// registers, so that X is read once.
+// fp8 values. One CTA: a row, or a block of its columns where the scale is given. Lanes own two segments at a time:
+// even lanes store the first of both neighbours and odd lanes the second, 16 bytes each. With kComputeScale the row
+// stays in registers between its maximum and its values, so that X is read once.
 template <class T, Activation kAct, int kSegments, bool kComputeScale>
 __global__ void __launch_bounds__(kMaxThreads8)
     compress_features_fp8(const T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
                           const float* given_scale, int scale_stride, float* computed_scale, int column_blocks) {
-  const int64_t row0 = int64_t(blockIdx.x / column_blocks) * 2;
-  const int64_t col0 = int64_t(blockIdx.x % column_blocks) * kSegments * blockDim.x * 16;
+  static_assert(kSegments % 2 == 0, "lanes trade one segment for another");
+  const int64_t row = blockIdx.x / column_blocks;
+  const int col0 = int(blockIdx.x % column_blocks) * kSegments * blockDim.x * 16 + threadIdx.x * 16;
+  const int step = blockDim.x * 16;  // from a segment of this lane to its next
   const int lane = threadIdx.x % 32;
-  const auto column = [&](int s) { return col0 + (int64_t(s) * blockDim.x + threadIdx.x) * 16; };
 
-  Segment segment[2][kSegments];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int s = 0; s < kSegments; ++s) {
-      segment[r][s] = Segment::load(x + (row0 + r) * cols, column(s), row0 + r < rows && column(s) < cols);
-    }
-  }
-
-  float inverse[2] = {1.f, 1.f};
-  if constexpr (kComputeScale) {
-    __shared__ float partial[2][kMaxThreads8 / 32];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      typename Pair<T>::type m{};
-#pragma unroll
-      for (int s = 0; s < kSegments; ++s) {
-        m = amax8<T, kAct>(amax8<T, kAct>(m, segment[r][s].v[0]), segment[r][s].v[1]);
-      }
-      const float row_max = warp_max(activated_amax<kAct>(m));
-      if (lane == 0) partial[r][threadIdx.x / 32] = row_max;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[r][lane] : 0.f));
-      inverse[r] = __frcp_rn(scale);
-      if (threadIdx.x == 0 && row0 + r < rows) computed_scale[row0 + r] = scale;
-    }
-  } else {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (row0 + r < rows) inverse[r] = __frcp_rn(given_scale[(row0 + r) * scale_stride]);
-    }
-  }
-
-  const bool odd = lane % 2;
-  const int64_t row = row0 + odd;  // the row this lane stores
+  Segment segment[kSegments];
 #pragma unroll
   for (int s = 0; s < kSegments; ++s) {
-    uint32_t kept[2][2], nibbles[2] = {0, 0};
+    segment[s] = Segment::load(x + row * cols, col0 + s * step, row < rows && col0 + s * step < cols);
+  }
+
+  float scale = 1.f;
+  if constexpr (kComputeScale) {
+    __shared__ float partial[kMaxThreads8 / 32];
+    typename Pair<T>::type m{};
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int s = 0; s < kSegments; ++s) m = amax8<T, kAct>(amax8<T, kAct>(m, segment[s].v[0]), segment[s].v[1]);
+    const float warp_amax = warp_max(activated_amax<kAct>(m));
+    if (lane == 0) partial[threadIdx.x / 32] = warp_amax;
+    __syncthreads();
+    scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[lane] : 0.f));
+    if (threadIdx.x == 0 && row < rows) computed_scale[row] = scale;
+  } else if (row < rows) {
+    scale = given_scale[row * scale_stride];
+  }
+  const float inverse = __frcp_rn(scale);
+
+  const bool odd = lane % 2;
+#pragma unroll
+  for (int first = 0; first < kSegments; first += 2) {
+    uint32_t kept[2][2], nibbles[2] = {0xffff, 0xffff};
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const auto g0 = segment[r][s].template group<T, kAct>(2 * half);
-        const auto g1 = segment[r][s].template group<T, kAct>(2 * half + 1);
-        kept[r][half] = pack16(g0.kept_e4m3(inverse[r]), g1.kept_e4m3(inverse[r]));
-        nibbles[r] |= (g0.nibble() | g1.nibble() << 4) << (8 * half);
+        const auto g0 = segment[first + s].template group<T, kAct>(2 * half);
+        const auto g1 = segment[first + s].template group<T, kAct>(2 * half + 1);
+        kept[s][half] = pack16(g0.kept_e4m3(inverse), g1.kept_e4m3(inverse));
+        nibbles[s] -= (g0.kept.complement + g1.kept.complement * 16) << (8 * half);
       }
     }
-    // Values: mine and my neighbour's 8 bytes of one row.
+    // The first of my columns in the segment that I store, and of the 8 lanes whose metadata lie together.
+    const int col = col0 + (first + odd) * step - 16 * odd;
+    // Values: mine and my neighbour's 8 bytes.
     const uint32_t got0 = __shfl_xor_sync(0xffffffffu, odd ? kept[0][0] : kept[1][0], 1);
     const uint32_t got1 = __shfl_xor_sync(0xffffffffu, odd ? kept[0][1] : kept[1][1], 1);
-    const int64_t col = column(s) - 16 * odd;
     if (row < rows && col < cols) {
-      uint8_t* out = values + row * (cols / 2) + col / 2;
+      uint8_t* out = values + (row * cols + col) / 2;
       odd ? store16(out, got0, got1, kept[1][0], kept[1][1]) : store16(out, kept[0][0], kept[0][1], got0, got1);
     }
     // Metadata: the 16 bytes of 128 columns from 8 lanes, in three exchanges.
@@ -147,9 +133,7 @@ __global__ void __launch_bounds__(kMaxThreads8)
     w[1] = __shfl_xor_sync(0xffffffffu, w[0], 2);
     w[2] = __shfl_xor_sync(0xffffffffu, w[0], 4);
     w[3] = __shfl_xor_sync(0xffffffffu, w[1], 4);
-    if (lane % 8 < 2 && column(s) - 16 * odd < a.k_meta && row < a.m_meta) {
-      store16(meta + (column(s) / 128 * a.m_meta + row) * 16, w[0], w[1], w[2], w[3]);
-    }
+    if (lane % 8 < 2 && col < a.k_meta) store16(meta + (col / 128 * a.m_meta + row) * 16, w[0], w[1], w[2], w[3]);
   }
 }
 

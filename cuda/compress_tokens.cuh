@@ -29,7 +29,9 @@ struct TokenGroup {
   }
   template <class T, Activation kAct>
   __device__ __forceinline__ Group<T, kAct> feature(int f) const {
-    return {token[0][f], token[1][f], token[2][f], token[3][f]};
+    const int word = f / 2, half = f % 2 ? 0x7632 : 0x5410;
+    return {__byte_perm(token[0].w[word], token[1].w[word], half),
+            __byte_perm(token[2].w[word], token[3].w[word], half)};
   }
 };
 
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   const int64_t col = feature0 + kFeaturesOfThread * lane;
   const int64_t row0 = token0 + kTokensOfThread * quarter;
 
-  uint32_t nibbles[kFeaturesOfThread] = {};
+  uint32_t complements[kFeaturesOfThread] = {};
 #pragma unroll
   for (int g = 0; g < 4; ++g) {
     const int64_t row = row0 + 4 * g;
@@ -59,7 +61,7 @@ __global__ void __launch_bounds__(kTokenThreads)
     for (int f = 0; f < kFeaturesOfThread; ++f) {
       const auto group = tokens.template feature<T, kAct>(f);
       kept[f] = group.kept_16bit();
-      nibbles[f] |= group.nibble() << (4 * g);
+      complements[f] += group.kept.complement << (4 * g);
     }
     if (row < a.k_values && col < cols) {
       T* out = values + row / 2 * cols + col;  // the first kept token, and the row below for the second
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(kTokenThreads)
 #pragma unroll
   for (int f = 0; f < kFeaturesOfThread; ++f) {
     const int byte = (quarter % 2) * 64 + f * 8 + (quarter / 2) * 4 + (lane % 2) * 2;
-    *reinterpret_cast<uint16_t*>(&tile[lane / 2][byte]) = uint16_t(nibbles[f]);
+    *reinterpret_cast<uint16_t*>(&tile[lane / 2][byte]) = uint16_t(0xffff - complements[f]);
   }
   __syncthreads();
   const int block = threadIdx.x / 8, piece = threadIdx.x % 8;
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   for (int f = 0; f < kFeaturesOfThread; ++f)
     inverse[f] = col < cols ? __frcp_rn(scale[(col + f) * scale_stride]) : 1.f;
 
-  uint32_t nibbles[kFeaturesOfThread] = {};
+  uint32_t complements[kFeaturesOfThread] = {};
   uint32_t kept[kFeaturesOfThread][2] = {};
 #pragma unroll
   for (int g = 0; g < 4; ++g) {
@@ -119,13 +121,13 @@ __global__ void __launch_bounds__(kTokenThreads)
     for (int f = 0; f < kFeaturesOfThread; ++f) {
       const auto group = tokens.template feature<T, kAct>(f);
       kept[f][g / 2] |= uint32_t(group.kept_e4m3(inverse[f])) << (16 * (g % 2));
-      nibbles[f] |= group.nibble() << (4 * g);
+      complements[f] += group.kept.complement << (4 * g);
     }
   }
 #pragma unroll
   for (int f = 0; f < kFeaturesOfThread; ++f) {
     tile[kFeaturesOfThread * lane + f][chunk ^ (lane % 8)] = make_uint2(kept[f][0], kept[f][1]);
-    reinterpret_cast<uint16_t*>(&meta_tile[lane][4 * f])[chunk] = uint16_t(nibbles[f]);
+    reinterpret_cast<uint16_t*>(&meta_tile[lane][4 * f])[chunk] = uint16_t(0xffff - complements[f]);
   }
   __syncthreads();
 

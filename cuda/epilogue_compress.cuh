@@ -29,10 +29,10 @@ struct CompressParams {
   uint8_t* meta;
   const float* scale_x;  // null: 1
   const float* scale_w;
-  const void* bias;       // null: 0; of the pre-activation's type
+  const void* bias;        // null: 0; of the pre-activation's type
   const float* scale_out;  // fp8 values; one element or one per row
-  float* amax;            // null, or where the largest activated value is collected
-  int scale_x_stride;     // 0: one element, 1: one per row
+  float* amax;             // null, or where the largest activated value is collected
+  int scale_x_stride;      // 0: one element, 1: one per row
   int scale_w_stride;
   int scale_out_stride;
 };
@@ -67,24 +67,24 @@ class CompressEpilogue : public EpilogueBase<CompressParams> {
         CUTLASS_PRAGMA_UNROLL
         for (int step = 0; step < kBlocks; step += kStep) {
           const int n = n_tile + get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni)) - 2 * q;
-          uint32_t kept[kStep], nibbles[kStep / 4] = {};
+          uint32_t kept[kStep], complements[kStep / 4] = {};
           CUTLASS_PRAGMA_UNROLL
           for (int b = 0; b < kStep; ++b) {
             const auto pair = [&](int half) {
               const int column = n + 8 * b + 2 * q;
-              return detail::pack2(T{}, finish(acc(make_coord(_0{}, half, step + b), mi, ni), row, half, column),
-                                   finish(acc(make_coord(_1{}, half, step + b), mi, ni), row, half, column + 1));
+              return pack2(T{}, finish(acc(make_coord(_0{}, half, step + b), mi, ni), row, half, column),
+                           finish(acc(make_coord(_1{}, half, step + b), mi, ni), row, half, column + 1));
             };
             const uint32_t upper = pair(0), lower = pair(1);
             const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? upper : lower, 1);
             const uint32_t left = q & 1 ? got : upper, right = q & 1 ? lower : got;
-            const Group<T, kAct> group(uint16_t(left), uint16_t(left >> 16), uint16_t(right), uint16_t(right >> 16));
-            if (p_.amax) amax = fmaxf(amax, fmaxf(fmaxf(group.y[0], group.y[1]), fmaxf(group.y[2], group.y[3])));
+            const Group<T, kAct> group(left, right);
+            if (p_.amax) amax = fmaxf(amax, fmaxf(fabsf(group.y(0)), fabsf(group.y(1))));  // the largest is kept
             kept[b] = kFp8 ? group.kept_e4m3(row.inverse_scale) : group.kept_16bit();
-            nibbles[b / 4] |= group.nibble() << (8 * (b % 4) + 4 * (q >> 1));
+            complements[b / 4] += group.kept.complement << (8 * (b % 4) + 4 * (q >> 1));
           }
           store_values(kept, row.index, n, q);
-          store_meta(nibbles, row.index, n, q);
+          store_meta(complements, row.index, n, q);
         }
       }
     }
@@ -149,17 +149,21 @@ class CompressEpilogue : public EpilogueBase<CompressParams> {
     }
   }
 
-  // nibbles[i]: those of 32 columns, this lane's half of each block; lanes q and q ^ 2 complete each other.
-  CUTLASS_DEVICE void store_meta(uint32_t (&nibbles)[kStep / 4], int64_t row, int n, int q) const {
+  // complements[i]: 15 - nibble of 32 columns, this lane's half of each block; lanes q and q ^ 2 complete each other.
+  CUTLASS_DEVICE void store_meta(uint32_t const (&complements)[kStep / 4], int64_t row, int n, int q) const {
+    uint32_t nibbles[kStep / 4];
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kStep / 4; ++i) nibbles[i] |= __shfl_xor_sync(0xffffffffu, nibbles[i], 2);
+    for (int i = 0; i < kStep / 4; ++i)
+      nibbles[i] = ~(complements[i] | __shfl_xor_sync(0xffffffffu, complements[i], 2));
     const bool covered = row < p_.a.m_meta && n < p_.a.k_meta && q < 2;
     if constexpr (kFp8) {
-      if (covered) store16(p_.meta + (n / 128 * p_.a.m_meta + row) * 16, nibbles[0], nibbles[1], nibbles[2], nibbles[3]);
+      if (covered)
+        store16(p_.meta + (n / 128 * p_.a.m_meta + row) * 16, nibbles[0], nibbles[1], nibbles[2], nibbles[3]);
     } else {
       // Even lanes store k0 and k2 of both rows, odd lanes k1 and k3: 8 of the 128 bytes that format.h draws.
       const bool odd = q & 1;
-      const uint32_t low = __byte_perm(nibbles[0], nibbles[1], 0x5410), high = __byte_perm(nibbles[0], nibbles[1], 0x7632);
+      const uint32_t low = __byte_perm(nibbles[0], nibbles[1], 0x5410),
+                     high = __byte_perm(nibbles[0], nibbles[1], 0x7632);
       const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
       const uint32_t upper = odd ? got : low, lower = odd ? high : got;  // of rows r and r + 8
       if (covered) {

@@ -12,11 +12,9 @@
 // block: 16-byte stores. For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows instead.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "epilogue_base.cuh"
 #include "sparse24/types.h"
+#include "vocabulary.cuh"
 
 namespace sparse24::cuda {
 
@@ -36,15 +34,6 @@ struct StoreParams {
 };
 
 namespace detail {
-
-__device__ __forceinline__ uint32_t pack2(__nv_bfloat16, float lo, float hi) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ __forceinline__ uint32_t pack2(__half, float lo, float hi) {
-  const __half2 pair = __floats2half2_rn(lo, hi);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
 
 __device__ __forceinline__ void convert(__nv_bfloat16& d, float v) { d = __float2bfloat16_rn(v); }
 __device__ __forceinline__ void convert(__half& d, float v) { d = __float2half_rn(v); }
@@ -123,7 +112,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams> {
                 store_element<T>(v0, m, n, M, N);
                 store_element<T>(v1, m, n + 1, M, N);
               } else if constexpr (sizeof(T) == 2) {
-                w[b] = detail::pack2(T{}, v0, v1);
+                w[b] = pack2(T{}, v0, v1);
               }
             }
             if (sizeof(T) == 2 && p_.vectorised) {

@@ -7,33 +7,11 @@
 #include <cutlass/device_kernel.h>
 #include <cutlass/gemm/kernel/tile_scheduler_params.h>
 
-#include <cute/tensor.hpp>
-#include <cutlass/epilogue/collective/detail.hpp>
-#include <cutlass/gemm/collective/collective_builder.hpp>
-#include <cutlass/gemm/dispatch_policy.hpp>
-#include <cutlass/gemm/kernel/gemm_universal.hpp>
-
 #include "epilogue_store.cuh"
-#include "launch.cuh"
+#include "gemm_sm90.cuh"
 #include "mm_launchers.h"
-#include "sparse24/device.h"
 
 namespace sparse24::cuda {
-
-template <DType>
-struct MmElement;
-template <>
-struct MmElement<DType::kBFloat16> {
-  using type = cutlass::bfloat16_t;
-};
-template <>
-struct MmElement<DType::kFloat16> {
-  using type = cutlass::half_t;
-};
-template <>
-struct MmElement<DType::kFloat8E4M3> {
-  using type = cutlass::float_e4m3_t;
-};
 
 // Tile, cluster and schedule; select_config.cpp holds the same sizes for the host.
 template <MmTile>
@@ -57,11 +35,9 @@ struct MmTileShape<MmTile::k64x128> {
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
 struct MmSm90 {
-  using Element = typename MmElement<kDType>::type;
+  using Element = typename GemmElement<kDType>::type;
   using Shape = MmTileShape<kTile>;
-  static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
-  static constexpr int kTileK = int(meta_atom_k(kDType));
-  using TileShape = cute::Shape<cute::Int<Shape::kM>, cute::Int<Shape::kN>, cute::Int<kTileK>>;
+  using TileShape = cute::Shape<cute::Int<Shape::kM>, cute::Int<Shape::kN>, cute::Int<int(meta_atom_k(kDType))>>;
   using ClusterShape = cute::Shape<cute::Int<Shape::kClusterM>, cute::_1, cute::_1>;
 
   using LayoutA = std::conditional_t<kADim == Dim::kFeatures, cutlass::layout::RowMajor, cutlass::layout::ColumnMajor>;
@@ -70,26 +46,16 @@ struct MmSm90 {
   static constexpr int kAlignmentA = 2 * 16 / sizeof(Element);  // logical: 16 bytes of compressed values
   static constexpr int kAlignmentB = 16 / sizeof(Element);
 
-  // Two warpgroups share a tile of 128 rows and more; tiles of 64 rows alternate between them.
-  using Schedule16 = std::conditional_t<(Shape::kM >= 128), cutlass::gemm::KernelTmaWarpSpecializedCooperative,
-                                        cutlass::gemm::KernelTmaWarpSpecializedPingpong>;
-  using Schedule8 =
-      std::conditional_t<(Shape::kM >= 128), cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum,
-                         cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum>;
-  using Schedule = std::conditional_t<kFp8, Schedule8, Schedule16>;
-
-  using Epilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<StoreEpilogue>;
+  using Epilogue = GemmEpilogue<StoreEpilogue>;
+  // Tiles of 64 rows are too small to share.
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
-      kAlignmentB, float, TileShape, ClusterShape,
-      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>,
-      Schedule>::CollectiveOp;
-  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue,
-                                                      cutlass::gemm::PersistentScheduler>;
+      kAlignmentB, float, TileShape, ClusterShape, GemmStages<Epilogue>,
+      GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
+  using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
-  using Raster = typename cutlass::gemm::kernel::detail::RasterOrderOptions;
 
-  static typename Kernel::Arguments arguments(const MmArgs& args, const MmConfig& config) {
+  static typename Kernel::Arguments arguments(const MmArgs& args) {
     const int m = int(args.a.m), n = int(args.n), k = int(args.a.k);
     // A and E are described by their padded sizes, B by its own: no load leaves a buffer.
     const auto layout_a = SparseConfig::fill_layoutA(cute::make_shape(m, n, int(args.a.k_values), 1));
@@ -111,36 +77,17 @@ struct MmSm90 {
     store.bias = args.bias;
     store.bias_dtype = args.bias_dtype;
 
-    typename Kernel::Arguments out{cutlass::gemm::GemmUniversalMode::kGemm,
-                                   {m, n, k, 1},
-                                   {reinterpret_cast<typename Mainloop::ElementA const*>(args.values), layout_a,
-                                    reinterpret_cast<Element const*>(args.b), stride_b,
-                                    reinterpret_cast<typename Mainloop::ElementE const*>(args.meta), layout_e},
-                                   store};
-    out.hw_info.device_id = current_device();
-    out.hw_info.sm_count = device_info().sm_count;
-    out.scheduler.max_swizzle_size = config.swizzle;
-    out.scheduler.raster_order = config.raster_along_m ? Raster::AlongM : Raster::AlongN;
-    return out;
+    return {cutlass::gemm::GemmUniversalMode::kGemm,
+            {m, n, k, 1},
+            {reinterpret_cast<typename Mainloop::ElementA const*>(args.values), layout_a,
+             reinterpret_cast<Element const*>(args.b), stride_b,
+             reinterpret_cast<typename Mainloop::ElementE const*>(args.meta), layout_e},
+            store};
   }
 
   static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
-    constexpr auto kernel = cutlass::device_kernel<Kernel>;
-    constexpr int kSharedBytes = Kernel::SharedStorageSize;
-    allow_shared_memory<kernel>(kSharedBytes);
-
-    const auto params = Kernel::to_underlying_arguments(arguments(args, config), nullptr);
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {unsigned(Shape::kClusterM), 1, 1};
-    cudaLaunchConfig_t launch{};
-    launch.gridDim = Kernel::get_grid_shape(params);
-    launch.blockDim = Kernel::get_block_shape();
-    launch.dynamicSmemBytes = kSharedBytes;
-    launch.stream = stream;
-    launch.attrs = &cluster;
-    launch.numAttrs = 1;
-    check_cuda(cudaLaunchKernelEx(&launch, kernel, params), "sparse24.mm: launch");
+    launch_gemm<Kernel>(arguments(args), Shape::kClusterM, config.swizzle, config.raster_along_m, stream,
+                        "sparse24.mm: launch");
   }
 };
 

@@ -1,77 +1,74 @@
 // Two of four: which values of a group stay, and their metadata nibble.
+//
+// The kernels that compress are bound by integer instructions as much as by memory, so the selection works on 16-bit
+// magnitudes with the position in the low bits of each key: a network of minima and maxima then yields both winners
+// with their positions, ties already broken, and one byte permutation fetches the pair.
 #pragma once
 
 #include "vocabulary.cuh"
 
 namespace sparse24::cuda {
 
-// The choice for one group, in the order of its indices.
-struct Choice {
-  bool first_two, last_two;  // (0, 1) or (2, 3); else one of each half:
-  bool second_of_first, second_of_last;
-
-  // i0 | i1 << 2
-  __device__ __forceinline__ uint32_t nibble() const {
-    const uint32_t i0 = last_two ? 2u : first_two ? 0u : second_of_first;
-    const uint32_t i1 = first_two ? 1u : last_two ? 3u : 2u + second_of_last;
-    return i0 | i1 << 2;
-  }
-  template <class V>
-  __device__ __forceinline__ V first(V v0, V v1, V v2) const {
-    return last_two ? v2 : !first_two && second_of_first ? v1 : v0;
-  }
-  template <class V>
-  __device__ __forceinline__ V second(V v1, V v2, V v3) const {
-    return first_two ? v1 : last_two || second_of_last ? v3 : v2;
-  }
+// The kept pair of a group and 15 minus its nibble; nibbles of a row are collected as complements.
+struct Kept {
+  uint32_t pair;
+  uint32_t complement;
 };
 
-// |y| as an integer: magnitudes order like their bits, and every NaN is one key above infinity.
-template <Activation kAct>
-__device__ __forceinline__ uint32_t magnitude_key(float y) {
-  const uint32_t bits = __float_as_uint(y);
-  if constexpr (kAct == Activation::kNone) return min(bits & 0x7fffffffu, 0x7f800001u);
-  return bits;  // relu's max.NaN and the product return the canonical NaN, and +0 for what is not positive
+// Keeps the two largest of four 16-bit magnitudes (order of their bits; NaN canonical, so the largest), given as words
+// m01 and m23, and fetches their 16-bit values from v01 and v23.
+__device__ __forceinline__ Kept keep_two(uint32_t m01, uint32_t m23, uint32_t v01, uint32_t v23) {
+  // Magnitude above, 3 - position below: all keys differ, and of equal magnitudes the lower position is the larger key.
+  const int k0 = int(m01 * 65536u + 3u), k1 = int(__byte_perm(m01, 2u, 0x3254));
+  const int k2 = int(m23 * 65536u + 1u), k3 = int(m23 & 0xffff0000u);
+  const int high01 = max(k0, k1), low01 = min(k0, k1);
+  const int high23 = max(k2, k3), low23 = min(k2, k3);
+  const int largest = max(high01, high23);
+  const int next = max(min(high01, high23), max(low01, low23));
+  const int p = largest & 3, q = next & 3;
+  const uint32_t first = max(p, q), second = min(p, q);  // 3 - i0, 3 - i1
+  // Bytes 2 i0, 2 i0 + 1, 2 i1, 2 i1 + 1 of the four values.
+  const uint32_t selector = 0x7676u - first * 0x22u - second * 0x2200u;
+  return {permute_bytes(v01, v23, selector), first + 4u * second};
 }
 
-// Keeps the two largest keys; of equals the lower index wins.
-__device__ __forceinline__ Choice choose(uint32_t k0, uint32_t k1, uint32_t k2, uint32_t k3) {
-  Choice c;
-  c.second_of_first = k1 > k0;
-  c.second_of_last = k3 > k2;
-  const uint32_t high01 = c.second_of_first ? k1 : k0, low01 = c.second_of_first ? k0 : k1;
-  const uint32_t high23 = c.second_of_last ? k3 : k2, low23 = c.second_of_last ? k2 : k3;
-  c.first_two = low01 >= high23;
-  c.last_two = low23 > high01;
-  return c;
+// Magnitudes of two packed values after the activation, but before squaring, which keeps their order.
+template <class T, Activation kAct>
+__device__ __forceinline__ uint32_t magnitudes(uint32_t word) {
+  using P = typename Pair<T>::type;
+  P x = reinterpret_cast<const P&>(word);
+  if constexpr (kAct == Activation::kNone) x = __habs2(x);
+  const P m = __hmax2_nan(x, P{});  // NaN becomes the canonical one
+  return reinterpret_cast<const uint32_t&>(m);
 }
 
-// One group of four 16-bit elements, activated and chosen.
+// One group of four 16-bit elements, chosen and activated.
 template <class T, Activation kAct>
 struct Group {
-  uint16_t x[4];
-  float y[4];
-  Choice choice;
+  Kept kept;
 
-  __device__ __forceinline__ Group(uint16_t x0, uint16_t x1, uint16_t x2, uint16_t x3) : x{x0, x1, x2, x3} {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) y[i] = activate<kAct>(to_float(T{}, x[i]));
-    choice = choose(magnitude_key<kAct>(y[0]), magnitude_key<kAct>(y[1]), magnitude_key<kAct>(y[2]),
-                    magnitude_key<kAct>(y[3]));
+  __device__ __forceinline__ Group(uint32_t x01, uint32_t x23) {
+    const uint32_t m01 = magnitudes<T, kAct>(x01), m23 = magnitudes<T, kAct>(x23);
+    // Squares are taken of magnitudes; the other activations pass x's own bits.
+    kept = kAct == Activation::kRelu2 ? keep_two(m01, m23, m01, m23) : keep_two(m01, m23, x01, x23);
   }
 
-  __device__ __forceinline__ uint32_t nibble() const { return choice.nibble(); }
-
-  // The kept pair in the input's type.
+  // The kept pair in fp32.
+  __device__ __forceinline__ float y(int i) const {
+    const float x = to_float(T{}, uint16_t(i ? kept.pair >> 16 : kept.pair));
+    return kAct == Activation::kRelu2 ? __fmul_rn(x, x) : activate<kAct>(x);
+  }
+  // In the input's type.
   __device__ __forceinline__ uint32_t kept_16bit() const {
-    const float y0 = choice.first(y[0], y[1], y[2]), y1 = choice.second(y[1], y[2], y[3]);
-    const uint16_t x0 = choice.first(x[0], x[1], x[2]), x1 = choice.second(x[1], x[2], x[3]);
-    return pack16(activated_bits<T, kAct>(x0, y0), activated_bits<T, kAct>(x1, y1));
+    if constexpr (kAct == Activation::kNone) return kept.pair;
+    if constexpr (kAct == Activation::kRelu) {
+      return pack16(y(0) == 0.f ? 0 : uint16_t(kept.pair), y(1) == 0.f ? 0 : uint16_t(kept.pair >> 16));
+    }
+    return pack2(T{}, y(0), y(1));
   }
-  // The kept pair in e4m3.
+  // In e4m3.
   __device__ __forceinline__ uint16_t kept_e4m3(float inverse_scale) const {
-    return to_e4m3x2(__fmul_rn(choice.first(y[0], y[1], y[2]), inverse_scale),
-                     __fmul_rn(choice.second(y[1], y[2], y[3]), inverse_scale));
+    return to_e4m3x2(__fmul_rn(y(0), inverse_scale), __fmul_rn(y(1), inverse_scale));
   }
 };
 

@@ -31,11 +31,15 @@ __device__ __forceinline__ float to_float(__nv_bfloat16, uint16_t bits) {
 }
 __device__ __forceinline__ float to_float(__half, uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 
-// fp32 to the bits of one element, rounded to nearest even; NaN becomes 0x7FFF for both types.
-__device__ __forceinline__ uint16_t to_bits(__nv_bfloat16, float v) {
-  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+// Two fp32 to a pair, rounded to nearest even; NaN becomes 0x7FFF for both types.
+__device__ __forceinline__ uint32_t pack2(__nv_bfloat16, float lo, float hi) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(lo, hi);
+  return reinterpret_cast<const uint32_t&>(pair);
 }
-__device__ __forceinline__ uint16_t to_bits(__half, float v) { return __half_as_ushort(__float2half_rn(v)); }
+__device__ __forceinline__ uint32_t pack2(__half, float lo, float hi) {
+  const __half2 pair = __floats2half2_rn(lo, hi);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
 
 // ---- 8 elements of 16 bits: one 16-byte access ----------------------------------------------------------------------
 
@@ -54,6 +58,12 @@ __device__ __forceinline__ Vec8 load_streaming(const void* p) {
 __device__ __forceinline__ void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   *static_cast<uint4*>(p) = make_uint4(a, b, c, d);
 }
+// __byte_perm without its masking of the selector, whose nibbles are below 8.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t lo, uint32_t hi, uint32_t selector) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(lo), "r"(hi), "r"(selector));
+  return out;
+}
 __device__ __forceinline__ uint32_t pack16(uint16_t lo, uint16_t hi) { return uint32_t(lo) | uint32_t(hi) << 16; }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
@@ -71,14 +81,6 @@ __device__ __forceinline__ float activate(float x) {
   if constexpr (kAct == Activation::kNone) return x;
   const float y = relu(x);
   return kAct == Activation::kRelu2 ? __fmul_rn(y, y) : y;
-}
-
-// Bits of the activated value in the input's type. Only squaring rounds: the others pass x's own bits.
-template <class T, Activation kAct>
-__device__ __forceinline__ uint16_t activated_bits(uint16_t x, float y) {
-  if constexpr (kAct == Activation::kNone) return x;
-  if constexpr (kAct == Activation::kRelu) return y == 0.f ? uint16_t{0} : x;
-  return to_bits(T{}, y);
 }
 
 // ---- fp8

@@ -20,6 +20,12 @@ inline float activate(float x, Activation activation) {
   return activation == Activation::kRelu ? y : y * y;
 }
 
+/// Squaring keeps the order of what relu leaves, and could only underflow or overflow into ties: it is left out where
+/// magnitudes are compared.
+inline Activation ordering_of(Activation activation) {
+  return activation == Activation::kRelu2 ? Activation::kRelu : activation;
+}
+
 /// Orders magnitudes; every NaN is the same, largest one.
 inline uint32_t selection_key(float y) {
   const uint32_t bits = bits_of(y);

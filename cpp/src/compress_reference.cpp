@@ -80,7 +80,7 @@ void compress_as(const CompressArgs& args) {
     for (int i = 0; i < 4; ++i) {
       if (4 * g + i < a.k) raw[i] = x[source(m, 4 * g + i)];
       y[i] = activate(In::load(raw[i]), args.activation);
-      key[i] = selection_key(y[i]);
+      key[i] = selection_key(activate(In::load(raw[i]), ordering_of(args.activation)));
     }
     const Pair pair = select_pair(key);
     write_pair(args.meta, a, m, g, pair);

@@ -1,5 +1,5 @@
 /// @file
-/// The plain form of the sparse matrix product: for every row of A, a sum of rows of B in fp32, k ascending.
+/// The plain form of the sparse matrix product: for every row of A, a sum of rows of B in fp32.
 #include <algorithm>
 #include <vector>
 
@@ -12,6 +12,8 @@ namespace {
 
 /// Columns of B that are multiplied together: the fp32 sums of one row stay in the first-level cache.
 constexpr int64_t kColumnBlock = 512;
+/// Groups of A whose products are summed before they are added to the total.
+constexpr int64_t kGroupBlock = 32;
 
 /// B as fp32, row-major and contiguous, whatever its type and majorness.
 template <class In>
@@ -33,13 +35,13 @@ std::vector<float> widen_b(const MmArgs& args) {
   return wide;
 }
 
-/// sums[n] = sum_k A[m, k] B[k, n] for n in [n_begin, n_end).
+/// sums[n] += sum_k A[m, k] B[k, n] for n in [n_begin, n_end) and the groups in [g_begin, g_end).
 template <class In>
-void accumulate_row(const MmArgs& args, const float* b, int64_t m, int64_t n_begin, int64_t n_end, float* sums) {
+void add_products(const MmArgs& args, const float* b, int64_t m, int64_t g_begin, int64_t g_end, int64_t n_begin,
+                  int64_t n_end, float* sums) {
   const Operand& a = args.a;
   const auto* values = static_cast<const typename In::Storage*>(args.values);
-  std::fill(sums, sums + (n_end - n_begin), 0.0f);
-  for (int64_t g = 0; g < ceil_div(a.k, 4); ++g) {
+  for (int64_t g = g_begin; g < g_end; ++g) {
     const int nibble = args.meta[a.meta_byte(m, g)] >> Operand::meta_shift(g);
     for (int slot = 0; slot < 2; ++slot) {
       const int64_t k = 4 * g + (slot == 0 ? nibble & 3 : nibble >> 2 & 3);
@@ -48,6 +50,18 @@ void accumulate_row(const MmArgs& args, const float* b, int64_t m, int64_t n_beg
       const float* row = b + k * args.n + n_begin;
       for (int64_t n = 0; n < n_end - n_begin; ++n) sums[n] += value * row[n];
     }
+  }
+}
+
+/// sums[n] = sum_k A[m, k] B[k, n], block by block of K: a product goes through few roundings even if K is large.
+template <class In>
+void accumulate_row(const MmArgs& args, const float* b, int64_t m, int64_t n_begin, int64_t n_end, float* sums) {
+  const int64_t groups = ceil_div(args.a.k, 4), columns = n_end - n_begin;
+  std::fill(sums, sums + columns, 0.0f);
+  for (int64_t g = 0; g < groups; g += kGroupBlock) {
+    float block[kColumnBlock] = {};
+    add_products<In>(args, b, m, g, std::min(g + kGroupBlock, groups), n_begin, n_end, block);
+    for (int64_t n = 0; n < columns; ++n) sums[n] += block[n];
   }
 }
 

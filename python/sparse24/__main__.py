@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive(int),
         default=600,
         metavar="N",
-        help="training steps (default: 600, a minute on 2 cores)",
+        help="training steps (default: 600, about a minute on one core)",
     )
     demo.add_argument(
         "--seconds",

@@ -63,7 +63,7 @@ def top2_mask(y: Tensor, dim: int = -1) -> Tensor:
     Parameters
     ----------
     y : Tensor
-        The activated values; `dim` has a multiple of 4 entries.
+        The activated values, or for squared ReLU their roots; `dim` has a multiple of 4 entries.
     dim : int
         Along which dimension the groups lie.
 

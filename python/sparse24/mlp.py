@@ -166,7 +166,7 @@ def _linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Te
 
 def _fp8_weight(w: Tensor, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """float8 rows and one scale per row [rows], quantising what is not float8 yet."""
-    if w.dtype == _FP8:
+    if scale is not None:  # float8 already: _is_fp8 has checked that the two come together
         return w.contiguous(), scale.reshape(-1).expand(w.shape[0]).contiguous()
     values, scale = quantize_fp8(w.to(dtype))
     return values, scale.reshape(-1)

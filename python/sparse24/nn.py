@@ -99,6 +99,9 @@ class QuantizedLinear(nn.Module):
     they are, since a float8 weight means nothing without its scale.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features

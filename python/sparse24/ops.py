@@ -63,7 +63,8 @@ def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple
     """Apply an activation and keep the two largest magnitudes of each group of four.
 
     ``y = activation(x)`` in float32; a group keeps its two largest ``|y|``, of equals the lower index, and NaN counts
-    as largest. So the result is a pure function of the input: the same bits on CPU and GPU and from run to run.
+    as largest. Squares are compared by their roots, which order the same but never underflow. So the result is a pure
+    function of the input: the same bits on CPU and GPU and from run to run.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <tuple>
 
 #include "compressed.h"
 #include "sparse24/compress.h"
@@ -131,13 +132,17 @@ TEST(Compress, Relu2RoundsOnce) {
   }
 }
 
-TEST(Compress, Relu2SelectsBeforeItRounds) {
-  // In fp16 all four squares overflow to infinity; as floats the last two are the largest.
-  const Compressed c =
-      cpu_compress(Array(kFP16, row_of({300, 301, 302, 303}, 16)), 1, 16, kFP16, {Dim::kFeatures, Activation::kRelu2});
-  EXPECT_EQ(c.kept(0, 0), Kept(2, 3));
-  EXPECT_EQ(c.values.code(0), 0x7C00u);
-  EXPECT_EQ(c.values.code(1), 0x7C00u);
+TEST(Compress, Relu2ComparesBeforeItSquares) {
+  // The squares of all four overflow, or underflow, to one number; the last two are the largest.
+  const std::tuple<DType, double, uint32_t> cases[] = {
+      {kFP16, 300, 0x7C00}, {kBF16, 1e30, 0x7F80}, {kFP32, 1e30, 0x7F800000}, {kBF16, 1e-30, 0}, {kFP32, 1e-30, 0}};
+  for (const auto& [t, unit, square] : cases) {
+    const Array x(t, row_of({unit, 1.25 * unit, 1.5 * unit, 1.75 * unit}, 16));
+    const Compressed c = cpu_compress(x, 1, 16, t, {Dim::kFeatures, Activation::kRelu2});
+    EXPECT_EQ(c.kept(0, 0), Kept(2, 3)) << name_of(t) << " " << unit;
+    EXPECT_EQ(c.values.code(0), square) << name_of(t) << " " << unit;
+    EXPECT_EQ(c.values.code(1), square) << name_of(t) << " " << unit;
+  }
 }
 
 TEST(Compress, Relu2OfNaNIsCanonical) {

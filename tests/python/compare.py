@@ -1,9 +1,8 @@
 """The two ways in which results are compared: every bit, or twice the error of torch."""
 
 import torch
-from torch import Tensor
-
 from oracle import bits
+from torch import Tensor
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> None:

@@ -7,8 +7,10 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
-
 from data import DTYPES
+
+# The tensors are small: a second thread gains little, and waits long for the first where the machine is busy.
+torch.set_num_threads(1)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])

@@ -3,9 +3,8 @@
 import functools
 
 import torch
-from torch import Tensor
-
 from oracle import round_up
+from torch import Tensor
 
 #: Neither contiguous nor aligned, in every way that a view can have.
 LAYOUTS = ("contiguous", "transposed", "sliced", "strided", "offset", "expanded")

@@ -27,7 +27,7 @@ def from_bits(codes: Tensor, dtype: torch.dtype) -> Tensor:
     return codes.to(_INT_OF_SIZE[dtype.itemsize]).contiguous().view(dtype)
 
 
-# ---- the sparse operand A [M, K] of X [R, C] --------------------------------------------------------------------------
+# ---- the sparse operand A [M, K] of X [R, C] -------------------------------------------------------------------------
 
 
 def token_padding(values_dtype: torch.dtype) -> int:
@@ -53,7 +53,7 @@ def load_values(values: Tensor, dim: int) -> Tensor:
     return values.t() if dim == -2 and values.dtype != FP8 else values
 
 
-# ---- metadata -----------------------------------------------------------------------------------------------------------
+# ---- metadata --------------------------------------------------------------------------------------------------------
 
 
 def meta_atom(values_dtype: torch.dtype) -> int:
@@ -110,7 +110,7 @@ def unpack_meta(meta: np.ndarray, m: int, groups: int, values_dtype: torch.dtype
     return (meta[byte] >> shift & 0xF).astype(np.uint8)
 
 
-# ---- the ops ------------------------------------------------------------------------------------------------------------
+# ---- the ops ---------------------------------------------------------------------------------------------------------
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -120,6 +120,11 @@ def activate(x: Tensor, activation: str) -> Tensor:
         return x
     y = torch.where((x > 0) | x.isnan(), x, torch.zeros(()))
     return y if activation == "relu" else y * y
+
+
+def ordering(activation: str) -> str:
+    """What magnitudes are compared after: squares order as their roots do, but for underflow and overflow."""
+    return "relu" if activation == "relu2" else activation
 
 
 def selection_key(y: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ def compress(x: Tensor, activation: str = "none", dim: int = -1) -> tuple[Tensor
     x = x.cpu()
     a = operand(x, x.dtype, dim)
     y = activate(a, activation)
-    kept = select(y)
+    kept = select(activate(a, ordering(activation)))
     stored = a
     if activation == "relu":
         stored = torch.where(y == 0, torch.zeros((), dtype=x.dtype), a)
@@ -180,12 +185,13 @@ def scale_of(y: Tensor, scaling: str) -> Tensor:
 def compress_fp8(
     x: Tensor, scale: Tensor | None = None, activation: str = "none", dim: int = -1, scaling: str = "row"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = activate(operand(x.cpu(), FP8, dim), activation)
+    a = operand(x.cpu(), FP8, dim)
+    y = activate(a, activation)
     if scale is None:
         scale = scale_of(y, scaling)
     else:
         scale = scale.cpu().reshape((-1, 1) if scaling == "row" else (1,))
-    kept = select(y)
+    kept = select(activate(a, ordering(activation)))
     q = to_e4m3(y * (1 / scale))
     meta = torch.from_numpy(pack_meta(nibbles_of(kept), FP8))
     return store_values(gather(q, kept), dim), meta, scale

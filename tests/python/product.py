@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 import oracle
-import sparse24
+import torch
 from data import k_major, normal, relu2_like
 from oracle import FP8, round_up
+from torch import Tensor
+
+import sparse24
 
 
 @dataclass

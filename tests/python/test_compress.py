@@ -1,15 +1,15 @@
 """compress: values, metadata and padding bit for bit."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
+from compare import assert_same_bits
+from data import LAYOUTS, activations, relayout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import oracle
 import sparse24
-from compare import assert_same_bits
-from data import LAYOUTS, activations, relayout
 
 # Rows may be any number; columns end inside a metadata atom or at it.
 SHAPES = {
@@ -93,6 +93,17 @@ def test_nan_is_kept_and_propagates(device, dtype, activation):
     x = torch.tensor([torch.inf, 3, torch.nan, torch.inf] * 4, device=device, dtype=dtype).unsqueeze(0)
     values, _ = sparse24.compress(x, activation)
     assert values.isinf()[0, ::2].all() and values.isnan()[0, 1::2].all()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_relu2_compares_before_it_squares(device, dim, unit):
+    """The four squares underflow or overflow to one number; the pattern is that of their roots."""
+    x = torch.tensor([[1, 1.25, 1.5, 1.75]]).mul(unit).to(device, torch.bfloat16).repeat(8, 4)
+    x = x if dim == -1 else x.reshape(-1, 4).t().contiguous()
+    meta = sparse24.compress(x, "relu2", dim)[1]
+    assert_same_bits(meta, sparse24.compress(x, "relu", dim)[1])
+    mask = oracle.Pattern.of_meta(meta, *x.shape, torch.bfloat16, dim).mask()
+    assert torch.equal(mask, x.cpu() >= 1.5 * unit * (1 - 2**-9))
 
 
 def test_is_deterministic(device, dtype, dim):

@@ -1,12 +1,12 @@
 """compress_fp8: values, metadata and scales bit for bit."""
 
+import oracle
 import pytest
 import torch
-
-import oracle
-import sparse24
 from compare import assert_same_bits
 from data import LAYOUTS, activations, relayout
+
+import sparse24
 
 SHAPES = {
     -1: [(0, 32), (1, 32), (3, 96), (5, 1856), (127, 128), (130, 160), (2, 15680), (8191, 32)],
@@ -108,9 +108,13 @@ def test_nan_is_one_code_and_does_not_count(device, dtype, activation):
 
 def test_scales_of_nothing_are_one(device, dim):
     for scaling in ("row", "tensor"):
-        zeros = sparse24.compress_fp8(torch.zeros(32, 32, device=device, dtype=torch.bfloat16), None, "relu", dim, scaling)
+        zeros = sparse24.compress_fp8(
+            torch.zeros(32, 32, device=device, dtype=torch.bfloat16), None, "relu", dim, scaling
+        )
         assert (zeros[2] == 1).all() and (zeros[0].view(torch.uint8) == 0).all()
-        empty = sparse24.compress_fp8(torch.zeros(0, 32, device=device, dtype=torch.bfloat16), None, "relu", dim, scaling)
+        empty = sparse24.compress_fp8(
+            torch.zeros(0, 32, device=device, dtype=torch.bfloat16), None, "relu", dim, scaling
+        )
         assert (empty[2] == 1).all() and empty[2].numel() == (1 if scaling == "tensor" else 0 if dim == -1 else 32)
 
 

@@ -1,14 +1,14 @@
 """decompress and compress_like: gather and scatter at a pattern, bit for bit."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
-
-import oracle
-import sparse24
 from compare import assert_same_bits
 from data import LAYOUTS, activations, relayout, unaligned
 from oracle import FP8
+
+import sparse24
 
 SHAPES = {
     -1: [(0, 32), (1, 32), (3, 96), (5, 1856), (127, 160), (2, 15680), (8191, 32)],
@@ -69,7 +69,9 @@ def test_strided_metadata(device, dim):
     x = activations(16, 32, torch.bfloat16)
     spread = meta.repeat_interleave(2).to(device)[::2]
     assert_same_bits(sparse24.compress_like(x.to(device), spread, dim), pattern.gather(x))
-    assert_same_bits(sparse24.decompress(pattern.gather(x).to(device), spread, 16, 32, dim), pattern.scatter(pattern.gather(x)))
+    assert_same_bits(
+        sparse24.decompress(pattern.gather(x).to(device), spread, 16, 32, dim), pattern.scatter(pattern.gather(x))
+    )
 
 
 def test_there_and_back(device, values_dtype, dim):

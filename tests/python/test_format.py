@@ -1,10 +1,10 @@
 """The metadata helpers of sparse24._C against the bit offsets of CUTLASS's layout, and a few bytes by hand."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
 
-import oracle
 from sparse24 import _C
 
 NAMES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float8_e4m3fn": oracle.FP8}

@@ -1,12 +1,12 @@
 """quantize_fp8: values and scales bit for bit."""
 
+import oracle
 import pytest
 import torch
-
-import oracle
-import sparse24
 from compare import assert_same_bits
 from data import LAYOUTS, activations, relayout
+
+import sparse24
 
 SHAPES = [(0, 32), (1, 16), (3, 48), (5, 1856), (127, 64), (2, 15680), (8191, 16), (4, 0)]
 SCALING = pytest.mark.parametrize("scaling", ["row", "tensor"])
@@ -67,5 +67,7 @@ def test_a_row_does_not_see_the_others(device):
 @pytest.mark.parametrize("shape", [(8192, 4096), (2047, 15680)], ids=str)
 def test_cuda_equals_cpu(cuda, scaling, shape):
     x = activations(*shape, torch.bfloat16, seed=3)
-    for a, b in zip(sparse24.quantize_fp8(x.to(cuda), None, scaling), sparse24.quantize_fp8(x, None, scaling), strict=True):
+    for a, b in zip(
+        sparse24.quantize_fp8(x.to(cuda), None, scaling), sparse24.quantize_fp8(x, None, scaling), strict=True
+    ):
         assert_same_bits(a, b)

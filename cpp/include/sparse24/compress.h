@@ -11,9 +11,10 @@ namespace sparse24 {
 
 /// X [rows, cols], row-major and contiguous, to values and meta.
 ///
-/// Y = activation(X) in fp32. Each group of four keeps its two largest |Y|; NaN counts as larger than everything and
-/// of equals the lower index wins. 16-bit values are Y rounded once (X's own bits where the activation is none or
-/// relu). fp8 values are e4m3(Y * (1 / scale)), rounded once, saturating.
+/// Y = activation(X) in fp32. Each group of four keeps its two largest |Y|, compared before squaring (which keeps the
+/// order, but for underflow); NaN counts as larger than everything and of equals the lower index wins. 16-bit values
+/// are Y rounded once (X's own bits where the activation is none or relu). fp8 values are e4m3(Y * (1 / scale)),
+/// rounded once, saturating.
 struct CompressArgs {
   const void* x;
   DType x_dtype;

@@ -18,7 +18,7 @@ FFN = Callable[[ReLU2MLP, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes: the largest that learns something in a minute on 2 cores."""
+    """Sizes that learn something in a minute on one core."""
 
     layers: int = 4
     dim: int = 128
@@ -33,7 +33,7 @@ class TrainConfig:
     """Schedule of AdamW."""
 
     steps: int = 600
-    batch: int = 8
+    batch: int = 4
     learning_rate: float = 3e-3
     warmup: int = 20
     weight_decay: float = 0.1

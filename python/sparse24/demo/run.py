@@ -16,7 +16,7 @@ from sparse24.demo.data import even_windows, read_corpus
 from sparse24.demo.model import FFN, ModelConfig, TrainConfig, Transformer, dense_ffn, evaluate, ffn_inputs, train
 from sparse24.demo.report import percent, progress, table
 from sparse24.demo.verify import Check, verify_ffn
-from sparse24.mlp import relu2_mlp, up_projection
+from sparse24.mlp import Precision, relu2_mlp, up_projection
 from sparse24.nn import ReLU2MLP
 
 _HELD_OUT_WINDOWS = 32
@@ -109,7 +109,12 @@ def _train(
         f"float32, {schedule.steps} steps of {schedule.batch * config.window:,} bytes:"
     )
     start = time.monotonic()
+    # One thread: for a model this small more gain little on idle cores and lose a lot on busy ones, and the result is
+    # the same on any number of cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     losses = list(progress(train(model, data, schedule, settings.seed, settings.seconds), schedule.steps))
+    torch.set_num_threads(threads)
     model.eval()
     seconds = time.monotonic() - start
     print(f"{len(losses)} steps in {seconds:.1f} s, last training loss {losses[-1]:.3f}")
@@ -118,7 +123,7 @@ def _train(
     return model, {"steps": len(losses), "seconds": seconds, "seed": settings.seed, "last_loss": losses[-1]}
 
 
-def _through_ops(precision: str, min_tokens: int) -> FFN:
+def _through_ops(precision: Precision, min_tokens: int) -> FFN:
     """Make an FFN in bf16 or fp8 inside the float32 model: nothing else changes between the variants."""
 
     def ffn(mlp: ReLU2MLP, x: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+// What the Hopper GEMMs share, sparse or dense: element types, schedules, and the launch of a CUTLASS kernel.
+#pragma once
+
+#include <cutlass/cutlass.h>
+#include <cutlass/device_kernel.h>
+#include <cutlass/gemm/kernel/tile_scheduler_params.h>
+
+#include <cute/tensor.hpp>
+#include <cutlass/epilogue/collective/detail.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+#include <cutlass/gemm/dispatch_policy.hpp>
+#include <cutlass/gemm/kernel/gemm_universal.hpp>
+#include <type_traits>
+
+#include "launch.cuh"
+#include "sparse24/device.h"
+
+namespace sparse24::cuda {
+
+template <DType>
+struct GemmElement;
+template <>
+struct GemmElement<DType::kBFloat16> {
+  using type = cutlass::bfloat16_t;
+};
+template <>
+struct GemmElement<DType::kFloat16> {
+  using type = cutlass::half_t;
+};
+template <>
+struct GemmElement<DType::kFloat8E4M3> {
+  using type = cutlass::float_e4m3_t;
+};
+
+// Cooperative: two warpgroups share a tile. Pingpong: they work on a tile each, one's epilogue under the other's
+// mainloop. fp8 accumulates fast, without promotion to a second accumulator.
+template <bool kFp8, bool kPingpong>
+using GemmSchedule =
+    std::conditional_t<kFp8,
+                       std::conditional_t<kPingpong, cutlass::gemm::KernelTmaWarpSpecializedPingpongFP8FastAccum,
+                                          cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum>,
+                       std::conditional_t<kPingpong, cutlass::gemm::KernelTmaWarpSpecializedPingpong,
+                                          cutlass::gemm::KernelTmaWarpSpecializedCooperative>>;
+
+// A persistent kernel from a mainloop and an epilogue of ours.
+template <class Mainloop, class Epilogue>
+using GemmKernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue,
+                                                        cutlass::gemm::PersistentScheduler>;
+
+template <class Epilogue>
+using GemmEpilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<Epilogue>;
+
+// As many stages as fit beside the epilogue.
+template <class Epilogue>
+using GemmStages =
+    cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>;
+
+// Completes `args` with the device and the order of tiles, and launches. No workspace, no synchronisation.
+template <class Kernel>
+void launch_gemm(typename Kernel::Arguments args, int cluster_m, int swizzle, bool raster_along_m, cudaStream_t stream,
+                 const char* what) {
+  using Raster = typename cutlass::gemm::kernel::detail::RasterOrderOptions;
+  args.hw_info.device_id = current_device();
+  args.hw_info.sm_count = device_info().sm_count;
+  args.scheduler.max_swizzle_size = swizzle;
+  args.scheduler.raster_order = raster_along_m ? Raster::AlongM : Raster::AlongN;
+
+  constexpr auto kernel = cutlass::device_kernel<Kernel>;
+  constexpr int kSharedBytes = Kernel::SharedStorageSize;
+  allow_shared_memory<kernel>(kSharedBytes);
+  const auto params = Kernel::to_underlying_arguments(args, nullptr);
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {unsigned(cluster_m), 1, 1};
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = Kernel::get_grid_shape(params);
+  launch.blockDim = Kernel::get_block_shape();
+  launch.dynamicSmemBytes = kSharedBytes;
+  launch.stream = stream;
+  launch.attrs = &cluster;
+  launch.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&launch, kernel, params), what);
+}
+
+}  // namespace sparse24::cuda

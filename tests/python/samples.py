@@ -1,0 +1,98 @@
+"""Sample inputs of every op, for the tests that ask the same of all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from data import DTYPES, activations, k_major, normal, relayout
+from oracle import FP8
+from torch import Tensor
+
+import sparse24
+
+ROWS, COLS, N = 37, 96, 24
+
+
+@dataclass
+class Sample:
+    """One call of an op."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def overload(self) -> Callable[..., Any]:
+        return getattr(torch.ops.sparse24, self.op).default
+
+    def run(self) -> tuple[Tensor, ...]:
+        out = self.overload(*self.args, **self.kwargs)
+        return out if isinstance(out, tuple) else (out,)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to make a sample. `dtype` is that of the values."""
+
+    op: str
+    dtype: torch.dtype
+    dim: int
+    differentiable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
+
+    def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
+        fp8 = self.dtype == FP8
+        x = activations(ROWS, COLS, torch.bfloat16 if fp8 else self.dtype, seed=seed, specials=False).to(device)
+
+        def laid_out(t: Tensor) -> Tensor:
+            return relayout(t, layout).detach().requires_grad_(requires_grad)
+
+        if self.op == "compress":
+            return Sample("compress", (laid_out(x), "relu2", self.dim))
+        if self.op == "compress_fp8":
+            return Sample("compress_fp8", (laid_out(x), None, "relu2", self.dim, "row"))
+        if self.op == "quantize_fp8":
+            return Sample("quantize_fp8", (laid_out(x), None, "row"))
+        values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
+        if self.op == "decompress":
+            return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
+        if self.op == "compress_like":
+            y = x if not fp8 else sparse24.quantize_fp8(x)[0]
+            return Sample("compress_like", (laid_out(y), meta, self.dim))
+        assert self.op == "mm"
+        m, k = (ROWS, COLS) if self.dim == -1 else (COLS, ROWS)
+        b = normal(k, N, dtype=self.dtype, seed=seed + 1).to(device)
+        b = k_major(b) if fp8 else laid_out(b)
+        scale_a = torch.full((m, 1), 0.5, device=device)
+        scale_b = torch.full((1, N), 2.0, device=device)
+        out_dtype = torch.bfloat16 if fp8 else self.dtype
+        bias = normal(N, dtype=out_dtype, seed=seed + 2).to(device).requires_grad_(requires_grad)
+        values = values if fp8 else laid_out(values)
+        return Sample(
+            "mm", (values, meta, b, scale_a, scale_b, bias), {"dim": self.dim, "transpose_out": self.dim == -2}
+        )
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for dim in (-1, -2):
+        for op in ("compress", "compress_like", "decompress", "mm"):
+            cases += [Case(op, dtype, dim) for dtype in DTYPES]
+        for op in ("compress_fp8", "compress_like", "decompress", "mm"):
+            cases.append(Case(op, FP8, dim, differentiable=False))
+    return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
+
+
+CASES = _cases()
+
+
+def make_or_skip(case: Case, device: str, *args: Any, **kwargs: Any) -> Sample:
+    """The sample, where the device has the dtype."""
+    import pytest
+
+    if device == "cuda" and case.dtype == torch.float32:
+        pytest.skip("float32 is for the CPU only")
+    return case.make(device, *args, **kwargs)

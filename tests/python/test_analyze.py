@@ -1,0 +1,65 @@
+"""activation_stats on matrices that a person can check, and its mask against the op's."""
+
+import oracle
+import pytest
+import torch
+from data import activations
+
+import sparse24
+from sparse24.analyze import top2_mask
+
+
+def test_stats_by_hand(device):
+    """Two tokens of eight features; squares 1 4 9 16 | 0 0 25 0 and 0 0 0 0 | 1 1 1 0."""
+    y1 = torch.tensor([[1.0, 2, 3, 4, -1, 0, 5, -2], [-1, -1, -1, 0, 1, 1, 1, -3]], device=device)
+    w2 = torch.ones(1, 8, device=device)
+    stats = sparse24.activation_stats(y1, w2)
+    assert stats.zeros == 8 / 16
+    assert stats.feature_groups_over_2 == 2 / 4
+    assert stats.feature_nonzeros_dropped == 3 / 8  # 1 and 4 of the first group, 1 of the last
+    energy = 1 + 16 + 81 + 256 + 625 + 3
+    assert stats.feature_energy_dropped == pytest.approx((1 + 16 + 1) / energy)
+    # With ones as weights the outputs are 55 and 3; dropped are 5 and 1.
+    assert stats.output_error == pytest.approx((26**0.5) / ((55**2 + 3**2) ** 0.5))
+    assert stats.amax == 25
+    assert stats.features_never_active == 1 / 8
+    # Two tokens never have more than two of four.
+    assert stats.token_groups_over_2 == stats.token_nonzeros_dropped == stats.token_energy_dropped == 0
+    assert stats.fp8_saturated == stats.fp8_underflow == 0
+    assert sparse24.activation_stats(y1).output_error is None
+
+
+def test_token_stats_by_hand(device):
+    """One feature group, five tokens that all keep the features 0 and 1: the smallest two of the first four go."""
+    y1 = torch.zeros(5, 4, device=device)
+    y1[:, 0] = torch.tensor([1.0, 2, 3, 4, 5])
+    stats = sparse24.activation_stats(y1)
+    assert stats.token_groups_over_2 == 1 / 8  # two groups of tokens (the second is padded) of four features
+    assert stats.token_nonzeros_dropped == 2 / 5
+    assert stats.token_energy_dropped == pytest.approx((1 + 16) / (1 + 16 + 81 + 256 + 625))
+
+
+def test_fp8_stats_by_hand(device):
+    y1 = torch.tensor([[30.0, 1, 0.01, 0]], device=device)  # squares 900, 1, 0.0001
+    stats = sparse24.activation_stats(y1, fp8_scale=torch.ones(1, device=device))
+    assert stats.fp8_saturated == 1 / 3 and stats.fp8_underflow == 1 / 3
+    assert sparse24.activation_stats(y1).fp8_saturated == 0
+
+
+def test_the_mask_is_that_of_compress(dim):
+    x = activations(64, 96, torch.float32, seed=1)
+    meta = sparse24.compress(x, dim=dim)[1]
+    expected = oracle.Pattern.of_meta(meta, 64, 96, torch.float32, dim).mask()
+    assert torch.equal(top2_mask(x, dim), expected)
+
+
+def test_empty_and_wrong_inputs(device):
+    assert sparse24.activation_stats(torch.zeros(0, 8, device=device)).zeros == 0
+    with pytest.raises(
+        RuntimeError, match=r"^sparse24\.activation_stats: expected y1 to have a multiple of 4 .*got \[2, 6\]"
+    ):
+        sparse24.activation_stats(torch.zeros(2, 6, device=device))
+    with pytest.raises(
+        RuntimeError, match=r"^sparse24\.activation_stats: expected w2 to have 8 columns .*got \[8, 3\]"
+    ):
+        sparse24.activation_stats(torch.zeros(2, 8, device=device), torch.zeros(8, 3, device=device))

@@ -1,0 +1,334 @@
+"""relu2_mlp and ReLU2MLP: the ops put together, and near the masked dense network."""
+
+import copy
+import io
+import pickle
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_accurate, assert_same_bits
+from data import normal
+from oracle import FP8, Pattern
+
+import sparse24
+
+D, HIDDEN, OUT = 64, 160, 48
+
+
+def weights(dtype, device, *, hidden=HIDDEN, bias=False):
+    w1 = normal(hidden, D, dtype=torch.float32, seed=1).div(D**0.5)
+    w2 = normal(OUT, hidden, dtype=torch.float32, seed=2).div(hidden**0.5)
+    b1, b2 = (normal(n, dtype=torch.float32, seed=s).mul(0.3) for n, s in ((hidden, 3), (OUT, 4)))
+    return tuple(
+        t.to(device, dtype) if t is not None else None for t in (w1, w2, *((b1, b2) if bias else (None, None)))
+    )
+
+
+def tokens(count, dtype, device, seed=0):
+    return normal(count, D, dtype=dtype, seed=seed).to(device)
+
+
+def composed_fp8(x, w1, w2, b1, b2, w1_scale=None, w2_scale=None):
+    """The fp8 network out of quantize_fp8, torch's product, compress_fp8 and mm."""
+    if w1_scale is None:
+        (w1, w1_scale), (w2, w2_scale) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
+    q, scale = sparse24.quantize_fp8(x)
+    if x.is_cuda:
+        bias = None if b1 is None else b1.to(torch.bfloat16)
+        w1_scale = w1_scale.reshape(1, -1)
+        y1 = torch._scaled_mm(
+            q, w1.t(), scale_a=scale, scale_b=w1_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    else:
+        y1 = (q.float() @ w1.float().t()) * scale * w1_scale.reshape(1, -1)
+        y1 = (y1 if b1 is None else y1 + b1.float()).to(torch.bfloat16)
+    values, meta, scale = sparse24.compress_fp8(y1, None, "relu2")
+    return sparse24.mm(values, meta, w2.t(), scale, w2_scale, b2, out_dtype=x.dtype)
+
+
+def dequantised(t):
+    """t with the rounding of fp8 and one scale per row, in float32."""
+    q, scale = oracle.quantize_fp8(t)
+    return (q.float() * scale).to(t.device)
+
+
+def masked_exact(x, w1, w2, b1, b2, mask):
+    """The network in float64 with the activation pruned as `mask` says."""
+    x, w1, w2 = (t.double() for t in (x, w1, w2))
+    y = torch.relu(F.linear(x, w1, None if b1 is None else b1.double())).square() * mask
+    return F.linear(y, w2, None if b2 is None else b2.double()), F.linear(y, w2.abs()).abs().max().float()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("count", [1, 63, 129])
+def test_sixteen_bit_is_the_ops(device, dtype, count, bias):
+    x, (w1, w2, b1, b2) = tokens(count, dtype, device), weights(dtype, device, bias=bias)
+    values, meta = sparse24.compress(F.linear(x, w1, b1), "relu2")
+    expected = sparse24.mm(values, meta, w2.t(), bias=b2)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0), expected)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0, precision="16bit"), expected)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_sixteen_bit_is_near_the_masked_network(device, dtype, bias):
+    x, (w1, w2, b1, b2) = tokens(129, dtype, device), weights(dtype, device, bias=bias)
+    y1 = F.linear(x, w1, b1)
+    meta = oracle.compress(y1, "relu2")[1]
+    mask = Pattern.of_meta(meta, 129, HIDDEN, dtype, -1).mask().to(device)
+    assert 0 < (torch.relu(y1) * ~mask).count_nonzero(), "nothing was pruned: the mask would not matter"
+    torchs = F.linear(torch.relu(y1).square() * mask, w2, b2)
+    exact, magnitude = masked_exact(x, w1, w2, b1, b2, mask)
+    assert_accurate(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0), torchs, exact, magnitude)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("count", [1, 63, 129])
+def test_fp8_is_the_ops(device, count, bias):
+    x, (w1, w2, b1, b2) = tokens(count, torch.bfloat16, device), weights(torch.bfloat16, device, bias=bias)
+    expected = composed_fp8(x, w1, w2, b1, b2)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0), expected)
+    (q1, s1), (q2, s2) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
+    quantised = sparse24.relu2_mlp(x, q1, q2, b1, b2, w1_scale=s1, w2_scale=s2, min_tokens=0)
+    assert_same_bits(quantised, expected)
+
+
+def test_fp8_is_near_the_masked_network(device):
+    """Twice the error of the dense network with the same quantisation of its operands."""
+    x, (w1, w2, b1, b2) = tokens(129, torch.bfloat16, device), weights(torch.bfloat16, device, bias=True)
+    out = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0)
+
+    y1 = (dequantised(x) @ dequantised(w1).t() + b1.float()).to(torch.bfloat16)
+    mask = Pattern.of_meta(oracle.compress(y1, "relu2")[1], 129, HIDDEN, torch.bfloat16, -1).mask().to(device)
+    torchs = (dequantised(torch.relu(y1.float()).square() * mask) @ dequantised(w2).t() + b2.float()).to(torch.bfloat16)
+    exact, magnitude = masked_exact(x, w1, w2, b1, b2, mask)
+    assert_accurate(out, torchs, exact, magnitude)
+
+
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+def test_dense_below_the_threshold(device, precision):
+    """One token fewer than min_tokens: nothing is pruned. As many: it is."""
+    x, (w1, w2, _, _) = tokens(33, torch.bfloat16, device), weights(torch.bfloat16, device)
+    always = sparse24.relu2_mlp(x, w1, w2, precision=precision, min_tokens=0)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, precision=precision, min_tokens=33), always)
+    dense = sparse24.relu2_mlp(x, w1, w2, precision=precision, min_tokens=34)
+    exact, magnitude = masked_exact(x, w1, w2, None, None, torch.ones((), device=device))
+    if precision == "16bit":
+        torchs = F.linear(torch.relu(F.linear(x, w1)).square(), w2)
+        assert_same_bits(dense, torchs)
+    else:
+        y = torch.relu((dequantised(x) @ dequantised(w1).t()).to(torch.bfloat16)).square()
+        torchs = (dequantised(y) @ dequantised(w2).t()).to(torch.bfloat16)
+    assert_accurate(dense, torchs, exact, magnitude)
+    # The bound tells them apart: random weights drop a fifth of the non-zeros.
+    with pytest.raises(AssertionError, match="error"):
+        assert_accurate(always, torchs, exact, magnitude)
+
+
+def test_the_default_threshold_is_documented(device):
+    from sparse24.mlp import DEFAULT_MIN_TOKENS
+
+    x, (w1, w2, _, _) = tokens(DEFAULT_MIN_TOKENS, torch.bfloat16, device), weights(torch.bfloat16, device)
+    sparse = sparse24.relu2_mlp(x, w1, w2, min_tokens=0)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2), sparse)
+    few = x[: DEFAULT_MIN_TOKENS - 1]
+    expected = sparse24.relu2_mlp(few, w1, w2, min_tokens=0 if device == "cpu" else DEFAULT_MIN_TOKENS)
+    assert_same_bits(sparse24.relu2_mlp(few, w1, w2), expected)
+    assert "DEFAULT_MIN_TOKENS" in sparse24.relu2_mlp.__doc__
+
+
+def test_unaligned_features_run_dense(device):
+    """F that is no multiple of 16."""
+    x, (w1, w2, _, _) = tokens(20, torch.bfloat16, device), weights(torch.bfloat16, device, hidden=100)
+    expected = F.linear(torch.relu(F.linear(x, w1)).square(), w2)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, min_tokens=0), expected)
+
+
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+@pytest.mark.parametrize("shape", [(), (1,), (3, 7), (2, 3, 5), (0,), (2, 0)], ids=str)
+def test_shapes_of_x(device, shape, precision):
+    w1, w2, b1, b2 = weights(torch.bfloat16, device, bias=True)
+    x = normal(*shape, D, dtype=torch.bfloat16).to(device)
+    out = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision=precision, min_tokens=0)
+    flat = sparse24.relu2_mlp(x.reshape(-1, D), w1, w2, b1, b2, precision=precision, min_tokens=0)
+    assert out.shape == (*shape, OUT)
+    assert_same_bits(out.reshape(-1, OUT), flat)
+    moved = x.unsqueeze(0).movedim(0, -2).squeeze(-2) if shape else x
+    assert_same_bits(sparse24.relu2_mlp(moved, w1, w2, b1, b2, precision=precision, min_tokens=0), out)
+
+
+def test_non_contiguous_x(device, dtype):
+    w1, w2, _, _ = weights(dtype, device)
+    x = normal(5, 9, D, dtype=dtype).to(device)
+    expected = sparse24.relu2_mlp(x, w1, w2, min_tokens=0).transpose(0, 1)
+    assert_same_bits(sparse24.relu2_mlp(x.transpose(0, 1), w1, w2, min_tokens=0).contiguous(), expected.contiguous())
+
+
+def test_gradients(device, dtype):
+    """Against the network with the same mask, parameters and input."""
+    x, (w1, w2, b1, b2) = tokens(65, dtype, device), weights(dtype, device, bias=True)
+    y1 = F.linear(x, w1, b1)
+    mask = Pattern.of_meta(sparse24.compress(y1, "relu2")[1], 65, HIDDEN, dtype, -1).mask().to(device)
+    g = normal(65, OUT, dtype=dtype, seed=9).to(device)
+
+    def grads(function, to):
+        leaves = [t.to(to).detach().requires_grad_() for t in (x, w1, w2, b1, b2)]
+        return torch.autograd.grad(function(*leaves), leaves, g.to(to))
+
+    def dense(x, w1, w2, b1, b2):
+        return F.linear(torch.relu(F.linear(x, w1, b1)).square() * mask, w2, b2)
+
+    def sparse(*t):
+        return sparse24.relu2_mlp(*t, min_tokens=0)
+
+    for i, (a, t, e) in enumerate(
+        zip(grads(sparse, dtype), grads(dense, dtype), grads(dense, torch.float64), strict=True)
+    ):
+        assert a.dtype == dtype
+        assert_accurate(a, t, e, 4 * e.abs().max().float(), f"gradient {i}")
+
+
+def test_float32_weights(device):
+    """Master weights: the result of casting them, and gradients in float32."""
+    x, (w1, w2, b1, b2) = tokens(40, torch.bfloat16, device), weights(torch.float32, device, bias=True)
+    half = [t.to(torch.bfloat16) for t in (w1, w2, b1, b2)]
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0), sparse24.relu2_mlp(x, *half, min_tokens=0))
+    w1.requires_grad_()
+    sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0).sum().backward()
+    assert w1.grad.dtype == torch.float32 and w1.grad.abs().max() > 0
+
+
+def test_autocast(device):
+    """float32 in, the autocast dtype out, as if cast by hand."""
+    x, (w1, w2, b1, b2) = tokens(40, torch.float32, device), weights(torch.float32, device, bias=True)
+    expected = sparse24.relu2_mlp(*(t.to(torch.bfloat16) for t in (x, w1, w2, b1, b2)), min_tokens=0)
+    with torch.autocast(device, torch.bfloat16):
+        assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0), expected)
+
+
+def test_compiles_to_one_graph(device):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    w1, w2, b1, b2 = weights(torch.bfloat16, device, bias=True)
+    compiled = torch.compile(sparse24.relu2_mlp, backend=counter, fullgraph=True, dynamic=True)
+    for precision, graphs in (("16bit", 1), ("fp8", 2)):
+        for count in (80, 127, 193):  # none of the other sizes: torch takes equal sizes for one symbol
+            x = tokens(count, torch.bfloat16, device, seed=count)
+            expected = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision=precision, min_tokens=16)
+            actual = compiled(x, w1, w2, b1, b2, precision=precision, min_tokens=16)
+            assert_same_bits(actual, expected)
+        assert counter.frame_count == graphs
+    torch._dynamo.reset()
+
+
+# ---- the module ------------------------------------------------------------------------------------------------------
+
+
+def module(device, dtype=torch.bfloat16, **kw):
+    torch.manual_seed(0)
+    return sparse24.nn.ReLU2MLP(D, HIDDEN, **kw, device=device, dtype=dtype, min_tokens=0)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_module_is_the_function(device, dtype, bias):
+    m = module(device, dtype, bias=bias, dim_out=OUT)
+    x = tokens(33, dtype, device)
+    up, down = m.up_proj, m.down_proj
+    assert (up.bias is not None) == bias
+    expected = sparse24.relu2_mlp(x, up.weight, down.weight, up.bias, down.bias, min_tokens=0)
+    assert_same_bits(m(x), expected)
+
+
+def test_names_of_the_state(device):
+    assert list(module(device).state_dict()) == ["up_proj.weight", "down_proj.weight"]
+    names = ["up_proj.weight", "up_proj.bias", "down_proj.weight", "down_proj.bias"]
+    with_bias = module(device, bias=True)
+    assert list(with_bias.state_dict()) == names
+    assert [name for name, _ in with_bias.named_parameters()] == names
+    assert {n: tuple(p.shape) for n, p in with_bias.named_parameters()} == {
+        "up_proj.weight": (HIDDEN, D),
+        "up_proj.bias": (HIDDEN,),
+        "down_proj.weight": (D, HIDDEN),
+        "down_proj.bias": (D,),
+    }
+
+
+def test_module_trains(device):
+    """A step of gradient descent lowers the loss."""
+    m = module(device)
+    x, target = tokens(64, torch.bfloat16, device), normal(64, D, dtype=torch.bfloat16, seed=5).to(device)
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = F.mse_loss(m(x).float(), target.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_quantised_module(device):
+    m = module(device, bias=True, dim_out=OUT)
+    x = tokens(65, torch.bfloat16, device)
+    w1, w2, b1, b2 = m.up_proj.weight, m.down_proj.weight, m.up_proj.bias, m.down_proj.bias
+    expected = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0)
+    assert m.quantize_() is m
+    assert m.up_proj.weight.dtype == m.down_proj.weight.dtype == FP8
+    assert_same_bits(m(x), expected)
+    state = m.state_dict()
+    assert state["up_proj.weight"].dtype == FP8 and state["up_proj.weight_scale"].dtype == torch.float32
+    # Twice is once; casts leave quantised weights alone; copies and files keep them.
+    assert_same_bits(m.quantize_()(x), expected)
+    assert_same_bits(copy.deepcopy(m).to(torch.bfloat16)(x), expected)
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = module(device, bias=True, dim_out=OUT).quantize_()
+    with torch.no_grad():
+        other.up_proj.bias.zero_()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_bits(other(x), expected)
+    assert_same_bits(pickle.loads(pickle.dumps(m))(x), expected)
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+REFUSALS = {
+    "x dtype": (lambda x, w1, w2: (x.double(), w1, w2), {}, "x to be .*, got float64"),
+    "x scalar": (lambda x, w1, w2: (x[0, 0], w1, w2), {}, "x to have at least 1 dimension, got 0"),
+    "x features": (lambda x, w1, w2: (x[:, 1:], w1, w2), {}, "x to have 64 features .*, got 63"),
+    "w1 rank": (lambda x, w1, w2: (x, w1[0], w2), {}, "w1 to have 2 dimensions, got 1"),
+    "w1 dtype": (lambda x, w1, w2: (x, w1.double(), w2), {}, "w1 to be .*, got float64"),
+    "w2 columns": (lambda x, w1, w2: (x, w1, w2[:, 16:]), {}, "w2 to have 160 columns .*, got 144"),
+    "b1 shape": (lambda x, w1, w2: (x, w1, w2, w1[:1, 0]), {}, r"b1 to have shape \[160\] .*, got \[1\]"),
+    "b2 shape": (lambda x, w1, w2: (x, w1, w2, None, w2[:1, 0]), {}, r"b2 to have shape \[48\] .*, got \[1\]"),
+    "precision": (lambda *t: t, {"precision": "int4"}, 'precision to be .*, got "int4"'),
+    "min_tokens": (lambda *t: t, {"min_tokens": -1}, "min_tokens to be at least 0, got -1"),
+    "one fp8 weight": (lambda x, w1, w2: (x, w1.to(FP8), w2), {}, "w2 to be float8_e4m3fn .*, got bfloat16"),
+    "no scale": (lambda x, w1, w2: (x, w1.to(FP8), w2.to(FP8)), {}, "w1_scale .*, got None"),
+    "scale of 16-bit": (lambda *t: t, {"w1_scale": torch.ones(1)}, "w1_scale to be None .*"),
+    "16bit of fp8": (
+        lambda x, w1, w2: (x, w1.to(FP8), w2.to(FP8)),
+        {"precision": "16bit"},
+        'precision to be .*"16bit"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals(device, name):
+    change, options, sentence = REFUSALS[name]
+    w1, w2, _, _ = weights(torch.bfloat16, device)
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.relu2_mlp: expected {sentence}"):
+        sparse24.relu2_mlp(*change(tokens(8, torch.bfloat16, device), w1, w2), **options)
+
+
+def test_fp8_has_no_backward(device):
+    x, (w1, w2, _, _) = tokens(33, torch.bfloat16, device), weights(torch.bfloat16, device)
+    out = sparse24.relu2_mlp(x, w1.requires_grad_(), w2, precision="fp8", min_tokens=0)
+    with pytest.raises(RuntimeError, match=r"^sparse24\.\w+: expected .* backward"):
+        out.sum().backward()

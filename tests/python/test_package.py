@@ -1,0 +1,145 @@
+"""What is installed: the facts of the build, the command line, the files."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparse24
+from sparse24 import _C
+
+COMPILED = [Path(_C.__file__), Path(_C.__file__).with_name("libsparse24_torch.so")]
+
+
+def run(*args):
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300)
+
+
+def test_build_info():
+    info = sparse24.build_info()
+    assert set(info) >= {
+        "version",
+        "cuda",
+        "cuda_archs",
+        "cuda_version",
+        "cutlass",
+        "compiler",
+        "torch_target",
+        "torch",
+        "device",
+    }
+    assert info["version"] == sparse24.__version__ == metadata.version("sparse24")
+    assert info["torch"] == torch.__version__
+    assert re.search(r"\d+\.\d+", info["compiler"])
+    if info["cuda"]:
+        assert "90a" in info["cuda_archs"]
+        assert re.fullmatch(r"\d+\.\d+(\.\d+)?", info["cuda_version"])
+        assert info["cutlass"].startswith("4.2")
+    else:
+        assert info["cuda_archs"] == info["cuda_version"] == ""
+    assert (info["device"] == "cpu") == (not torch.cuda.is_available())
+
+
+def test_info_command():
+    done = run("-m", "sparse24", "info")
+    assert done.returncode == 0, done.stderr
+    info = sparse24.build_info()
+    for value in (info["version"], info["compiler"], info["torch"], info["torch_target"]):
+        assert value in done.stdout
+    # The table of configurations: every compiled tile.
+    for dtype in ("bfloat16", "float16", "float8_e4m3fn"):
+        for config in _C.mm_configs(dtype):
+            tile = rf"{dtype}.*\b{config['tile_m']} ?x ?{config['tile_n']} ?x ?{config['tile_k']}\b"
+            assert re.search(tile, done.stdout), tile
+
+
+def test_wrong_command_fails():
+    assert run("-m", "sparse24", "nonsense").returncode == 2
+
+
+def test_the_floor_of_torch_is_the_abi_it_is_built_for():
+    floors = [r for r in metadata.requires("sparse24") if re.match(r"torch\b", r) and "extra" not in r]
+    assert len(floors) == 1
+    (version,) = re.findall(r">=\s*([\d.]+)", floors[0])
+    assert version == sparse24.build_info()["torch_target"]
+
+
+def test_is_typed():
+    package = Path(sparse24.__file__).parent
+    assert (package / "py.typed").is_file()
+    stub = (package / "_C.pyi").read_text()
+    for name in dir(_C):
+        if not name.startswith("_"):
+            assert re.search(rf"^(def )?{name}\b", stub, re.MULTILINE), f"_C.pyi lacks {name}"
+
+
+@pytest.mark.parametrize("path", COMPILED, ids=lambda p: p.name)
+def test_compiled_files_are_portable(path):
+    """No libpython, no path of the build machine, no CUDA library but the driver's."""
+    content = path.read_bytes()
+    assert b"libpython" not in content
+    for library in (b"libcudart.so", b"libcublas", b"libcusparse", b"libnvrtc"):
+        assert library not in content, library
+
+
+def test_the_op_library_does_not_know_python():
+    content = COMPILED[1].read_bytes()
+    assert b"PyObject_" not in content and b"Py_Initialize" not in content
+    assert b"_ZN2at" not in content and b"_ZN3c10" not in content, "only the stable ABI"
+
+
+def test_schemas():
+    """The contract, word by word."""
+    expected = {
+        "compress": '(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta)',
+        "compress_fp8": '(Tensor x, Tensor? scale, str activation="none", int dim=-1, str scaling="row") '
+        "-> (Tensor values, Tensor meta, Tensor scale)",
+        "compress_like": "(Tensor x, Tensor meta, int dim=-1) -> Tensor",
+        # rows and cols are ints to callers; SymInt lets torch.compile keep them symbolic.
+        "decompress": "(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor",
+        "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
+        "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor",
+        "quantize_fp8": '(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale)',
+    }
+    for op, schema in expected.items():
+        wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")
+        assert str(getattr(torch.ops.sparse24, op).default._schema) == str(wanted)
+
+
+def test_every_op_is_documented():
+    for name in ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8", "relu2_mlp"):
+        text = getattr(sparse24, name).__doc__
+        for section in ("Parameters", "Returns", "Raises"):
+            assert f"{section}\n" in text, f"{name} lacks {section}"
+        assert "Source: " in text and "arXiv" in text, name
+
+
+def test_examples_of_the_documentation():
+    import doctest
+
+    from sparse24 import ops
+
+    results = doctest.testmod(ops, extraglobs={"sparse24": sparse24})
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_a_library_that_does_not_load_says_why(tmp_path):
+    """A missing op library is an ImportError with its path and both versions, not a missing op later."""
+    package = tmp_path / "sparse24"
+    package.mkdir()
+    for source in [*Path(sparse24.__file__).parent.glob("*.py"), COMPILED[0]]:
+        (package / source.name).write_bytes(source.read_bytes())
+    # An editable install finds the package before the path is looked at.
+    code = (
+        "import sys; sys.meta_path = [f for f in sys.meta_path if not hasattr(f, 'known_source_files')]; "
+        f"sys.path.insert(0, {str(tmp_path)!r}); import sparse24"
+    )
+    done = run("-c", code)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    for part in ("ImportError", str(package / "libsparse24_torch.so"), torch.__version__, "torch >= "):
+        assert part in last, last
