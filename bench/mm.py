@@ -112,7 +112,9 @@ def forward_bf16(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
 
     def cusparselt() -> Case:
         run = baselines.CuSparseLt(y, w.t())
-        return Case("cuSPARSELt", "bf16", run, partial(bound.dense, expected=expected), "cusparselt", facts=run.choice)
+        return Case(
+            "cuSPARSELt", "bf16", run, partial(bound.dense, expected=expected), "cusparselt", facts=dict(run.choice)
+        )
 
     return [
         Case("torch.matmul", "bf16", lambda _: torch.matmul(y, w.t()), partial(bound.dense, expected=expected)),
@@ -142,7 +144,7 @@ def forward_fp8(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
 
     def cusparselt() -> Case:
         run = baselines.CuSparseLt(y, b)
-        return Case("cuSPARSELt", "fp8", run, partial(bound.dense, expected=bits), "cusparselt", facts=run.choice)
+        return Case("cuSPARSELt", "fp8", run, partial(bound.dense, expected=bits), "cusparselt", facts=dict(run.choice))
 
     return [
         Case(

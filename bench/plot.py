@@ -1,6 +1,6 @@
-"""Draws mm.json and ffn.json: rates of the sparse GEMM beside its rivals, and speed-ups of the FFN forward.
+"""Draws mm.json and ffn_forward.json: rates of the sparse GEMM beside its rivals, and speed-ups of the FFN forward.
 
-    python bench/plot.py bench/results/<gpu>          # writes mm.svg and ffn.svg there
+    python bench/plot.py bench/results/<gpu>          # writes mm.svg and ffn_forward.svg there
 
 Only the independent zeros at 90 % are drawn; the JSON files hold the other patterns too.
 """
@@ -26,11 +26,11 @@ DPI = 160
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="with mm.json and ffn.json (either may be missing)")
+    parser.add_argument("folder", type=Path, help="with mm.json and ffn_forward.json (either may be missing)")
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     args = parser.parse_args()
     drawn = 0
-    for name, draw in (("mm", draw_mm), ("ffn", draw_ffn)):
+    for name, draw in (("mm", draw_mm), ("ffn_forward", draw_ffn)):
         source = args.folder / f"{name}.json"
         if not source.exists():
             continue

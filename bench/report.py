@@ -91,7 +91,12 @@ def text_table(records: list[Record]) -> str:
 def markdown(records: list[Record]) -> str:
     """All tables of the README."""
     parts = [_headline(records)]
-    for bench, table in (("compress", _compress_table), ("mm", _mm_table), ("ffn", _ffn_table)):
+    for bench, table in (
+        ("compress", _compress_table),
+        ("mm", _mm_table),
+        ("ffn_forward", _ffn_table),
+        ("gemm1", _gemm1_table),
+    ):
         chosen = [r for r in records if r["bench"] == bench]
         if chosen:
             parts.append(table(chosen))
@@ -162,17 +167,29 @@ def _ffn_table(records: list[Record]) -> str:
         if not ours or not dense:
             continue
         first = forward[0]
-        parts = {r["variant"]: _us(r) for r in both if r["role"] == "part" and r["median_us"]}
-        first_gemm = next((us for name, us in parts.items() if name.startswith("part: GEMM1")), "")
-        between = next((us for name, us in parts.items() if name.startswith("part: compress")), "")
-        alone = f"{first_gemm} / {between} / {parts.get('part: sparse GEMM2', '')}"
+        composed = next((_us(r) for r in both if r["variant"] == "sparse24_composed" and r["median_us"]), "")
+        users = fastest([r for r in forward if r["variant"] != "fused_dense"], "dense")
         size = f"{first['tokens']}, {first['d_model']}, {first['d_ff']}"
         best = f"{_us(dense)} {dense['variant']}"
         over = f"{ours['speedup_vs_best_dense']:.2f}"
-        rows.append([size, _data(first), first["dtype"], _us(ours), alone, best, over])
-    head = ["T, D, F", "zeros", "precision", "relu2_mlp us", "GEMM1 / compress / sparse GEMM2 alone"]
-    head += ["best dense measured, us", "over dense"]
-    return _table("**FFN forward** (composed: GEMM, compress, sparse GEMM)", head, rows)
+        over_users = f"{users['median_us'] / ours['median_us']:.2f} {users['variant']}" if users else ""
+        name = f"{_us(ours)} {ours['variant']}"
+        rows.append([size, _data(first), first["dtype"], name, composed, over_users, best, over])
+    head = ["T, D, F", "zeros", "precision", "relu2_mlp us", "composed us", "over what users run"]
+    head += ["best dense measured, us", "over best dense"]
+    return _table("**FFN forward**", head, rows)
+
+
+def _gemm1_table(records: list[Record]) -> str:
+    rows = []
+    for race in group(records, "dtype").values():
+        times = {r["variant"]: _rate(r) for r in race if r["median_us"]}
+        first = race[0]
+        size = f"{first['tokens']} x {first['d_ff']} x {first['d_model']}"
+        names = ("linear_compress", "linear_relu2", "dense")
+        rows.append([size, first["dtype"], *(times.get(name, "") for name in names)])
+    head = ["tokens x out x reduction", "dtype", "linear_compress us (TFLOP/s)", "linear_relu2", "plain GEMM of torch"]
+    return _table("**First GEMM alone**", head, rows)
 
 
 def _data(record: Record) -> str:

@@ -27,7 +27,7 @@ from steps import Runner, Step, StepFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
-DEFAULT_BENCHES = ("compress", "mm", "ffn")
+DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
 BENCHES = (*DEFAULT_BENCHES, "tune_mm")
 SANITIZERS = ("memcheck", "initcheck")
 

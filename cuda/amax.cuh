@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kAmaxThreads) amax_tensor(const T* x, int64_t 
   typename Pair<T>::type m{};
   for (int64_t i = int64_t{blockIdx.x} * kAmaxThreads + threadIdx.x; i < vectors;
        i += int64_t{gridDim.x} * kAmaxThreads) {
-    m = amax8<T, kAct>(m, load_streaming(x + 8 * i));
+    m = amax8<T, kAct>(m, load16(x + 8 * i));
   }
   const float v = warp_max(activated_amax<kAct>(m));
   if (threadIdx.x % 32 == 0) atomic_max(amax, v);
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kAmaxThreads)
   const int64_t row_end = row0 + kAmaxRows < rows ? row0 + kAmaxRows : rows;
 #pragma unroll 8
   for (int64_t row = row0; row < row_end; ++row) {
-    const Vec8 v = load_streaming(x + row * cols + col);
+    const Vec8 v = load16(x + row * cols + col);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       auto pair = reinterpret_cast<const typename Pair<T>::type&>(v.w[i]);

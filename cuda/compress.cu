@@ -39,7 +39,7 @@ struct Compress {
 
   template <int kSegments, bool kComputeScale>
   void features_fp8(int threads, int64_t column_blocks, const float* scale, int scale_stride) const {
-    compress_features_fp8<T, kAct, kSegments, kComputeScale><<<column_blocks*(a.m_meta / 2), threads, 0, stream>>>(
+    compress_features_fp8<T, kAct, kSegments, kComputeScale><<<column_blocks * a.m_meta, threads, 0, stream>>>(
         x, args.rows, args.cols, a, values8, args.meta, scale, scale_stride, args.computed_scale, int(column_blocks));
     check_launch("compress_features_fp8");
   }

@@ -16,7 +16,7 @@ struct Segment {
   __device__ __forceinline__ static Segment load(const void* row, int64_t col, bool valid) {
     if (!valid) return {};
     const char* p = static_cast<const char*>(row) + 2 * col;
-    return {{load_streaming(p), load_streaming(p + 16)}};
+    return {{load16(p), load16(p + 16)}};
   }
   template <class T, Activation kAct>
   __device__ __forceinline__ Group<T, kAct> group(int g) const {
@@ -33,7 +33,8 @@ inline constexpr int kThreads16 = 256;
 template <class T, Activation kAct>
 __global__ void __launch_bounds__(kThreads16) compress_features_16bit(const T* x, int64_t rows, int64_t cols, Operand a,
                                                                       T* values, uint8_t* meta, int column_blocks) {
-  __shared__ alignas(16) uint16_t tile[kColumns16 / 64][64];  // per K block of 64: the 128 bytes that format.h draws
+  // Per K block of 64: the 128 bytes that format.h draws, and 16 bytes of padding against bank conflicts.
+  __shared__ alignas(16) uint16_t tile[kColumns16 / 64][64 + 8];
   const int64_t row_group = blockIdx.x / column_blocks;
   const int64_t col0 = int64_t(blockIdx.x % column_blocks) * kColumns16;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

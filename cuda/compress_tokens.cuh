@@ -22,8 +22,7 @@ struct TokenGroup {
     TokenGroup t{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (row + i < rows && col < cols)
-        t.token[i] = load_streaming(static_cast<const char*>(x) + 2 * ((row + i) * cols + col));
+      if (row + i < rows && col < cols) t.token[i] = load16(static_cast<const char*>(x) + 2 * ((row + i) * cols + col));
     }
     return t;
   }

@@ -13,6 +13,7 @@
 #pragma once
 
 #include "epilogue_base.cuh"
+#include "quad.cuh"
 #include "sparse24/types.h"
 #include "vocabulary.cuh"
 
@@ -38,27 +39,6 @@ namespace detail {
 __device__ __forceinline__ void convert(__nv_bfloat16& d, float v) { d = __float2bfloat16_rn(v); }
 __device__ __forceinline__ void convert(__half& d, float v) { d = __float2half_rn(v); }
 __device__ __forceinline__ void convert(float& d, float v) { d = v; }
-
-// Lane q of a quad holds word b of row q; afterwards it holds word q of rows 0 .. 3: a 4 x 4 transpose.
-__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int q) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 2 ? w[i] : w[i + 2], 2);
-    (q & 2 ? w[i] : w[i + 2]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? w[i] : w[i + 1], 1);
-    (q & 1 ? w[i] : w[i + 1]) = got;
-  }
-}
-
-// Transposes an 8 x 8 matrix of 16-bit elements held as a fragment over the warp.
-__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
-  uint32_t out;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(fragment));
-  return out;
-}
 
 }  // namespace detail
 
@@ -143,11 +123,11 @@ class StoreEpilogue : public EpilogueBase<StoreParams> {
     n += 6 * q;  // 8 q columns into the 32, instead of 2 q
     if (p_.transposed) {
       CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < 4; ++b) w[b] = detail::transpose_8x8(w[b]);
+      for (int b = 0; b < 4; ++b) w[b] = transpose_8x8(w[b]);
       m -= r;
       n += r;
     }
-    detail::transpose_quad(w, q);
+    transpose_quad(w, q);
     if (m < M && n < N) {
       T* d = static_cast<T*>(p_.d) + (p_.transposed ? n * p_.ldd + m : m * p_.ldd + n);
       *reinterpret_cast<uint4*>(d) = make_uint4(w[0], w[1], w[2], w[3]);

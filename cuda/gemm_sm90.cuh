@@ -57,8 +57,9 @@ using GemmStages =
 
 // Completes `args` with the device and the order of tiles, and launches. No workspace, no synchronisation.
 template <class Kernel>
-void launch_gemm(typename Kernel::Arguments args, int cluster_m, int swizzle, bool raster_along_m, cudaStream_t stream,
+void launch_gemm(typename Kernel::Arguments args, int swizzle, bool raster_along_m, cudaStream_t stream,
                  const char* what) {
+  using Cluster = typename Kernel::ClusterShape;
   using Raster = typename cutlass::gemm::kernel::detail::RasterOrderOptions;
   args.hw_info.device_id = current_device();
   args.hw_info.sm_count = device_info().sm_count;
@@ -71,7 +72,7 @@ void launch_gemm(typename Kernel::Arguments args, int cluster_m, int swizzle, bo
   const auto params = Kernel::to_underlying_arguments(args, nullptr);
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {unsigned(cluster_m), 1, 1};
+  cluster.val.clusterDim = {unsigned(cute::size<0>(Cluster{})), unsigned(cute::size<1>(Cluster{})), 1};
   cudaLaunchConfig_t launch{};
   launch.gridDim = Kernel::get_grid_shape(params);
   launch.blockDim = Kernel::get_block_shape();

@@ -35,8 +35,8 @@ struct MmTileShape<MmTile::k64x128> {
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
 struct MmSm90 {
-  using Element = typename GemmElement<kDType>::type;
   using Shape = MmTileShape<kTile>;
+  using Element = typename GemmElement<kDType>::type;
   using TileShape = cute::Shape<cute::Int<Shape::kM>, cute::Int<Shape::kN>, cute::Int<int(meta_atom_k(kDType))>>;
   using ClusterShape = cute::Shape<cute::Int<Shape::kClusterM>, cute::_1, cute::_1>;
 
@@ -86,8 +86,7 @@ struct MmSm90 {
   }
 
   static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
-    launch_gemm<Kernel>(arguments(args), Shape::kClusterM, config.swizzle, config.raster_along_m, stream,
-                        "sparse24.mm: launch");
+    launch_gemm<Kernel>(arguments(args), config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
   }
 };
 

@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll
   for (int s = 0; s < kSegments; ++s) {
     if (column(s) < cols) {
-      v[s][0] = load_streaming(x + row * cols + column(s));
-      v[s][1] = load_streaming(x + row * cols + column(s) + 8);
+      v[s][0] = load16(x + row * cols + column(s));
+      v[s][1] = load16(x + row * cols + column(s) + 8);
     }
   }
   float scale;

@@ -48,11 +48,9 @@ struct alignas(16) Vec8 {
   __device__ __forceinline__ uint16_t operator[](int i) const { return uint16_t(i % 2 ? w[i / 2] >> 16 : w[i / 2]); }
 };
 
-__device__ __forceinline__ Vec8 load_streaming(const void* p) {
+__device__ __forceinline__ Vec8 load16(const void* p) {
   Vec8 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
-      : "l"(p));
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3]) : "l"(p));
   return v;
 }
 __device__ __forceinline__ void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {

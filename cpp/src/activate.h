@@ -50,11 +50,10 @@ inline Pair select_pair(const uint32_t (&key)[4]) {
   return {std::min(largest, next), std::max(largest, next)};
 }
 
+inline constexpr float kLargestE4M3 = 448.0f;
+
 /// The scale that maps `amax` to the largest e4m3 number.
-inline float scale_of_amax(float amax) {
-  constexpr float kLargestE4M3 = 448.0f;
-  return amax == 0.0f ? 1.0f : std::max(amax / kLargestE4M3, FLT_MIN);
-}
+inline float scale_of_amax(float amax) { return amax == 0.0f ? 1.0f : std::max(amax / kLargestE4M3, FLT_MIN); }
 
 /// max |activation(x)| of every row of x [rows, cols]; NaN does not count.
 template <class In>

@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "activate.h"
+#include "groups.h"
 #include "numeric.h"
-#include "parallel.h"
 #include "sparse24/compress.h"
 
 namespace sparse24::cpu {
@@ -16,38 +16,6 @@ struct Source {
   int64_t cols;
   int64_t operator()(int64_t m, int64_t k) const { return a.dim == Dim::kFeatures ? m * cols + k : k * cols + m; }
 };
-
-/// Calls `group(m, g)` for every stored group. Threads never share a byte of metadata, which holds groups 2p and 2p
-/// + 1.
-template <class Group>
-void for_each_group(const Operand& a, const Group& group) {
-  const int64_t groups = a.k_values / 4;
-  if (a.dim == Dim::kFeatures) {
-    parallel_for(a.m, 4 * groups, [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) {
-        for (int64_t g = 0; g < groups; ++g) group(m, g);
-      }
-    });
-  } else {
-    parallel_for(ceil_div(groups, 2), 8 * a.m, [&](int64_t begin, int64_t end) {
-      for (int64_t g = 2 * begin; g < std::min(2 * end, groups); ++g) {
-        for (int64_t m = 0; m < a.m; ++m) group(m, g);
-      }
-    });
-  }
-}
-
-/// Positions that group g of row m keeps.
-Pair read_pair(const uint8_t* meta, const Operand& a, int64_t m, int64_t g) {
-  const int nibble = meta[a.meta_byte(m, g)] >> Operand::meta_shift(g);
-  return {nibble & 3, nibble >> 2 & 3};
-}
-
-void write_pair(uint8_t* meta, const Operand& a, int64_t m, int64_t g, Pair pair) {
-  uint8_t& byte = meta[a.meta_byte(m, g)];
-  const int shift = Operand::meta_shift(g);
-  byte = static_cast<uint8_t>((byte & ~(0xF << shift)) | pair.nibble() << shift);
-}
 
 /// The stored form of one 16-bit or fp32 value: X's own bits unless the activation computed a new number.
 template <class In>

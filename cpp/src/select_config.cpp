@@ -29,17 +29,16 @@ MmConfig config_of(const Tile& tile, DType dtype) {
   return {tile.tile, tile.m, tile.n, int(meta_atom_k(dtype)), tile.cluster_m, /*swizzle=*/1, /*raster_along_m=*/true};
 }
 
-// The order of tiles. Swizzling by s pads both tile counts to multiples of s clusters, so s must divide them; few
-// columns of tiles are best finished row by row, while A's rows are in L2.
-void set_order(MmConfig& config, int64_t m, int64_t n) {
-  const int64_t clusters_m = ceil_div(m, int64_t{config.tile_m} * config.cluster_m),
-                tiles_n = ceil_div(n, config.tile_n);
-  config.swizzle = 4;
-  while (clusters_m % config.swizzle != 0 || tiles_n % config.swizzle != 0) config.swizzle /= 2;
-  config.raster_along_m = tiles_n > 16 || clusters_m * config.cluster_m <= tiles_n;
-}
-
 }  // namespace
+
+// Swizzling by s pads both tile counts to multiples of s clusters, so s must divide them; few columns of tiles are best
+// finished row by row, while A's rows are in L2.
+TileOrder select_tile_order(int64_t m, int64_t n, int cluster_rows, int tile_cols) {
+  const int64_t clusters_m = ceil_div(m, cluster_rows), tiles_n = ceil_div(n, tile_cols);
+  int swizzle = 4;
+  while (clusters_m % swizzle != 0 || tiles_n % swizzle != 0) swizzle /= 2;
+  return {swizzle, tiles_n > 16 || clusters_m <= tiles_n};
+}
 
 std::vector<MmConfig> mm_configs(DType dtype) {
   std::vector<MmConfig> configs;
@@ -66,7 +65,9 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
     }
   }
   MmConfig config = config_of(*best, dtype);
-  set_order(config, m, n);
+  const TileOrder order = select_tile_order(m, n, config.tile_m * config.cluster_m, config.tile_n);
+  config.swizzle = order.swizzle;
+  config.raster_along_m = order.along_m;
   return config;
 }
 

@@ -27,6 +27,13 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
       "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor");
   library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
+  library.def(
+      "linear_relu2(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+      "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)");
+  library.def(
+      "linear_compress(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+      R"(str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) )"
+      "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
 }
 
 namespace {
@@ -39,6 +46,8 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("decompress", TORCH_BOX(&torch_ops::decompress));
   library.impl("mm", TORCH_BOX(&torch_ops::mm));
   library.impl("quantize_fp8", TORCH_BOX(&torch_ops::quantize_fp8));
+  library.impl("linear_relu2", TORCH_BOX(&torch_ops::linear_relu2));
+  library.impl("linear_compress", TORCH_BOX(&torch_ops::linear_compress));
 }
 
 }  // namespace

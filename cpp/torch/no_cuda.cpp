@@ -19,5 +19,7 @@ void compress_like(const CompressLikeArgs&, cudaStream_t) { refuse("sparse24.com
 void decompress(const DecompressArgs&, cudaStream_t) { refuse("sparse24.decompress"); }
 void quantize_fp8(const QuantizeArgs&, cudaStream_t) { refuse("sparse24.quantize_fp8"); }
 void mm(const MmArgs&, cudaStream_t) { refuse("sparse24.mm"); }
+void linear_relu2(const LinearRelu2Args&, cudaStream_t) { refuse("sparse24.linear_relu2"); }
+void linear_compress(const LinearCompressArgs&, cudaStream_t) { refuse("sparse24.linear_compress"); }
 
 }  // namespace sparse24::cuda

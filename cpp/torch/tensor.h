@@ -115,5 +115,13 @@ std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Ten
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
           const std::optional<Tensor>& scale_b, const std::optional<Tensor>& bias, int64_t dim,
           std::optional<ScalarType> out_dtype, bool transpose_out);
+std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x,
+                                                const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
+                                                const std::optional<Tensor>& scale_out,
+                                                std::optional<ScalarType> out_dtype, bool statistics);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
+    const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
+    const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
 
 }  // namespace sparse24::torch_ops

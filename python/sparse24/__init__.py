@@ -2,15 +2,24 @@
 
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, here with documentation: `compress`, `compress_fp8`, `compress_like`,
-`decompress`, `mm`, `quantize_fp8`. `activation_stats` measures what pruning an activation drops; `build_info` and
-``python -m sparse24 info`` tell what was built.
+`decompress`, `linear_compress`, `linear_relu2`, `mm`, `quantize_fp8`. `activation_stats` measures what pruning an
+activation drops; `build_info` and ``python -m sparse24 info`` tell what was built.
 """
 
 from sparse24 import _library, nn
 from sparse24.analyze import ActivationStats, activation_stats
 from sparse24.env import build_info, print_env
 from sparse24.mlp import relu2_mlp
-from sparse24.ops import compress, compress_fp8, compress_like, decompress, mm, quantize_fp8
+from sparse24.ops import (
+    compress,
+    compress_fp8,
+    compress_like,
+    decompress,
+    linear_compress,
+    linear_relu2,
+    mm,
+    quantize_fp8,
+)
 
 __version__ = _library.VERSION
 
@@ -23,6 +32,8 @@ __all__ = [
     "compress_fp8",
     "compress_like",
     "decompress",
+    "linear_compress",
+    "linear_relu2",
     "mm",
     "nn",
     "print_env",

@@ -87,6 +87,48 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_values, None, grad_b, None, None, grad_bias
 
 
+def _linear_setup(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]
+) -> None:
+    """For both linear ops: of what they return, only the activation is differentiable."""
+    x, w, scale_x, scale_w, _, _ = inputs
+    stored, *others = output
+    ctx.save_for_backward(x, w, scale_x, scale_w, stored, *(others[:1] if len(output) == 5 else ()))
+    ctx.mark_non_differentiable(*others)
+
+
+def _linear_backward(ctx: Any, op: str, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, scale_x, scale_w, stored, *meta = ctx.saved_tensors
+    for name, t in (("x", x), ("out_dtype", stored)):
+        if t.dtype == torch.float8_e4m3fn:
+            _refuse(op, f"{name} to be bfloat16, float16 or float32 for a backward pass", "float8_e4m3fn")
+    # The pre-activation is not stored: y = h^2 has the derivative 2 h = 2 sqrt(y). Zeros are kept from the root, whose
+    # own derivative is infinite there.
+    zero = stored == 0
+    root = torch.where(zero, 0, torch.where(zero, 1, stored).float().sqrt())
+    grad_h = (grad.float() * (2 * root)).to(x.dtype)
+    if meta:
+        grad_h = _ops.decompress.default(grad_h, meta[0], x.shape[0], w.shape[0], -1)
+    grad_bias = grad_h.sum(0, dtype=torch.float32).to(x.dtype) if ctx.needs_input_grad[4] else None
+    g = grad_h
+    if scale_x is not None:
+        g = g * scale_x.reshape(-1, 1)
+    if scale_w is not None:
+        g = g * scale_w.reshape(1, -1)
+    g = g.to(x.dtype)
+    grad_x = g @ w if ctx.needs_input_grad[0] else None
+    grad_w = g.t() @ x if ctx.needs_input_grad[1] else None
+    return grad_x, grad_w, None, None, grad_bias, None
+
+
+def _linear_compress_backward(ctx: Any, grad_values: Tensor, *_others: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _linear_backward(ctx, "linear_compress", grad_values)
+
+
+def _linear_relu2_backward(ctx: Any, grad_y: Tensor, *_others: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _linear_backward(ctx, "linear_relu2", grad_y)
+
+
 def _refuse(op: str, wanted: str, got: str) -> NoReturn:
     raise RuntimeError(f"sparse24.{op}: expected {wanted}, got {got}")
 
@@ -106,6 +148,8 @@ def register() -> None:
         ("compress_like", _compress_like_backward, _compress_like_setup),
         ("decompress", _decompress_backward, _decompress_setup),
         ("mm", _mm_backward, _mm_setup),
+        ("linear_relu2", _linear_relu2_backward, _linear_setup),
+        ("linear_compress", _linear_compress_backward, _linear_setup),
         ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
     ):
         torch.library.register_autograd(f"sparse24::{name}", backward, setup_context=setup_context)

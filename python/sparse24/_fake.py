@@ -120,6 +120,67 @@ def _quantize_fp8(x: Tensor, scale: Tensor | None, scaling: str = "row") -> tupl
     )
 
 
+def _check_linear(
+    op: str, x: Tensor, w: Tensor, out_dtype: torch.dtype | None, fp8_multiple: int, multiple: int
+) -> tuple[int, int, torch.dtype]:
+    """Tokens, output features and the stored type of ``x @ w.T``."""
+    _expect(x.dim() == 2, op, "x to have 2 dimensions", x.dim())
+    _expect(w.dim() == 2, op, "w to have 2 dimensions", w.dim())
+    tokens, features = x.shape
+    if x.dtype == _FP8:
+        _expect(features % 16 == 0, op, "x to have a multiple of 16 columns (float8_e4m3fn)", features)
+    _expect(w.shape[1] == features, op, f"w to have {features} columns (columns of x)", w.shape[1])
+    dtype = x.dtype if out_dtype is None else out_dtype
+    rule = fp8_multiple if dtype == _FP8 else multiple
+    _expect(w.shape[0] % rule == 0, op, f"w to have a multiple of {rule} rows", w.shape[0])
+    return tokens, w.shape[0], dtype
+
+
+def _statistics(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(int(wanted), dtype=torch.float32), x.new_empty(int(wanted), dtype=torch.int32)
+
+
+def _linear_relu2(
+    x: Tensor,
+    w: Tensor,
+    scale_x: Tensor | None,
+    scale_w: Tensor | None,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    statistics: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, out, dtype = _check_linear("linear_relu2", x, w, out_dtype, 16, 8)
+    return x.new_empty((tokens, out), dtype=dtype), *_statistics(x, statistics)
+
+
+def _linear_compress(
+    x: Tensor,
+    w: Tensor,
+    scale_x: Tensor | None,
+    scale_w: Tensor | None,
+    bias: Tensor | None,
+    scale_out: Tensor | None,
+    *,
+    activation: str = "relu2",
+    scaling: str = "given",
+    out_dtype: torch.dtype | None = None,
+    statistics: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens, out, dtype = _check_linear("linear_compress", x, w, out_dtype, 32, 16)
+    if dtype != _FP8:
+        scale_shape: tuple[int, ...] = (0,)
+    else:
+        scale_shape = (1,) if scale_out is not None and scale_out.numel() == 1 else (tokens, 1)
+    return (
+        x.new_empty((tokens, out // 2), dtype=dtype),
+        x.new_empty(_meta_bytes(tokens, out, dtype, -1), dtype=torch.uint8),
+        x.new_empty(scale_shape, dtype=torch.float32),
+        *_statistics(x, statistics),
+    )
+
+
 def register() -> None:
     """Register all of them."""
     functions: dict[str, Callable[..., Any]] = {
@@ -129,6 +190,8 @@ def register() -> None:
         "decompress": _decompress,
         "mm": _mm,
         "quantize_fp8": _quantize_fp8,
+        "linear_relu2": _linear_relu2,
+        "linear_compress": _linear_compress,
     }
     for name, function in functions.items():
         torch.library.register_fake(f"sparse24::{name}", function)

@@ -1,19 +1,30 @@
-"""The squared-ReLU feed-forward network, composed from the ops.
+"""The squared-ReLU feed-forward network, put together from the ops.
 
-    y1 = x @ w1.T + b1          dense GEMM (cuBLAS, `torch._scaled_mm`)
-    values, meta = 2:4 of max(y1, 0)^2
-    out = 2:4 @ w2.T + b2       sparse GEMM
+    values, meta = 2:4 of max(x @ w1.T + b1, 0)^2    one kernel: `linear_compress`
+    out = 2:4 @ w2.T + b2                            sparse GEMM: `mm`
 
-The pass between the two GEMMs reads and writes the activation once; nothing is fused into a GEMM.
+The activation is never stored dense. In fp8 `quantize_fp8` of x comes before, and unless the activation's scale is
+given, one pass over the compressed values converts them. Without fusion, a dense GEMM and a pass over its result take
+the first line's place.
 """
 
+from contextlib import nullcontext
 from typing import Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse24.ops import compress, compress_fp8, mm, quantize_fp8
+from sparse24.ops import (
+    OutputScaling,
+    Scaling,
+    compress,
+    compress_fp8,
+    linear_compress,
+    linear_relu2,
+    mm,
+    quantize_fp8,
+)
 
 Precision = Literal["auto", "16bit", "fp8"]
 
@@ -35,7 +46,9 @@ def relu2_mlp(
     precision: Precision = "auto",
     w1_scale: Tensor | None = None,
     w2_scale: Tensor | None = None,
+    scale_y: Tensor | None = None,
     min_tokens: int | None = None,
+    fused: bool = True,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -64,9 +77,16 @@ def relu2_mlp(
         (`sparse24.quantize_fp8`, `sparse24.nn.ReLU2MLP.quantize_`): in the call it costs a pass over both.
     w1_scale, w2_scale : Tensor, optional
         Dequantising multipliers of float8 weights, float32, one per row or a single one.
+    scale_y : Tensor, optional
+        fp8 only: the dequantising multiplier of the activation, float32, one per token or a single one (see `scale_out`
+        of `sparse24.linear_compress`). What exceeds 448 times it saturates. Default: computed per token, which costs a
+        pass over the compressed activation.
     min_tokens : int, optional
         Default: `sparse24.mlp.DEFAULT_MIN_TOKENS` on CUDA, 0 on the CPU. The comparison is a Python one on the shape:
         constant for static shapes, one guard for dynamic ones.
+    fused : bool
+        False: a dense GEMM of torch, then `compress` or `compress_fp8`. The same network up to the order of summation
+        in the first GEMM and, in fp8 without `scale_y`, one rounding of the activation to bfloat16 less.
 
     Returns
     -------
@@ -81,8 +101,8 @@ def relu2_mlp(
     Notes
     -----
     Differentiable in 16-bit precision: the backward pass uses the forward's pattern, so dropped entries get no
-    gradient. It is composed of separate ops and dense where the token direction is the reduction. fp8 is for
-    inference: its backward raises, so compile it under `torch.no_grad` or with weights that need no gradient.
+    gradient. It is composed of separate ops and dense. fp8 is for inference: its backward raises, so compile it under
+    `torch.no_grad` or with weights that need no gradient.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
@@ -97,12 +117,15 @@ def relu2_mlp(
         _fail("min_tokens to be at least 0", min_tokens)
 
     tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
+    _check_scale_y(scale_y, tokens, fp8)
     sparse = tokens.shape[0] >= min_tokens and w1.shape[0] % (32 if fp8 else 16) == 0
-    if autocast:
-        with torch.autocast(device_type, enabled=False):
-            out = _forward(tokens, w1, w2, b1, b2, w1_scale, w2_scale, fp8, sparse)
-    else:
-        out = _forward(tokens, w1, w2, b1, b2, w1_scale, w2_scale, fp8, sparse)
+    with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+        if fp8:
+            first = _activation_fp8(tokens, w1, b1, w1_scale, scale_y, sparse, fused)
+            out = _down_projection_fp8(*first, w2, w2_scale, b2, dtype)
+        else:
+            first = _activation_16bit(tokens, w1, b1, sparse, fused)
+            out = _down_projection_16bit(*first, w2, b2)
     return out.reshape(*x.shape[:-1], w2.shape[0])
 
 
@@ -111,38 +134,77 @@ def up_projection(
 ) -> Tensor:
     """Compute the pre-activation [T, F] of x [T, D]: the first GEMM of `relu2_mlp` alone.
 
-    For analysis and verification: `relu2_mlp` computes exactly this.
+    For analysis and verification: `relu2_mlp` computes exactly this without fusion, and with it the same up to the
+    order of summation.
     """
     if not fp8:
         return F.linear(x, w1.to(x.dtype), _cast(b1, x.dtype))
     return _linear_fp8(*quantize_fp8(x), *_fp8_weight(w1, w1_scale, x.dtype), b1)
 
 
-def _forward(
+def _activation_16bit(
+    x: Tensor, w1: Tensor, b1: Tensor | None, sparse: bool, fused: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the squared ReLU of the first layer: 2:4 values and metadata, or dense without metadata."""
+    if fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
+        w1, b1 = w1.to(x.dtype), _cast(b1, x.dtype)
+        if sparse:
+            return linear_compress(x, w1, bias=b1, statistics=False)[:2]
+        return linear_relu2(x, w1, bias=b1, statistics=False)[0], None
+    y1 = up_projection(x, w1, b1)
+    if sparse:
+        return compress(y1, "relu2")
+    return torch.relu(y1).square(), None
+
+
+def _down_projection_16bit(y: Tensor, meta: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    w2, b2 = w2.to(y.dtype), _cast(b2, y.dtype)
+    return F.linear(y, w2, b2) if meta is None else mm(y, meta, w2.t(), bias=b2)
+
+
+def _activation_fp8(
     x: Tensor,
     w1: Tensor,
-    w2: Tensor,
     b1: Tensor | None,
-    b2: Tensor | None,
     w1_scale: Tensor | None,
-    w2_scale: Tensor | None,
-    fp8: bool,
+    scale_y: Tensor | None,
     sparse: bool,
-) -> Tensor:
-    """Run on x [T, D]; everything is checked, autocast is off."""
-    y1 = up_projection(x, w1, b1, fp8=fp8, w1_scale=w1_scale)
-    b2 = _cast(b2, x.dtype)
-    if fp8:
-        w2, w2_scale = _fp8_weight(w2, w2_scale, x.dtype)
+    fused: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Compute the same in float8, and its scale."""
+    if not fused:
+        y1 = up_projection(x, w1, b1, fp8=True, w1_scale=w1_scale)
+        scaling: Scaling = "row" if scale_y is None or scale_y.numel() != 1 else "tensor"
         if sparse:
-            values, meta, scale = compress_fp8(y1, None, "relu2")
-            return mm(values, meta, w2.t(), scale, w2_scale, b2, out_dtype=x.dtype)
-        return _linear_fp8(*quantize_fp8(torch.relu(y1).square()), w2, w2_scale, b2).to(x.dtype)
-    w2 = w2.to(x.dtype)
+            return compress_fp8(y1, scale_y, "relu2", scaling=scaling)
+        y, scale = quantize_fp8(torch.relu(y1).square(), scale_y, scaling)
+        return y, None, scale
+    q, x_scale = quantize_fp8(x)
+    w1, w1_scale = _fp8_weight(w1, w1_scale, x.dtype)
+    first = q, w1, x_scale, w1_scale, _cast(b1, torch.bfloat16)
     if sparse:
-        values, meta = compress(y1, "relu2")
-        return mm(values, meta, w2.t(), bias=b2)
-    return F.linear(torch.relu(y1).square(), w2, b2)
+        scaling_out: OutputScaling = "row" if scale_y is None else "given"
+        return linear_compress(*first, scale_y, scaling=scaling_out, statistics=False)[:3]
+    if scale_y is not None:
+        return linear_relu2(*first, scale_y, statistics=False)[0], None, scale_y
+    y, scale = quantize_fp8(linear_relu2(*first, out_dtype=torch.bfloat16, statistics=False)[0])
+    return y, None, scale
+
+
+def _down_projection_fp8(
+    y: Tensor,
+    meta: Tensor | None,
+    scale: Tensor,
+    w2: Tensor,
+    w2_scale: Tensor | None,
+    b2: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    w2, w2_scale = _fp8_weight(w2, w2_scale, dtype)
+    b2 = _cast(b2, dtype)
+    if meta is None:
+        return _linear_fp8(y, scale.reshape(-1, 1).expand(y.shape[0], 1).contiguous(), w2, w2_scale, b2).to(dtype)
+    return mm(y, meta, w2.t(), scale, w2_scale, b2, out_dtype=dtype)
 
 
 def _linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -204,6 +266,19 @@ def _is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_
             if size % 16 != 0:
                 _fail(f"{name} to have a multiple of 16 {extent} for fp8", size)
     return fp8
+
+
+def _check_scale_y(scale_y: Tensor | None, tokens: Tensor, fp8: bool) -> None:
+    if scale_y is None:
+        return
+    if not fp8:
+        _fail("scale_y to be None in 16-bit precision", "a tensor")
+    if scale_y.dtype != torch.float32:
+        _fail("scale_y to be float32", _name(scale_y.dtype))
+    if scale_y.numel() not in (1, tokens.shape[0]):
+        _fail(f"scale_y to have 1 or {tokens.shape[0]} elements (tokens)", scale_y.numel())
+    if scale_y.device != tokens.device:
+        _fail(f"scale_y to be on {tokens.device} as x is", scale_y.device)
 
 
 def _check_operands(

@@ -54,8 +54,8 @@ class ReLU2MLP(nn.Module):
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute [..., D_out] of x [..., D]."""
+    def forward(self, x: Tensor, scale_y: Tensor | None = None) -> Tensor:
+        """Compute [..., D_out] of x [..., D]; `scale_y` as in `sparse24.relu2_mlp`."""
         up, down = self.up_proj, self.down_proj
         return relu2_mlp(
             x,
@@ -66,6 +66,7 @@ class ReLU2MLP(nn.Module):
             precision=self.precision,
             w1_scale=getattr(up, "weight_scale", None),
             w2_scale=getattr(down, "weight_scale", None),
+            scale_y=scale_y,
             min_tokens=self.min_tokens,
         )
 

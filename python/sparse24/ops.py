@@ -20,6 +20,8 @@ Every op runs on CUDA (compute capability 9.0) and on the CPU, with the same bit
 for the CPU only. Inputs that are not contiguous or not 16-byte aligned are copied. Wrong arguments raise RuntimeError:
 ``sparse24.<op>: expected <argument> <rule>, got <value>``.
 
+`linear_relu2` and `linear_compress` are documented in `sparse24.linear`.
+
 Source: Haziza et al. 2025, "Accelerating Transformer Inference and Training with 2:4 Activation Sparsity",
 arXiv 2503.16672.
 """
@@ -30,6 +32,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _autograd, _fake
+from sparse24.linear import OutputScaling, linear_compress, linear_relu2
 
 Activation = Literal["none", "relu", "relu2"]
 Dim = Literal[-1, -2]
@@ -38,11 +41,14 @@ Scaling = Literal["row", "tensor"]
 __all__ = [
     "Activation",
     "Dim",
+    "OutputScaling",
     "Scaling",
     "compress",
     "compress_fp8",
     "compress_like",
     "decompress",
+    "linear_compress",
+    "linear_relu2",
     "mm",
     "quantize_fp8",
 ]

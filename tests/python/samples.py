@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from data import DTYPES, activations, k_major, normal, relayout
+from data import DTYPES, activations, integers, k_major, normal, relayout
 from oracle import FP8
 from torch import Tensor
 
@@ -56,6 +56,8 @@ class Case:
             return Sample("compress_fp8", (laid_out(x), None, "relu2", self.dim, "row"))
         if self.op == "quantize_fp8":
             return Sample("quantize_fp8", (laid_out(x), None, "row"))
+        if self.op in ("linear_relu2", "linear_compress"):
+            return self._linear(device, laid_out, seed)
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -75,6 +77,21 @@ class Case:
             "mm", (values, meta, b, scale_a, scale_b, bias), {"dim": self.dim, "transpose_out": self.dim == -2}
         )
 
+    def _linear(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> Sample:
+        """Small integers, so that devices and layouts agree in every bit."""
+        fp8 = self.dtype == FP8
+        hidden = torch.bfloat16 if fp8 else self.dtype
+        x = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
+        w = laid_out(integers(COLS, 48, dtype=self.dtype, seed=seed + 1).to(device))
+        bias = integers(COLS, dtype=hidden, seed=seed + 2).to(device).requires_grad_(x.requires_grad)
+        scale_x = torch.full((ROWS, 1), 0.5, device=device)
+        scale_w = torch.full((COLS,), 2.0, device=device)
+        if not fp8:
+            return Sample(self.op, (x, w, scale_x, scale_w, bias, None))
+        if self.op == "linear_compress":
+            return Sample(self.op, (x, w, scale_x, scale_w, bias, None), {"scaling": "row"})
+        return Sample(self.op, (x, w, scale_x, scale_w, bias, torch.full((ROWS, 1), 0.25, device=device)))
+
 
 def _cases() -> list[Case]:
     cases = []
@@ -83,6 +100,8 @@ def _cases() -> list[Case]:
             cases += [Case(op, dtype, dim) for dtype in DTYPES]
         for op in ("compress_fp8", "compress_like", "decompress", "mm"):
             cases.append(Case(op, FP8, dim, differentiable=False))
+    for op in ("linear_relu2", "linear_compress"):
+        cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
 
 

@@ -17,7 +17,7 @@ def demo(path, device="cpu"):
 def test_runs_and_verifies(tmp_path, capsys, device):
     status, record = demo(tmp_path / "out.json", device)
     assert status == 0 and record["verified"]
-    assert len(record["checks"]) >= 16 and all(c["passed"] for c in record["checks"])
+    assert len(record["checks"]) >= 56 and all(c["passed"] for c in record["checks"])
     assert record["training"]["steps"] == 3
     losses = record["held_out_loss"]
     assert len(losses) == 5 and all(0 < loss < 8 for loss in losses.values())
@@ -33,7 +33,7 @@ def test_is_reproducible(tmp_path):
     assert first["held_out_loss"] == second["held_out_loss"] and first["layers"] == second["layers"]
 
 
-@pytest.mark.parametrize("op", ["compress", "compress_fp8", "relu2_mlp"])
+@pytest.mark.parametrize("op", ["compress", "compress_fp8", "linear_compress", "relu2_mlp"])
 def test_a_wrong_op_fails(tmp_path, capsys, monkeypatch, op):
     """One entry of its first result is changed."""
     right = getattr(verify, op)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_accurate, assert_same_bits
-from data import normal
+from data import integers, normal
 from oracle import FP8, Pattern
 
 import sparse24
@@ -30,10 +30,19 @@ def tokens(count, dtype, device, seed=0):
     return normal(count, D, dtype=dtype, seed=seed).to(device)
 
 
-def composed_fp8(x, w1, w2, b1, b2, w1_scale=None, w2_scale=None):
+def fused_fp8(x, w1, w2, b1, b2, scale_y=None):
+    """The fp8 network out of quantize_fp8, linear_compress and mm."""
+    (w1, w1_scale), (w2, w2_scale) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
+    q, scale = sparse24.quantize_fp8(x)
+    b1 = None if b1 is None else b1.to(torch.bfloat16)
+    scaling = "row" if scale_y is None else "given"
+    values, meta, scale, _, _ = sparse24.linear_compress(q, w1, scale, w1_scale, b1, scale_y, scaling=scaling)
+    return sparse24.mm(values, meta, w2.t(), scale, w2_scale, b2, out_dtype=x.dtype)
+
+
+def composed_fp8(x, w1, w2, b1, b2, scale_y=None):
     """The fp8 network out of quantize_fp8, torch's product, compress_fp8 and mm."""
-    if w1_scale is None:
-        (w1, w1_scale), (w2, w2_scale) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
+    (w1, w1_scale), (w2, w2_scale) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
     q, scale = sparse24.quantize_fp8(x)
     if x.is_cuda:
         bias = None if b1 is None else b1.to(torch.bfloat16)
@@ -44,8 +53,15 @@ def composed_fp8(x, w1, w2, b1, b2, w1_scale=None, w2_scale=None):
     else:
         y1 = (q.float() @ w1.float().t()) * scale * w1_scale.reshape(1, -1)
         y1 = (y1 if b1 is None else y1 + b1.float()).to(torch.bfloat16)
-    values, meta, scale = sparse24.compress_fp8(y1, None, "relu2")
+    scaling = "row" if scale_y is None or scale_y.numel() > 1 else "tensor"
+    values, meta, scale = sparse24.compress_fp8(y1, scale_y, "relu2", scaling=scaling)
     return sparse24.mm(values, meta, w2.t(), scale, w2_scale, b2, out_dtype=x.dtype)
+
+
+def pattern_16bit(x, w1, b1):
+    """The mask of linear_compress: from another product a rounding could swap two nearly equal entries."""
+    meta = sparse24.linear_compress(x, w1, bias=b1)[1]
+    return Pattern.of_meta(meta, x.shape[0], w1.shape[0], x.dtype, -1).mask().to(x.device)
 
 
 def dequantised(t):
@@ -65,18 +81,20 @@ def masked_exact(x, w1, w2, b1, b2, mask):
 @pytest.mark.parametrize("count", [1, 63, 129])
 def test_sixteen_bit_is_the_ops(device, dtype, count, bias):
     x, (w1, w2, b1, b2) = tokens(count, dtype, device), weights(dtype, device, bias=bias)
-    values, meta = sparse24.compress(F.linear(x, w1, b1), "relu2")
+    values, meta, *_ = sparse24.linear_compress(x, w1, bias=b1)
     expected = sparse24.mm(values, meta, w2.t(), bias=b2)
     assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0), expected)
     assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0, precision="16bit"), expected)
+    values, meta = sparse24.compress(F.linear(x, w1, b1), "relu2")
+    expected = sparse24.mm(values, meta, w2.t(), bias=b2)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0, fused=False), expected)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 def test_sixteen_bit_is_near_the_masked_network(device, dtype, bias):
     x, (w1, w2, b1, b2) = tokens(129, dtype, device), weights(dtype, device, bias=bias)
     y1 = F.linear(x, w1, b1)
-    meta = oracle.compress(y1, "relu2")[1]
-    mask = Pattern.of_meta(meta, 129, HIDDEN, dtype, -1).mask().to(device)
+    mask = pattern_16bit(x, w1, b1)
     assert 0 < (torch.relu(y1) * ~mask).count_nonzero(), "nothing was pruned: the mask would not matter"
     torchs = F.linear(torch.relu(y1).square() * mask, w2, b2)
     exact, magnitude = masked_exact(x, w1, w2, b1, b2, mask)
@@ -87,11 +105,51 @@ def test_sixteen_bit_is_near_the_masked_network(device, dtype, bias):
 @pytest.mark.parametrize("count", [1, 63, 129])
 def test_fp8_is_the_ops(device, count, bias):
     x, (w1, w2, b1, b2) = tokens(count, torch.bfloat16, device), weights(torch.bfloat16, device, bias=bias)
-    expected = composed_fp8(x, w1, w2, b1, b2)
-    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0), expected)
     (q1, s1), (q2, s2) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
-    quantised = sparse24.relu2_mlp(x, q1, q2, b1, b2, w1_scale=s1, w2_scale=s2, min_tokens=0)
-    assert_same_bits(quantised, expected)
+    for fused, reference in ((True, fused_fp8), (False, composed_fp8)):
+        expected = reference(x, w1, w2, b1, b2)
+        options = {"min_tokens": 0, "fused": fused}
+        assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", **options), expected)
+        quantised = sparse24.relu2_mlp(x, q1, q2, b1, b2, w1_scale=s1, w2_scale=s2, **options)
+        assert_same_bits(quantised, expected)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "one"])
+def test_given_scale_of_the_activation(device, kind):
+    x, (w1, w2, b1, b2) = tokens(65, torch.bfloat16, device), weights(torch.bfloat16, device, bias=True)
+    scale_y = torch.full((1,), 0.03, device=device)
+    if kind == "tokens":
+        scale_y = 0.01 * (1 + torch.arange(65, device=device) % 7)
+    options = {"precision": "fp8", "scale_y": scale_y, "min_tokens": 0}
+    expected = fused_fp8(x, w1, w2, b1, b2, scale_y)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, **options), expected)
+    assert_same_bits(
+        sparse24.relu2_mlp(x, w1, w2, b1, b2, **options, fused=False), composed_fp8(x, w1, w2, b1, b2, scale_y)
+    )
+    # Dense: the scale is used there, too.
+    dense = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", scale_y=scale_y, min_tokens=66)
+    exact, magnitude = masked_exact(x, w1, w2, b1, b2, torch.ones((), device=device))
+    y = torch.relu(dequantised(x) @ dequantised(w1).t() + b1.float()).square()
+    y = (y / scale_y.reshape(-1, 1)).clamp(max=448).to(FP8).float() * scale_y.reshape(-1, 1)
+    assert_accurate(dense, (y @ dequantised(w2).t() + b2.float()).to(torch.bfloat16), exact, magnitude)
+
+
+@pytest.mark.parametrize("count", [1, 63, 129])
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+def test_fused_is_unfused(device, precision, count):
+    """Bit for bit where the first product is exact: small integers, whose squares bfloat16 holds."""
+    x = integers(count, 16, dtype=torch.bfloat16, limit=1).to(device)
+    w1, w2 = (
+        integers(*s, dtype=torch.bfloat16, limit=1, seed=i).to(device) for i, s in ((1, (160, 16)), (2, (48, 160)))
+    )
+    x[:, 0], w1[:, 1] = 1, 1  # so that no row is zero
+    b1 = integers(160, dtype=torch.bfloat16, limit=2, seed=3).to(device)
+    for scale_y in (None, torch.full((1,), 0.25, device=device)) if precision == "fp8" else (None,):
+        for min_tokens in (0, count + 1):
+            options = {"precision": precision, "scale_y": scale_y, "min_tokens": min_tokens}
+            fused, unfused = (sparse24.relu2_mlp(x, w1, w2, b1, **options, fused=f) for f in (True, False))
+            assert_same_bits(fused, unfused, f"{options}")
+            assert fused.abs().max() > 0
 
 
 def test_fp8_is_near_the_masked_network(device):
@@ -100,7 +158,9 @@ def test_fp8_is_near_the_masked_network(device):
     out = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0)
 
     y1 = (dequantised(x) @ dequantised(w1).t() + b1.float()).to(torch.bfloat16)
-    mask = Pattern.of_meta(oracle.compress(y1, "relu2")[1], 129, HIDDEN, torch.bfloat16, -1).mask().to(device)
+    (q, s), (q1, s1) = sparse24.quantize_fp8(x), sparse24.quantize_fp8(w1)
+    meta = sparse24.linear_compress(q, q1, s, s1, b1, scaling="row")[1]
+    mask = Pattern.of_meta(meta, 129, HIDDEN, FP8, -1).mask().to(device)
     torchs = (dequantised(torch.relu(y1.float()).square() * mask) @ dequantised(w2).t() + b2.float()).to(torch.bfloat16)
     exact, magnitude = masked_exact(x, w1, w2, b1, b2, mask)
     assert_accurate(out, torchs, exact, magnitude)
@@ -116,7 +176,9 @@ def test_dense_below_the_threshold(device, precision):
     exact, magnitude = masked_exact(x, w1, w2, None, None, torch.ones((), device=device))
     if precision == "16bit":
         torchs = F.linear(torch.relu(F.linear(x, w1)).square(), w2)
-        assert_same_bits(dense, torchs)
+        assert_same_bits(dense, F.linear(sparse24.linear_relu2(x, w1)[0], w2))
+        unfused = sparse24.relu2_mlp(x, w1, w2, precision=precision, min_tokens=34, fused=False)
+        assert_same_bits(unfused, torchs)
     else:
         y = torch.relu((dequantised(x) @ dequantised(w1).t()).to(torch.bfloat16)).square()
         torchs = (dequantised(y) @ dequantised(w2).t()).to(torch.bfloat16)
@@ -165,11 +227,16 @@ def test_non_contiguous_x(device, dtype):
     assert_same_bits(sparse24.relu2_mlp(x.transpose(0, 1), w1, w2, min_tokens=0).contiguous(), expected.contiguous())
 
 
-def test_gradients(device, dtype):
+@pytest.mark.parametrize("kind", ["fused", "unfused", "dense"])
+def test_gradients(device, dtype, kind):
     """Against the network with the same mask, parameters and input."""
     x, (w1, w2, b1, b2) = tokens(65, dtype, device), weights(dtype, device, bias=True)
-    y1 = F.linear(x, w1, b1)
-    mask = Pattern.of_meta(sparse24.compress(y1, "relu2")[1], 65, HIDDEN, dtype, -1).mask().to(device)
+    mask = 1
+    if kind == "fused":
+        mask = pattern_16bit(x, w1, b1)
+    elif kind == "unfused":
+        meta = sparse24.compress(F.linear(x, w1, b1), "relu2")[1]
+        mask = Pattern.of_meta(meta, 65, HIDDEN, dtype, -1).mask().to(device)
     g = normal(65, OUT, dtype=dtype, seed=9).to(device)
 
     def grads(function, to):
@@ -180,7 +247,7 @@ def test_gradients(device, dtype):
         return F.linear(torch.relu(F.linear(x, w1, b1)).square() * mask, w2, b2)
 
     def sparse(*t):
-        return sparse24.relu2_mlp(*t, min_tokens=0)
+        return sparse24.relu2_mlp(*t, min_tokens=66 if kind == "dense" else 0, fused=kind != "unfused")
 
     for i, (a, t, e) in enumerate(
         zip(grads(sparse, dtype), grads(dense, dtype), grads(dense, torch.float64), strict=True)
@@ -276,9 +343,12 @@ def test_quantised_module(device):
     x = tokens(65, torch.bfloat16, device)
     w1, w2, b1, b2 = m.up_proj.weight, m.down_proj.weight, m.up_proj.bias, m.down_proj.bias
     expected = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0)
+    scale_y = torch.full((1,), 0.03, device=device)
+    expected_given = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", scale_y=scale_y, min_tokens=0)
     assert m.quantize_() is m
     assert m.up_proj.weight.dtype == m.down_proj.weight.dtype == FP8
     assert_same_bits(m(x), expected)
+    assert_same_bits(m(x, scale_y), expected_given)
     state = m.state_dict()
     assert state["up_proj.weight"].dtype == FP8 and state["up_proj.weight_scale"].dtype == torch.float32
     # Twice is once; casts leave quantised weights alone; copies and files keep them.
@@ -310,6 +380,17 @@ REFUSALS = {
     "min_tokens": (lambda *t: t, {"min_tokens": -1}, "min_tokens to be at least 0, got -1"),
     "one fp8 weight": (lambda x, w1, w2: (x, w1.to(FP8), w2), {}, "w2 to be float8_e4m3fn .*, got bfloat16"),
     "no scale": (lambda x, w1, w2: (x, w1.to(FP8), w2.to(FP8)), {}, "w1_scale .*, got None"),
+    "scale_y in 16 bits": (lambda *t: t, {"scale_y": torch.ones(1)}, "scale_y to be None .*, got a tensor"),
+    "scale_y dtype": (
+        lambda *t: t,
+        {"precision": "fp8", "scale_y": torch.ones(1).double()},
+        "scale_y to be float32, got float64",
+    ),
+    "scale_y size": (
+        lambda *t: t,
+        {"precision": "fp8", "scale_y": torch.ones(7)},
+        r"scale_y to have 1 or 8 elements \(tokens\), got 7",
+    ),
     "scale of 16-bit": (lambda *t: t, {"w1_scale": torch.ones(1)}, "w1_scale to be None .*"),
     "16bit of fp8": (
         lambda x, w1, w2: (x, w1.to(FP8), w2.to(FP8)),

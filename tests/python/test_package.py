@@ -104,6 +104,11 @@ def test_schemas():
         "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
         "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor",
         "quantize_fp8": '(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale)',
+        "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+        "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)",
+        "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+        'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
+        "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")
@@ -111,7 +116,8 @@ def test_schemas():
 
 
 def test_every_op_is_documented():
-    for name in ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8", "relu2_mlp"):
+    ops = ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8")
+    for name in (*ops, "linear_compress", "linear_relu2", "relu2_mlp"):
         text = getattr(sparse24, name).__doc__
         for section in ("Parameters", "Returns", "Raises"):
             assert f"{section}\n" in text, f"{name} lacks {section}"
@@ -121,10 +127,11 @@ def test_every_op_is_documented():
 def test_examples_of_the_documentation():
     import doctest
 
-    from sparse24 import ops
+    from sparse24 import linear, ops
 
-    results = doctest.testmod(ops, extraglobs={"sparse24": sparse24})
-    assert results.attempted > 0 and results.failed == 0
+    for module in (ops, linear):
+        results = doctest.testmod(module, extraglobs={"sparse24": sparse24})
+        assert results.attempted > 0 and results.failed == 0
 
 
 def test_a_library_that_does_not_load_says_why(tmp_path):

@@ -105,6 +105,14 @@ def test_wrappers_pass_every_argument(device):
     bias = torch.ones(8, device=device)
     actual = sparse24.mm(values, meta, b, scale_a=scale, scale_b=scale[:1], bias=bias, **options)
     assert_same_bits(actual, ops.mm(values, meta, b, scale, scale[:1], bias, **options))
+    w, bias = x[:32], torch.ones(32, device=device, dtype=torch.bfloat16)
+    tensors = {"scale_x": scale, "scale_w": scale[:32], "bias": bias, "scale_out": 2 * scale}
+    for op in (sparse24.linear_relu2, sparse24.linear_compress):
+        expected = getattr(ops, op.__name__)(x, w, *tensors.values(), out_dtype=FP8)
+        assert_same_results(op(x, w, **tensors, out_dtype=FP8), expected)
+    expected = ops.linear_compress(x, w, None, None, None, None, activation="relu2", scaling="row", out_dtype=FP8)
+    actual = sparse24.linear_compress(x, w, activation="relu2", scaling="row", out_dtype=FP8)
+    assert_same_results(actual, expected)
 
 
 def test_many_threads(device):
@@ -186,7 +194,7 @@ def test_cuda_graph_of_a_network(cuda):
 @pytest.mark.parametrize("case", [c for c in CASES if c.dtype != torch.float32], ids=str)
 def test_runs_on_the_device_of_its_tensors(case):
     """With device 0 current and tensors on device 1."""
-    expected = case.make("cpu").run() if case.op != "mm" else case.make("cuda:0").run()
+    expected = case.make("cuda:0" if case.op == "mm" else "cpu").run()
     torch.cuda.set_device(0)
     out = case.make("cuda:1").run()
     assert all(o.device == torch.device("cuda:1") for o in out)

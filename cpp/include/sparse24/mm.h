@@ -48,6 +48,14 @@ struct MmConfig {
   bool raster_along_m;
 };
 
+/// The order of a GEMM's tiles.
+struct TileOrder {
+  int swizzle;
+  bool along_m;
+};
+/// The order for clusters of `cluster_rows` rows and tiles of `tile_cols` columns over an [m, n] result.
+TileOrder select_tile_order(int64_t m, int64_t n, int cluster_rows, int tile_cols);
+
 /// The configuration for one problem: a pure function of sizes, dtype and SM count.
 MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count);
 

@@ -1,7 +1,8 @@
 """The ops against plain torch: the format bit for bit, the FFN within what the same product costs dense.
 
 The reference is written with a mask on dense tensors. It shares no code with the ops, except that both start from the
-same pre-activation (`sparse24.mlp.up_projection`): a rounding difference there could swap two nearly equal entries.
+same pre-activation (`sparse24.mlp.up_projection`): a rounding difference there could swap two nearly equal entries. The
+fused first layer adds up in its own order: its entries, and what it selects, are compared within errors.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sparse24.analyze import top2_mask
 from sparse24.mlp import relu2_mlp, up_projection
-from sparse24.ops import compress, compress_fp8, decompress, quantize_fp8
+from sparse24.ops import compress, compress_fp8, decompress, linear_compress, quantize_fp8
 
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
@@ -65,10 +66,18 @@ def _verify_16bit(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Ch
         expected = torch.where(top2_mask(torch.relu(y1), dim), y2, 0.0).to(x.dtype)
         yield _equal(f"16-bit decompress(compress(y1)), dim={dim}", restored, expected)
 
-    out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0)[rows]
+    out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, fused=False)[rows]
     masked = torch.where(top2_mask(torch.relu(y1)), y2, 0.0).to(x.dtype)[rows]
     exact = masked.double() @ w2.double().t()
-    yield _within("16-bit relu2_mlp", out, F.linear(masked, w2), exact)
+    yield _within("16-bit relu2_mlp, not fused", out, F.linear(masked, w2), exact)
+
+    values, meta, *_ = linear_compress(x, w1)
+    kept = decompress(values, meta, *y1.shape)[rows]
+    mask = decompress(torch.ones_like(values), meta, *y1.shape)[rows] != 0
+    exact = torch.relu(x[rows].double() @ w1.double().t()).square()
+    yield from _first_layer("16-bit linear_compress", kept, mask, y2[rows].to(x.dtype), exact)
+    out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0)[rows]
+    yield _within("16-bit relu2_mlp", out, F.linear(kept, w2), kept.double() @ w2.double().t())
 
 
 def _verify_fp8(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Check]:
@@ -86,10 +95,34 @@ def _verify_fp8(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Chec
     yield _equal("fp8 decompress(compress_fp8(y1))", restored, kept)
     yield _equal("fp8 compress_fp8(y1), scale", scale, expected_scale)
 
-    out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0)[rows]
+    out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0, fused=False)[rows]
     masked, scale = kept[rows], expected_scale[rows]
     exact = (masked.double() @ w2_values.double().t()) * scale.double() * w2_scale.double().t()
+    yield _within("fp8 relu2_mlp, not fused", out, _dense_fp8(masked, scale, w2_values, w2_scale).to(x.dtype), exact)
+
+    (q, q_scale), (w1_values, w1_scale) = quantize_fp8(x), quantize_fp8(w1)
+    values, meta, scale, *_ = linear_compress(q, w1_values, q_scale, w1_scale, scaling="row")
+    masked, scale = decompress(values, meta, *y1.shape)[rows], scale[rows]
+    mask = decompress(torch.ones_like(values), meta, *y1.shape)[rows].float() != 0
+    h = (q[rows].double() @ w1_values.double().t()) * q_scale[rows].double() * w1_scale.double().t()
+    dense_values, dense_scale = _quantize(y2[rows])
+    dense = dense_values.float() * dense_scale
+    yield from _first_layer("fp8 linear_compress", masked.float() * scale, mask, dense, torch.relu(h).square())
+    out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0)[rows]
+    exact = (masked.double() @ w2_values.double().t()) * scale.double() * w2_scale.double().t()
     yield _within("fp8 relu2_mlp", out, _dense_fp8(masked, scale, w2_values, w2_scale).to(x.dtype), exact)
+
+
+def _first_layer(name: str, kept: Tensor, mask: Tensor, dense: Tensor, exact: Tensor) -> Iterator[Check]:
+    """Compare the kept entries, and the sum of each group's two largest: a wrong choice would make it smaller."""
+    yield _within(name, kept, dense * mask, exact * mask)
+    pairs = _sum_of_groups(dense.double() * top2_mask(dense))
+    exact_pairs = _sum_of_groups(exact * top2_mask(exact))
+    yield _within(f"{name}, two largest", _sum_of_groups(kept.double()), pairs, exact_pairs)
+
+
+def _sum_of_groups(y: Tensor) -> Tensor:
+    return y.unflatten(1, (-1, 4)).sum(2)
 
 
 def _quantize(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,29 @@
+// Transposes in registers, over the four lanes of a quad and over a warp: accumulator fragments to rows or columns.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse24::cuda {
+
+// Lane q of a quad holds word b of row q; afterwards it holds word q of rows 0 .. 3: a 4 x 4 transpose.
+__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int q) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 2 ? w[i] : w[i + 2], 2);
+    (q & 2 ? w[i] : w[i + 2]) = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? w[i] : w[i + 1], 1);
+    (q & 1 ? w[i] : w[i + 1]) = got;
+  }
+}
+
+// Transposes an 8 x 8 matrix of 16-bit elements held as a fragment over the warp.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
+  uint32_t out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(fragment));
+  return out;
+}
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,424 @@
+"""linear_relu2 and linear_compress: bit for bit the separate steps, wherever the sums of the product are exact."""
+
+from dataclasses import dataclass
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_accurate, assert_same_bits
+from data import LAYOUTS, integers, normal, relayout
+from oracle import FP8, Pattern
+from torch import Tensor
+
+import sparse24
+
+#: Tokens, D, F: no tokens, tails of the tiles in both directions, D that is padded, no D at all, no features.
+SHAPES = [(0, 64, 96), (1, 64, 32), (127, 80, 160), (129, 64, 1888), (5, 208, 64), (300, 0, 64), (33, 16, 0)]
+ODD_DEPTHS = [(9, 1, 64), (130, 36, 96), (3, 99, 32)]
+
+
+def hidden_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if dtype == FP8 else dtype
+
+
+@dataclass
+class Problem:
+    """Operands whose products and sums are exact in float32, and the pre-activation that they have."""
+
+    x: Tensor
+    w: Tensor
+    scale_x: Tensor | None = None
+    scale_w: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def args(self) -> tuple[Tensor | None, ...]:
+        return self.x, self.w, self.scale_x, self.scale_w, self.bias
+
+    def h(self) -> Tensor:
+        """Rounded once, on the CPU."""
+        h = self.x.cpu().double() @ self.w.cpu().double().t()
+        for scale, shape in ((self.scale_x, (-1, 1)), (self.scale_w, (1, -1))):
+            if scale is not None:
+                h = h * scale.cpu().double().reshape(shape)
+        h = h if self.bias is None else h + self.bias.cpu().double()
+        return h.float().to(hidden_of(self.x.dtype))
+
+    def y(self) -> Tensor:
+        """In float32."""
+        return oracle.activate(self.h(), "relu2")
+
+
+def powers(count: int, device: str, seed: int) -> Tensor:
+    exponents = torch.randint(-2, 3, (count,), generator=torch.Generator().manual_seed(seed))
+    return torch.exp2(exponents.float()).to(device)
+
+
+def problem(tokens, depth, features, dtype, device, *, extras="none", seed=0) -> Problem:
+    """`extras`: "none", "rows" (a scale for each row, bias) or "one" (a single scale each)."""
+    x = integers(tokens, depth, dtype=dtype, limit=2, seed=seed).to(device)
+    w = integers(features, depth, dtype=dtype, limit=2, seed=seed + 1).to(device)
+    if extras == "none":
+        return Problem(x, w)
+    if extras == "one":
+        return Problem(x, w, powers(1, device, 1), powers(1, device, 2).reshape(1, 1))
+    bias = integers(features, dtype=hidden_of(dtype), limit=9, seed=seed + 2).to(device)
+    return Problem(x, w, powers(tokens, device, 1).reshape(-1, 1), powers(features, device, 2), bias)
+
+
+def output_scale(tokens: int, kind: str, device: str) -> Tensor:
+    """Some so small that large values saturate."""
+    if kind == "one":
+        return torch.full((1,), 0.37, device=device)
+    return (0.11 * (1 + torch.arange(tokens, device=device) % 17)).reshape(-1, 1)
+
+
+def count_saturated(y: Tensor, scale: Tensor) -> int:
+    return int((y * (1 / scale.cpu().reshape(-1, 1)) > 448).sum())
+
+
+def check_statistics(amax: Tensor, saturated: Tensor, y: Tensor, expected_saturated: int) -> None:
+    largest = y[~y.isnan()].amax() if (~y.isnan()).any() else torch.zeros(())
+    assert_same_bits(amax, largest.reshape(1), "amax")
+    assert saturated.dtype == torch.int32 and saturated.tolist() == [expected_saturated]
+
+
+def check_compress(p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None) -> None:
+    values, meta, used, amax, saturated = sparse24.linear_compress(*p.args, scale, out_dtype=out_dtype)
+    h = p.h()
+    if scale is None:
+        expected = *oracle.compress(h, "relu2"), torch.empty(0)
+        over = 0
+    else:
+        scaling = "tensor" if scale.numel() == 1 else "row"
+        expected = oracle.compress_fp8(h, scale, "relu2", scaling=scaling)
+        over = count_saturated(oracle.compress(h.float(), "relu2")[0], scale)
+    for name, a, e in zip(("values", "meta", "scale"), (values, meta, used), expected, strict=True):
+        assert_same_bits(a, e, name)
+        assert a.device == p.x.device and a.is_contiguous()
+    check_statistics(amax, saturated, p.y(), over)
+
+
+def check_relu2(p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None) -> None:
+    y, amax, saturated = sparse24.linear_relu2(*p.args, scale, out_dtype=out_dtype)
+    exact = p.y()
+    if scale is None:
+        codes = torch.where(exact.isnan(), oracle._NAN_CODE[y.dtype], oracle.bits(exact.to(y.dtype)).to(torch.int64))
+        expected, over = oracle.from_bits(codes, y.dtype), 0
+    else:
+        expected = oracle.to_e4m3(exact * (1 / scale.cpu().reshape(-1, 1)))
+        over = count_saturated(exact, scale)
+    assert_same_bits(y, expected, "y")
+    assert y.device == p.x.device and y.is_contiguous()
+    check_statistics(amax, saturated, exact, over)
+
+
+CHECKS = pytest.mark.parametrize("check", [check_compress, check_relu2], ids=["compress", "relu2"])
+EXTRAS = pytest.mark.parametrize("extras", ["none", "rows", "one"])
+
+
+@CHECKS
+@EXTRAS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_of_sixteen_bits(poisoned_memory, device, values_dtype, shape, extras, check):
+    check(problem(*shape, values_dtype, device, extras=extras), out_dtype=hidden_of(values_dtype))
+
+
+@CHECKS
+@EXTRAS
+@pytest.mark.parametrize("kind", ["rows", "one"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_of_fp8(poisoned_memory, device, values_dtype, shape, extras, kind, check):
+    p = problem(*shape, values_dtype, device, extras=extras, seed=3)
+    check(p, output_scale(shape[0], kind, device), out_dtype=FP8)
+
+
+@EXTRAS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_exact_row_scale(poisoned_memory, device, values_dtype, shape, extras):
+    """compress, then quantize_fp8 of its values; the metadata in the order of fp8."""
+    p = problem(*shape, values_dtype, device, extras=extras, seed=5)
+    actual = sparse24.linear_compress(*p.args, scaling="row", out_dtype=FP8)
+    h = p.h()
+    values, scale = oracle.quantize_fp8(oracle.compress(h, "relu2")[0])
+    meta = oracle.compress_fp8(h, None, "relu2")[1]
+    for name, a, e in zip(("values", "meta", "scale"), actual[:3], (values, meta, scale), strict=True):
+        assert_same_bits(a, e, name)
+    check_statistics(*actual[3:], p.y(), 0)
+    finite = scale.isfinite().reshape(-1) & (h > 0).any(1)  # float16 values overflow
+    largest = actual[0].float().cpu()[finite]
+    assert 0 in largest.shape or (largest.amax(1) == 448).all(), "a row's largest value becomes the largest number"
+
+
+@CHECKS
+@pytest.mark.parametrize("shape", ODD_DEPTHS, ids=str)
+def test_any_depth_in_sixteen_bits(device, dtype, shape, check):
+    check(problem(*shape, dtype, device, extras="rows", seed=7))
+
+
+@CHECKS
+def test_many_columns_of_output(device, check):
+    """F that is no multiple of a tile of 128."""
+    for features in (1856, 16, 48):
+        check(problem(65, 64, features, torch.bfloat16, device, seed=8))
+
+
+def test_few_features_of_relu2(device, dtype):
+    check_relu2(problem(17, 24, 40, dtype, device, extras="rows"))
+    check_relu2(problem(17, 24, 48, dtype, device), torch.ones(1, device=device), out_dtype=FP8)
+
+
+@CHECKS
+def test_default_out_dtype(device, values_dtype, check):
+    p = problem(33, 32, 64, values_dtype, device)
+    check(p, output_scale(33, "rows", device) if values_dtype == FP8 else None)
+
+
+@CHECKS
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(device, values_dtype, layout, check):
+    p = problem(37, 64, 96, values_dtype, device, extras="rows", seed=9)
+    p.x, p.w = relayout(p.x, layout), relayout(p.w, layout)
+    p.bias = relayout(p.bias.repeat(2, 1), "strided")[1]
+    scale = relayout(output_scale(37, "rows", device).repeat(1, 2), "strided")[:, :1]
+    check(p, scale, out_dtype=FP8)
+    check(p, out_dtype=hidden_of(values_dtype))
+
+
+@CHECKS
+def test_nan_is_kept_and_not_counted(device, values_dtype, check):
+    """A token with NaN is NaN everywhere; it changes neither amax nor the count."""
+    p = problem(40, 64, 96, values_dtype, device, seed=11)
+    p.x[3, 5] = torch.nan
+    check(p, out_dtype=hidden_of(values_dtype))
+    check(p, torch.full((1,), 0.5, device=device), out_dtype=FP8)
+
+
+def test_overflow(device):
+    """h beyond float16 is infinite; its square saturates."""
+    x = torch.full((2, 16), 128.0, device=device, dtype=torch.float16)
+    x[1] = 1
+    w = torch.full((32, 16), 128.0, device=device, dtype=torch.float16)
+    for check in (check_compress, check_relu2):
+        check(Problem(x, w))
+        check(Problem(x, w), torch.ones(1, device=device), out_dtype=FP8)
+    amax, saturated = sparse24.linear_compress(x, w, scale_out=torch.ones(1, device=device), out_dtype=FP8)[3:]
+    assert amax.item() == torch.inf and saturated.item() == 32
+
+
+def test_small_example(device):
+    """One token: h = 1, -2, 3, 4 and zeros; 4 and 3 are kept, 16 and 9 stored."""
+    x = torch.ones(1, 8, device=device, dtype=torch.bfloat16)
+    w = torch.zeros(32, 8, device=device, dtype=torch.bfloat16)
+    w[:4, 0] = torch.tensor([1.0, -2, 3, 4], dtype=torch.bfloat16)
+    values, meta, scale, amax, saturated = sparse24.linear_compress(x, w)
+    assert values[0].tolist() == [9, 16, *[0] * 14]
+    assert meta.cpu()[0] == (2 | 3 << 2 | 4 << 4) and scale.numel() == 0
+    assert amax.tolist() == [16] and saturated.tolist() == [0]
+    # With scale 1/32 only 16 * 32 = 512 is beyond 448.
+    values, _, scale, _, saturated = sparse24.linear_compress(
+        x, w, scale_out=torch.full((1,), 1 / 32, device=device), out_dtype=FP8
+    )
+    assert values[0].float().tolist()[:2] == [288, 448] and scale.tolist() == [1 / 32] and saturated.tolist() == [1]
+    values, _, scale, _, saturated = sparse24.linear_compress(x, w, scaling="row", out_dtype=FP8)
+    assert values[0].float().tolist()[:2] == [256, 448] and saturated.tolist() == [0]
+    assert_same_bits(scale, torch.tensor([[16.0]]) / 448)
+    y = sparse24.linear_relu2(x, w)[0]
+    assert y[0].tolist() == [1, 0, 9, 16, *[0] * 28]
+
+
+def test_statistics_are_optional(device):
+    x, w = (
+        torch.ones(3, 16, device=device, dtype=torch.bfloat16),
+        torch.ones(32, 16, device=device, dtype=torch.bfloat16),
+    )
+    with_them, without = sparse24.linear_compress(x, w), sparse24.linear_compress(x, w, statistics=False)
+    for a, b in zip(with_them[:3], without[:3], strict=True):
+        assert_same_bits(a, b)
+    assert with_them[3].tolist() == [256] and without[3].numel() == without[4].numel() == 0
+    assert sparse24.linear_relu2(x, w, statistics=False)[1].numel() == 0
+
+
+def test_a_delayed_scale_does_not_saturate(device):
+    """The amax of one call, with a margin for roundings, makes the scale of the next."""
+    p = problem(65, 64, 96, torch.bfloat16, device, seed=12)
+    amax = sparse24.linear_compress(*p.args)[3]
+    values, _, _, again, saturated = sparse24.linear_compress(*p.args, amax / 440, out_dtype=FP8)
+    assert saturated.item() == 0 and values.float().max().item() == 448
+    assert_same_bits(again, amax)
+
+
+def test_a_token_does_not_see_the_others(device, values_dtype):
+    p = problem(66, 64, 96, values_dtype, device, seed=13)
+    other = p.x.clone()
+    other[:40] = torch.nan
+    other[41:] = torch.nan
+    for scaling, out_dtype in (("given", hidden_of(values_dtype)), ("row", FP8)):
+        run = lambda x, s=scaling, o=out_dtype: sparse24.linear_compress(x, p.w, scaling=s, out_dtype=o)  # noqa: E731
+        actual, expected = run(other), run(p.x)
+        assert_same_bits(actual[0][40], expected[0][40])
+        assert_same_bits(actual[3], p.y()[40].max().reshape(1))
+
+
+@pytest.mark.parametrize("depth", [64, 1000])
+def test_accuracy(device, values_dtype, depth):
+    """Real numbers: as near to float64 as twice torch's error in the same precision."""
+    depth = 1008 if values_dtype == FP8 and depth == 1000 else depth
+    x = normal(129, depth, dtype=values_dtype, seed=14).to(device)
+    w = normal(96, depth, dtype=torch.float32, seed=15).div(depth**0.5).to(values_dtype).to(device)
+    bias = normal(96, dtype=hidden_of(values_dtype), seed=16).to(device)
+    hidden = hidden_of(values_dtype)
+    if values_dtype == FP8:
+        h = x.float() @ w.float().t() + bias.float()
+    else:
+        h = F.linear(x, w, bias)
+    torchs = torch.relu(h.to(hidden)).square()
+    exact = torch.relu(F.linear(x.double(), w.double(), bias.double())).square()
+    magnitude = F.linear(x.double().abs(), w.double().abs(), bias.double().abs()).square()
+    # The tensor cores' fp8 sums keep 13 bits below the largest product: torch's do on the GPU, the float ones here not.
+    slack = 2.0**-10 if values_dtype == FP8 and device == "cuda" else 0.0
+    magnitude = magnitude * (1 + slack / torch.finfo(torch.float32).eps)
+    y = sparse24.linear_relu2(x, w, bias=bias, out_dtype=hidden)[0]
+    assert_accurate(y, torchs, exact, magnitude)
+    values, meta, *_ = sparse24.linear_compress(x, w, bias=bias, out_dtype=hidden)
+    mask = Pattern.of_meta(meta, 129, 96, hidden, -1).mask().to(device)
+    dense = sparse24.decompress(values, meta, 129, 96)
+    assert_accurate(dense, torchs * mask, exact * mask, magnitude)
+    if device == "cpu":  # where both ops certainly add up in the same order
+        assert_same_bits(dense, torch.where(mask, y, 0))
+        groups = lambda t: t.float().unflatten(1, (-1, 4))  # noqa: E731
+        assert (groups(y).topk(2).values.sum(2) == groups(dense).sum(2)).all(), "the two largest are kept"
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+@pytest.mark.parametrize("op", ["compress", "relu2"])
+def test_gradients(device, dtype, op, scaled):
+    x, w = normal(65, 48, dtype=dtype, seed=1).to(device), normal(96, 48, dtype=dtype, seed=2).div(7).to(device)
+    bias = normal(96, dtype=dtype, seed=3).to(device)
+    scale_x, scale_w = (powers(65, device, 4), powers(96, device, 5)) if scaled else (None, None)
+    g = normal(65, 96, dtype=dtype, seed=6).to(device)
+    meta = sparse24.linear_compress(x, w, scale_x, scale_w, bias)[1]
+    mask = Pattern.of_meta(meta, 65, 96, dtype, -1).mask().to(device) if op == "compress" else None
+
+    def fused(x, w, bias):
+        if op == "relu2":
+            return (sparse24.linear_relu2(x, w, scale_x, scale_w, bias)[0] * g).sum()
+        return (sparse24.linear_compress(x, w, scale_x, scale_w, bias)[0] * sparse24.compress_like(g, meta)).sum()
+
+    def dense(x, w, bias):
+        h = F.linear(x, w)
+        if scaled:
+            h = h * scale_x.to(x.dtype).unsqueeze(1) * scale_w.to(x.dtype)
+        y = torch.relu(h + bias).square()
+        return ((y if mask is None else y * mask) * g.to(x.dtype)).sum()
+
+    def grads(function, to):
+        leaves = [t.to(to).detach().requires_grad_() for t in (x, w, bias)]
+        return torch.autograd.grad(function(*leaves), leaves)
+
+    for i, (a, t, e) in enumerate(
+        zip(grads(fused, dtype), grads(dense, dtype), grads(dense, torch.float64), strict=True)
+    ):
+        assert a.dtype == dtype and a.abs().max() > 0
+        assert_accurate(a, t, e, 4 * e.abs().max().float(), f"gradient {i}")
+
+
+def test_dropped_and_negative_entries_get_no_gradient(device, dtype):
+    x = torch.ones(1, 8, device=device, dtype=dtype)
+    w = torch.zeros(32, 8, device=device, dtype=dtype)
+    w[:4, 0] = torch.tensor([1.0, -2, 3, 4], dtype=dtype)
+    w.requires_grad_()
+    (grad,) = torch.autograd.grad(sparse24.linear_compress(x, w)[0].sum(), w)
+    assert grad[:, 0].tolist() == [0, 0, 6, 8, *[0] * 28]
+    (grad,) = torch.autograd.grad(sparse24.linear_relu2(x, w)[0].sum(), w)
+    assert grad[:, 0].tolist() == [2, 0, 6, 8, *[0] * 28]
+
+
+def test_second_derivatives():
+    """The result is a polynomial of its inputs where the pattern does not change; zeros are no trap."""
+    x, w = normal(8, 8, dtype=torch.float32, seed=3), normal(32, 8, dtype=torch.float32, seed=4)
+    mask = Pattern.of_meta(sparse24.linear_compress(x, w)[1], 8, 32, torch.float32, -1).mask()
+
+    def second(function, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, w)]
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    def dense(x, w):
+        return torch.relu(x @ w.t()).square() * mask
+
+    for a, t, e in zip(
+        second(lambda x, w: sparse24.linear_compress(x, w)[0], torch.float32),
+        second(dense, torch.float32),
+        second(dense, torch.float64),
+        strict=True,
+    ):
+        assert_accurate(a, t, e, 4 * e.abs().max().float())
+
+
+@pytest.mark.parametrize("op", ["linear_compress", "linear_relu2"])
+def test_fp8_has_no_backward(device, op):
+    p = problem(32, 32, 32, torch.bfloat16, device)
+    p.w.requires_grad_()
+    out = getattr(sparse24, op)(*p.args, torch.ones(1, device=device), out_dtype=FP8)
+    assert not any(t.requires_grad for t in out[1:])
+    sentence = rf"^sparse24\.{op}: expected out_dtype to be .* for a backward pass, got float8_e4m3fn"
+    with pytest.raises(RuntimeError, match=sentence):
+        out[0].float().sum().backward()
+
+
+# ---- compilation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=["sixteen_bit", "fp8"])
+def test_one_dynamic_graph_for_all_sizes(device, dtype):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    def function(x, w, scale):
+        out = (
+            *sparse24.linear_relu2(x, w, out_dtype=torch.bfloat16),
+            *sparse24.linear_relu2(x, w, None, None, None, scale, out_dtype=FP8),
+        )
+        out += (
+            *sparse24.linear_compress(x, w, out_dtype=torch.bfloat16),
+            *sparse24.linear_compress(x, w, scaling="row", out_dtype=FP8),
+        )
+        return (*out, *sparse24.linear_compress(x, w, None, None, None, scale, out_dtype=FP8))
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for tokens in (64, 127, 193, 8):
+        p = problem(tokens, 48, 96, dtype, device, seed=tokens)
+        scale = output_scale(tokens, "rows", device)
+        for actual, expected in zip(compiled(p.x, p.w, scale), function(p.x, p.w, scale), strict=True):
+            assert_same_bits(actual, expected)
+            assert actual.stride() == expected.stride()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+# ---- the device only -------------------------------------------------------------------------------------------------
+
+
+@CHECKS
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, FP8], ids=str)
+def test_many_tiles(cuda, x_dtype, check):
+    """More tiles than one wave has, with tails in both directions."""
+    p = problem(2047, 512, 4192, x_dtype, cuda, extras="rows", seed=21)
+    check(p, out_dtype=hidden_of(x_dtype))
+    check(p, output_scale(2047, "rows", cuda), out_dtype=FP8)
+
+
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, FP8], ids=str)
+def test_is_deterministic(cuda, x_dtype):
+    x = normal(2047, 1024, dtype=x_dtype, seed=22).to(cuda)
+    w = normal(4096, 1024, dtype=x_dtype, seed=23).to(cuda)
+    first = sparse24.linear_compress(x, w, scaling="row", out_dtype=FP8)
+    for _ in range(3):
+        for a, e in zip(sparse24.linear_compress(x, w, scaling="row", out_dtype=FP8), first, strict=True):
+            assert_same_bits(a, e)
