@@ -35,10 +35,11 @@ SIZES = [
     (32768, 1664, 6656),
     (16384, 2560, 18432),
     (2048, 4096, 16384),
+    (1024, 4096, 16384),
     (512, 4096, 16384),
     (128, 4096, 16384),
 ]
-QUICK_SIZES = [SIZES[0], SIZES[2], SIZES[5]]
+QUICK_SIZES = [SIZES[0], SIZES[2], SIZES[6]]
 SMOKE_SIZES = [(48, 64, 128), (33, 64, 96)]
 ZEROS = 0.9
 # Relative errors of a correct variant: bf16 rounds the activation and the result, fp8 the activation to 3 bits.

@@ -55,15 +55,17 @@ struct Compress {
   }
 
   void fp8() const {
-    if (a.m == 0) return;
     const bool features = args.dim == Dim::kFeatures, per_row = args.scaling == Scaling::kRow;
-    if (a.k > 0 && features && per_row && !args.given_scale && features_fp8_one_pass()) return;
-
     const float* scale = args.given_scale;
     if (!scale) {
-      check(!(features && per_row), "sparse24.compress_fp8: expected at most ", 4 * kMaxThreads8 * 16,
-            " features for a computed row scale on the GPU, got ", args.cols);
-      compute_scale<T, kAct>(x, args.rows, args.cols, per_row, args.computed_scale, stream);
+      if (features && per_row && a.m > 0 && a.k > 0) {
+        check(features_fp8_one_pass(), "sparse24.compress_fp8: expected at most ", 4 * kMaxThreads8 * 16,
+              " features for a computed row scale on the GPU, got ", args.cols);
+        return;
+      }
+      // One for each row of A: of nothing, where the rows are features.
+      compute_scale<T, kAct>(x, features && per_row ? 0 : args.rows, features && per_row ? a.m : args.cols, per_row,
+                             args.computed_scale, stream);
       scale = args.computed_scale;
     }
     if (a.m == 0 || a.k == 0) return;

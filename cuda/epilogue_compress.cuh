@@ -64,27 +64,32 @@ class CompressEpilogue : public EpilogueBase<CompressParams> {
       for (int ni = 0; ni < size<2>(acc); ++ni) {
         CUTLASS_PRAGMA_UNROLL
         for (int step = 0; step < kBlocks; step += kStep) {
-          asm volatile("" ::: "memory");  // keeps loads and addresses of later steps out of this one: registers
           const int n = n_tile + get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni)) - 2 * q;
           uint32_t kept[kStep], complements[kStep / 4] = {};
           CUTLASS_PRAGMA_UNROLL
-          for (int b = 0; b < kStep; ++b) {
-            const auto pair = [&](int half) {
-              const int column = n + 8 * b + 2 * q;
-              const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni);
-              const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni);
-              return pack2(T{}, hidden.finish<T>(h0, scale_x[half], valid[half], column),
-                           hidden.finish<T>(h1, scale_x[half], valid[half], column + 1));
-            };
-            const uint32_t upper = pair(0), lower = pair(1);
-            const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? upper : lower, 1);
-            const Group<T, Activation::kRelu2> group(q & 1 ? got : upper, q & 1 ? lower : got);
-            if (statistics) {  // the largest of a group is always kept
-              seen.see(group.y(0), inverse_scale);
-              seen.see(group.y(1), inverse_scale);
+          for (int first = 0; first < kStep; first += 4) {
+            asm volatile("" ::: "memory");  // keeps the loads of later columns out: registers
+            float scale[4][2], shift[4][2];
+            hidden.load_columns<T>(n + 8 * first + 2 * q, scale, shift);
+            CUTLASS_PRAGMA_UNROLL
+            for (int i = 0; i < 4; ++i) {
+              const int b = first + i;
+              // Rows beyond the last are zeros, whatever w holds: NaN times their zero is none of theirs.
+              const auto pair = [&](int half) {
+                const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * scale[i][0];
+                const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * scale[i][1];
+                return valid[half] ? pack2(T{}, h0 + shift[i][0], h1 + shift[i][1]) : 0u;
+              };
+              const uint32_t upper = pair(0), lower = pair(1);
+              const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? upper : lower, 1);
+              const Group<T, Activation::kRelu2> group(q & 1 ? got : upper, q & 1 ? lower : got);
+              if (statistics) {  // the largest of a group is always kept
+                seen.see(group.y(0), inverse_scale);
+                seen.see(group.y(1), inverse_scale);
+              }
+              kept[b] = kFp8Values ? group.kept_e4m3(inverse_scale) : group.kept_16bit();
+              complements[b / 4] += group.kept.complement << (8 * (b % 4) + 4 * (q >> 1));
             }
-            kept[b] = kFp8Values ? group.kept_e4m3(inverse_scale) : group.kept_16bit();
-            complements[b / 4] += group.kept.complement << (8 * (b % 4) + 4 * (q >> 1));
           }
           store_values(kept, row, n, q);
           store_meta(complements, row, n, q);

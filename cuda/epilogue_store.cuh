@@ -51,52 +51,74 @@ class StoreEpilogue : public EpilogueBase<StoreParams> {
   CUTLASS_DEVICE void operator()(Problem const& problem, BlockShape const& block_shape, BlockCoord const& block_coord,
                                  cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
                                  int thread_idx, char*) {
+    using namespace cute;
+    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
+    const Tile tile{static_cast<int>(get<0>(problem)), static_cast<int>(get<1>(problem)),
+                    static_cast<int>(get<0>(block_coord) * size<0>(block_shape)),
+                    static_cast<int>(get<1>(block_coord) * size<1>(block_shape))};
+    // One decision for the whole tile: the loops below are too long to decide in.
     switch (p_.d_dtype) {
-      case DType::kBFloat16: return store<__nv_bfloat16>(problem, block_shape, block_coord, acc, tiled_mma, thread_idx);
-      case DType::kFloat16: return store<__half>(problem, block_shape, block_coord, acc, tiled_mma, thread_idx);
-      default: return store<float>(problem, block_shape, block_coord, acc, tiled_mma, thread_idx);
+      case DType::kBFloat16:
+        return p_.vectorised ? store<__nv_bfloat16, true>(tile, acc, coords)
+                             : store<__nv_bfloat16, false>(tile, acc, coords);
+      case DType::kFloat16:
+        return p_.vectorised ? store<__half, true>(tile, acc, coords) : store<__half, false>(tile, acc, coords);
+      default: return store<float, false>(tile, acc, coords);
     }
   }
 
  private:
-  template <class T, class Problem, class BlockShape, class BlockCoord, class Acc, class TiledMma>
-  CUTLASS_DEVICE void store(Problem const& problem, BlockShape const& block_shape, BlockCoord const& block_coord,
-                            Acc const& acc, TiledMma tiled_mma, int thread_idx) const {
+  // Size of D and origin of the tile.
+  struct Tile {
+    int M, N, m, n;
+  };
+
+  // Only two warps share a scheduler here, so what counts is that loads come early and together: those of 32 columns,
+  // then the rows that use them.
+  template <class T, bool kVectorised, class Acc, class Coords>
+  CUTLASS_DEVICE void store(Tile const& tile, Acc const& acc, Coords const& coords) const {
     using namespace cute;
-    const int M = get<0>(problem), N = get<1>(problem);
-    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
-    const int m_tile = get<0>(block_coord) * size<0>(block_shape);
-    const int n_tile = get<1>(block_coord) * size<1>(block_shape);
-
     constexpr int kBlocks = decltype(size<0, 2>(acc))::value;  // blocks of 8 columns in one MMA
+    constexpr int kRows = decltype(size<1>(acc))::value;
     static_assert(kBlocks % 4 == 0, "columns are stored 32 at a time");
+    const auto row = [&](int mi, int half) { return tile.m + get<0>(coords(make_coord(_0{}, half, _0{}), mi, _0{})); };
 
-    // Values are packed as soon as they are scaled: 256x192 leaves few registers beside its accumulators.
+    float scale_a[kRows][2];
     CUTLASS_PRAGMA_UNROLL
-    for (int mi = 0; mi < size<1>(acc); ++mi) {
+    for (int mi = 0; mi < kRows; ++mi) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const int m = m_tile + get<0>(coords(make_coord(_0{}, half, _0{}), mi, _0{}));
-        const float scale_a = p_.scale_a && m < M ? p_.scale_a[m * p_.scale_a_stride] : 1.f;
+        scale_a[mi][half] = p_.scale_a ? p_.scale_a[min(row(mi, half), tile.M - 1) * p_.scale_a_stride] : 1.f;
+      }
+    }
+    CUTLASS_PRAGMA_UNROLL
+    for (int ni = 0; ni < size<2>(acc); ++ni) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int block = 0; block < kBlocks; block += 4) {
+        // Keeps the loads of later columns out: hoisted all together they would spill the accumulators.
+        asm volatile("" ::: "memory");
+        const int n = tile.n + get<1>(coords(make_coord(_0{}, _0{}, block), _0{}, ni));  // of this lane
+        float scale_b[4][2], bias[4][2];
+        load_columns<T>(n, tile.N, scale_b, bias);
         CUTLASS_PRAGMA_UNROLL
-        for (int ni = 0; ni < size<2>(acc); ++ni) {
+        for (int mi = 0; mi < kRows; ++mi) {
           CUTLASS_PRAGMA_UNROLL
-          for (int block = 0; block < kBlocks; block += 4) {
-            uint32_t w[4] = {};
-            CUTLASS_PRAGMA_UNROLL
-            for (int b = 0; b < 4; ++b) {
-              const int n = n_tile + get<1>(coords(make_coord(_0{}, half, block + b), mi, ni));
-              const float v0 = finish<T>(acc(make_coord(_0{}, half, block + b), mi, ni), scale_a, n, N);
-              const float v1 = finish<T>(acc(make_coord(_1{}, half, block + b), mi, ni), scale_a, n + 1, N);
-              if (sizeof(T) == 4 || !p_.vectorised) {
-                store_element<T>(v0, m, n, M, N);
-                store_element<T>(v1, m, n + 1, M, N);
-              } else if constexpr (sizeof(T) == 2) {
-                w[b] = pack2(T{}, v0, v1);
+          for (int half = 0; half < 2; ++half) {
+            const int m = row(mi, half);
+            const auto value = [&](int b, int c) {
+              return acc(make_coord(c, half, block + b), mi, ni) * scale_a[mi][half] * scale_b[b][c] + bias[b][c];
+            };
+            if constexpr (kVectorised) {
+              uint32_t w[4];
+              CUTLASS_PRAGMA_UNROLL
+              for (int b = 0; b < 4; ++b) w[b] = pack2(T{}, value(b, 0), value(b, 1));
+              store_block<T>(w, m, n, tile.M, tile.N);
+            } else {
+              CUTLASS_PRAGMA_UNROLL
+              for (int b = 0; b < 4; ++b) {
+                store_element<T>(value(b, 0), m, n + 8 * b, tile.M, tile.N);
+                store_element<T>(value(b, 1), m, n + 8 * b + 1, tile.M, tile.N);
               }
-            }
-            if (sizeof(T) == 2 && p_.vectorised) {
-              store_block<T>(w, m, n_tile + get<1>(coords(make_coord(_0{}, half, block), mi, ni)), M, N);
             }
           }
         }
@@ -104,15 +126,24 @@ class StoreEpilogue : public EpilogueBase<StoreParams> {
     }
   }
 
+  // Scales and biases of columns n + 8 b + c. Columns beyond the last take its own: they are not stored.
   template <class T>
-  CUTLASS_DEVICE float finish(float acc, float scale_a, int n, int N) const {
-    float v = acc * scale_a;
-    if (p_.scale_b && n < N) v *= p_.scale_b[n * p_.scale_b_stride];
-    if (p_.bias && n < N) {
-      v += p_.bias_dtype == DType::kFloat32 ? static_cast<const float*>(p_.bias)[n]
-                                            : float(static_cast<const T*>(p_.bias)[n]);
+  CUTLASS_DEVICE void load_columns(int n, int N, float (&scale_b)[4][2], float (&bias)[4][2]) const {
+    const auto each = [&](float (&to)[4][2], auto load) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < 4; ++b) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int c = 0; c < 2; ++c) to[b][c] = load(min(n + 8 * b + c, N - 1));
+      }
+    };
+    each(scale_b, [](int) { return 1.f; });
+    each(bias, [](int) { return 0.f; });
+    if (p_.scale_b) each(scale_b, [&](int column) { return p_.scale_b[column * p_.scale_b_stride]; });
+    if (p_.bias && p_.bias_dtype == DType::kFloat32) {
+      each(bias, [&](int column) { return static_cast<const float*>(p_.bias)[column]; });
+    } else if (p_.bias) {
+      each(bias, [&](int column) { return float(static_cast<const T*>(p_.bias)[column]); });
     }
-    return v;
   }
 
   // 8 rows x 32 columns of a warp, (m, n) of this lane's first element; each lane stores 16 bytes: 8 columns of its row

@@ -57,7 +57,9 @@ void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   if (linear.tokens == 0 || linear.out == 0) return;
   for (const CompressInstance& i : kCompressInstances) {
-    if (matches(linear, i.dtype, i.hidden, i.y) && i.meta == args.meta_dtype) return i.launch(args, stream);
+    if (matches(linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype)) {
+      return i.launch(args, stream);
+    }
   }
   refuse("sparse24.linear_compress", linear);
 }

@@ -107,7 +107,8 @@ def relu2_mlp(
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
     device_type = x.device.type
-    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Not torch.amp.is_autocast_available: Dynamo of torch 2.11 cannot trace it.
+    autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
     _check_operands(x, w1, w2, b1, b2, dtype)
     fp8 = _is_fp8(precision, w1, w2, w1_scale, w2_scale)
