@@ -2,10 +2,11 @@
 
     python bench/ffn_forward.py --out bench/results/<gpu>/ffn_forward.json
 
-Variants: `sparse24` (two GEMMs, the first compresses in its epilogue), `sparse24_composed` (GEMM, compress, GEMM),
+Variants: `sparse24` (relu2_mlp as it comes), `sparse24_fused` (the first GEMM compresses in its epilogue, the default in
+bf16), `sparse24_composed` (GEMM, compress, GEMM: the default in fp8),
 `torch_compile` and `eager` in bf16, `scaled_mm_row` and `scaled_mm_tensor` (torch.compile around `_scaled_mm`, x and
 the activation quantised inside), and `fused_dense`: linear_relu2, which has the activation and the fp8 cast in its epilogue
-as linear_compress has, and a dense second GEMM. Weights are quantised before on all sides. In fp8 `sparse24_static` and
+as linear_compress has, and a dense second GEMM. Weights are quantised before on all sides. In fp8 `sparse24_fused_static` and
 `fused_dense` are given one scale for the activation, as calibration or a delayed maximum gives it; the others compute
 exact scales. The GEMMs alone are in the races gemm1 (records of bench "gemm1") and gemm2.
 
@@ -168,7 +169,7 @@ def fp8(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, options: Options) -
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, exact_y, static.item(), limit)
 
-    def ours(_: int, fused: bool = True, scale: torch.Tensor | None = None) -> torch.Tensor:
+    def ours(_: int, fused: bool | None = True, scale: torch.Tensor | None = None) -> torch.Tensor:
         scales = {"w1_scale": s1, "w2_scale": s2, "scale_y": scale}
         return sparse24.relu2_mlp(x, q1, q2, precision="fp8", min_tokens=0, fused=fused, **scales)
 
@@ -188,9 +189,9 @@ def fp8(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, options: Options) -
         Case("scaled_mm_row", "fp8", lambda _: run_rows(x, q1, s1, q2, s2), dense),
         Case("scaled_mm_tensor", "fp8", lambda _: run_tensor(x, t1, u1, t2, u2), dense_tensor),
         Case("fused_dense", "fp8", fused_dense, expected_static.check_dense),
-        Case("sparse24", "fp8", ours, sparse, "sparse24"),
-        Case("sparse24_static", "fp8", partial(ours, scale=static), sparse, "sparse24"),
-        Case("sparse24_composed", "fp8", partial(ours, fused=False), sparse, "part"),
+        Case("sparse24", "fp8", partial(ours, fused=None), sparse, "sparse24"),
+        Case("sparse24_fused", "fp8", ours, sparse, "part"),
+        Case("sparse24_fused_static", "fp8", partial(ours, scale=static), sparse, "part"),
         Case("dense", "fp8", lambda _: baselines.scaled_mm(xq, q1.t(), scale_x, s1.t()), check_first, "part", "gemm1"),
         Case("linear_relu2", "fp8", first_relu2, check_relu2, "part", "gemm1"),
         Case("linear_compress", "fp8", first_compress, check_compress, "part", "gemm1"),

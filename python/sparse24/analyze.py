@@ -143,7 +143,8 @@ def _row_scale(y: Tensor) -> Tensor:
     if y.shape[1] == 0:
         return y.new_ones(y.shape[0], 1)
     amax = y.amax(dim=1, keepdim=True)
-    return torch.where(amax == 0, 1.0, (amax / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny))
+    scale = amax / torch.full_like(amax, _FP8_MAX)
+    return torch.where(amax == 0, 1.0, scale.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def _share_over_2(nonzero: Tensor) -> float:

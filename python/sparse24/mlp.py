@@ -30,7 +30,7 @@ Precision = Literal["auto", "16bit", "fp8"]
 
 #: Tokens below which `relu2_mlp` runs dense on CUDA unless `min_tokens` says otherwise. With few tokens both GEMMs are
 #: bound by reading the weights, which 2:4 activations do not shrink.
-DEFAULT_MIN_TOKENS = 512
+DEFAULT_MIN_TOKENS = 1024
 
 _FP8 = torch.float8_e4m3fn
 _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,7 +48,7 @@ def relu2_mlp(
     w2_scale: Tensor | None = None,
     scale_y: Tensor | None = None,
     min_tokens: int | None = None,
-    fused: bool = True,
+    fused: bool | None = None,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -84,9 +84,10 @@ def relu2_mlp(
     min_tokens : int, optional
         Default: `sparse24.mlp.DEFAULT_MIN_TOKENS` on CUDA, 0 on the CPU. The comparison is a Python one on the shape:
         constant for static shapes, one guard for dynamic ones.
-    fused : bool
-        False: a dense GEMM of torch, then `compress` or `compress_fp8`. The same network up to the order of summation
-        in the first GEMM and, in fp8 without `scale_y`, one rounding of the activation to bfloat16 less.
+    fused : bool, optional
+        True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
+        GEMM, then a compressing pass. Default: what was faster where it was measured (README), which is True but for
+        sparse fp8. In fp8 without `scale_y` False also saves one rounding of the activation, to bfloat16.
 
     Returns
     -------
@@ -120,6 +121,8 @@ def relu2_mlp(
     tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
     _check_scale_y(scale_y, tokens, fp8)
     sparse = tokens.shape[0] >= min_tokens and w1.shape[0] % (32 if fp8 else 16) == 0
+    if fused is None:
+        fused = not (fp8 and sparse)
     with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
         if fp8:
             first = _activation_fp8(tokens, w1, b1, w1_scale, scale_y, sparse, fused)

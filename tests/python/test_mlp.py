@@ -122,7 +122,7 @@ def test_given_scale_of_the_activation(device, kind):
         scale_y = 0.01 * (1 + torch.arange(65, device=device) % 7)
     options = {"precision": "fp8", "scale_y": scale_y, "min_tokens": 0}
     expected = fused_fp8(x, w1, w2, b1, b2, scale_y)
-    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, **options), expected)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2, b1, b2, **options, fused=True), expected)
     assert_same_bits(
         sparse24.relu2_mlp(x, w1, w2, b1, b2, **options, fused=False), composed_fp8(x, w1, w2, b1, b2, scale_y)
     )
@@ -155,7 +155,7 @@ def test_fused_is_unfused(device, precision, count):
 def test_fp8_is_near_the_masked_network(device):
     """Twice the error of the dense network with the same quantisation of its operands."""
     x, (w1, w2, b1, b2) = tokens(129, torch.bfloat16, device), weights(torch.bfloat16, device, bias=True)
-    out = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0)
+    out = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0, fused=True)
 
     y1 = (dequantised(x) @ dequantised(w1).t() + b1.float()).to(torch.bfloat16)
     (q, s), (q1, s1) = sparse24.quantize_fp8(x), sparse24.quantize_fp8(w1)

@@ -76,8 +76,8 @@ def _verify_16bit(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Ch
     mask = decompress(torch.ones_like(values), meta, *y1.shape)[rows] != 0
     exact = torch.relu(x[rows].double() @ w1.double().t()).square()
     yield from _first_layer("16-bit linear_compress", kept, mask, y2[rows].to(x.dtype), exact)
-    out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0)[rows]
-    yield _within("16-bit relu2_mlp", out, F.linear(kept, w2), kept.double() @ w2.double().t())
+    out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, fused=True)[rows]
+    yield _within("16-bit relu2_mlp, fused", out, F.linear(kept, w2), kept.double() @ w2.double().t())
 
 
 def _verify_fp8(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Check]:
@@ -108,9 +108,9 @@ def _verify_fp8(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Chec
     dense_values, dense_scale = _quantize(y2[rows])
     dense = dense_values.float() * dense_scale
     yield from _first_layer("fp8 linear_compress", masked.float() * scale, mask, dense, torch.relu(h).square())
-    out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0)[rows]
+    out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0, fused=True)[rows]
     exact = (masked.double() @ w2_values.double().t()) * scale.double() * w2_scale.double().t()
-    yield _within("fp8 relu2_mlp", out, _dense_fp8(masked, scale, w2_values, w2_scale).to(x.dtype), exact)
+    yield _within("fp8 relu2_mlp, fused", out, _dense_fp8(masked, scale, w2_values, w2_scale).to(x.dtype), exact)
 
 
 def _first_layer(name: str, kept: Tensor, mask: Tensor, dense: Tensor, exact: Tensor) -> Iterator[Check]:
@@ -128,7 +128,9 @@ def _sum_of_groups(y: Tensor) -> Tensor:
 def _quantize(y: Tensor) -> tuple[Tensor, Tensor]:
     """float8 rows and their scales [rows, 1], by the documented formula. y is finite."""
     amax = y.abs().amax(dim=1, keepdim=True)
-    scale = torch.where(amax == 0, 1.0, (amax / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny))
+    # By a tensor: on CUDA torch divides by a number through its reciprocal, which rounds twice.
+    scale = amax / torch.full_like(amax, _FP8_MAX)
+    scale = torch.where(amax == 0, 1.0, scale.clamp(min=torch.finfo(torch.float32).tiny))
     return (y * (1.0 / scale)).clamp(-_FP8_MAX, _FP8_MAX).to(_FP8), scale
 
 
