@@ -2,12 +2,12 @@
 
     python bench/ffn_forward.py --out bench/results/<gpu>/ffn_forward.json
 
-Variants: `sparse24` (relu2_mlp as it comes), `sparse24_fused` (the first GEMM compresses in its epilogue, the default in
-bf16), `sparse24_composed` (GEMM, compress, GEMM: the default in fp8),
-`torch_compile` and `eager` in bf16, `scaled_mm_row` and `scaled_mm_tensor` (torch.compile around `_scaled_mm`, x and
-the activation quantised inside), and `fused_dense`: linear_relu2, which has the activation and the fp8 cast in its epilogue
-as linear_compress has, and a dense second GEMM. Weights are quantised before on all sides. In fp8 `sparse24_fused_static` and
-`fused_dense` are given one scale for the activation, as calibration or a delayed maximum gives it; the others compute
+Variants: `sparse24` (relu2_mlp as it comes), `sparse24_fused` (the first GEMM compresses in its epilogue, the default
+in bf16), `sparse24_composed` (GEMM, compress, GEMM: the default in fp8), `torch_compile` and `eager` in bf16,
+`scaled_mm_row` and `scaled_mm_tensor` (torch.compile around `_scaled_mm`, x and the activation quantised inside), and
+`fused_dense`: linear_relu2, which has the activation and the fp8 cast in its epilogue as linear_compress has, and a
+dense second GEMM. Weights are quantised before on all sides. In fp8 `sparse24_fused_static` and `fused_dense` are given
+one scale for the activation, as calibration or a delayed maximum gives it; the others compute
 exact scales. The GEMMs alone are in the races gemm1 (records of bench "gemm1") and gemm2.
 
 Verified against a float64 second GEMM of the activation that the same first GEMM gives: the dense variants against the

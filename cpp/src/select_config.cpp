@@ -18,7 +18,7 @@ struct Tile {
 
 constexpr Tile kTiles[] = {
     {MmTile::k128x256, 128, 256, 2, 1.00, true},
-    {MmTile::k256x192, 256, 192, 2, 0.87, false},
+    {MmTile::k256x192, 256, 192, 2, 1.01, false},
     {MmTile::k128x128, 128, 128, 1, 0.75, false},
     {MmTile::k64x128, 64, 128, 1, 0.60, true},
 };
