@@ -58,6 +58,7 @@ MmConfig choose_config(const MmArgs& args) {
 
 void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
   if (args.a.m == 0 || args.n == 0) return;
+  check(args.a.k > 0, "sparse24.mm: expected K to be above 0, got 0");
   find(args, config.tile)(args, config, stream);
 }
 
