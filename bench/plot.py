@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
 
 COLOURS = {
-    "dense": ["#9aa5b1", "#cbd2d9"],
+    "dense": ["#9aa5b1", "#cbd2d9", "#616e7c"],
     "cusparselt": ["#e8a33d"],
     "sparse24": ["#2f6fde", "#7aa5f0"],
 }
