@@ -179,7 +179,7 @@ def _ffn_table(records: list[Record]) -> str:
         rows.append([size, _data(first), first["dtype"], name, other, over_users, best, over])
     head = ["T, D, F", "zeros", "precision", "relu2_mlp us", "other paths us", "over what users run"]
     head += ["best dense measured, us", "over best dense"]
-    title = "**FFN forward** (sparse at every size, to show where it loses: relu2_mlp by itself runs dense below 1,024 tokens)"
+    title = "**FFN forward** (sparse at every size, to show where it loses: relu2_mlp runs dense below 1,024 tokens)"
     return _table(title, head, rows)
 
 
