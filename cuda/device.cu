@@ -26,7 +26,7 @@ DeviceInfo device_info() {
 
 void check_architecture(const char* op) {
   const int capability = device_info().capability;
-  check(capability == 90, op, ": built for sm_90a, this device is sm_", capability);
+  check(capability == 90, op, ": built for sm_", build_info().cuda_archs, ", this device is sm_", capability);
 }
 
 }  // namespace sparse24::cuda
