@@ -81,8 +81,7 @@ __device__ __forceinline__ float activate(float x) {
   return kAct == Activation::kRelu2 ? __fmul_rn(y, y) : y;
 }
 
-// ---- fp8
-// --------------------------------------------------------------------------------------------------------------
+// ---- fp8 ------------------------------------------------------------------------------------------------------
 
 // Two values to e4m3, rounded to nearest even, saturating; the first in the low byte.
 __device__ __forceinline__ uint16_t to_e4m3x2(float lo, float hi) {

@@ -3,9 +3,9 @@
     values, meta = 2:4 of max(x @ w1.T + b1, 0)^2    one kernel: `linear_compress`
     out = 2:4 @ w2.T + b2                            sparse GEMM: `mm`
 
-The activation is never stored dense. In fp8 `quantize_fp8` of x comes before, and unless the activation's scale is
-given, one pass over the compressed values converts them. Without fusion, a dense GEMM and a pass over its result take
-the first line's place.
+Then the activation is never stored dense; in fp8 `quantize_fp8` of x comes before, and unless the activation's scale
+is given, one pass over the compressed values converts them. Without fusion, which is faster in fp8 so far, a dense GEMM
+and a pass over its result (`compress`, `compress_fp8`) take the first line's place.
 """
 
 from contextlib import nullcontext

@@ -37,8 +37,7 @@ namespace sparse24 {
 
 /// M is padded to the coarsest granularity of any architecture, so that bytes stay valid on later ones.
 inline constexpr int64_t kMetaRowPadding = 128;
-/// Nibble of a group that keeps (0, 1): the padding, and every group of zeros.
-inline constexpr uint8_t kNibbleFirstTwo = 0x4;
+/// Two nibbles of groups that keep (0, 1), as the padding does, and every group of zeros.
 inline constexpr uint8_t kMetaPaddingByte = 0x44;
 
 /// K extent of one metadata atom: the K tile of the GEMM kernels.

@@ -184,8 +184,8 @@ def _speed(seed: int, device: torch.device) -> list[speed.Timing]:
         reason = env.cuda_problem() or "the demo runs on the CPU as asked"
         print(f"\nNo speed table: {reason}.")
         return []
-    print("\nFFN forward in ms (median, device time; verified before timing). 2:4: a GEMM that compresses in its")
-    print("epilogue, then the sparse GEMM. fp8: row-wise scales, weights quantised beforehand.")
+    print("\nFFN forward in ms (median, device time; verified before timing). 2:4: relu2_mlp, sparse at every")
+    print("size to show where it loses. fp8: row-wise scales, weights quantised beforehand.")
     timings = [speed.measure(shape, seed) for shape in speed.SHAPES]
     rows = []
     for timing in timings:
