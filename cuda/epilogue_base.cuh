@@ -9,9 +9,10 @@
 
 namespace sparse24::cuda {
 
-// Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
-// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter.
-template <class Params_>
+// Types and empty hooks; an epilogue derives from it and adds operator(), whose last argument is its shared memory.
+// `Params_` travels to the kernel as it is. Hosted by
+// cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter.
+template <class Params_, class Shared>
 class EpilogueBase {
  public:
   using EpilogueSchedule = cutlass::gemm::EpilogueDefault;
@@ -34,8 +35,8 @@ class EpilogueBase {
     static constexpr int kCount = 1;
     struct Params {};
   };
-  struct SharedStorage {};
-  using TensorStorage = SharedStorage;
+  using SharedStorage = Shared;
+  using TensorStorage = Shared;
   using Arguments = Params_;
   using Params = Params_;
 
@@ -57,8 +58,7 @@ class EpilogueBase {
     return true;
   }
 
-  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params, SharedStorage const& = SharedStorage())
-      : p_(params) {}
+  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params) : p_(params) {}
   CUTLASS_DEVICE bool is_source_needed() { return false; }
 
  protected:

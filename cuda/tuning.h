@@ -1,0 +1,28 @@
+// An environment variable "tile,swizzle,m|n" that overrides the choice of a GEMM's configuration, for tuning.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+
+#include "sparse24/error.h"
+#include "sparse24/mm.h"
+
+namespace sparse24::cuda {
+
+struct TuningOverride {
+  int tile;  // an index into the compiled configurations
+  TileOrder order;
+};
+
+inline std::optional<TuningOverride> tuning_override(const char* variable, int tiles) {
+  const char* text = std::getenv(variable);
+  if (!text) return std::nullopt;
+  int tile = 0, swizzle = 1;
+  char raster = 'm';
+  check(std::sscanf(text, "%d,%d,%c", &tile, &swizzle, &raster) == 3 && tile >= 0 && tile < tiles, "sparse24: expected ",
+        variable, " to be \"tile,swizzle,m|n\" with tile below ", tiles, ", got \"", text, "\"");
+  return TuningOverride{tile, {swizzle, raster == 'm'}};
+}
+
+}  // namespace sparse24::cuda
