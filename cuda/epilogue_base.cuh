@@ -9,10 +9,9 @@
 
 namespace sparse24::cuda {
 
-// Types and empty hooks; an epilogue derives from it and adds operator(), whose last argument is its shared memory.
-// `Params_` travels to the kernel as it is. Hosted by
-// cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter.
-template <class Params_, class Shared>
+// Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
+// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter.
+template <class Params_>
 class EpilogueBase {
  public:
   using EpilogueSchedule = cutlass::gemm::EpilogueDefault;
@@ -35,8 +34,8 @@ class EpilogueBase {
     static constexpr int kCount = 1;
     struct Params {};
   };
-  using SharedStorage = Shared;
-  using TensorStorage = Shared;
+  struct SharedStorage {};
+  using TensorStorage = SharedStorage;
   using Arguments = Params_;
   using Params = Params_;
 
@@ -58,7 +57,8 @@ class EpilogueBase {
     return true;
   }
 
-  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params) : p_(params) {}
+  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params, SharedStorage const& = SharedStorage())
+      : p_(params) {}
   CUTLASS_DEVICE bool is_source_needed() { return false; }
 
  protected:

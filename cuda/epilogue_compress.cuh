@@ -31,19 +31,16 @@ struct CompressParams {
 };
 
 // T: the type that h is rounded to. kFp8Values: of the values; otherwise T. kFp8Meta: the layout of the metadata.
-template <class T, bool kFp8Values, bool kFp8Meta, int kTileN>
-class CompressEpilogue : public EpilogueBase<CompressParams, ColumnTermsStorage<kTileN>> {
-  using Base = EpilogueBase<CompressParams, ColumnTermsStorage<kTileN>>;
-  using Base::p_;
-
+template <class T, bool kFp8Values, bool kFp8Meta>
+class CompressEpilogue : public EpilogueBase<CompressParams> {
  public:
-  using Base::Base;
+  using EpilogueBase<CompressParams>::EpilogueBase;
 
   template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma,
             class Residue>
   CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
                                  cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
-                                 int thread_idx, char* shared) {
+                                 int thread_idx, char*) {
     using namespace cute;
     const HiddenParams& hidden = p_.hidden;
     const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
@@ -52,9 +49,6 @@ class CompressEpilogue : public EpilogueBase<CompressParams, ColumnTermsStorage<
     constexpr int kBlocks = decltype(size<0, 2>(acc))::value;
     static_assert(kBlocks % kStep == 0, "a step's columns lie in one MMA");
     static_assert(decltype(size<0>(block_shape))::value % kMetaRowPadding == 0, "tiles cover the metadata's padding");
-    static_assert(decltype(size<1>(block_shape))::value == kTileN, "one storage for each tile width");
-    auto& columns = ColumnTerms<kTileN>::of_warpgroup(shared);
-    hidden.fetch_columns<T>(columns, n_tile);
 
     const int q = threadIdx.x & 3;
     const bool statistics = hidden.amax || hidden.saturated;
@@ -70,21 +64,21 @@ class CompressEpilogue : public EpilogueBase<CompressParams, ColumnTermsStorage<
       for (int ni = 0; ni < size<2>(acc); ++ni) {
         CUTLASS_PRAGMA_UNROLL
         for (int step = 0; step < kBlocks; step += kStep) {
-          const int column = get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni));  // of this lane, in the tile
-          const int n = n_tile + column - 2 * q;
+          const int n = n_tile + get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni)) - 2 * q;
           uint32_t kept[kStep], complements[kStep / 4] = {};
           CUTLASS_PRAGMA_UNROLL
           for (int first = 0; first < kStep; first += 4) {
-            asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
+            asm volatile("" ::: "memory");  // keeps the loads of later columns out: registers
+            float scale[4][2], shift[4][2];
+            hidden.load_columns<T>(n + 8 * first + 2 * q, scale, shift);
             CUTLASS_PRAGMA_UNROLL
             for (int i = 0; i < 4; ++i) {
               const int b = first + i;
               // Rows beyond the last are zeros, whatever w holds: NaN times their zero is none of theirs.
-              const auto terms = columns[column + 8 * b];
               const auto pair = [&](int half) {
-                const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * terms.scale[0];
-                const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * terms.scale[1];
-                return valid[half] ? pack2(T{}, h0 + terms.shift[0], h1 + terms.shift[1]) : 0u;
+                const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * scale[i][0];
+                const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * scale[i][1];
+                return valid[half] ? pack2(T{}, h0 + shift[i][0], h1 + shift[i][1]) : 0u;
               };
               const uint32_t upper = pair(0), lower = pair(1);
               const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? upper : lower, 1);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "epilogue_base.cuh"
-#include "epilogue_columns.cuh"
 #include "sparse24/linear.h"
 #include "vocabulary.cuh"
 
@@ -27,12 +26,23 @@ struct HiddenParams {
             args.scale_y_per_row};
   }
 
-  // Scales and biases of the columns of h. T: the hidden type.
-  template <class T, int kTileN>
-  __device__ __forceinline__ void fetch_columns(ColumnTerms<kTileN>& columns, int n_tile) const {
-    columns.fetch(
-        n_tile, cols, [&](int n) { return scale_w ? scale_w[n * scale_w_stride] : 1.f; },
-        [&](int n) { return bias ? float(static_cast<const T*>(bias)[n]) : 0.f; });
+  // Scales and biases of columns n + 8 b + c; those beyond the last take its own, their accumulators being zero or
+  // never stored. The loads of 32 columns come together: only two warps share a scheduler, and hide little.
+  template <class T>
+  __device__ __forceinline__ void load_columns(int n, float (&scale)[4][2], float (&shift)[4][2]) const {
+    const auto each = [&](float (&to)[4][2], auto load) {
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) to[b][c] = load(n + 8 * b + c);
+      }
+    };
+    each(scale, [](int) { return 1.f; });
+    each(shift, [](int) { return 0.f; });
+    if (scale_w) each(scale, [&](int column) { return scale_w[min(column, cols - 1) * scale_w_stride]; });
+    if (bias) {
+      each(shift, [&](int column) { return column < cols ? float(static_cast<const T*>(bias)[column]) : 0.f; });
+    }
   }
   __device__ __forceinline__ float row_scale_x(int m) const {
     return scale_x && m < rows ? scale_x[m * scale_x_stride] : 1.f;

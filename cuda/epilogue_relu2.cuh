@@ -16,19 +16,16 @@ struct Relu2Params {
 };
 
 // T: the type that h is rounded to. kFp8: y is e4m3; otherwise T.
-template <class T, bool kFp8, int kTileN>
-class Relu2Epilogue : public EpilogueBase<Relu2Params, ColumnTermsStorage<kTileN>> {
-  using Base = EpilogueBase<Relu2Params, ColumnTermsStorage<kTileN>>;
-  using Base::p_;
-
+template <class T, bool kFp8>
+class Relu2Epilogue : public EpilogueBase<Relu2Params> {
  public:
-  using Base::Base;
+  using EpilogueBase<Relu2Params>::EpilogueBase;
 
   template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma,
             class Residue>
   CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
                                  cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
-                                 int thread_idx, char* shared) {
+                                 int thread_idx, char*) {
     using namespace cute;
     const HiddenParams& hidden = p_.hidden;
     const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
@@ -37,9 +34,6 @@ class Relu2Epilogue : public EpilogueBase<Relu2Params, ColumnTermsStorage<kTileN
     constexpr int kBlocks = decltype(size<0, 2>(acc))::value;
     constexpr int kStep = kFp8 ? 8 : 4;  // blocks whose columns of one row fill 4 x 16 bytes
     static_assert(kBlocks % kStep == 0, "a step's columns lie in one MMA");
-    static_assert(decltype(size<1>(block_shape))::value == kTileN, "one storage for each tile width");
-    auto& columns = ColumnTerms<kTileN>::of_warpgroup(shared);
-    hidden.fetch_columns<T>(columns, n_tile);
 
     const int q = threadIdx.x & 3;
     const bool statistics = hidden.amax || hidden.saturated;
@@ -54,23 +48,21 @@ class Relu2Epilogue : public EpilogueBase<Relu2Params, ColumnTermsStorage<kTileN
       for (int ni = 0; ni < size<2>(acc); ++ni) {
         CUTLASS_PRAGMA_UNROLL
         for (int step = 0; step < kBlocks; step += kStep) {
-          const int column = get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni));  // of this lane, in the tile
-          const int n = n_tile + column - 2 * q;
+          const int n = n_tile + get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni)) - 2 * q;
           uint32_t w[2][4] = {};
           CUTLASS_PRAGMA_UNROLL
           for (int first = 0; first < kStep; first += 4) {
-            asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
-            typename ColumnTerms<kTileN>::Two terms[4];
-            CUTLASS_PRAGMA_UNROLL
-            for (int i = 0; i < 4; ++i) terms[i] = columns[column + 8 * (first + i)];
+            asm volatile("" ::: "memory");  // keeps the loads of later columns out: registers
+            float scale[4][2], shift[4][2];
+            hidden.load_columns<T>(n + 8 * first + 2 * q, scale, shift);
             CUTLASS_PRAGMA_UNROLL
             for (int half = 0; half < 2; ++half) {
               CUTLASS_PRAGMA_UNROLL
               for (int i = 0; i < 4; ++i) {
                 const int b = first + i;
-                const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * terms[i].scale[0];
-                const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * terms[i].scale[1];
-                const uint32_t h = pack2(T{}, h0 + terms[i].shift[0], h1 + terms[i].shift[1]);
+                const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * scale[i][0];
+                const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * scale[i][1];
+                const uint32_t h = pack2(T{}, h0 + shift[i][0], h1 + shift[i][1]);
                 const float y0 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h)));
                 const float y1 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h >> 16)));
                 if (statistics && m + 8 * half < hidden.rows) {

@@ -13,7 +13,6 @@
 #pragma once
 
 #include "epilogue_base.cuh"
-#include "epilogue_columns.cuh"
 #include "quad.cuh"
 #include "sparse24/types.h"
 #include "vocabulary.cuh"
@@ -43,22 +42,16 @@ __device__ __forceinline__ void convert(float& d, float v) { d = v; }
 
 }  // namespace detail
 
-template <int kTileN>
-class StoreEpilogue : public EpilogueBase<StoreParams, ColumnTermsStorage<kTileN>> {
-  using Base = EpilogueBase<StoreParams, ColumnTermsStorage<kTileN>>;
-  using Base::p_;
-
+class StoreEpilogue : public EpilogueBase<StoreParams> {
  public:
-  using Base::Base;
+  using EpilogueBase<StoreParams>::EpilogueBase;
 
   template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma,
             class Residue>
   CUTLASS_DEVICE void operator()(Problem const& problem, BlockShape const& block_shape, BlockCoord const& block_coord,
                                  cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
-                                 int thread_idx, char* shared) {
+                                 int thread_idx, char*) {
     using namespace cute;
-    static_assert(decltype(size<1>(block_shape))::value == kTileN, "one storage for each tile width");
-    auto& columns = ColumnTerms<kTileN>::of_warpgroup(shared);
     const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
     const Tile tile{static_cast<int>(get<0>(problem)), static_cast<int>(get<1>(problem)),
                     static_cast<int>(get<0>(block_coord) * size<0>(block_shape)),
@@ -66,12 +59,11 @@ class StoreEpilogue : public EpilogueBase<StoreParams, ColumnTermsStorage<kTileN
     // One decision for the whole tile: the loops below are too long to decide in.
     switch (p_.d_dtype) {
       case DType::kBFloat16:
-        return p_.vectorised ? store<__nv_bfloat16, true>(tile, acc, coords, columns)
-                             : store<__nv_bfloat16, false>(tile, acc, coords, columns);
+        return p_.vectorised ? store<__nv_bfloat16, true>(tile, acc, coords)
+                             : store<__nv_bfloat16, false>(tile, acc, coords);
       case DType::kFloat16:
-        return p_.vectorised ? store<__half, true>(tile, acc, coords, columns)
-                             : store<__half, false>(tile, acc, coords, columns);
-      default: return store<float, false>(tile, acc, coords, columns);
+        return p_.vectorised ? store<__half, true>(tile, acc, coords) : store<__half, false>(tile, acc, coords);
+      default: return store<float, false>(tile, acc, coords);
     }
   }
 
@@ -81,9 +73,10 @@ class StoreEpilogue : public EpilogueBase<StoreParams, ColumnTermsStorage<kTileN
     int M, N, m, n;
   };
 
+  // Only two warps share a scheduler here, so what counts is that loads come early and together: those of 32 columns,
+  // then the rows that use them.
   template <class T, bool kVectorised, class Acc, class Coords>
-  CUTLASS_DEVICE void store(Tile const& tile, Acc const& acc, Coords const& coords,
-                            ColumnTerms<kTileN>& columns) const {
+  CUTLASS_DEVICE void store(Tile const& tile, Acc const& acc, Coords const& coords) const {
     using namespace cute;
     constexpr int kBlocks = decltype(size<0, 2>(acc))::value;  // blocks of 8 columns in one MMA
     constexpr int kRows = decltype(size<1>(acc))::value;
@@ -98,32 +91,22 @@ class StoreEpilogue : public EpilogueBase<StoreParams, ColumnTermsStorage<kTileN
         scale_a[mi][half] = p_.scale_a ? p_.scale_a[min(row(mi, half), tile.M - 1) * p_.scale_a_stride] : 1.f;
       }
     }
-    columns.fetch(
-        tile.n, tile.N, [&](int n) { return p_.scale_b ? p_.scale_b[n * p_.scale_b_stride] : 1.f; },
-        [&](int n) {
-          if (!p_.bias) return 0.f;
-          return p_.bias_dtype == DType::kFloat32 ? static_cast<const float*>(p_.bias)[n]
-                                                  : float(static_cast<const T*>(p_.bias)[n]);
-        });
     CUTLASS_PRAGMA_UNROLL
     for (int ni = 0; ni < size<2>(acc); ++ni) {
       CUTLASS_PRAGMA_UNROLL
       for (int block = 0; block < kBlocks; block += 4) {
-        // Keeps the reads of later columns out: hoisted all together they would spill the accumulators.
+        // Keeps the loads of later columns out: hoisted all together they would spill the accumulators.
         asm volatile("" ::: "memory");
-        const int column = get<1>(coords(make_coord(_0{}, _0{}, block), _0{}, ni));  // of this lane, in the tile
-        const int n = tile.n + column;
-        typename ColumnTerms<kTileN>::Two terms[4];
-        CUTLASS_PRAGMA_UNROLL
-        for (int b = 0; b < 4; ++b) terms[b] = columns[column + 8 * b];
+        const int n = tile.n + get<1>(coords(make_coord(_0{}, _0{}, block), _0{}, ni));  // of this lane
+        float scale_b[4][2], bias[4][2];
+        load_columns<T>(n, tile.N, scale_b, bias);
         CUTLASS_PRAGMA_UNROLL
         for (int mi = 0; mi < kRows; ++mi) {
           CUTLASS_PRAGMA_UNROLL
           for (int half = 0; half < 2; ++half) {
             const int m = row(mi, half);
             const auto value = [&](int b, int c) {
-              return acc(make_coord(c, half, block + b), mi, ni) * scale_a[mi][half] * terms[b].scale[c] +
-                     terms[b].shift[c];
+              return acc(make_coord(c, half, block + b), mi, ni) * scale_a[mi][half] * scale_b[b][c] + bias[b][c];
             };
             if constexpr (kVectorised) {
               uint32_t w[4];
@@ -140,6 +123,26 @@ class StoreEpilogue : public EpilogueBase<StoreParams, ColumnTermsStorage<kTileN
           }
         }
       }
+    }
+  }
+
+  // Scales and biases of columns n + 8 b + c. Columns beyond the last take its own: they are not stored.
+  template <class T>
+  CUTLASS_DEVICE void load_columns(int n, int N, float (&scale_b)[4][2], float (&bias)[4][2]) const {
+    const auto each = [&](float (&to)[4][2], auto load) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < 4; ++b) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int c = 0; c < 2; ++c) to[b][c] = load(min(n + 8 * b + c, N - 1));
+      }
+    };
+    each(scale_b, [](int) { return 1.f; });
+    each(bias, [](int) { return 0.f; });
+    if (p_.scale_b) each(scale_b, [&](int column) { return p_.scale_b[column * p_.scale_b_stride]; });
+    if (p_.bias && p_.bias_dtype == DType::kFloat32) {
+      each(bias, [&](int column) { return static_cast<const float*>(p_.bias)[column]; });
+    } else if (p_.bias) {
+      each(bias, [&](int column) { return float(static_cast<const T*>(p_.bias)[column]); });
     }
   }
 

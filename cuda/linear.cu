@@ -1,38 +1,33 @@
 // Host side of linear_relu2 and linear_compress: finds the kernel of linear_instances.def and launches it.
 #include "linear_launchers.h"
-#include "sparse24/device.h"
 #include "sparse24/error.h"
-#include "tuning.h"
 
 namespace sparse24::cuda {
 namespace {
 
 struct Relu2Instance {
   DType dtype, hidden, y;
-  LinearTile tile;
-  void (*launch)(const LinearRelu2Args&, const LinearConfig&, cudaStream_t);
+  void (*launch)(const LinearRelu2Args&, cudaStream_t);
 };
 struct CompressInstance {
   DType dtype, hidden, y, meta;
-  LinearTile tile;
-  void (*launch)(const LinearCompressArgs&, const LinearConfig&, cudaStream_t);
+  void (*launch)(const LinearCompressArgs&, cudaStream_t);
 };
 
 constexpr Relu2Instance kRelu2Instances[] = {
-#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile)
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)              \
-  {DType::dtype, DType::hidden, DType::y, LinearTile::tile,        \
-   launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y, LinearTile::tile>},
+#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta)
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y) \
+  {DType::dtype, DType::hidden, DType::y, launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y>},
 #include "linear_instances.def"
 #undef SPARSE24_LINEAR_RELU2
 #undef SPARSE24_LINEAR_COMPRESS
 };
 
 constexpr CompressInstance kCompressInstances[] = {
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)
-#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile)         \
-  {DType::dtype, DType::hidden, DType::y, DType::meta, LinearTile::tile, \
-   launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta, LinearTile::tile>},
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y)
+#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta) \
+  {DType::dtype, DType::hidden, DType::y, DType::meta,   \
+   launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta>},
 #include "linear_instances.def"
 #undef SPARSE24_LINEAR_RELU2
 #undef SPARSE24_LINEAR_COMPRESS
@@ -42,51 +37,31 @@ bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
   return args.dtype == dtype && args.hidden_dtype == hidden && args.y_dtype == y;
 }
 
-// SPARSE24_LINEAR_CONFIG="tile,swizzle,m|n" overrides the choice: tile is an index into linear_configs(). For tuning.
-LinearConfig choose_config(const LinearArgs& args) {
-  const auto configs = linear_configs(args.dtype);
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", int(configs.size()))) {
-    LinearConfig config = configs[wanted->tile];
-    config.swizzle = wanted->order.swizzle;
-    config.raster_along_m = wanted->order.along_m;
-    return config;
-  }
-  return select_linear_config(args.dtype, args.tokens, args.out, args.in, device_info().sm_count);
-}
-
-// The instance of one combination of types with the tile of `config`.
-template <class Instance, size_t kCount, class Matches, class Args>
-void launch(const char* op, const Instance (&instances)[kCount], const Matches& match, const Args& args,
-            const LinearConfig& config, cudaStream_t stream) {
-  const LinearArgs& linear = args.linear;
-  if (linear.tokens == 0 || linear.out == 0) return;
-  for (const Instance& i : instances) {
-    if (match(i) && i.tile == config.tile) return i.launch(args, config, stream);
-  }
-  fail(op, ": expected a compiled kernel for x ", name_of(linear.dtype), ", h ", name_of(linear.hidden_dtype), ", y ",
-       name_of(linear.y_dtype), ", tile ", to_string(config), ", got none");
+[[noreturn]] void refuse(const char* op, const LinearArgs& args) {
+  fail(op, ": expected a compiled kernel for x ", name_of(args.dtype), ", h ", name_of(args.hidden_dtype), ", y ",
+       name_of(args.y_dtype), ", got none");
 }
 
 }  // namespace
 
-void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
-  const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.hidden, i.y); };
-  launch("sparse24.linear_relu2", kRelu2Instances, match, args, config, stream);
-}
-
-void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
-  const auto match = [&](const CompressInstance& i) {
-    return matches(args.linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype);
-  };
-  launch("sparse24.linear_compress", kCompressInstances, match, args, config, stream);
-}
-
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
-  linear_relu2(args, choose_config(args.linear), stream);
+  const LinearArgs& linear = args.linear;
+  if (linear.tokens == 0 || linear.out == 0) return;
+  for (const Relu2Instance& i : kRelu2Instances) {
+    if (matches(linear, i.dtype, i.hidden, i.y)) return i.launch(args, stream);
+  }
+  refuse("sparse24.linear_relu2", linear);
 }
 
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
-  linear_compress(args, choose_config(args.linear), stream);
+  const LinearArgs& linear = args.linear;
+  if (linear.tokens == 0 || linear.out == 0) return;
+  for (const CompressInstance& i : kCompressInstances) {
+    if (matches(linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype)) {
+      return i.launch(args, stream);
+    }
+  }
+  refuse("sparse24.linear_compress", linear);
 }
 
 }  // namespace sparse24::cuda

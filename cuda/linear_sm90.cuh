@@ -5,6 +5,7 @@
 #include "epilogue_relu2.cuh"
 #include "gemm_sm90.cuh"
 #include "linear_launchers.h"
+#include "sparse24/mm.h"
 
 namespace sparse24::cuda {
 
@@ -19,24 +20,10 @@ struct HiddenType<DType::kFloat16> {
   using type = __half;
 };
 
-// Tile, cluster and schedule; select_config.cpp holds the same sizes for the host. Rows of 128 cover the padding of the
-// metadata.
-template <LinearTile>
-struct LinearTileShape;
-template <>
-struct LinearTileShape<LinearTile::k128x256> {
-  static constexpr int kM = 128, kN = 256, kClusterM = 2;
-  static constexpr bool kPingpong = false;
-};
-template <>
-struct LinearTileShape<LinearTile::k128x128> {
-  static constexpr int kM = 128, kN = 128, kClusterM = 2;
-  static constexpr bool kPingpong = true;
-};
-
-template <DType kDType, LinearTile kTile, class Epilogue_>
+// Tiles of 128x256 shared by two warpgroups, w multicast along M. Rows of 128 cover the padding of the metadata.
+template <DType kDType, class Epilogue_>
 struct LinearSm90 {
-  using Shape = LinearTileShape<kTile>;
+  static constexpr int kTileM = 128, kTileN = 256, kClusterM = 2;
   static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
   using Element = typename GemmElement<kDType>::type;
   using Epilogue = GemmEpilogue<Epilogue_>;
@@ -44,13 +31,13 @@ struct LinearSm90 {
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
       cutlass::layout::ColumnMajor, kAlignment, float,
-      cute::Shape<cute::Int<Shape::kM>, cute::Int<Shape::kN>, cute::Int<kFp8 ? 128 : 64>>,
-      cute::Shape<cute::Int<Shape::kClusterM>, cute::_1, cute::_1>, GemmStages<Epilogue>,
-      GemmSchedule<kFp8, Shape::kPingpong>>::CollectiveOp;
+      cute::Shape<cute::Int<kTileM>, cute::Int<kTileN>, cute::Int<kFp8 ? 128 : 64>>,
+      cute::Shape<cute::Int<kClusterM>, cute::_1, cute::_1>, GemmStages<Epilogue>,
+      GemmSchedule<kFp8, /*kPingpong=*/false>>::CollectiveOp;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
 
-  static void launch(const LinearArgs& args, const LinearConfig& config, const typename Epilogue_::Params& epilogue,
-                     cudaStream_t stream, const char* what) {
+  static void launch(const LinearArgs& args, const typename Epilogue_::Params& epilogue, cudaStream_t stream,
+                     const char* what) {
     typename Mainloop::StrideA stride_x{};
     typename Mainloop::StrideB stride_w{};
     cute::get<0>(stride_x) = args.in;
@@ -60,26 +47,25 @@ struct LinearSm90 {
         {int(args.tokens), int(args.out), int(args.in), 1},
         {static_cast<Element const*>(args.x), stride_x, static_cast<Element const*>(args.w), stride_w},
         epilogue};
-    launch_gemm<Kernel>(arguments, config.swizzle, config.raster_along_m, stream, what);
+    const TileOrder order = select_tile_order(args.tokens, args.out, kTileM * kClusterM, kTileN);
+    launch_gemm<Kernel>(arguments, order.swizzle, order.along_m, stream, what);
   }
 };
 
-template <DType kDType, DType kHidden, DType kY, LinearTile kTile>
-void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
-  using Epilogue =
-      Relu2Epilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3, LinearTileShape<kTile>::kN>;
-  LinearSm90<kDType, kTile, Epilogue>::launch(args.linear, config, {HiddenParams::of(args.linear), args.y}, stream,
-                                              "sparse24.linear_relu2: launch");
+template <DType kDType, DType kHidden, DType kY>
+void launch_linear_relu2_sm90(const LinearRelu2Args& args, cudaStream_t stream) {
+  using Epilogue = Relu2Epilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3>;
+  LinearSm90<kDType, Epilogue>::launch(args.linear, {HiddenParams::of(args.linear), args.y}, stream,
+                                       "sparse24.linear_relu2: launch");
 }
 
-template <DType kDType, DType kHidden, DType kY, DType kMeta, LinearTile kTile>
-void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
-  using Epilogue = CompressEpilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3,
-                                    kMeta == DType::kFloat8E4M3, LinearTileShape<kTile>::kN>;
+template <DType kDType, DType kHidden, DType kY, DType kMeta>
+void launch_linear_compress_sm90(const LinearCompressArgs& args, cudaStream_t stream) {
+  using Epilogue =
+      CompressEpilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3, kMeta == DType::kFloat8E4M3>;
   const Operand a = Operand::of(args.linear.tokens, args.linear.out, kMeta, Dim::kFeatures);
-  LinearSm90<kDType, kTile, Epilogue>::launch(args.linear, config,
-                                              {HiddenParams::of(args.linear), a, args.values, args.meta}, stream,
-                                              "sparse24.linear_compress: launch");
+  LinearSm90<kDType, Epilogue>::launch(args.linear, {HiddenParams::of(args.linear), a, args.values, args.meta}, stream,
+                                       "sparse24.linear_compress: launch");
 }
 
 }  // namespace sparse24::cuda

@@ -46,7 +46,7 @@ struct MmSm90 {
   static constexpr int kAlignmentA = 2 * 16 / sizeof(Element);  // logical: 16 bytes of compressed values
   static constexpr int kAlignmentB = 16 / sizeof(Element);
 
-  using Epilogue = GemmEpilogue<StoreEpilogue<Shape::kN>>;
+  using Epilogue = GemmEpilogue<StoreEpilogue>;
   // Tiles of 64 rows are too small to share.
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,

@@ -1,5 +1,4 @@
-// Transposes in registers, over the four lanes of a quad and over a warp: accumulator fragments to rows or columns; and
-// the barrier of a warpgroup.
+// Transposes in registers, over the four lanes of a quad and over a warp: accumulator fragments to rows or columns.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +24,6 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
   uint32_t out;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(fragment));
   return out;
-}
-
-// Waits for all 128 threads of this warpgroup. CUTLASS uses the barriers below 8.
-__device__ __forceinline__ void sync_warpgroup() {
-  asm volatile("bar.sync %0, 128;" ::"r"(8 + threadIdx.x / 128) : "memory");
 }
 
 }  // namespace sparse24::cuda

@@ -8,9 +8,6 @@
 /// a cast, or compress / compress_fp8.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "sparse24/format.h"
 
 namespace sparse24 {
@@ -51,41 +48,14 @@ struct LinearCompressArgs {
   DType meta_dtype;  ///< y_dtype; or kFloat8E4M3 beside 16-bit values that are quantised afterwards
 };
 
-/// The compiled tiles: 128x256, which two warpgroups share, and 128x128, one for each of two warpgroups, so that the
-/// epilogue of one runs under the mainloop of the other. 128x128 exists for the combinations of types that the
-/// feed-forward network uses; linear_instances.def has the list.
-enum class LinearTile { k128x256, k128x128 };
-
-/// How one of these GEMMs runs; as `MmConfig`.
-struct LinearConfig {
-  LinearTile tile;
-  int tile_m, tile_n, tile_k;
-  int cluster_m;
-  int swizzle;
-  bool raster_along_m;
-};
-
-/// The configuration for w [n, k] and m tokens of `dtype`: a pure function of sizes, dtype and SM count.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count);
-
-/// All compiled configurations for x of `dtype`, swizzle and raster left at their defaults.
-std::vector<LinearConfig> linear_configs(DType dtype);
-
-/// "128x256x64 cluster 2x1 swizzle 4 along M"
-std::string to_string(const LinearConfig& config);
-
 namespace cpu {
 void linear_relu2(const LinearRelu2Args& args);
 void linear_compress(const LinearCompressArgs& args);
 }  // namespace cpu
 
 namespace cuda {
-/// Choose a configuration for the current device.
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream);
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream);
-/// With a configuration of the caller's: for tuning and for tests of every kernel.
-void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream);
-void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24
