@@ -2,8 +2,11 @@
 
     python bench/run_gpu.py --out DIR
     python bench/run_gpu.py --out DIR --lib libsparse24_torch.so --gtest test_mm_gpu --gtest test_compress_gpu
+    python bench/run_gpu.py --out DIR --skip-tests --only ffn_training --budget 440
+    python bench/run_gpu.py --out DIR --skip-tests --only train_gpt --budget 520
 
-Writes to DIR: summary.json, run.log, pytest.xml, and <bench>.json for each benchmark. With --lib the package is put
+Writes to DIR: summary.json, run.log, pytest.xml, and <bench>.json for each benchmark (train_gpt: a folder, one file per
+run). With --lib the package is put
 together from python/sparse24 and that library (assemble.py); otherwise the installed sparse24 is used. A failing step
 is recorded and the next one runs; the exit status is 0 if all steps were well. Needs Python 3.11 or later.
 """
@@ -23,12 +26,13 @@ from xml.etree import ElementTree
 
 import assemble
 import report
+import train_table
 from steps import Runner, Step, StepFailed
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
-BENCHES = (*DEFAULT_BENCHES, "tune_mm")
+BENCHES = (*DEFAULT_BENCHES, "tune_mm", "ffn_training", "train_gpt")
 SANITIZERS = ("memcheck", "initcheck")
 
 
@@ -146,25 +150,41 @@ def counts(xml: Path) -> str:
 
 def benches(runner: Runner, args: argparse.Namespace, env: dict[str, str]) -> None:
     for name in args.only:
-        result = args.out / f"{name}.json"
-        command = python(str(BENCH / f"{name}.py"), "--out", str(result), "--budget", str(args.budget))
-        command += ["--quick"] if args.quick else []
-        command += ["--patterns", str(args.patterns.resolve())] if args.patterns else []
-        command += args.bench_args.split()
+        command, result, timeout = training_run(args) if name == "train_gpt" else bench(name, args)
         runner.command(
             f"bench {name}",
-            command,
+            command + args.bench_args.split(),
             env=env,
-            timeout=args.budget + 90,
+            timeout=timeout,
             cwd=ROOT,
             echo=True,
             detail=lambda path=result: verified(path),
         )
 
 
+def bench(name: str, args: argparse.Namespace) -> tuple[list[str], Path, float]:
+    """Command, its records, and after how many seconds it is stopped."""
+    result = args.out / f"{name}.json"
+    command = python(str(BENCH / f"{name}.py"), "--out", str(result), "--budget", str(args.budget))
+    command += ["--quick"] if args.quick else []
+    command += ["--patterns", str(args.patterns.resolve())] if args.patterns else []
+    return command, result, args.budget + 90
+
+
+def training_run(args: argparse.Namespace) -> tuple[list[str], Path, float]:
+    """The same for train_gpt.py, which ends by itself within the budget; called again, it goes on."""
+    result = args.out / "train_gpt"
+    command = python(str(BENCH / "train_gpt.py"), "--out", str(result), "--time-limit", str(args.budget))
+    # --quick: what the claim rests on; else the ablations too.
+    command += ["--seeds", "0"] if args.quick else ["--recipe", "default,no_mask_reuse,no_permutation,no_split"]
+    return command, result, args.budget + 15
+
+
 def verified(path: Path) -> str:
-    records = report.read_json([path])
-    return f"{sum(r['verified'] for r in records)} of {len(records)} records verified"
+    records = report.read_json([path]) if path.is_file() else train_table.read(path)
+    unfinished = sum(not r.get("complete", True) for r in records)
+    text = f"{sum(r['verified'] for r in records)} of {len(records)} records verified"
+    return f"{text}, {unfinished} runs unfinished" if unfinished else text
 
 
 def sanitizers(runner: Runner, binaries: list[Path], env: dict[str, str], args: argparse.Namespace) -> None:

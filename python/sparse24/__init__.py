@@ -20,11 +20,15 @@ from sparse24.ops import (
     mm,
     quantize_fp8,
 )
+from sparse24.training import SAC_SAVE_OPS, Recipe, Schedule
 
 __version__ = _library.VERSION
 
 __all__ = [
     "ActivationStats",
+    "Recipe",
+    "SAC_SAVE_OPS",
+    "Schedule",
     "__version__",
     "activation_stats",
     "build_info",

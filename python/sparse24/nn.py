@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.ops import quantize_fp8
+from sparse24.training import Recipe
 
 
 class ReLU2MLP(nn.Module):
@@ -30,7 +31,18 @@ class ReLU2MLP(nn.Module):
         Of the parameters.
     min_tokens : int, optional
         As in `sparse24.relu2_mlp`: with fewer tokens it runs dense.
+    recipe : Recipe, optional
+    recompute : bool
+        Of the backward pass, as in `sparse24.relu2_mlp`.
+
+    Attributes
+    ----------
+    sparse : bool
+        False: it runs dense at the same precision, as in the warm-up of training (`sparse24.Schedule` sets it). It is
+        read while tracing: a compiled module is traced once for each of the two.
     """
+
+    sparse: bool = True
 
     def __init__(
         self,
@@ -43,6 +55,8 @@ class ReLU2MLP(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         min_tokens: int | None = None,
+        recipe: Recipe | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if precision not in ("auto", "16bit", "fp8"):
@@ -51,6 +65,8 @@ class ReLU2MLP(nn.Module):
             )
         self.precision = precision
         self.min_tokens = min_tokens
+        self.recipe = recipe
+        self.recompute = recompute
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
 
@@ -68,6 +84,9 @@ class ReLU2MLP(nn.Module):
             w2_scale=getattr(down, "weight_scale", None),
             scale_y=scale_y,
             min_tokens=self.min_tokens,
+            recipe=self.recipe,
+            recompute=self.recompute,
+            sparse=self.sparse,
         )
 
     @torch.no_grad()
@@ -75,7 +94,7 @@ class ReLU2MLP(nn.Module):
         """Replace the weights by float8_e4m3fn with one scale per row, for inference. In place; returns the module.
 
         The children become `QuantizedLinear`: buffers ``weight`` and ``weight_scale`` instead of a parameter. There is
-        no way back, and fp8 has no backward.
+        no way back, and float8 weights get no gradient.
         """
         if self.precision == "16bit":
             raise RuntimeError(
@@ -88,9 +107,10 @@ class ReLU2MLP(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Name the precision and the threshold."""
-        text = f"precision={self.precision}"
-        return text if self.min_tokens is None else f"{text}, min_tokens={self.min_tokens}"
+        """Name what differs from the default."""
+        options = {"min_tokens": self.min_tokens, "recipe": self.recipe, "recompute": self.recompute or None}
+        given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        return ", ".join([f"precision={self.precision}", *given])
 
 
 class QuantizedLinear(nn.Module):

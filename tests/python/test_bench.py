@@ -1,18 +1,113 @@
 """The benchmarks verify what they time: their smoke runs go through every case at small sizes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
-@pytest.mark.parametrize("name", ["compress", "mm", "ffn_forward", "tune_mm"])
+def run(script: str, *arguments: str | Path) -> str:
+    command = [sys.executable, BENCH / f"{script}.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def draw(name: str, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("plot_training", folder)
+    assert "</svg>" in (folder / f"{name}.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["compress", "mm", "ffn_forward", "tune_mm", "ffn_training"])
 def test_smoke_run_verifies_every_case(name, tmp_path):
+    out = tmp_path / f"{name}.json"
+    printed = run(name, "--device", "cpu", "--smoke", "--out", out)
+    assert ", 0 of them not verified" in printed and out.stat().st_size > 100
+    if name == "ffn_training":
+        draw(name, tmp_path)
+
+
+def test_ffn_training_reports_an_ffn_with_a_wrong_gradient(tmp_path):
+    """The verification is not empty: a weight gradient that is 3 % too large has no time."""
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(BENCH)!r})\n"
+        "import ffn_training, sparse24\n"
+        "right = sparse24.relu2_mlp\n"
+        "def wrong(x, w1, w2, **options):\n"
+        "    w1 = w1.view_as(w1)\n"
+        "    if w1.requires_grad:\n"
+        "        w1.register_hook(lambda gradient: gradient * 1.03)\n"
+        "    return right(x, w1, w2, **options)\n"
+        "sparse24.relu2_mlp = wrong\n"
+        "sys.exit(ffn_training.main('ffn_training', ffn_training.problems, '', sys.argv[1:]))\n"
+    )
     out = tmp_path / "records.json"
-    command = [sys.executable, BENCH / f"{name}.py", "--device", "cpu", "--smoke", "--out", out]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert ", 0 of them not verified" in run.stdout and out.stat().st_size > 100
+    command = [sys.executable, script, "--device", "cpu", "--smoke", "--budget", "0.01", "--out", out]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 1
+    ours = [r for r in json.loads(out.read_text()) if r["variant"] == "sparse24" and r["race"] == "training"]
+    assert ours and all("dw1" in r["error"] and r["median_us"] is None for r in ours)
+
+
+def test_train_gpt_compares_runs_of_the_same_data_and_goes_on(tmp_path):
+    runs = tmp_path / "train_gpt"
+    arguments = ("--device", "cpu", "--smoke", "--seeds", "0", "--recipe", "default,dense_dw", "--out", runs)
+    printed = run("train_gpt", *arguments, "--ffn", "dense")
+    assert "1 records, 0 of them not verified" in printed
+    printed = run("train_gpt", *arguments)
+    assert "dense_seed0: finished before" in printed and "3 records, 0 of them not verified" in printed
+
+    names = ("dense", "sparse_default", "sparse_dense_dw")
+    dense, sparse, exact = (json.loads((runs / f"{name}_seed0.json").read_text()) for name in names)
+    switch = sparse["first_sparse_step"]
+    assert all(r["verified"] and r["complete"] and r["tokens"] == 2560 for r in (dense, sparse, exact))
+    losses = [torch.tensor([loss for _, loss, _ in r["loss"]]) for r in (dense, sparse, exact)]
+    # The same weights and batches: equal while all run dense, up to rounding, and with one forward at the first
+    # sparse step, where the dropped fifth of the activation shows.
+    torch.testing.assert_close(losses[1][:switch], losses[0][:switch], rtol=1e-4, atol=0)
+    assert losses[1][switch] == losses[2][switch]
+    assert abs(losses[1][switch] - losses[0][switch]) > 1e-4
+    assert 0.4 < sparse["activations"][0]["zeros"][0] < 0.6  # at initialisation
+    shares = [sparse["activations"][-1][f"{kind}token_nonzeros_dropped"][0] for kind in ("recipe_", "")]
+    assert 0 < shares[0] < shares[1]  # the densest features go through a dense product
+
+    draw("train_gpt", tmp_path)
+
+
+def test_kept_entries_are_those_of_the_ffn(monkeypatch):
+    """An FFN of plain torch with given masks: they are found through its weight gradients alone."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import masked_tokens
+    from reference import Unverified
+
+    monkeypatch.setattr(masked_tokens, "ROWS", 16)  # several passes
+    generator = torch.Generator().manual_seed(0)
+    x, w1, w2, dy = (torch.randn(*s, generator=generator) for s in ((40, 8), (32, 8), (8, 32), (40, 8)))
+    kept_y, kept_dh = (torch.rand(40, 32, generator=generator) < 0.5 for _ in range(2))
+
+    class Masked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w1, w2):
+            ctx.save_for_backward(x, w1, w2)
+            return (x @ w1.t()).relu().square() @ w2.t()
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, w1, w2 = ctx.saved_tensors
+            root = (x @ w1.t()).relu()
+            dh = grad @ w2 * 2 * root
+            return dh @ w1, (dh * kept_dh).t() @ x, grad.t() @ (root.square() * kept_y)
+
+    active = x @ w1.t() > 0
+    y_mask = masked_tokens.kept_activation(Masked.apply, x, w1)
+    assert torch.equal(y_mask, active & kept_y)
+    assert torch.equal(masked_tokens.kept_gradient(Masked.apply, x, w1, w2, dy), active & kept_dh)
+    with pytest.raises(Unverified, match="to drop at most"):  # half, not the smaller ones
+        masked_tokens.check_tokens("y", y_mask, (x @ w1.t()).relu().square())

@@ -1,0 +1,253 @@
+"""The squared-ReLU FFN in training: forward and backward, each GEMM alone, and the memory they take.
+
+    python bench/ffn_training.py --out bench/results/<gpu>/ffn_training.json
+
+Variants of the races "training" (forward and backward) and "forward" (with what backward needs saved): `sparse24`
+(relu2_mlp with the default recipe), `sparse24_dense_dw` (weight gradients by dense GEMMs), both also compiled (as part
+of a compiled model, where the operations between the GEMMs fuse), `torch_compile`,
+`fused_dense` (relu^2 in the first GEMM's epilogue, only y saved) and `scaled_mm_tensor` (torch.compile, all six GEMMs
+in fp8, weights quantised inside, as each optimizer step makes it necessary). The GEMMs alone are in the races of
+gemm_training.py.
+
+Verified against float64 with the mask held fixed: outputs and gradients of sparse24 may have twice the error of torch's
+bf16 under the same mask. masked_tokens.py finds the masks; the weight gradients of `sparse24` are compared with
+products of what it keeps along tokens: `dw1_error` and `dw2_error` are their distances from those without that pruning.
+
+`saved_bytes` is what autograd holds between forward and backward: x and fp8 copies of weights included, weights not.
+`peak_bytes` is the most that a forward and backward allocate beside their inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import baselines
+import baselines_training
+import masked_tokens
+import reference
+import torch
+from data import Sparsity, recorded
+from data_training import step_inputs
+from gemm_training import gemm_cases
+from harness import Case, Options, Problem, attempt, compiled, main
+from masked_tokens import FFN
+from torch.nn import functional as F
+
+import sparse24
+
+SIZES = [
+    (16384, 4096, 16384),
+    (32768, 1664, 6656),
+    (16384, 2560, 18432),
+    (8192, 4096, 16384),
+    (4096, 4096, 16384),
+    (65536, 1664, 6656),
+]
+SMOKE_SIZES = [(128, 64, 512)]
+OTHER_ZEROS = [0.5, 0.95]  # beside 90 %, which every size has
+# Relative errors of a correct rival: bf16 rounds what it saves, fp8 has two or three bits of mantissa.
+BOUNDS = {"bf16": 2e-2, "fp8": 2e-1}
+NAMES = ("out", "dx", "dw1", "dw2")
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    """90 % zeros at every size; then recorded patterns and other shares of zeros, the first sizes first."""
+    sizes = SMOKE_SIZES if options.smoke else SIZES
+    others = [*recorded(options.patterns), *map(Sparsity, OTHER_ZEROS)]
+    if options.quick:
+        sizes, others = sizes[:2], others[:1]
+    order = [(size, Sparsity(0.9)) for size in sizes] + [(size, other) for size in sizes for other in others]
+    for size, sparsity in order:
+        name = f"{100 * sparsity.zeros:.0f} % zeros" if sparsity.pattern is None else sparsity.name
+        yield "T {}, D {}, F {}, ".format(*size) + name, partial(problem, *size, sparsity, options)
+
+
+def problem(tokens: int, d_model: int, d_ff: int, sparsity: Sparsity, options: Options) -> Problem:
+    step = Step(*step_inputs(tokens, d_model, d_ff, sparsity, device=options.device, seed=options.seed))
+    x, w1, w2 = step.plain
+    zeros = 1 - torch.count_nonzero(F.linear(x, w1) > 0).item() / (tokens * d_ff)
+    cases: list[Case] = []
+    for build, names in (
+        (partial(dense, step, options), {"variant": "torch_compile", "dtype": "bf16"}),
+        (partial(sparse, step, options), {"variant": "sparse24", "dtype": "bf16", "role": "sparse24"}),
+    ):
+        cases += attempt(build, **names, race="training")
+    gemm = 2.0 * tokens * d_model * d_ff
+    for case in cases:
+        case.flops = (6 if case.race == "training" else 2) * gemm
+    # The GEMMs depend little on which entries are zero: once per size.
+    if sparsity == Sparsity(0.9):
+        cases += attempt(
+            partial(gemm_cases, x, w1, w2, step.dy), variant="sparse", dtype="bf16", role="sparse24", race="gemms"
+        )
+    return Problem(tokens, d_model, d_ff, zeros, cases, sparsity.name)
+
+
+class Step:
+    """Operands of one training step of an FFN, and its float64 results."""
+
+    def __init__(self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Tensor) -> None:
+        self.plain = (x, w1, w2)
+        self.operands = tuple(t.detach().requires_grad_() for t in self.plain)
+        self.dy = dy
+
+    def forward(self, ffn: FFN) -> torch.Tensor:
+        """The output; what was saved for backward lives until then."""
+        return ffn(*self.operands).detach()
+
+    def training(self, ffn: FFN) -> Tensors:
+        out = ffn(*self.operands)
+        return out.detach(), *torch.autograd.grad(out, self.operands, self.dy)
+
+    def exact_hidden(self) -> Tensors:
+        """y and dh in float64, nothing pruned."""
+        x, w1, w2 = (t.double() for t in self.plain)
+        root = F.linear(x, w1).relu_()
+        return root.square(), (self.dy.double() @ w2).mul_(root).mul_(2)
+
+    def exact(self, features: torch.Tensor | None = None, tokens: Tensors | None = None) -> Tensors:
+        """In float64: masks of what is kept everywhere, and of what is kept of y and dh in the weight gradients."""
+        x, w1, w2 = (t.double() for t in self.plain)
+        return equations(x, w1, w2, self.dy.double(), features, tokens)
+
+    def errors_of_torch(
+        self, exact: Tensors, features: torch.Tensor | None = None, tokens: Tensors | None = None
+    ) -> list[float]:
+        """Of bf16 torch, under the same masks."""
+        return errors(equations(*self.plain, self.dy, features, tokens), exact)
+
+    def cases(self, variant: str, dtype: str, role: str, ffn: FFN, check: Callable[[Tensors], dict]) -> list[Case]:
+        """Forward alone, and forward and backward. `check` takes (out,) or (out, dx, dw1, dw2)."""
+
+        def check_training(output: Tensors) -> dict[str, Any]:
+            return check(output) | self.memory(ffn)
+
+        return [
+            Case(variant, dtype, lambda _: self.training(ffn), check_training, role, "training"),
+            Case(variant, dtype, lambda _: self.forward(ffn), lambda out: check((out,)), role, "forward"),
+        ]
+
+    def memory(self, ffn: FFN) -> dict[str, int]:
+        """Bytes in the storages that autograd saves, and the peak of a step on a GPU."""
+        weights = {t.untyped_storage().data_ptr() for t in self.plain[1:]}
+        sizes: dict[int, int] = {}
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            self.forward(ffn)
+        facts = {"saved_bytes": sum(sizes.values())}
+        if self.dy.is_cuda:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.training(ffn)
+            facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        return facts
+
+
+def equations(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    dy: torch.Tensor,
+    features: torch.Tensor | None,
+    tokens: Tensors | None,
+) -> Tensors:
+    """out, dx, dw1, dw2 in the operands' dtype."""
+    root = F.relu(F.linear(x, w1))
+    root = root if features is None else root * features
+    y, dh = root.square(), (dy @ w2) * (2 * root)
+    del root
+    out, dx = F.linear(y, w2), dh @ w1
+    if tokens is not None:
+        y, dh = y * tokens[0], dh * tokens[1]
+    return out, dx, dh.t() @ x, dy.t() @ y
+
+
+def errors(output: Tensors, exact: Tensors) -> list[float]:
+    return [reference.relative_error(a, e) for a, e in zip(output, exact, strict=True)]
+
+
+def expect(output: Tensors, exact: Tensors, limits: list[float]) -> dict[str, float]:
+    """The relative error of each, if all are within their limits; `output` may be (out,) alone."""
+    found = {}
+    for name, actual, expected, limit in zip(NAMES, output, exact, limits, strict=False):
+        try:
+            found[f"{name}_rel_error"] = reference.expect_error(actual, expected, limit)
+        except reference.Unverified as error:
+            raise reference.Unverified(f"{name}: {error}") from error
+    return found
+
+
+def dense(step: Step, options: Options) -> list[Case]:
+    exact = step.exact()
+
+    def check(dtype: str) -> Callable[[Tensors], dict[str, float]]:
+        return lambda output: expect(output, exact, [BOUNDS[dtype]] * len(NAMES))
+
+    gradient = compiled(baselines_training.root_gradient, options)
+
+    def fused(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+        return baselines_training.FusedDense.apply(x, w1, w2, gradient)
+
+    return [
+        *step.cases("torch_compile", "bf16", "dense", compiled(baselines.mlp, options), check("bf16")),
+        *step.cases("fused_dense", "bf16", "dense", fused, check("bf16")),
+        *step.cases("scaled_mm_tensor", "fp8", "dense", compiled(baselines_training.mlp_float8, options), check("fp8")),
+    ]
+
+
+def sparse(step: Step, options: Options) -> list[Case]:
+    default, dense_products = sparse24.Recipe(), sparse24.Recipe(weight_gradients="dense")
+
+    def ours(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=default)
+
+    def dense_dw(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=dense_products)
+
+    x, w1, w2 = step.operands
+    features = masked_tokens.kept_activation(dense_dw, x, w1)
+    exact = step.exact(features)
+    limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact, features)]
+
+    y, dh = step.exact_hidden()
+    masked_tokens.check_features(features, y)
+    tokens = (
+        masked_tokens.kept_activation(ours, x, w1),
+        masked_tokens.kept_gradient(ours, x.detach(), w1.detach(), w2, step.dy),
+    )
+    dropped = masked_tokens.check_tokens("y", tokens[0], y * features)
+    dropped |= masked_tokens.check_tokens("dh", tokens[1], dh * features)
+    del y, dh
+    exact_tokens = step.exact(features, tokens)
+    limits_tokens = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact_tokens, features, tokens)]
+
+    def check(output: Tensors) -> dict[str, float]:
+        return expect(output, exact, limits)
+
+    def check_tokens(output: Tensors) -> dict[str, float]:
+        facts = expect(output, exact_tokens, limits_tokens)
+        if len(output) > 1:
+            facts |= {f"{name}_error": e for name, e in zip(NAMES[2:], errors(output[2:], exact[2:]), strict=True)}
+            facts |= dropped
+        return facts
+
+    return [
+        *step.cases("sparse24", "bf16", "sparse24", ours, check_tokens),
+        *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(ours, options), check_tokens),
+        *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, check),
+        *step.cases("sparse24_dense_dw_compiled", "bf16", "sparse24", compiled(dense_dw, options), check),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("ffn_training", problems, __doc__))

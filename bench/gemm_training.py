@@ -1,0 +1,91 @@
+"""The six GEMMs of a training step alone, dense and sparse, on the same data.
+
+Races: "up" (x w1.T, and with the activation in its epilogue), "down" (y w2.T), "dy2" (dy w2), "dx" (dh w1), "dw2"
+(dy.T y) and "dw1" (dh.T x). The operands of the sparse ones are 2:4 on both sides, so that all multiply the same zeros:
+y and dh along features, in the last two along tokens, in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import masked_tokens
+import reference
+import torch
+from harness import Case
+from torch.nn import functional as F
+
+import sparse24
+
+BOUND = 1e-2
+DTYPE = "bf16"
+
+
+def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Tensor) -> list[Case]:
+    """Cases of all races; rates are dense-equivalent."""
+    pre = F.linear(x, w1)
+    values, meta = sparse24.compress(pre, "relu2")
+    y = sparse24.decompress(values, meta, *pre.shape)
+    dh = ((dy @ w2).float() * (2 * y.float().sqrt())).to(dy.dtype)
+    dh_values = sparse24.compress_like(dh, meta)
+    y_values, y_meta = sparse24.compress(y, "none", -2)
+    y_tokens = sparse24.decompress(y_values, y_meta, *pre.shape, -2)
+    dh_by_tokens = sparse24.compress_like(dh, y_meta, -2)
+    dh_tokens = sparse24.decompress(dh_by_tokens, y_meta, *pre.shape, -2)
+    del pre
+
+    def compress_in_epilogue(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return sparse24.linear_compress(x, w1, statistics=False)[:2]
+
+    exact_y = reference.product(x, w1.t()).relu_().square_()
+    cases = [
+        *race("up", x, w1.t(), lambda _: F.linear(x, w1)),
+        Case("linear_compress", DTYPE, compress_in_epilogue, lambda o: check_kept(*o, exact_y), "part", "up"),
+        *race("down", y, w2.t(), lambda _: F.linear(y, w2), lambda _: sparse24.mm(values, meta, w2.t())),
+        *race("dy2", dy, w2, lambda _: dy @ w2),
+        *race("dx", dh, w1, lambda _: dh @ w1, lambda _: sparse24.mm(dh_values, meta, w1)),
+        *race(
+            "dw2",
+            dy.t(),
+            y_tokens,
+            lambda _: dy.t() @ y_tokens,
+            lambda _: sparse24.mm(y_values, y_meta, dy, dim=-2, transpose_out=True),
+        ),
+        *race(
+            "dw1", dh_tokens.t(), x, lambda _: dh_tokens.t() @ x, lambda _: sparse24.mm(dh_by_tokens, y_meta, x, dim=-2)
+        ),
+    ]
+    for case in cases:
+        case.flops = 2.0 * x.shape[0] * w1.shape[0] * w1.shape[1]
+    return cases
+
+
+def race(
+    name: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    dense: Callable[[int], torch.Tensor],
+    sparse: Callable[[int], torch.Tensor] | None = None,
+) -> list[Case]:
+    """A dense product of `a` and `b`, and the sparse one, which may have twice its error."""
+    rival: list[float] = []
+
+    def check_dense(output: torch.Tensor) -> dict[str, float]:
+        # The exact product is made again by the other check: kept, six of them would not fit beside the operands.
+        rival.append(reference.expect_error(output, reference.product(a, b), BOUND))
+        return {"rel_error": rival[0]}
+
+    def check_sparse(output: torch.Tensor) -> dict[str, float]:
+        limit = 2 * rival[0] + reference.ABSOLUTE_SLACK if rival else BOUND
+        return {"rel_error": reference.expect_error(output, reference.product(a, b), limit)}
+
+    cases = [Case("dense", DTYPE, dense, check_dense, "dense", name)]
+    return cases + ([Case("sparse", DTYPE, sparse, check_sparse, "sparse24", name)] if sparse else [])
+
+
+def check_kept(values: torch.Tensor, meta: torch.Tensor, exact_y: torch.Tensor) -> dict[str, float]:
+    """Kept values against float64 y at their own places, which must hold the energy of the two largest."""
+    places = sparse24.decompress(torch.ones_like(values), meta, *exact_y.shape) != 0
+    masked_tokens.check_features(places, exact_y)
+    kept = sparse24.decompress(values, meta, *exact_y.shape)
+    return {"rel_error": reference.expect_error(kept, exact_y * places, BOUND)}

@@ -1,0 +1,84 @@
+"""The table of train_gpt.py: each recipe against the dense run of the same seed.
+
+python bench/train_table.py bench/results/<gpu>/train_gpt
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+HEAD = (
+    "FFN",
+    "seeds",
+    "held-out loss",
+    "to dense of the same seed",
+    "in %",
+    "tokens/s",
+    "over dense",
+    "peak GB",
+    "zeros at the end, %",
+)
+
+
+def read(folder: Path) -> list[Record]:
+    """All runs of a folder, dense ones first."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))]
+    return sorted(records, key=lambda r: (r["ffn"], r["recipe"] != "default", r["recipe"], r["seed"]))
+
+
+def table(records: list[Record]) -> str:
+    """Markdown. Losses are means over the complete runs of a variant; differences are paired by seed."""
+    dense = {r["seed"]: r for r in records if r["ffn"] == "dense" and r["complete"]}
+    rows = []
+    for variant in dict.fromkeys(r["variant"] for r in records):
+        runs = [r for r in records if r["variant"] == variant and r["complete"]]
+        if runs:
+            rows.append(_row(variant, runs, dense))
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def difference(runs: list[Record], dense: dict[int, Record]) -> tuple[float, float] | None:
+    """Mean difference of the held-out loss to the dense run of the same seed, and relative to the latter in %."""
+    pairs = [(r["held_out_loss"], dense[r["seed"]]["held_out_loss"]) for r in runs if r["seed"] in dense]
+    if not pairs or any(loss is None for pair in pairs for loss in pair):
+        return None
+    mean = statistics.mean(ours - theirs for ours, theirs in pairs)
+    return mean, 100 * mean / statistics.mean(theirs for _, theirs in pairs)
+
+
+def _row(variant: str, runs: list[Record], dense: dict[int, Record]) -> list[str]:
+    losses = [r["held_out_loss"] for r in runs if r["held_out_loss"] is not None]
+    loss = f"{statistics.mean(losses):.4f}" if losses else "diverged"
+    gap = difference(runs, dense) if runs[0]["ffn"] == "sparse" else None
+    rate = _mean(runs, "tokens_per_s")
+    dense_rate = _mean([dense[r["seed"]] for r in runs if r["seed"] in dense], "tokens_per_s")
+    peak = _mean(runs, "peak_bytes")
+    zeros = [statistics.mean(r["activations"][-1]["zeros"]) for r in runs if r["activations"]]
+    return [
+        variant,
+        ", ".join(str(r["seed"]) for r in runs),
+        loss,
+        f"{gap[0]:+.4f}" if gap else "",
+        f"{gap[1]:+.2f}" if gap else "",
+        f"{rate:,.0f}" if rate else "",
+        f"{rate / dense_rate:.2f}" if rate and dense_rate else "",
+        f"{peak / 1e9:.1f}" if peak else "",
+        f"{100 * statistics.mean(zeros):.1f}" if zeros else "",
+    ]
+
+
+def _mean(runs: list[Record], field: str) -> float | None:
+    """Of the phase that names the run: a sparse run's sparse steps, a dense run's dense ones."""
+    values = [r[field].get(r["ffn"]) for r in runs]
+    values = [v for v in values if v]
+    return statistics.mean(values) if values else None
+
+
+if __name__ == "__main__":
+    print(table(read(Path(sys.argv[1]))))

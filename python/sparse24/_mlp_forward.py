@@ -1,0 +1,118 @@
+"""The two halves of the network: x to the activation, and the activation to the output.
+
+They only compute: weights and biases come in the dtype that they are multiplied in, or as float8 with a scale.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse24.ops import OutputScaling, Scaling, compress, compress_fp8, linear_compress, linear_relu2, mm, quantize_fp8
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Which of the paths it takes."""
+
+    fp8: bool
+    sparse: bool
+    fused: bool
+
+
+class Hidden(NamedTuple):
+    """The activation [T, F]: 2:4 values with metadata, or dense values without; with a scale where they are float8."""
+
+    values: Tensor
+    meta: Tensor | None
+    scale: Tensor | None
+
+
+class Weight(NamedTuple):
+    """A weight [rows, columns], and the scale of its rows where it is float8."""
+
+    values: Tensor
+    scale: Tensor | None
+
+
+def activation(x: Tensor, w1: Weight, b1: Tensor | None, scale_y: Tensor | None, mode: Mode) -> Hidden:
+    """Compute the squared ReLU of the first layer of x [T, D]."""
+    return _activation_fp8(x, w1, b1, scale_y, mode) if mode.fp8 else _activation_16bit(x, w1.values, b1, mode)
+
+
+def down_projection(hidden: Hidden, w2: Weight, b2: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Multiply the activation with the second weight: [T, D_out] of `dtype`."""
+    values, meta, scale = hidden
+    if scale is None:
+        w = w2.values
+        return F.linear(values, w, b2) if meta is None else mm(values, meta, w.t(), bias=b2)
+    w, w_scale = float8_weight(w2)
+    if meta is None:
+        return linear_fp8(values, scale.reshape(-1, 1).expand(values.shape[0], 1).contiguous(), w, w_scale, b2).to(
+            dtype
+        )
+    return mm(values, meta, w.t(), scale, w_scale, b2, out_dtype=dtype)
+
+
+def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``x_scale * w_scale * (x @ w.T) + bias`` in bfloat16: x [T, D] with scale [T, 1], w [F, D] with scale [F]."""
+    bias = None if bias is None else bias.to(torch.bfloat16)
+    if x.is_cuda:
+        return torch._scaled_mm(
+            x,
+            w.t(),
+            scale_a=x_scale,
+            scale_b=w_scale.unsqueeze(0),
+            bias=bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+    # The reference: dequantise after an fp32 product, as the kernels do.
+    out = (x.float() @ w.float().t()) * x_scale * w_scale
+    if bias is not None:
+        out = out + bias
+    return out.to(torch.bfloat16)
+
+
+def float8_weight(weight: Weight) -> tuple[Tensor, Tensor]:
+    """float8 rows and one scale per row [rows], quantising what is not float8 yet."""
+    w, scale = weight
+    if scale is not None:
+        return w.contiguous(), scale.reshape(-1).expand(w.shape[0]).contiguous()
+    values, scale = quantize_fp8(w)
+    return values, scale.reshape(-1)
+
+
+def _activation_16bit(x: Tensor, w1: Tensor, b1: Tensor | None, mode: Mode) -> Hidden:
+    if mode.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
+        if mode.sparse:
+            values, meta, *_ = linear_compress(x, w1, bias=b1, statistics=False)
+            return Hidden(values, meta, None)
+        return Hidden(linear_relu2(x, w1, bias=b1, statistics=False)[0], None, None)
+    y1 = F.linear(x, w1, b1)
+    if mode.sparse:
+        return Hidden(*compress(y1, "relu2"), None)
+    return Hidden(torch.relu(y1).square(), None, None)
+
+
+def _activation_fp8(x: Tensor, weight: Weight, b1: Tensor | None, scale_y: Tensor | None, mode: Mode) -> Hidden:
+    q, x_scale = quantize_fp8(x)
+    w1, w1_scale = float8_weight(weight)
+    if not mode.fused:
+        y1 = linear_fp8(q, x_scale, w1, w1_scale, b1)
+        scaling: Scaling = "row" if scale_y is None or scale_y.numel() != 1 else "tensor"
+        if mode.sparse:
+            return Hidden(*compress_fp8(y1, scale_y, "relu2", scaling=scaling))
+        y, scale = quantize_fp8(torch.relu(y1).square(), scale_y, scaling)
+        return Hidden(y, None, scale)
+    first = q, w1, x_scale, w1_scale, b1
+    if mode.sparse:
+        scaling_out: OutputScaling = "row" if scale_y is None else "given"
+        values, meta, scale, *_ = linear_compress(*first, scale_y, scaling=scaling_out, statistics=False)
+        return Hidden(values, meta, scale)
+    if scale_y is not None:
+        return Hidden(linear_relu2(*first, scale_y, statistics=False)[0], None, scale_y)
+    y, scale = quantize_fp8(linear_relu2(*first, out_dtype=torch.bfloat16, statistics=False)[0])
+    return Hidden(y, None, scale)

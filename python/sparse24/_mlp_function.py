@@ -1,0 +1,174 @@
+"""The backward pass of the whole network, composed from the ops.
+
+    dy = grad @ w2                          dense GEMM
+    dh = dy * 2 sqrt(y)                     at the entries that the forward kept
+    dx = dh @ w1                            sparse, with the forward's pattern
+    dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens (`_tokens`)
+
+y is the saved activation, 2:4 and never dense: its root is the derivative, so the pre-activation is not needed. In fp8
+the first and the third product are those of the forward's precision for dx, and 16-bit for the weight gradients.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sparse24._mlp_forward import Hidden, Mode, Weight, activation, down_projection, float8_weight, linear_fp8
+from sparse24._tokens import densest_features, weight_gradient
+from sparse24.ops import compress, compress_like, decompress, mm, quantize_fp8
+from sparse24.training import Recipe
+
+_DENSE = Recipe(weight_gradients="dense")
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Switch autocast off, where it is on: the dtypes here are chosen one by one."""
+    # Not torch.amp.is_autocast_available: Dynamo of torch 2.11 cannot trace it.
+    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+class FeedForward(torch.autograd.Function):
+    """The network as one differentiable function of x, weights and biases.
+
+    It saves the activation as the forward stores it (2:4 where `mode` is sparse), or with `recompute` nothing of it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        b1: Tensor | None,
+        b2: Tensor | None,
+        w1_scale: Tensor | None,
+        w2_scale: Tensor | None,
+        scale_y: Tensor | None,
+        hot_features: Tensor | None,
+        mode: Mode,
+        recipe: Recipe,
+        recompute: bool,
+    ) -> Tensor:
+        hidden = activation(x, Weight(w1, w1_scale), b1, scale_y, mode)
+        ctx.mode = mode
+        ctx.recipe = recipe if mode.sparse else _DENSE
+        ctx.recompute = recompute or not ctx.recipe.reuse_mask
+        replay = (x, b1, scale_y) if ctx.recompute else (x if ctx.needs_input_grad[1] else None, None, None)
+        kept = Hidden(None, None, None) if ctx.recompute else hidden
+        ctx.save_for_backward(*replay, w1, w2, w1_scale, w2_scale, hot_features, *kept)
+        return down_projection(hidden, Weight(w2, w2_scale), b2, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(grad.device.type):
+            # Contiguous: the gradient of a sum is one number with strides of zero.
+            gradients = _gradients(ctx, grad.contiguous())
+        return *gradients, *(None,) * 7
+
+
+class _Operands(NamedTuple):
+    """What the products over tokens multiply, dense [T, F] (None where not needed), and the gradient of x."""
+
+    y: Tensor | None
+    dh: Tensor | None
+    dx: Tensor | None
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute those of x, w1, w2, b1, b2 that are needed."""
+    x, b1, scale_y, w1, w2, w1_scale, w2_scale, hot, *kept = ctx.saved_tensors
+    need_x, need_w1, need_w2, need_b1, need_b2 = ctx.needs_input_grad[:5]
+    mode, recipe = ctx.mode, ctx.recipe
+
+    db2 = _sum(grad) if need_b2 else None
+    if not (need_x or need_w1 or need_w2 or need_b1):
+        return None, None, None, None, db2
+
+    first = Weight(w1, w1_scale)
+    w1, w2 = _sixteen_bit(first, grad.dtype), _sixteen_bit(Weight(w2, w2_scale), grad.dtype)
+    dy = grad @ w2 if need_x or need_w1 or need_b1 else None
+    need_dense = need_w1 or need_w2 or need_b1
+    if not recipe.reuse_mask:
+        y, dh, dx = _without_mask(F.linear(_again(x), w1, b1), dy, w1, need_x)
+    else:
+        hidden = activation(_again(x), first, b1, scale_y, mode) if ctx.recompute else Hidden(*kept)
+        y, dh, dx = (_float8 if mode.fp8 else _sixteen)(hidden, dy, w1, need_x, need_dense)
+
+    if hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse":
+        count = recipe.hot_features(w1.shape[0])
+        hot = densest_features(y, count) if count else None
+    dw1 = weight_gradient(dh, x, recipe, hot) if need_w1 else None
+    dw2 = weight_gradient(y, grad, recipe, hot, transpose=True) if need_w2 else None
+    return dx, dw1, dw2, _sum(dh) if need_b1 else None, db2
+
+
+def _sixteen(hidden: Hidden, dy: Tensor | None, w1: Tensor, need_x: bool, need_dense: bool) -> _Operands:
+    """16-bit precision: everything that is per kept entry happens on half of the entries."""
+    values, meta, _ = hidden
+    kept = None
+    if dy is not None:
+        kept = _times_root(dy if meta is None else compress_like(dy, meta), values)
+    if meta is None:
+        return _Operands(values, kept, kept @ w1 if need_x else None)
+    dx = mm(kept, meta, w1) if need_x else None
+    if not need_dense:
+        return _Operands(None, None, dx)
+    y, dh = (None if t is None else decompress(t, meta, values.shape[0], w1.shape[0]) for t in (values, kept))
+    return _Operands(y, dh, dx)
+
+
+def _float8(hidden: Hidden, dy: Tensor | None, w1: Tensor, need_x: bool, need_dense: bool) -> _Operands:
+    """fp8: dx as the forward's products, with one scale per row; y is the dequantised activation."""
+    values, meta, scale = hidden
+    stored = values if meta is None else decompress(values, meta, values.shape[0], w1.shape[0])
+    y = stored.float() * scale.reshape(-1, 1)
+    dh = None if dy is None else _times_root(dy, y)
+    dx = None
+    if need_x:
+        q, q_scale = quantize_fp8(dh)
+        # mm needs w1 [F, D] K-major: the transpose of rows of features.
+        w, w_scale = float8_weight(Weight(w1.t().contiguous(), None))
+        if meta is None:
+            dx = linear_fp8(q, q_scale, w, w_scale, None).to(w1.dtype)
+        else:
+            # Zeros where nothing was kept: the scale of a row is that of its kept values.
+            dx = mm(compress_like(q, meta), meta, w.t(), q_scale, w_scale, out_dtype=w1.dtype)
+    return _Operands(y.to(w1.dtype) if need_dense else None, dh, dx)
+
+
+def _without_mask(h: Tensor, dy: Tensor | None, w1: Tensor, need_x: bool) -> _Operands:
+    """`Recipe.reuse_mask` of False: every positive pre-activation counts."""
+    y = torch.relu(h.float()).square()
+    dh = None if dy is None else (dy.float() * (2 * torch.relu(h.float()))).to(w1.dtype)
+    return _Operands(y.to(w1.dtype), dh, mm(*compress(dh), w1) if need_x else None)
+
+
+def _again(x: Tensor) -> Tensor:
+    """Return x, for a computation that the compiler must not merge with the same one in the forward pass.
+
+    It would save the result between the passes, which is what recomputation avoids. A sum over nothing is zero, and the
+    compiler does not merge what is made from uninitialised memory.
+    """
+    return x - x.new_empty(0).sum() if torch.compiler.is_compiling() else x
+
+
+def _times_root(dy: Tensor, y: Tensor) -> Tensor:
+    """``dy * 2 sqrt(y)``, rounded once: y = h^2 has the derivative 2 h."""
+    return (dy.float() * (2 * y.float().sqrt())).to(dy.dtype)
+
+
+def _sixteen_bit(weight: Weight, dtype: torch.dtype) -> Tensor:
+    w, scale = weight
+    return w if scale is None else (w.float() * scale.reshape(-1, 1)).to(dtype)
+
+
+def _sum(t: Tensor) -> Tensor:
+    """Column sums, in float32, rounded once."""
+    return t.sum(0, dtype=torch.float32).to(t.dtype)

@@ -1,0 +1,78 @@
+"""The weight-gradient products ``A.T @ B`` over tokens, with A re-pruned to 2:4 along its tokens.
+
+A [T, F] is the activation or the gradient of the pre-activation, already 2:4 along its features, here dense again. B
+[T, N] is the other operand. Groups of four tokens keep two entries of each feature.
+"""
+
+import torch
+from torch import Tensor
+
+from sparse24.ops import compress, decompress, mm
+from sparse24.training import Recipe
+
+
+def interleave(t: Tensor) -> Tensor:
+    """Row ``4 g + i`` of the result is row ``i Q + g`` of t [T, N], with ``Q = ceil(T / 4)``; missing rows are zeros.
+
+    Neighbouring tokens light the same features: a group of four is then made of tokens that are a quarter apart.
+    """
+    rows = t.shape[0]
+    quarter = (rows + 3) // 4
+    row = torch.arange(4 * quarter, device=t.device)
+    token = row % 4 * quarter + row // 4
+    # Indices, and while tracing no branch on the number of rows: views would be a graph for each remainder.
+    grouped = t.index_select(0, token.clamp(max=rows - 1))
+    if torch.compiler.is_compiling() or rows % 4 != 0:
+        grouped = torch.where((token < rows).unsqueeze(1), grouped, 0)
+    return grouped
+
+
+def densest_features(a: Tensor, count: int) -> Tensor:
+    """Find the features of a [T, F] that are not zero for the most tokens, of equals the lower: int64 [count].
+
+    No synchronisation: the counts stay on the device.
+    """
+    features = a.shape[1]
+    tokens = a.count_nonzero(0)
+    # One key per feature, all different: what topk does with equals is not defined.
+    return (tokens * features - torch.arange(features, device=a.device)).topk(count).indices
+
+
+def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *, transpose: bool = False) -> Tensor:
+    """``A.T @ B`` [F, N] of a [T, F] and b [T, N], or its transpose, in their dtype.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        bfloat16, float16; on the CPU also float32. F: a multiple of 8 unless `recipe` says dense.
+    recipe : Recipe
+        How the tokens are grouped, and what is done about entries that do not fit.
+    hot : Tensor, optional
+        int64 [H]: features whose product is dense.
+    transpose : bool
+        Return the transpose, contiguous, [N, F].
+    """
+    if recipe.weight_gradients == "dense" or a.shape[0] == 0:  # mm has no product over zero tokens
+        return b.t() @ a if transpose else a.t() @ b
+    grouped, other = (interleave(a), interleave(b)) if recipe.permute_tokens else (a, b.contiguous())
+    out = _sparse_product(grouped, other, recipe.residual, transpose)
+    if hot is not None:
+        columns = a.index_select(1, hot)
+        if transpose:
+            out = out.index_copy(1, hot, b.t() @ columns)
+        else:
+            out = out.index_copy(0, hot, columns.t() @ b)
+    return out
+
+
+def _sparse_product(a: Tensor, b: Tensor, residual: bool, transpose: bool) -> Tensor:
+    values, meta = compress(a, dim=-2)
+    if not residual:
+        return mm(values, meta, b, dim=-2, transpose_out=transpose)
+    # At most two of four are left: a second 2:4 operand holds them all, and the sum is rounded once.
+    kept = decompress(torch.ones_like(values), meta, *a.shape, -2)
+    rest = compress(torch.where(kept == 0, a, 0), dim=-2)
+    first, second = (
+        mm(*operand, b, dim=-2, out_dtype=torch.float32, transpose_out=transpose) for operand in ((values, meta), rest)
+    )
+    return (first + second).to(a.dtype)

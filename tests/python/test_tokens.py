@@ -1,0 +1,82 @@
+"""The products over tokens of the weight gradients, and what they do about entries that 2:4 drops."""
+
+import pytest
+import torch
+import training_reference as reference
+from compare import assert_same_bits
+from data import integers, normal
+
+from sparse24 import Recipe
+from sparse24._tokens import densest_features, interleave, weight_gradient
+
+F, N = 72, 40
+RECIPES = {
+    "default": Recipe(),
+    "natural": Recipe(permute_tokens=False, dense_features=0.0),
+    "permuted": Recipe(dense_features=0.0),
+    "all dense features": Recipe(dense_features=1.0),
+    "residual": Recipe(residual=True, dense_features=0.0),
+    "natural residual": Recipe(permute_tokens=False, residual=True),
+    "dense": Recipe(weight_gradients="dense"),
+}
+
+
+def operands(tokens, dtype, device, zeros=0.6):
+    a = integers(tokens, F, dtype=dtype, limit=3)
+    used = torch.rand(tokens, F, generator=torch.Generator().manual_seed(1)) > zeros
+    return (a * used).to(device), integers(tokens, N, dtype=dtype, seed=2).to(device)
+
+
+def test_groups_are_a_quarter_apart(device):
+    rows = torch.arange(1.0, 11.0, device=device).reshape(10, 1)  # Q = 3: tokens 0 3 6 9, 1 4 7 -, 2 5 8 -
+    assert interleave(rows).flatten().tolist() == [1, 4, 7, 10, 2, 5, 8, 0, 3, 6, 9, 0]
+    assert interleave(rows[:8]).flatten().tolist() == [1, 3, 5, 7, 2, 4, 6, 8]
+    assert interleave(rows[:1]).flatten().tolist() == [1, 0, 0, 0]
+    assert interleave(rows[:0]).shape == (0, 1)
+
+
+@pytest.mark.parametrize("count", [1, 20, F])
+def test_densest_features(device, count):
+    """Few tokens: many features are equal, and the lower ones come first."""
+    a, _ = operands(6, torch.bfloat16, device)
+    assert densest_features(a, count).tolist() == reference.hot_features(a, count)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+@pytest.mark.parametrize("tokens", [0, 1, 7, 64, 257])
+def test_products(device, dtype, recipe, tokens):
+    """Bit for bit: sums of products of small integers are exact."""
+    a, b = operands(tokens, dtype, device)
+    hot = reference.hot_features(a, 8)
+    if recipe.dense_features == 1:
+        hot = list(range(F))
+    given = None if recipe.dense_features == 0 else torch.tensor(hot, device=device)
+    left = reference.operand_over_tokens(a, recipe, hot if given is not None else [])
+    if recipe in (RECIPES["default"], RECIPES["natural"], RECIPES["permuted"]):
+        assert tokens < 64 or not torch.equal(left, a), "nothing was pruned: the mask would not matter"
+    else:
+        assert torch.equal(left, a)
+    exact = (left.double().t() @ b.double()).float().to(dtype)
+    assert_same_bits(weight_gradient(a, b, recipe, given) + 0.0, exact + 0.0)
+    assert_same_bits(weight_gradient(a, b, recipe, given, transpose=True) + 0.0, exact.t() + 0.0)
+
+
+def test_residual_keeps_to_its_rows(device):
+    """What is infinite or NaN in one feature stays there: the difference of both operands is not taken."""
+    a, b = operands(64, torch.bfloat16, device)
+    b[0] = 1
+    clean = weight_gradient(a, b, Recipe(residual=True), None)
+    a[0, 3], a[0, 5] = torch.inf, torch.nan
+    dirty = weight_gradient(a, b, Recipe(residual=True), None)
+    assert torch.isinf(dirty[3]).all() and torch.isnan(dirty[5]).all()
+    others = [f for f in range(F) if f not in (3, 5)]
+    assert_same_bits(dirty[others], clean[others])
+
+
+def test_residual_rounds_once(device):
+    """bfloat16 sums of two rounded products would be off by more than the rounding of the exact sum."""
+    a, b = normal(256, F, dtype=torch.bfloat16).to(device), normal(256, N, dtype=torch.bfloat16, seed=1).to(device)
+    out = weight_gradient(a, b, Recipe(residual=True, dense_features=0.0), None).double()
+    exact = a.double().t() @ b.double()
+    half_unit = torch.exp2(exact.abs().log2().floor() - 8)
+    assert ((out - exact).abs() <= 1.01 * half_unit + 1e-4).all()

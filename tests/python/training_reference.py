@@ -1,0 +1,77 @@
+"""The training step in plain torch: float64, loops over indices, and the masks of oracle.py."""
+
+from dataclasses import dataclass
+
+import oracle
+import torch
+from oracle import Pattern
+from torch import Tensor
+
+
+def token_order(tokens: int, permute: bool) -> list[int]:
+    """Tokens in the order of their groups of four; from `tokens` on they do not exist."""
+    quarter = -(-tokens // 4)
+    if not permute:
+        return list(range(4 * quarter))
+    return [i * quarter + g for g in range(quarter) for i in range(4)]
+
+
+def token_mask(a: Tensor, permute: bool) -> Tensor:
+    """True where 2:4 along tokens keeps an entry of a [T, F]."""
+    order = token_order(a.shape[0], permute)
+    grouped = torch.zeros(len(order), a.shape[1], dtype=a.dtype)
+    for row, token in enumerate(order):
+        if token < a.shape[0]:
+            grouped[row] = a[token].cpu()
+    meta = oracle.compress(grouped, dim=-2)[1]
+    kept = Pattern.of_meta(meta, *grouped.shape, a.dtype, -2).mask()
+    mask = torch.zeros(len(order), a.shape[1], dtype=torch.bool)
+    mask[order] = kept
+    return mask[: a.shape[0]].to(a.device)
+
+
+def hot_features(y: Tensor, count: int) -> list[int]:
+    """The features that most tokens use, of equals the lower."""
+    used = (y != 0).sum(0).tolist()
+    return sorted(range(len(used)), key=lambda f: (-used[f], f))[:count]
+
+
+def operand_over_tokens(a: Tensor, recipe, hot: list[int]) -> Tensor:
+    """What is left of a [T, F] in the product over tokens."""
+    if recipe.weight_gradients == "dense" or recipe.residual:
+        return a
+    mask = token_mask(a, recipe.permute_tokens)
+    mask[:, hot] = True
+    return a * mask
+
+
+@dataclass
+class Step:
+    """Output, activation, gradient of the pre-activation and gradients of x, w1, w2, b1, b2: all in float64."""
+
+    out: Tensor
+    y: Tensor
+    dh: Tensor
+    grads: tuple[Tensor, ...]
+
+
+def step(x, w1, w2, b1, b2, grad, recipe, hot: list[int] | None = None) -> Step:
+    """Forward and backward of the sparse network; y and dh are rounded to x's dtype, as they are when stored."""
+    dtype = x.dtype
+    x, w1, w2, b1, b2, grad = (t.double() for t in (x, w1, w2, b1, b2, grad))
+    h = x @ w1.t() + b1
+    pattern = Pattern.of_meta(oracle.compress(h.to(dtype), "relu2")[1], *h.shape, dtype, -1)
+    mask = pattern.mask().to(x.device)
+    every = h.clamp(min=0).square().to(dtype).double()
+    y = every * mask
+    slope = 2 * h.clamp(min=0)
+    dh = (grad @ w2 * slope * mask).to(dtype).double()
+    out, dx = y @ w2.t() + b2, dh @ w1
+    if not recipe.reuse_mask:  # all of both come back; dx is pruned by its own magnitudes
+        y, dh = every, (grad @ w2 * slope).to(dtype).double()
+        own = Pattern.of_meta(oracle.compress(dh.to(dtype))[1], *h.shape, dtype, -1).mask().to(x.device)
+        dx = (dh * own) @ w1
+    if hot is None:
+        hot = hot_features(y, recipe.hot_features(w1.shape[0]))
+    y_tokens, dh_tokens = (operand_over_tokens(a.to(dtype), recipe, hot).double() for a in (y, dh))
+    return Step(out, y, dh, (dx, dh_tokens.t() @ x, grad.t() @ y_tokens, dh.sum(0), grad.sum(0)))
