@@ -5,8 +5,8 @@
     dx = dh @ w1                            sparse, with the forward's pattern
     dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens (`_tokens`)
 
-y is the saved activation, 2:4 and never dense: its root is the derivative, so the pre-activation is not needed. In fp8
-the first and the third product are those of the forward's precision for dx, and 16-bit for the weight gradients.
+y is the activation, saved as the 2:4 values and metadata of the forward pass: its root is the derivative, so the
+pre-activation is not needed. In fp8 dx is a product of float8 operands; the other three are of x's dtype.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -68,7 +68,7 @@ class FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with without_autocast(grad.device.type):
-            # Contiguous: the gradient of a sum is one number with strides of zero.
+            # The gradient of a sum is one number with strides of zero: copied once, not in each product.
             gradients = _gradients(ctx, grad.contiguous())
         return *gradients, *(None,) * 7
 

@@ -5,7 +5,8 @@
 
 Then the activation is never stored dense; in fp8 `quantize_fp8` of x comes before, and unless the activation's scale
 is given, one pass over the compressed values converts them. Without fusion, which is faster in fp8 so far, a dense GEMM
-and a pass over its result (`compress`, `compress_fp8`) take the first line's place.
+and a pass over its result (`compress`, `compress_fp8`) take the first line's place. The backward pass is in
+`sparse24._mlp_function`.
 """
 
 from typing import Literal
@@ -117,12 +118,15 @@ def relu2_mlp(
         dw2 = grad.T @ y2, dw1 = dy1.T @ x           sparse along tokens: `Recipe` says what that drops
 
     Of the hidden layer the values and their metadata are saved: 1.125 bytes per feature and token in 16 bits and 0.625
-    in fp8, where a dense network saves 4 bytes. In fp8 x, the activation and the weights are quantised in the forward
-    pass, and the gradient of the pre-activation (one scale per token) and w1 (one per column) in that of dx; ``grad @
-    w2`` and the weight gradients are products in x's dtype, of the dequantised activation and the gradient before it is
-    quantised. The derivative of the rounding to fp8 is taken as 1. float8 weights get no gradient. Sums over tokens are
-    in float32 and rounded to x's dtype. Where it is dense in 16 bits, the backward is that of torch and the ops, and
-    second derivatives exist.
+    in fp8, where an unfused dense network saves 4. Sums over tokens are in float32, and every gradient is rounded once
+    to x's dtype.
+
+    In fp8 two products of the backward pass see rounded operands: dx is a float8 product of dy1 (one scale per token)
+    and w1 (one per column), and dw2 takes the dequantised activation. The rest is in x's dtype, and the derivative of
+    rounding is taken as 1. float8 weights get no gradient.
+
+    Where it runs dense in 16 bits without `recompute`, the backward pass is that of the ops, and second derivatives
+    exist; elsewhere asking for them raises torch's error.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """

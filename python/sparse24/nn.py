@@ -31,9 +31,8 @@ class ReLU2MLP(nn.Module):
         Of the parameters.
     min_tokens : int, optional
         As in `sparse24.relu2_mlp`: with fewer tokens it runs dense.
-    recipe : Recipe, optional
-    recompute : bool
-        Of the backward pass, as in `sparse24.relu2_mlp`.
+    recipe, recompute
+        Options of the backward pass, as in `sparse24.relu2_mlp`.
 
     Attributes
     ----------

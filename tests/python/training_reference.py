@@ -1,11 +1,17 @@
-"""The training step in plain torch: float64, loops over indices, and the masks of oracle.py."""
+"""Training: inputs, the step of the library, and that of plain torch in float64 with the masks of oracle.py."""
 
 from dataclasses import dataclass
 
 import oracle
 import torch
+from data import integers, normal
 from oracle import Pattern
 from torch import Tensor
+
+import sparse24
+
+D, HIDDEN, OUT = 64, 160, 48
+NAMES = ("x", "w1", "w2", "b1", "b2")
 
 
 def token_order(tokens: int, permute: bool) -> list[int]:
@@ -75,3 +81,25 @@ def step(x, w1, w2, b1, b2, grad, recipe, hot: list[int] | None = None) -> Step:
         hot = hot_features(y, recipe.hot_features(w1.shape[0]))
     y_tokens, dh_tokens = (operand_over_tokens(a.to(dtype), recipe, hot).double() for a in (y, dh))
     return Step(out, y, dh, (dx, dh_tokens.t() @ x, grad.t() @ y_tokens, dh.sum(0), grad.sum(0)))
+
+
+def exact_operands(tokens, dtype, device):
+    """x, w1, w2, b1, b2 and a gradient of small integers: every sum of products of the step is exact."""
+    shapes = ((tokens, 8), (HIDDEN, 8), (24, HIDDEN), (HIDDEN,), (24,), (tokens, 24))
+    return [integers(*s, dtype=dtype, limit=1, seed=i).to(device) for i, s in enumerate(shapes)]
+
+
+def operands(tokens, dtype, device, out=OUT):
+    """Normal numbers; the shift of b1 leaves 30 % of the activation."""
+    shapes = ((tokens, D), (HIDDEN, D), (out, HIDDEN), (HIDDEN,), (out,), (tokens, out))
+    x, w1, w2, b1, b2, grad = (normal(*s, dtype=torch.float32, seed=i) for i, s in enumerate(shapes))
+    leaves = x, w1 / D**0.5, w2 / HIDDEN**0.5, 0.3 * b1 - 0.5, b2, grad
+    return [t.to(device, dtype) for t in leaves]
+
+
+def run(leaves, grad, *, needed=NAMES, **options):
+    """The output, and the gradients of the leaves."""
+    leaves = [t.detach().clone().requires_grad_(name in needed) for name, t in zip(NAMES, leaves, strict=True)]
+    out = sparse24.relu2_mlp(*leaves, min_tokens=0, **options)
+    out.backward(grad)
+    return out.detach(), *(t.grad for t in leaves)
