@@ -75,6 +75,13 @@ def weights(rows: int, cols: int, *, device: torch.device, seed: int) -> torch.T
     return torch.randn(rows, cols, dtype=torch.bfloat16, device=device, generator=gen).mul_(cols**-0.5)
 
 
+def biases(d_ff: int, d_model: int, *, device: torch.device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """b1 [d_ff] and b2 [d_model], bf16, small beside the pre-activation and the output."""
+    gen = generator(device, seed + 4)
+    both = torch.randn(d_ff + d_model, dtype=torch.bfloat16, device=device, generator=gen).mul_(0.1)
+    return both[:d_ff].contiguous(), both[d_ff:].contiguous()
+
+
 def mlp_inputs(
     tokens: int, d_model: int, d_ff: int, zeros: float, *, device: torch.device, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,14 +11,15 @@ import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import compile_cache
 import environment
 import reference
 import report
 import timing
 import torch
+from options import Arguments, Options, parse, resumed
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 Check = Callable[[Any], dict[str, Any] | None]
@@ -104,58 +105,32 @@ class Problem:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Options:
-    """The command line, as the bench files see it."""
-
-    device: torch.device
-    smoke: bool
-    quick: bool
-    patterns: Path | None
-    seed: int
-
-
-def parse(description: str | None, argv: list[str] | None) -> tuple[Options, argparse.Namespace]:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: checks the code path, times mean nothing")
-    parser.add_argument("--quick", action="store_true", help="few sizes, fewest rounds")
-    parser.add_argument("--out", type=Path, help="JSON file for the records (rewritten after every problem)")
-    parser.add_argument("--rounds", type=int, default=25, help="samples per variant (at least 15 on a GPU)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timing of one problem before rounds are cut to 15")
-    parser.add_argument("--budget", type=float, default=90.0, help="seconds after which no new problem is started")
-    parser.add_argument("--patterns", type=Path, help="folder with recorded zero patterns, pattern_layer*.npy")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.device == "cpu" and not args.smoke:
-        parser.error("times on a CPU mean nothing: add --smoke to check the code path")
-    if args.quick:
-        args.rounds = timing.MIN_ROUNDS
-    if args.smoke:
-        args.rounds = 3
-    return Options(torch.device(args.device), args.smoke, args.quick, args.patterns, args.seed), args
-
-
 def main(
     bench: str,
     problems: Callable[[Options], Iterable[tuple[str, Callable[[], Problem]]]],
     description: str | None = None,
     argv: list[str] | None = None,
     top: int | None = None,
+    arguments: Arguments | None = None,
 ) -> int:
     """Run all problems of a bench file; 0 if every sparse24 case was verified and timed.
 
-    `top` prints only that many of a problem's cases, fastest first, and ours.
+    `top` prints only that many of a problem's cases, fastest first, and ours. `arguments` adds options of the bench
+    file to the command line, which it finds in `Options.extra`.
     """
-    options, args = parse(description, argv)
+    options, args = parse(description, argv, arguments)
     started = time.perf_counter()
     header = environment.facts(options.device)
     print(f"{bench}: " + ", ".join(f"{k} {v}" for k, v in header.items() if v is not None), flush=True)
-    records: list[dict[str, Any]] = []
+    records = resumed(args.resume, header)
+    before = {record["problem"] for record in records}
+    if before:
+        print(f"{len(records)} records of {len(before)} problems are from before", flush=True)
+    compile_cache.load(args.compile_cache)
     skipped = []
     for label, build in problems(options):
+        if label in before:
+            continue
         elapsed = time.perf_counter() - started
         if elapsed > args.budget:
             skipped.append(label)
@@ -168,6 +143,9 @@ def main(
         if args.out:
             report.write_json(args.out, records)
         release()
+    if args.out:
+        report.write_json(args.out, records)
+    compile_cache.save(args.compile_cache)
     if skipped:
         print(f"\nnot started, over the budget of {args.budget:.0f} s: {'; '.join(skipped)}", flush=True)
     ours = [r for r in records if r["role"] == "sparse24"]
@@ -189,7 +167,7 @@ def run_problem(
         problem = build()
     except Exception as error:
         failed = Case("sparse24", "", _unavailable, _unavailable, role="sparse24", error=describe(error))
-        return [_record(bench, Problem(0, 0, 0, 0.0, [], pattern=label), failed, None, header)]
+        return [_record(bench, label, Problem(0, 0, 0, 0.0, []), failed, None, header)]
     for case in problem.cases:
         if case.error is None:
             try:
@@ -217,7 +195,10 @@ def run_problem(
             case.error = case.error or f"timing: {describe(error)}"
     # The first GEMM is a bench of its own wherever it is timed.
     names = ["gemm1" if case.race == "gemm1" else bench for case in problem.cases]
-    return [_record(n, problem, c, timings.get(id(c)), header) for n, c in zip(names, problem.cases, strict=True)]
+    return [
+        _record(name, label, problem, case, timings.get(id(case)), header)
+        for name, case in zip(names, problem.cases, strict=True)
+    ]
 
 
 def release() -> None:
@@ -228,9 +209,14 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def compiled(function: Callable[..., torch.Tensor], options: Options) -> Callable[..., torch.Tensor]:
-    """torch.compile with static shapes; the function itself in the smoke run, which must not need a compiler."""
-    return function if options.smoke else torch.compile(function, dynamic=False, fullgraph=True)
+def compiled(
+    function: Callable[..., torch.Tensor], options: Options, dynamic: bool = False
+) -> Callable[..., torch.Tensor]:
+    """torch.compile with static shapes; the function itself in the smoke run, which must not need a compiler.
+
+    `dynamic` is for elementwise functions, which lose nothing by it: the next size finds their kernel in the cache.
+    """
+    return function if options.smoke else torch.compile(function, dynamic=dynamic, fullgraph=True)
 
 
 def describe(error: BaseException) -> str:
@@ -248,10 +234,11 @@ def _tensors(output: Output) -> tuple[torch.Tensor, ...]:
 
 
 def _record(
-    bench: str, problem: Problem, case: Case, result: timing.Timing | None, header: dict[str, Any]
+    bench: str, label: str, problem: Problem, case: Case, result: timing.Timing | None, header: dict[str, Any]
 ) -> dict[str, Any]:
     record: dict[str, Any] = {
         "bench": bench,
+        "problem": label,
         "variant": case.variant,
         "dtype": case.dtype,
         "tokens": problem.tokens,

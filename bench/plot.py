@@ -1,8 +1,9 @@
 """Draws mm.json and ffn_forward.json: rates of the sparse GEMM beside its rivals, and speed-ups of the FFN forward.
 
-    python bench/plot.py bench/results/<gpu>          # writes mm.svg and ffn_forward.svg there
+    python bench/plot.py bench/results/<gpu>      # writes mm.svg, ffn_forward.svg and ffn_forward_sizes.svg there
 
-Only the independent zeros at 90 % are drawn; the JSON files hold the other patterns too.
+ffn_forward.svg has the sweeps over the number of tokens with the region where dense is faster, ffn_forward_sizes.svg
+all variants of the large sizes. Only the independent zeros at 90 % are drawn; the JSON files hold the others too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import report
+import threshold
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
@@ -21,6 +23,7 @@ COLOURS = {
     "cusparselt": ["#e8a33d"],
     "sparse24": ["#2f6fde", "#7aa5f0"],
 }
+LINES = {"bf16": "#2f6fde", "fp8": "#d1495b"}
 DPI = 160
 
 
@@ -29,34 +32,38 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="with mm.json and ffn_forward.json (either may be missing)")
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     args = parser.parse_args()
-    drawn = 0
-    for name, draw in (("mm", draw_mm), ("ffn_forward", draw_ffn)):
-        source = args.folder / f"{name}.json"
-        if not source.exists():
+    # Fixed ids, and below no date: the same records give the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "sparse24"
+    written = 0
+    for source, target, draw in (
+        ("mm", "mm", draw_mm),
+        ("ffn_forward", "ffn_forward", draw_sweeps),
+        ("ffn_forward", "ffn_forward_sizes", draw_sizes),
+    ):
+        path = args.folder / f"{source}.json"
+        records = [r for r in report.read_json([path]) if drawn(r)] if path.exists() else []
+        figure = draw(records) if records else None
+        if figure is None:
+            print(f"nothing to draw for {target}")
             continue
-        records = [r for r in report.read_json([source]) if usual(r)]
-        if not records:
-            print(f"nothing to draw in {source}")
-            continue
-        figure = draw(records)
-        target = args.folder / f"{name}.{args.format}"
-        # No date and fixed ids: the same records give the same file.
-        matplotlib.rcParams["svg.hashsalt"] = "sparse24"
+        path = args.folder / f"{target}.{args.format}"
         metadata = {"Date": None} if args.format == "svg" else None
-        figure.savefig(target, dpi=DPI, metadata=metadata, bbox_inches="tight")
-        print(target)
-        drawn += 1
-    return 0 if drawn else 1
+        figure.savefig(path, dpi=DPI, metadata=metadata, bbox_inches="tight")
+        print(path)
+        written += 1
+    return 0 if written else 1
 
 
-def usual(record: report.Record) -> bool:
-    timed = record["median_us"] and record["race"] == "forward" and record["role"] in COLOURS
-    return bool(timed) and record["pattern"] == "iid" and 0.85 < record["zeros"] < 0.93
+def drawn(record: report.Record) -> bool:
+    return record["race"] == "forward" and record["role"] in COLOURS and report.usual(record)
 
 
-def draw_mm(records: list[report.Record]) -> plt.Figure:
+def draw_mm(records: list[report.Record]) -> plt.Figure | None:
     """Dense-equivalent TFLOP/s per size, one panel per dtype."""
-    dtypes = [d for d in ("bf16", "fp8") if any(r["dtype"] == d for r in records)]
+    records = [r for r in records if r["median_us"]]
+    dtypes = [d for d in LINES if any(r["dtype"] == d for r in records)]
+    if not dtypes:
+        return None
     figure, axes = plt.subplots(len(dtypes), 1, figsize=(11, 3.6 * len(dtypes)), squeeze=False)
     for axis, dtype in zip(axes[:, 0], dtypes, strict=True):
         chosen = [r for r in records if r["dtype"] == dtype]
@@ -66,9 +73,53 @@ def draw_mm(records: list[report.Record]) -> plt.Figure:
     return finish(figure, records)
 
 
-def draw_ffn(records: list[report.Record]) -> plt.Figure:
-    """Speed-up of every variant over the fastest dense one of its precision."""
-    dtypes = [d for d in ("bf16", "fp8") if any(r["dtype"] == d for r in records)]
+def draw_sweeps(records: list[report.Record]) -> plt.Figure | None:
+    """Speed-up over the fastest dense variant of the same precision against the number of tokens, one panel per FFN."""
+    found = threshold.points(records)
+    swept = threshold.sweeps(found)
+    if not swept:
+        return None
+    figure, axes = plt.subplots(1, len(swept), figsize=(5.6 * len(swept), 4.8), squeeze=False, sharey=True)
+    limits = threshold.thresholds(found)
+    cusparselt = {
+        (r["tokens"], r["d_model"], r["d_ff"], r["dtype"]): r["median_us"]
+        for r in records
+        if r["role"] == "cusparselt" and r["median_us"]
+    }
+    for axis, ((d_model, d_ff), some) in zip(axes[0], swept.items(), strict=True):
+        for dtype, colour in LINES.items():
+            mine = [p for p in some if p.dtype == dtype and p.speedup]
+            axis.plot([p.tokens for p in mine], [p.speedup for p in mine], "o-", color=colour, label=f"{dtype} 2:4")
+            rival = [(p, cusparselt.get((p.tokens, d_model, d_ff, dtype))) for p in mine]
+            rival = [(p.tokens, p.dense["median_us"] / time) for p, time in rival if time]
+            if rival:
+                axis.plot(*zip(*rival, strict=True), ":", color=colour, label=f"{dtype} cuSPARSELt")
+            if limit := limits.get(dtype):
+                axis.axvline(limit, color=colour, linewidth=0.8, linestyle="--", label=f"{dtype} from {limit:,} on")
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        ticks = sorted({p.tokens for p in some})
+        axis.set_xticks(ticks, [f"{t:,}" for t in ticks], fontsize=7, rotation=45)
+        axis.set_xlabel("tokens")
+        axis.set_title(f"FFN forward {d_model} -> {d_ff} -> {d_model}, 90 % zeros", fontsize=10)
+        axis.legend(fontsize=7, ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.24))
+        axis.spines[["top", "right"]].set_visible(False)
+    low = axes[0][0].get_ylim()[0]  # of all panels, which share it
+    for axis in axes[0]:
+        axis.axhspan(min(low, 0.9), 1.0, color="#616e7c", alpha=0.15, linewidth=0)
+        place = {"ha": "right", "va": "top", "transform": axis.get_yaxis_transform()}
+        axis.text(0.99, 0.995, "dense is faster", fontsize=7, **place)
+        axis.set_ylim(bottom=min(low, 0.9))
+    axes[0][0].set_ylabel("speed-up over the best dense")
+    return finish(figure, records)
+
+
+def draw_sizes(records: list[report.Record]) -> plt.Figure | None:
+    """Speed-up of every variant over the fastest dense one of its precision, at the large sizes."""
+    records = [r for r in records if r["median_us"] and r.get("sizes", "large") == "large"]
+    dtypes = [d for d in LINES if any(r["dtype"] == d for r in records)]
+    if not dtypes:
+        return None
     figure, axes = plt.subplots(len(dtypes), 1, figsize=(11, 3.6 * len(dtypes)), squeeze=False)
     for axis, dtype in zip(axes[:, 0], dtypes, strict=True):
         chosen = [r for r in records if r["dtype"] == dtype]

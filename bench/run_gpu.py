@@ -32,7 +32,7 @@ from steps import Runner, Step, StepFailed
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
-BENCHES = (*DEFAULT_BENCHES, "tune_mm", "ffn_training", "train_gpt")
+BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "train_gpt")
 SANITIZERS = ("memcheck", "initcheck")
 
 

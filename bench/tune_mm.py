@@ -2,8 +2,9 @@
 
     python bench/tune_mm.py --out bench/results/<gpu>/tune_mm.json
 
-The CUDA dispatcher reads SPARSE24_MM_CONFIG="<tile>,<swizzle>,<m|n>" at every call: tile is an index into mm_configs,
-swizzle the number of tiles grouped in a raster line, m or n the direction of the raster. Each configuration is verified
+The CUDA dispatcher reads SPARSE24_MM_CONFIG="<tile>,<swizzle>,<m|n>,<splits>" at every call: tile is an index into
+mm_configs, swizzle the number of tiles grouped in a raster line, m or n the direction of the raster, splits the parts of
+K. Many tokens are tried with all orders of tiles, few tokens with all splits. Each configuration is verified
 against a float64 product. "default" is what select_mm_config chooses. Only the fastest of each size are printed.
 """
 
@@ -24,10 +25,13 @@ import sparse24
 VARIABLE = "SPARSE24_MM_CONFIG"
 SWIZZLES = (1, 2, 4, 8)
 RASTERS = ("m", "n")
+SPLITS = (1, 2, 4)
+# Below, there are too few tiles for their order to matter, and room for parts of K.
+MANY_TOKENS = 2048
 
 
 def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
-    sizes = mm.SMOKE_SIZES if options.smoke else mm.QUICK_SIZES if options.quick else mm.SIZES
+    sizes = mm.SMOKE_SIZES if options.smoke else mm.SIZES[-3:] if options.quick else mm.SIZES[::-1]
     for tokens, out, reduction in sizes:
         for dtype in ("bf16", "fp8"):
             yield f"{tokens} x {out} x {reduction} {dtype}", partial(problem, tokens, out, reduction, dtype, options)
@@ -41,15 +45,21 @@ def problem(tokens: int, out: int, reduction: int, dtype: str, options: Options)
     chosen = mm.chosen_config(dtype, tokens, out, reduction, options.device)
     cases = [Case("default", dtype, partial(call, multiply, None), check, "sparse24", facts=chosen)]
     for index, tile in enumerate(sparse24._C.mm_configs(mm.DTYPES[dtype])):
-        for swizzle in SWIZZLES:
-            for raster in RASTERS:
-                variant = f"{tile['tile_m']}x{tile['tile_n']} swizzle {swizzle} along {raster}"
-                run = partial(call, multiply, f"{index},{swizzle},{raster}")
-                facts = {"tile": index, "swizzle": swizzle, "raster": raster}
-                cases.append(Case(variant, dtype, run, check, "part", facts=facts))
+        for swizzle, raster, splits in orders(tokens):
+            variant = f"{tile['tile_m']}x{tile['tile_n']} swizzle {swizzle} along {raster} split {splits}"
+            run = partial(call, multiply, f"{index},{swizzle},{raster},{splits}")
+            facts = {"tile": index, "swizzle": swizzle, "raster": raster, "splits": splits}
+            cases.append(Case(variant, dtype, run, check, "part", facts=facts))
     for case in cases:
         case.flops = 2.0 * tokens * out * reduction
     return Problem(tokens, out, reduction, zero_share(pre), cases)
+
+
+def orders(tokens: int) -> list[tuple[int, str, int]]:
+    """Swizzle, raster and splits to try."""
+    if tokens >= MANY_TOKENS:
+        return [(swizzle, raster, 1) for swizzle in SWIZZLES for raster in RASTERS]
+    return [(1, "m", splits) for splits in SPLITS]
 
 
 def product(pre: torch.Tensor, w: torch.Tensor, dtype: str) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:

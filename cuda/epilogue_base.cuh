@@ -10,8 +10,8 @@
 namespace sparse24::cuda {
 
 // Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
-// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter.
-template <class Params_>
+// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter, or by TermsAdapter.
+template <class Params_, class Shared>
 class EpilogueBase {
  public:
   using EpilogueSchedule = cutlass::gemm::EpilogueDefault;
@@ -34,8 +34,8 @@ class EpilogueBase {
     static constexpr int kCount = 1;
     struct Params {};
   };
-  struct SharedStorage {};
-  using TensorStorage = SharedStorage;
+  using SharedStorage = Shared;
+  using TensorStorage = Shared;
   using Arguments = Params_;
   using Params = Params_;
 
@@ -57,8 +57,7 @@ class EpilogueBase {
     return true;
   }
 
-  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params, SharedStorage const& = SharedStorage())
-      : p_(params) {}
+  CUTLASS_HOST_DEVICE explicit EpilogueBase(Params const& params) : p_(params) {}
   CUTLASS_DEVICE bool is_source_needed() { return false; }
 
  protected:

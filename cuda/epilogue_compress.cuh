@@ -31,75 +31,92 @@ struct CompressParams {
 };
 
 // T: the type that h is rounded to. kFp8Values: of the values; otherwise T. kFp8Meta: the layout of the metadata.
-template <class T, bool kFp8Values, bool kFp8Meta>
-class CompressEpilogue : public EpilogueBase<CompressParams> {
- public:
-  using EpilogueBase<CompressParams>::EpilogueBase;
+template <class T, bool kFp8Values, bool kFp8Meta, int kTileM, int kTileN>
+class CompressEpilogue : public EpilogueBase<CompressParams, TermsStages<TileTerms<kTileM, kTileN>>> {
+  using Base = EpilogueBase<CompressParams, TermsStages<TileTerms<kTileM, kTileN>>>;
+  using Base::p_;
 
-  template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma,
-            class Residue>
+ public:
+  using Base::Base;
+  using Terms = TileTerms<kTileM, kTileN>;
+
+  template <class Problem, class BlockShape, class BlockCoord>
+  CUTLASS_DEVICE void fetch(int lane, Problem const&, BlockShape const&, BlockCoord const& block_coord,
+                            Terms& terms) const {
+    using namespace cute;
+    p_.hidden.template fetch<T>(lane, get<0>(block_coord) * kTileM, get<1>(block_coord) * kTileN, terms);
+  }
+
+  template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma>
   CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
-                                 cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
-                                 int thread_idx, char*) {
+                                 cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, int thread_idx,
+                                 Terms const& terms) const {
+    using namespace cute;
+    static_assert(kTileM % kMetaRowPadding == 0, "tiles cover the metadata's padding");
+    static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Shape<Int<kTileM>, Int<kTileN>>>, "terms of this tile");
+    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
+    const int m_tile = get<0>(block_coord) * kTileM, n_tile = get<1>(block_coord) * kTileN;
+    // One decision for the whole tile: the loops below are too long to decide in.
+    if (p_.hidden.amax || p_.hidden.saturated) {
+      compress<true>(m_tile, n_tile, acc, coords, terms);
+    } else {
+      compress<false>(m_tile, n_tile, acc, coords, terms);
+    }
+  }
+
+ private:
+  template <bool kStatistics, class Acc, class Coords>
+  CUTLASS_DEVICE void compress(int m_tile, int n_tile, Acc const& acc, Coords const& coords, Terms const& terms) const {
     using namespace cute;
     const HiddenParams& hidden = p_.hidden;
-    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
-    const int m_tile = get<0>(block_coord) * size<0>(block_shape);
-    const int n_tile = get<1>(block_coord) * size<1>(block_shape);
     constexpr int kBlocks = decltype(size<0, 2>(acc))::value;
+    constexpr int kRows = decltype(size<1>(acc))::value;
     static_assert(kBlocks % kStep == 0, "a step's columns lie in one MMA");
-    static_assert(decltype(size<0>(block_shape))::value % kMetaRowPadding == 0, "tiles cover the metadata's padding");
 
     const int q = threadIdx.x & 3;
-    const bool statistics = hidden.amax || hidden.saturated;
     HiddenStatistics seen;
     CUTLASS_PRAGMA_UNROLL
-    for (int mi = 0; mi < size<1>(acc); ++mi) {
-      const int m = m_tile + get<0>(coords(make_coord(_0{}, _0{}, _0{}), mi, _0{}));  // row r; the other is r + 8
+    for (int mi = 0; mi < kRows; ++mi) {
+      const int r = get<0>(coords(make_coord(_0{}, _0{}, _0{}), mi, _0{})), m = m_tile + r;  // the other is r + 8
+      const float scale_x[2] = {terms.rows[r].scale, terms.rows[r + 8].scale};
+      const float inverse_scale = kFp8Values ? terms.rows[r + 8 * (q & 1)].out_scale : 0.f;
       const bool valid[2] = {m < hidden.rows, m + 8 < hidden.rows};
-      const float scale_x[2] = {hidden.row_scale_x(m), hidden.row_scale_x(m + 8)};
       const int64_t row = m + 8 * (q & 1);  // the one this lane selects for
-      const float inverse_scale = kFp8Values ? hidden.row_inverse_scale_y(int(row)) : 0.f;
       CUTLASS_PRAGMA_UNROLL
       for (int ni = 0; ni < size<2>(acc); ++ni) {
         CUTLASS_PRAGMA_UNROLL
         for (int step = 0; step < kBlocks; step += kStep) {
-          const int n = n_tile + get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni)) - 2 * q;
+          const int column = get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni));  // of this lane, in the tile
+          const int n = n_tile + column - 2 * q;
           uint32_t kept[kStep], complements[kStep / 4] = {};
           CUTLASS_PRAGMA_UNROLL
-          for (int first = 0; first < kStep; first += 4) {
-            asm volatile("" ::: "memory");  // keeps the loads of later columns out: registers
-            float scale[4][2], shift[4][2];
-            hidden.load_columns<T>(n + 8 * first + 2 * q, scale, shift);
-            CUTLASS_PRAGMA_UNROLL
-            for (int i = 0; i < 4; ++i) {
-              const int b = first + i;
-              // Rows beyond the last are zeros, whatever w holds: NaN times their zero is none of theirs.
-              const auto pair = [&](int half) {
-                const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * scale[i][0];
-                const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * scale[i][1];
-                return valid[half] ? pack2(T{}, h0 + shift[i][0], h1 + shift[i][1]) : 0u;
-              };
-              const uint32_t upper = pair(0), lower = pair(1);
-              const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? upper : lower, 1);
-              const Group<T, Activation::kRelu2> group(q & 1 ? got : upper, q & 1 ? lower : got);
-              if (statistics) {  // the largest of a group is always kept
-                seen.see(group.y(0), inverse_scale);
-                seen.see(group.y(1), inverse_scale);
-              }
-              kept[b] = kFp8Values ? group.kept_e4m3(inverse_scale) : group.kept_16bit();
-              complements[b / 4] += group.kept.complement << (8 * (b % 4) + 4 * (q >> 1));
+          for (int b = 0; b < kStep; ++b) {
+            if (b % 8 == 0) asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
+            // Rows beyond the last are zeros, whatever w holds: NaN times their zero is none of theirs.
+            const auto of_columns = terms.columns[column / 2 + 4 * b];
+            const auto pair = [&](int half) {
+              const float h0 = acc(make_coord(_0{}, half, step + b), mi, ni) * scale_x[half] * of_columns.scale[0];
+              const float h1 = acc(make_coord(_1{}, half, step + b), mi, ni) * scale_x[half] * of_columns.scale[1];
+              return valid[half] ? pack2(T{}, h0 + of_columns.shift[0], h1 + of_columns.shift[1]) : 0u;
+            };
+            const uint32_t upper = pair(0), lower = pair(1);
+            const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? upper : lower, 1);
+            const Group<T, Activation::kRelu2> group(q & 1 ? got : upper, q & 1 ? lower : got);
+            if constexpr (kStatistics) {  // the largest of a group is always kept
+              seen.see(group.y(0), inverse_scale);
+              seen.see(group.y(1), inverse_scale);
             }
+            kept[b] = kFp8Values ? group.kept_e4m3(inverse_scale) : group.kept_16bit();
+            complements[b / 4] += group.kept.complement << (8 * (b % 4) + 4 * (q >> 1));
           }
           store_values(kept, row, n, q);
           store_meta(complements, row, n, q);
         }
       }
     }
-    if (statistics) seen.collect(hidden);
+    if constexpr (kStatistics) seen.collect(hidden);
   }
 
- private:
   // Columns are finished 64 (fp8 metadata: 128) at a time, the K extent of a metadata atom.
   static constexpr int kStep = kFp8Meta ? 16 : 8;
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "epilogue_base.cuh"
+#include "epilogue_terms.cuh"
 #include "sparse24/linear.h"
 #include "vocabulary.cuh"
 
@@ -26,29 +27,29 @@ struct HiddenParams {
             args.scale_y_per_row};
   }
 
-  // Scales and biases of columns n + 8 b + c; those beyond the last take its own, their accumulators being zero or
-  // never stored. The loads of 32 columns come together: only two warps share a scheduler, and hide little.
-  template <class T>
-  __device__ __forceinline__ void load_columns(int n, float (&scale)[4][2], float (&shift)[4][2]) const {
-    const auto each = [&](float (&to)[4][2], auto load) {
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) to[b][c] = load(n + 8 * b + c);
-      }
+  // The terms of a tile, by the lanes of a warp. T: the hidden type. Rows and columns beyond h are never stored, but
+  // their metadata is: their terms are defined.
+  template <class T, int kTileM, int kTileN>
+  __device__ __forceinline__ void fetch(int lane, int m_tile, int n_tile, TileTerms<kTileM, kTileN>& terms) const {
+    using Terms = TileTerms<kTileM, kTileN>;
+    const auto row = [&](int i) {
+      const int m = m_tile + i;
+      typename Terms::Row out{1.f, 1.f};
+      if (m < rows && scale_x) out.scale = scale_x[m * scale_x_stride];
+      if (m < rows && scale_y) out.out_scale = __frcp_rn(scale_y[m * scale_y_stride]);
+      return out;
     };
-    each(scale, [](int) { return 1.f; });
-    each(shift, [](int) { return 0.f; });
-    if (scale_w) each(scale, [&](int column) { return scale_w[min(column, cols - 1) * scale_w_stride]; });
-    if (bias) {
-      each(shift, [&](int column) { return column < cols ? float(static_cast<const T*>(bias)[column]) : 0.f; });
-    }
-  }
-  __device__ __forceinline__ float row_scale_x(int m) const {
-    return scale_x && m < rows ? scale_x[m * scale_x_stride] : 1.f;
-  }
-  __device__ __forceinline__ float row_inverse_scale_y(int m) const {
-    return scale_y && m < rows ? __frcp_rn(scale_y[m * scale_y_stride]) : 1.f;
+    const auto columns = [&](int i) {
+      typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int n = n_tile + i + c;
+        if (n < cols && scale_w) out.scale[c] = scale_w[n * scale_w_stride];
+        if (n < cols && bias) out.shift[c] = float(static_cast<const T*>(bias)[n]);
+      }
+      return out;
+    };
+    terms.fetch(lane, row, columns);
   }
 };
 

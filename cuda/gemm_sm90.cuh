@@ -47,13 +47,10 @@ template <class Mainloop, class Epilogue>
 using GemmKernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue,
                                                         cutlass::gemm::PersistentScheduler>;
 
+// As many stages as fit beside the epilogue and its barriers.
 template <class Epilogue>
-using GemmEpilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<Epilogue>;
-
-// As many stages as fit beside the epilogue.
-template <class Epilogue>
-using GemmStages =
-    cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(typename Epilogue::SharedStorage))>;
+using GemmStages = cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+    sizeof(typename Epilogue::SharedStorage) + cute::max(sizeof(typename Epilogue::PipelineStorage), size_t{128}))>;
 
 // Completes `args` with the device and the order of tiles, and launches. No workspace, no synchronisation.
 template <class Kernel>
@@ -70,16 +67,19 @@ void launch_gemm(typename Kernel::Arguments args, int swizzle, bool raster_along
   constexpr int kSharedBytes = Kernel::SharedStorageSize;
   allow_shared_memory<kernel>(kSharedBytes);
   const auto params = Kernel::to_underlying_arguments(args, nullptr);
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {unsigned(cute::size<0>(Cluster{})), unsigned(cute::size<1>(Cluster{})), 1};
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {unsigned(cute::size<0>(Cluster{})), unsigned(cute::size<1>(Cluster{})), 1};
+  // The kernel waits for its predecessor on the device, after its own set-up (griddepcontrol).
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t launch{};
   launch.gridDim = Kernel::get_grid_shape(params);
   launch.blockDim = Kernel::get_block_shape();
   launch.dynamicSmemBytes = kSharedBytes;
   launch.stream = stream;
-  launch.attrs = &cluster;
-  launch.numAttrs = 1;
+  launch.attrs = attributes;
+  launch.numAttrs = 2;
   check_cuda(cudaLaunchKernelEx(&launch, kernel, params), what);
 }
 

@@ -1,17 +1,18 @@
 // Host side of linear_relu2 and linear_compress: finds the kernel of linear_instances.def and launches it.
 #include "linear_launchers.h"
 #include "sparse24/error.h"
+#include "tuning.h"
 
 namespace sparse24::cuda {
 namespace {
 
 struct Relu2Instance {
   DType dtype, hidden, y;
-  void (*launch)(const LinearRelu2Args&, cudaStream_t);
+  void (*launch)(const LinearRelu2Args&, const LinearConfig&, cudaStream_t);
 };
 struct CompressInstance {
   DType dtype, hidden, y, meta;
-  void (*launch)(const LinearCompressArgs&, cudaStream_t);
+  void (*launch)(const LinearCompressArgs&, const LinearConfig&, cudaStream_t);
 };
 
 constexpr Relu2Instance kRelu2Instances[] = {
@@ -37,31 +38,49 @@ bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
   return args.dtype == dtype && args.hidden_dtype == hidden && args.y_dtype == y;
 }
 
-[[noreturn]] void refuse(const char* op, const LinearArgs& args) {
-  fail(op, ": expected a compiled kernel for x ", name_of(args.dtype), ", h ", name_of(args.hidden_dtype), ", y ",
-       name_of(args.y_dtype), ", got none");
+// SPARSE24_LINEAR_CONFIG="0,swizzle,m|n" overrides the choice, for tuning.
+LinearConfig choose_config(const LinearArgs& args) {
+  LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 1)) {
+    config.swizzle = wanted->order.swizzle;
+    config.raster_along_m = wanted->order.along_m;
+  }
+  return config;
+}
+
+// The instance of one combination of types.
+template <class Instance, size_t kCount, class Matches, class Args>
+void launch(const char* op, const Instance (&instances)[kCount], const Matches& match, const Args& args,
+            const LinearConfig& config, cudaStream_t stream) {
+  const LinearArgs& linear = args.linear;
+  if (linear.tokens == 0 || linear.out == 0) return;
+  for (const Instance& i : instances) {
+    if (match(i)) return i.launch(args, config, stream);
+  }
+  fail(op, ": expected a compiled kernel for x ", name_of(linear.dtype), ", h ", name_of(linear.hidden_dtype), ", y ",
+       name_of(linear.y_dtype), ", got none");
 }
 
 }  // namespace
 
+void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
+  const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.hidden, i.y); };
+  launch("sparse24.linear_relu2", kRelu2Instances, match, args, config, stream);
+}
+
+void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
+  const auto match = [&](const CompressInstance& i) {
+    return matches(args.linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype);
+  };
+  launch("sparse24.linear_compress", kCompressInstances, match, args, config, stream);
+}
+
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
-  const LinearArgs& linear = args.linear;
-  if (linear.tokens == 0 || linear.out == 0) return;
-  for (const Relu2Instance& i : kRelu2Instances) {
-    if (matches(linear, i.dtype, i.hidden, i.y)) return i.launch(args, stream);
-  }
-  refuse("sparse24.linear_relu2", linear);
+  linear_relu2(args, choose_config(args.linear), stream);
 }
 
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
-  const LinearArgs& linear = args.linear;
-  if (linear.tokens == 0 || linear.out == 0) return;
-  for (const CompressInstance& i : kCompressInstances) {
-    if (matches(linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype)) {
-      return i.launch(args, stream);
-    }
-  }
-  refuse("sparse24.linear_compress", linear);
+  linear_compress(args, choose_config(args.linear), stream);
 }
 
 }  // namespace sparse24::cuda

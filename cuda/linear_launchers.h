@@ -6,9 +6,9 @@
 namespace sparse24::cuda {
 
 template <DType kDType, DType kHidden, DType kY>
-void launch_linear_relu2_sm90(const LinearRelu2Args& args, cudaStream_t stream);
+void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream);
 
 template <DType kDType, DType kHidden, DType kY, DType kMeta>
-void launch_linear_compress_sm90(const LinearCompressArgs& args, cudaStream_t stream);
+void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream);
 
 }  // namespace sparse24::cuda

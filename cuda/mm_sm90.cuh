@@ -10,6 +10,7 @@
 #include "epilogue_store.cuh"
 #include "gemm_sm90.cuh"
 #include "mm_launchers.h"
+#include "mm_splits.h"
 
 namespace sparse24::cuda {
 
@@ -26,11 +27,11 @@ struct MmTileShape<MmTile::k256x192> {
 };
 template <>
 struct MmTileShape<MmTile::k128x128> {
-  static constexpr int kM = 128, kN = 128, kClusterM = 1;
+  static constexpr int kM = 128, kN = 128, kClusterM = 2;
 };
 template <>
 struct MmTileShape<MmTile::k64x128> {
-  static constexpr int kM = 64, kN = 128, kClusterM = 1;
+  static constexpr int kM = 64, kN = 128, kClusterM = 2;
 };
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
@@ -46,7 +47,7 @@ struct MmSm90 {
   static constexpr int kAlignmentA = 2 * 16 / sizeof(Element);  // logical: 16 bytes of compressed values
   static constexpr int kAlignmentB = 16 / sizeof(Element);
 
-  using Epilogue = GemmEpilogue<StoreEpilogue>;
+  using Epilogue = TermsAdapter<StoreEpilogue<Shape::kM, Shape::kN>>;
   // Tiles of 64 rows are too small to share.
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
@@ -55,21 +56,40 @@ struct MmSm90 {
   using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
-  static typename Kernel::Arguments arguments(const MmArgs& args) {
-    const int m = int(args.a.m), n = int(args.n), k = int(args.a.k);
-    // A and E are described by their padded sizes, B by its own: no load leaves a buffer.
-    const auto layout_a = SparseConfig::fill_layoutA(cute::make_shape(m, n, int(args.a.k_values), 1));
-    const auto layout_e = SparseConfig::fill_layoutE(cute::make_shape(int(args.a.m_meta), n, int(args.a.k_meta), 1));
+  using LayoutOfA = decltype(SparseConfig::fill_layoutA(cute::Shape<int, int, int, int>{}));
+
+  // Values of `splits` parts of K, which are its batches: k columns each, side by side in rows of k_values.
+  static LayoutOfA layout_a(const MmArgs& args, int k, int splits) {
+    using cute::_1, cute::_2;
+    if constexpr (kADim == Dim::kFeatures) {
+      if (splits > 1) {
+        return cute::make_layout(
+            cute::make_shape(int(args.a.m), cute::make_shape(_2{}, k / 2), splits),
+            cute::make_stride(int64_t{args.a.k_values}, cute::make_stride(_1{}, _2{}), int64_t{k}));
+      }
+    }
+    return SparseConfig::fill_layoutA(cute::make_shape(int(args.a.m), int(args.n), int(args.a.k_values), 1));
+  }
+
+  static typename Kernel::Arguments arguments(const MmArgs& args, int splits) {
+    const int m = int(args.a.m), n = int(args.n), k = int(args.a.k) / splits;
+    // A and E are described by their padded sizes, B by its own: no load leaves a buffer. Parts need no padding.
+    const int k_meta = splits == 1 ? int(args.a.k_meta) : k;
+    const auto layout_e = SparseConfig::fill_layoutE(cute::make_shape(int(args.a.m_meta), n, k_meta, splits));
 
     typename Mainloop::StrideB stride_b{};
     cute::get<kBMajor == Major::kColumn ? 0 : 1>(stride_b) = args.ldb;
+    cute::get<2>(stride_b) = splits == 1 ? 0 : kBMajor == Major::kColumn ? k : k * args.ldb;
 
     StoreParams store{};
     store.d = args.d;
     store.d_dtype = args.d_dtype;
     store.transposed = args.d_major == Major::kColumn;
-    store.ldd = store.transposed ? args.a.m : args.n;
-    store.vectorised = store.ldd % 8 == 0 && reinterpret_cast<uintptr_t>(args.d) % 16 == 0;
+    store.ldd = splits > 1 ? partial_sums_ld(args) : store.transposed ? args.a.m : args.n;
+    const bool pairs = args.d_dtype == DType::kFloat32 && !store.transposed;
+    store.vectorised = store.ldd % (pairs ? 2 : 8) == 0 &&
+                       reinterpret_cast<uintptr_t>(args.d) % (pairs ? 8 : 16) == 0 &&
+                       (pairs || args.d_dtype != DType::kFloat32);
     store.scale_a = args.scale_a;
     store.scale_b = args.scale_b;
     store.scale_a_stride = args.scale_a_per_row;
@@ -78,15 +98,16 @@ struct MmSm90 {
     store.bias_dtype = args.bias_dtype;
 
     return {cutlass::gemm::GemmUniversalMode::kGemm,
-            {m, n, k, 1},
-            {reinterpret_cast<typename Mainloop::ElementA const*>(args.values), layout_a,
+            {m, n, k, splits},
+            {reinterpret_cast<typename Mainloop::ElementA const*>(args.values), layout_a(args, k, splits),
              reinterpret_cast<Element const*>(args.b), stride_b,
              reinterpret_cast<typename Mainloop::ElementE const*>(args.meta), layout_e},
             store};
   }
 
   static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
-    launch_gemm<Kernel>(arguments(args), config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
+    launch_gemm<Kernel>(arguments(args, config.splits), config.swizzle, config.raster_along_m, stream,
+                        "sparse24.mm: launch");
   }
 };
 

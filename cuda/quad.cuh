@@ -19,11 +19,15 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int q) {
   }
 }
 
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts
+
 // Transposes an 8 x 8 matrix of 16-bit elements held as a fragment over the warp.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
   uint32_t out;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(fragment));
   return out;
 }
+
+#endif
 
 }  // namespace sparse24::cuda

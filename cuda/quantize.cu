@@ -14,11 +14,22 @@ __device__ __forceinline__ uint32_t four_to_e4m3(const float (&y)[16], int i, fl
   return pack16(lo, hi);
 }
 
+// Sum of squares of four codes, in units.
+__device__ __forceinline__ int64_t squares_of(uint32_t codes) {
+  int64_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int units = e4m3_units(uint8_t(codes >> 8 * i));
+    sum += int64_t{units} * units;
+  }
+  return sum;
+}
+
 // One CTA per row (and block of columns, if the scale is given); a thread owns kSegments times 16 elements.
-template <class T, int kSegments, bool kComputeScale>
+template <class T, int kSegments, bool kComputeScale, bool kPredict>
 __global__ void __launch_bounds__(kMaxThreads)
     quantize_rows(const T* x, int64_t cols, uint8_t* q, const float* given_scale, int scale_stride,
-                  float* computed_scale, int column_blocks) {
+                  float* computed_scale, int column_blocks, const float* factor, float* predicted) {
   const int64_t row = blockIdx.x / column_blocks;
   const int64_t col0 = int64_t(blockIdx.x % column_blocks) * kSegments * blockDim.x * 16;
   const auto column = [&](int s) { return col0 + (int64_t(s) * blockDim.x + threadIdx.x) * 16; };
@@ -48,48 +59,69 @@ __global__ void __launch_bounds__(kMaxThreads)
     scale = given_scale[row * scale_stride];
   }
   const float inverse = __frcp_rn(scale);
+  int64_t squares = 0;
 #pragma unroll
   for (int s = 0; s < kSegments; ++s) {
     if (column(s) >= cols) continue;
     float y[16];
+    uint32_t codes[4];
 #pragma unroll
     for (int i = 0; i < 16; ++i) y[i] = to_float(T{}, v[s][i / 8][i % 8]);
-    store16(q + row * cols + column(s), four_to_e4m3(y, 0, inverse), four_to_e4m3(y, 4, inverse),
-            four_to_e4m3(y, 8, inverse), four_to_e4m3(y, 12, inverse));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      codes[i] = four_to_e4m3(y, 4 * i, inverse);
+      if constexpr (kPredict) squares += squares_of(codes[i]);
+    }
+    store16(q + row * cols + column(s), codes[0], codes[1], codes[2], codes[3]);
+  }
+  if constexpr (kPredict) {
+    __shared__ unsigned long long sum;
+    if (threadIdx.x == 0) sum = 0;
+    __syncthreads();
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
+    if (threadIdx.x % 32 == 0) atomicAdd(&sum, static_cast<unsigned long long>(squares));
+    __syncthreads();
+    if (threadIdx.x == 0) predicted[row] = predicted_scale(int64_t(sum), scale, *factor);
   }
 }
 
 template <class T>
 void run(const QuantizeArgs& args, cudaStream_t stream) {
   const T* x = static_cast<const T*>(args.x);
-  const auto launch = [&](auto segments, auto compute_scale, int threads, int64_t column_blocks, const float* scale) {
+  using std::false_type, std::true_type;
+  const auto launch = [&](auto segments, auto compute_scale, auto predict, int threads, int64_t column_blocks,
+                          const float* scale) {
     if (args.rows == 0 || args.cols == 0) return;
-    constexpr int kSegments = decltype(segments)::value;
-    quantize_rows<T, kSegments, decltype(compute_scale)::value><<<column_blocks * args.rows, threads, 0, stream>>>(
-        x, args.cols, static_cast<uint8_t*>(args.q), scale, args.scaling == Scaling::kRow, args.computed_scale,
-        int(column_blocks));
+    quantize_rows<T, decltype(segments)::value, decltype(compute_scale)::value, decltype(predict)::value>
+        <<<column_blocks * args.rows, threads, 0, stream>>>(x, args.cols, static_cast<uint8_t*>(args.q), scale,
+                                                            args.scaling == Scaling::kRow, args.computed_scale,
+                                                            int(column_blocks), args.factor, args.predicted);
     check_launch("quantize_rows");
   };
-  using std::integral_constant;
   const int64_t segments = ceil_div(args.cols, 16);
   if (!args.given_scale && args.scaling == Scaling::kRow) {
     check(segments <= 4 * kMaxThreads, "sparse24.quantize_fp8: expected at most ", 4 * kMaxThreads * 16,
           " columns for a computed row scale on the GPU, got ", args.cols);
     const int64_t per_thread = segments <= kMaxThreads ? 1 : segments <= 2 * kMaxThreads ? 2 : 4;
     const int threads = int(round_up(ceil_div(segments, per_thread), 32));
-    switch (per_thread) {
-      case 1: return launch(integral_constant<int, 1>{}, std::true_type{}, threads, 1, nullptr);
-      case 2: return launch(integral_constant<int, 2>{}, std::true_type{}, threads, 1, nullptr);
-      default: return launch(integral_constant<int, 4>{}, std::true_type{}, threads, 1, nullptr);
-    }
+    const auto launch_rows = [&](auto predict) {
+      switch (per_thread) {
+        case 1: return launch(std::integral_constant<int, 1>{}, true_type{}, predict, threads, 1, nullptr);
+        case 2: return launch(std::integral_constant<int, 2>{}, true_type{}, predict, threads, 1, nullptr);
+        default: return launch(std::integral_constant<int, 4>{}, true_type{}, predict, threads, 1, nullptr);
+      }
+    };
+    return args.predicted ? launch_rows(true_type{}) : launch_rows(false_type{});
   }
+  check(!args.predicted, "sparse24.quantize_fp8: expected computed row scales to predict from, got others");
   const float* scale = args.given_scale;
   if (!scale) {
     compute_scale<T, Activation::kNone>(x, args.rows, args.cols, false, args.computed_scale, stream);
     scale = args.computed_scale;
   }
   constexpr int kThreads = 256;
-  launch(integral_constant<int, 1>{}, std::false_type{}, kThreads, ceil_div(segments, kThreads), scale);
+  launch(std::integral_constant<int, 1>{}, false_type{}, false_type{}, kThreads, ceil_div(segments, kThreads), scale);
 }
 
 }  // namespace

@@ -56,22 +56,26 @@ __device__ __forceinline__ Vec8 load16(const void* p) {
 __device__ __forceinline__ void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   *static_cast<uint4*>(p) = make_uint4(a, b, c, d);
 }
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts
 // __byte_perm without its masking of the selector, whose nibbles are below 8.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t lo, uint32_t hi, uint32_t selector) {
   uint32_t out;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(lo), "r"(hi), "r"(selector));
   return out;
 }
+#endif
 __device__ __forceinline__ uint32_t pack16(uint16_t lo, uint16_t hi) { return uint32_t(lo) | uint32_t(hi) << 16; }
 
 // ---- activations ----------------------------------------------------------------------------------------------------
 
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts
 // max(x, 0) that propagates NaN, as torch.relu does (fmaxf would drop it).
 __device__ __forceinline__ float relu(float x) {
   float y;
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
   return y;
 }
+#endif
 
 // The activation in fp32, from the 16-bit pre-activation.
 template <Activation kAct>

@@ -9,6 +9,7 @@
 #include "sparse24/device.h"
 #include "sparse24/error.h"
 #include "sparse24/format.h"
+#include "sparse24/linear.h"
 #include "sparse24/mm.h"
 
 namespace py = pybind11;
@@ -79,10 +80,16 @@ Bytes pack_meta(const Bytes& nibbles, int64_t rows, int64_t cols, const std::str
   return meta;
 }
 
-py::dict to_dict(const sparse24::MmConfig& config) {
+template <class Config>
+py::dict to_dict(const Config& config) {
   return py::dict("tile_m"_a = config.tile_m, "tile_n"_a = config.tile_n, "tile_k"_a = config.tile_k,
                   "cluster_m"_a = config.cluster_m, "swizzle"_a = config.swizzle,
                   "raster"_a = config.raster_along_m ? "m" : "n", "text"_a = sparse24::to_string(config));
+}
+py::dict to_dict(const sparse24::MmConfig& config) {
+  py::dict out = to_dict<sparse24::MmConfig>(config);
+  out["splits"] = config.splits;
+  return out;
 }
 
 py::list mm_configs(const std::string& dtype) {
@@ -93,6 +100,10 @@ py::list mm_configs(const std::string& dtype) {
 
 py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
   return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
+}
+
+py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n) {
+  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n));
 }
 
 py::dict build_info() {
@@ -111,6 +122,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
   module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
              "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
+  module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a,
+             "How linear_relu2 and linear_compress run for x [m, k] and w [n, k].");
   module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
              "Bytes of metadata of X [rows, cols] with values of dtype.");
   module.def("unpack_meta", &unpack_meta, "meta"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,

@@ -21,10 +21,13 @@ void quantize_as(const QuantizeArgs& args) {
 
   parallel_for(args.rows, args.cols, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float inverse = 1.0f / scale[args.scaling == Scaling::kRow ? r : 0];
+      const float row_scale = scale[args.scaling == Scaling::kRow ? r : 0], inverse = 1.0f / row_scale;
+      int64_t squares = 0;
       for (int64_t at = r * args.cols; at < (r + 1) * args.cols; ++at) {
         q[at] = float_to_e4m3(In::load(x[at]) * inverse);
+        squares += int64_t{e4m3_units(q[at])} * e4m3_units(q[at]);
       }
+      if (args.predicted) args.predicted[r] = predicted_scale(squares, row_scale, *args.factor);
     }
   });
 }

@@ -8,22 +8,36 @@
 namespace sparse24 {
 namespace {
 
-// A compiled tile and its throughput relative to 128x256, for tiles that fill the machine.
+// A compiled tile and its throughput relative to 128x256, in 16 bits and in fp8, for tiles that fill the machine.
 struct Tile {
   MmTile tile;
   int m, n, cluster_m;
-  double throughput;
+  double throughput, throughput_fp8;
   bool float16;  // compiled for float16 too
 };
 
 constexpr Tile kTiles[] = {
-    {MmTile::k128x256, 128, 256, 2, 1.00, true},
-    {MmTile::k256x192, 256, 192, 2, 1.01, false},
-    {MmTile::k128x128, 128, 128, 1, 0.75, false},
-    {MmTile::k64x128, 64, 128, 1, 0.60, true},
+    {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, true},
+    {MmTile::k256x192, 256, 192, 2, 1.01, 1.06, false},
+    {MmTile::k128x128, 128, 128, 2, 0.70, 0.70, false},
+    {MmTile::k64x128, 64, 128, 2, 0.45, 0.45, true},
 };
 
 constexpr bool is_compiled(const Tile& tile, DType dtype) { return dtype != DType::kFloat16 || tile.float16; }
+
+/// Microseconds, by the model: waves of tiles, and with several parts of K the pass that adds them up.
+double predicted_time(const Tile& tile, int splits, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  const int64_t clusters = ceil_div(m, int64_t{tile.m} * tile.cluster_m) * ceil_div(n, tile.n) * splits;
+  const int64_t waves = ceil_div(clusters, std::max(sm_count / tile.cluster_m, 1));
+  // A tile's time: its area over its throughput, times K and what filling and draining its pipeline costs: about 1,000
+  // columns. The unit is fp8's time for an entry of a 128x256 tile and one column.
+  const bool fp8 = dtype == DType::kFloat8E4M3;
+  const double unit = fp8 ? 1.05e-7 : 2.1e-7, throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
+  const double product = double(waves) * tile.m * tile.n / throughput * (double(k) / splits + 1000) * unit;
+  if (splits == 1) return product;
+  // One more launch; fp32 sums are written and read once, at about 5 TB/s: most of them stay in L2.
+  return product + 5.5 + double(splits) * double(m * n) * 8 / 5e6;
+}
 
 MmConfig config_of(const Tile& tile, DType dtype) {
   return {tile.tile, tile.m, tile.n, int(meta_atom_k(dtype)), tile.cluster_m, /*swizzle=*/1, /*raster_along_m=*/true};
@@ -48,33 +62,37 @@ std::vector<MmConfig> mm_configs(DType dtype) {
   return configs;
 }
 
-MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+bool splits_evenly(const MmConfig& config, int64_t k, int splits) {
+  return splits == 1 || (splits <= kMostSplits && k % (int64_t{config.tile_k} * splits) == 0);
+}
+
+MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split) {
   check(dtype != DType::kFloat32, "sparse24.mm: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
-  const Tile* best = nullptr;
+  MmConfig best{};
   double best_time = std::numeric_limits<double>::infinity();
   for (const Tile& tile : kTiles) {
     if (!is_compiled(tile, dtype)) continue;
-    const int64_t clusters = ceil_div(m, int64_t{tile.m} * tile.cluster_m) * ceil_div(n, tile.n);
-    const int64_t waves = ceil_div(clusters, std::max(sm_count / tile.cluster_m, 1));
-    // A tile's time: its area over its throughput, plus filling and draining its pipeline (about 1,000 columns of K).
-    const double per_tile = double(tile.m) * tile.n / tile.throughput * (k + 1000);
-    const double time = waves * per_tile;
-    if (time < best_time) {
-      best_time = time;
-      best = &tile;
+    MmConfig config = config_of(tile, dtype);
+    for (config.splits = 1; config.splits <= (may_split ? kMostSplits : 1); ++config.splits) {
+      if (!splits_evenly(config, k, config.splits)) continue;
+      const double time = predicted_time(tile, config.splits, dtype, m, n, k, sm_count);
+      if (time < best_time) {
+        best_time = time;
+        best = config;
+      }
     }
   }
-  MmConfig config = config_of(*best, dtype);
-  const TileOrder order = select_tile_order(m, n, config.tile_m * config.cluster_m, config.tile_n);
-  config.swizzle = order.swizzle;
-  config.raster_along_m = order.along_m;
-  return config;
+  const TileOrder order = select_tile_order(m, n, best.tile_m * best.cluster_m, best.tile_n);
+  best.swizzle = order.swizzle;
+  best.raster_along_m = order.along_m;
+  return best;
 }
 
 std::string to_string(const MmConfig& c) {
-  return std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + "x" + std::to_string(c.tile_k) + " cluster " +
-         std::to_string(c.cluster_m) + "x1 swizzle " + std::to_string(c.swizzle) + " along " +
-         (c.raster_along_m ? "M" : "N");
+  const std::string text = std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + "x" + std::to_string(c.tile_k) +
+                           " cluster " + std::to_string(c.cluster_m) + "x1 swizzle " + std::to_string(c.swizzle) +
+                           " along " + (c.raster_along_m ? "M" : "N");
+  return c.splits == 1 ? text : text + " split " + std::to_string(c.splits);
 }
 
 }  // namespace sparse24

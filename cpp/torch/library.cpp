@@ -28,6 +28,8 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor");
   library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
   library.def(
+      "quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)");
+  library.def(
       "linear_relu2(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
       "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)");
   library.def(
@@ -46,6 +48,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("decompress", TORCH_BOX(&torch_ops::decompress));
   library.impl("mm", TORCH_BOX(&torch_ops::mm));
   library.impl("quantize_fp8", TORCH_BOX(&torch_ops::quantize_fp8));
+  library.impl("quantize_fp8_predict", TORCH_BOX(&torch_ops::quantize_fp8_predict));
   library.impl("linear_relu2", TORCH_BOX(&torch_ops::linear_relu2));
   library.impl("linear_compress", TORCH_BOX(&torch_ops::linear_compress));
 }

@@ -173,6 +173,11 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
     contiguous_bias = torch::stable::contiguous(*bias);
     args.bias = contiguous_bias->const_data_ptr();
   }
+  std::optional<Tensor> workspace;
+  if (const int64_t bytes = values.is_cuda() ? cuda::mm_workspace_bytes(args) : 0) {
+    workspace = new_empty(values, {bytes / 4}, ScalarType::Float);
+    args.workspace = workspace->mutable_data_ptr<float>();
+  }
   scope.run(cpu::mm, cuda::mm, args);
   return d;
 }

@@ -18,6 +18,7 @@ void compress(const CompressArgs&, cudaStream_t) { refuse("sparse24.compress"); 
 void compress_like(const CompressLikeArgs&, cudaStream_t) { refuse("sparse24.compress_like"); }
 void decompress(const DecompressArgs&, cudaStream_t) { refuse("sparse24.decompress"); }
 void quantize_fp8(const QuantizeArgs&, cudaStream_t) { refuse("sparse24.quantize_fp8"); }
+int64_t mm_workspace_bytes(const MmArgs&) { refuse("sparse24.mm"); }
 void mm(const MmArgs&, cudaStream_t) { refuse("sparse24.mm"); }
 void linear_relu2(const LinearRelu2Args&, cudaStream_t) { refuse("sparse24.linear_relu2"); }
 void linear_compress(const LinearCompressArgs&, cudaStream_t) { refuse("sparse24.linear_compress"); }

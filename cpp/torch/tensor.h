@@ -112,6 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
 Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
 Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
 std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
+std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
           const std::optional<Tensor>& scale_b, const std::optional<Tensor>& bias, int64_t dim,
           std::optional<ScalarType> out_dtype, bool transpose_out);

@@ -14,7 +14,7 @@ class BuildInfo(TypedDict):
     compiler: str
     torch_target: str
 
-class MmConfig(TypedDict):
+class LinearConfig(TypedDict):
     tile_m: int
     tile_n: int
     tile_k: int
@@ -23,11 +23,15 @@ class MmConfig(TypedDict):
     raster: str
     text: str
 
+class MmConfig(LinearConfig):
+    splits: int
+
 version: str
 
 def build_info() -> BuildInfo: ...
 def mm_configs(dtype: str) -> list[MmConfig]: ...
 def select_mm_config(dtype: str, m: int, n: int, k: int, sm_count: int) -> MmConfig: ...
+def select_linear_config(dtype: str, m: int, n: int) -> LinearConfig: ...
 def meta_bytes(rows: int, cols: int, dtype: str, dim: int = -1) -> int: ...
 def unpack_meta(meta: NDArray[Any], rows: int, cols: int, dtype: str, dim: int = -1) -> NDArray[np.uint8]: ...
 def pack_meta(nibbles: NDArray[Any], rows: int, cols: int, dtype: str, dim: int = -1) -> NDArray[np.uint8]: ...

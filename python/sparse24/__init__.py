@@ -2,12 +2,15 @@
 
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, here with documentation: `compress`, `compress_fp8`, `compress_like`,
-`decompress`, `linear_compress`, `linear_relu2`, `mm`, `quantize_fp8`. `activation_stats` measures what pruning an
+`decompress`, `linear_compress`, `linear_relu2`, `mm`, `quantize_fp8`. `convert` makes the networks of an existing model
+run that way, `revert` and `disabled` undo it for good and for a while. `activation_stats` measures what pruning an
 activation drops; `build_info` and ``python -m sparse24 info`` tell what was built.
 """
 
 from sparse24 import _library, nn
+from sparse24._convert_forward import disabled
 from sparse24.analyze import ActivationStats, activation_stats
+from sparse24.convert import ConvertConfig, ConvertReport, convert, revert
 from sparse24.env import build_info, print_env
 from sparse24.mlp import relu2_mlp
 from sparse24.ops import (
@@ -19,6 +22,7 @@ from sparse24.ops import (
     linear_relu2,
     mm,
     quantize_fp8,
+    quantize_fp8_predict,
 )
 from sparse24.training import SAC_SAVE_OPS, Recipe, Schedule
 
@@ -26,6 +30,8 @@ __version__ = _library.VERSION
 
 __all__ = [
     "ActivationStats",
+    "ConvertConfig",
+    "ConvertReport",
     "Recipe",
     "SAC_SAVE_OPS",
     "Schedule",
@@ -35,12 +41,16 @@ __all__ = [
     "compress",
     "compress_fp8",
     "compress_like",
+    "convert",
     "decompress",
+    "disabled",
     "linear_compress",
     "linear_relu2",
     "mm",
     "nn",
     "print_env",
     "quantize_fp8",
+    "quantize_fp8_predict",
     "relu2_mlp",
+    "revert",
 ]

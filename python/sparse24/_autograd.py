@@ -151,5 +151,6 @@ def register() -> None:
         ("linear_relu2", _linear_relu2_backward, _linear_setup),
         ("linear_compress", _linear_compress_backward, _linear_setup),
         ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
+        ("quantize_fp8_predict", _refusing_backward("quantize_fp8_predict"), None),
     ):
         torch.library.register_autograd(f"sparse24::{name}", backward, setup_context=setup_context)

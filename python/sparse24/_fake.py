@@ -120,6 +120,14 @@ def _quantize_fp8(x: Tensor, scale: Tensor | None, scaling: str = "row") -> tupl
     )
 
 
+def _quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _expect(x.dim() == 2, "quantize_fp8_predict", "x to have 2 dimensions", x.dim())
+    rows, cols = x.shape
+    _expect(cols % 16 == 0, "quantize_fp8_predict", "x to have a multiple of 16 columns", cols)
+    scale, predicted = (x.new_empty((rows, 1), dtype=torch.float32) for _ in range(2))
+    return x.new_empty((rows, cols), dtype=_FP8), scale, predicted
+
+
 def _check_linear(
     op: str, x: Tensor, w: Tensor, out_dtype: torch.dtype | None, fp8_multiple: int, multiple: int
 ) -> tuple[int, int, torch.dtype]:
@@ -190,6 +198,7 @@ def register() -> None:
         "decompress": _decompress,
         "mm": _mm,
         "quantize_fp8": _quantize_fp8,
+        "quantize_fp8_predict": _quantize_fp8_predict,
         "linear_relu2": _linear_relu2,
         "linear_compress": _linear_compress,
     }

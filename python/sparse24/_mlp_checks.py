@@ -55,6 +55,22 @@ def check_scale_y(scale_y: Tensor | None, tokens: Tensor, fp8: bool) -> None:
         fail(f"scale_y to be on {tokens.device} as x is", scale_y.device)
 
 
+def check_scale_y_factor(factor: Tensor | None, scale_y: Tensor | None, x: Tensor, fp8: bool) -> None:
+    """Check the factor that predicts the scale of the activation."""
+    if factor is None:
+        return
+    if not fp8:
+        fail("scale_y_factor to be None in 16-bit precision", "a tensor")
+    if scale_y is not None:
+        fail("scale_y_factor to be None where scale_y is given", "a tensor")
+    if factor.dtype != torch.float32:
+        fail("scale_y_factor to be float32", _name(factor.dtype))
+    if factor.numel() != 1:
+        fail("scale_y_factor to have 1 element", factor.numel())
+    if factor.device != x.device:
+        fail(f"scale_y_factor to be on {x.device} as x is", factor.device)
+
+
 def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None, dtype: torch.dtype) -> None:
     """Check ranks, sizes, dtypes and devices of everything but the scales."""
     if x.dtype not in _ACTIVATION_DTYPES:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse24.ops import OutputScaling, Scaling, compress, compress_fp8, linear_compress, linear_relu2, mm, quantize_fp8
+from sparse24.ops import OutputScaling, Scaling, compress, compress_fp8, linear_compress, linear_relu2, mm, quantize_fp8, quantize_fp8_predict
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Hidden(NamedTuple):
     scale: Tensor | None
 
 
+class OutScale(NamedTuple):
+    """What is known of the activation's scale: itself, or the factor that predicts it from x, or nothing."""
+
+    given: Tensor | None = None
+    factor: Tensor | None = None
+
+
 class Weight(NamedTuple):
     """A weight [rows, columns], and the scale of its rows where it is float8."""
 
@@ -37,7 +44,7 @@ class Weight(NamedTuple):
     scale: Tensor | None
 
 
-def activation(x: Tensor, w1: Weight, b1: Tensor | None, scale_y: Tensor | None, mode: Mode) -> Hidden:
+def activation(x: Tensor, w1: Weight, b1: Tensor | None, scale_y: OutScale, mode: Mode) -> Hidden:
     """Compute the squared ReLU of the first layer of x [T, D]."""
     return _activation_fp8(x, w1, b1, scale_y, mode) if mode.fp8 else _activation_16bit(x, w1.values, b1, mode)
 
@@ -97,8 +104,12 @@ def _activation_16bit(x: Tensor, w1: Tensor, b1: Tensor | None, mode: Mode) -> H
     return Hidden(torch.relu(y1).square(), None, None)
 
 
-def _activation_fp8(x: Tensor, weight: Weight, b1: Tensor | None, scale_y: Tensor | None, mode: Mode) -> Hidden:
-    q, x_scale = quantize_fp8(x)
+def _activation_fp8(x: Tensor, weight: Weight, b1: Tensor | None, out_scale: OutScale, mode: Mode) -> Hidden:
+    if out_scale.factor is None:
+        scale_y = out_scale.given
+        q, x_scale = quantize_fp8(x)
+    else:
+        q, x_scale, scale_y = quantize_fp8_predict(x, out_scale.factor)
     w1, w1_scale = float8_weight(weight)
     if not mode.fused:
         y1 = linear_fp8(q, x_scale, w1, w1_scale, b1)

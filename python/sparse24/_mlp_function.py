@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sparse24._mlp_forward import Hidden, Mode, Weight, activation, down_projection, float8_weight, linear_fp8
+from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
 from sparse24._tokens import densest_features, weight_gradient
 from sparse24.ops import compress, compress_like, decompress, mm, quantize_fp8
 from sparse24.training import Recipe
@@ -50,16 +50,21 @@ class FeedForward(torch.autograd.Function):
         w1_scale: Tensor | None,
         w2_scale: Tensor | None,
         scale_y: Tensor | None,
+        scale_y_factor: Tensor | None,
         hot_features: Tensor | None,
         mode: Mode,
         recipe: Recipe,
         recompute: bool,
     ) -> Tensor:
-        hidden = activation(x, Weight(w1, w1_scale), b1, scale_y, mode)
+        hidden = activation(x, Weight(w1, w1_scale), b1, OutScale(scale_y, scale_y_factor), mode)
         ctx.mode = mode
         ctx.recipe = recipe if mode.sparse else _DENSE
         ctx.recompute = recompute or not ctx.recipe.reuse_mask
-        replay = (x, b1, scale_y) if ctx.recompute else (x if ctx.needs_input_grad[1] else None, None, None)
+        replay = (
+            (x, b1, scale_y, scale_y_factor)
+            if ctx.recompute
+            else (x if ctx.needs_input_grad[1] else None, None, None, None)
+        )
         kept = Hidden(None, None, None) if ctx.recompute else hidden
         ctx.save_for_backward(*replay, w1, w2, w1_scale, w2_scale, hot_features, *kept)
         return down_projection(hidden, Weight(w2, w2_scale), b2, x.dtype)
@@ -70,7 +75,7 @@ class FeedForward(torch.autograd.Function):
         with without_autocast(grad.device.type):
             # The gradient of a sum is one number with strides of zero: copied once, not in each product.
             gradients = _gradients(ctx, grad.contiguous())
-        return *gradients, *(None,) * 7
+        return *gradients, *(None,) * 8
 
 
 class _Operands(NamedTuple):
@@ -83,7 +88,7 @@ class _Operands(NamedTuple):
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Compute those of x, w1, w2, b1, b2 that are needed."""
-    x, b1, scale_y, w1, w2, w1_scale, w2_scale, hot, *kept = ctx.saved_tensors
+    x, b1, scale_y, factor, w1, w2, w1_scale, w2_scale, hot, *kept = ctx.saved_tensors
     need_x, need_w1, need_w2, need_b1, need_b2 = ctx.needs_input_grad[:5]
     mode, recipe = ctx.mode, ctx.recipe
 
@@ -98,7 +103,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if not recipe.reuse_mask:
         y, dh, dx = _without_mask(F.linear(_again(x), w1, b1), dy, w1, need_x)
     else:
-        hidden = activation(_again(x), first, b1, scale_y, mode) if ctx.recompute else Hidden(*kept)
+        hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
         y, dh, dx = (_float8 if mode.fp8 else _sixteen)(hidden, dy, w1, need_x, need_dense)
 
     if hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse":

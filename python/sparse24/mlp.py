@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse24._mlp_checks import check_operands, check_scale_y, check_training, fail, is_fp8
-from sparse24._mlp_forward import Mode, Weight, activation, down_projection, float8_weight, linear_fp8
+from sparse24._mlp_checks import check_operands, check_scale_y, check_scale_y_factor, check_training, fail, is_fp8
+from sparse24._mlp_forward import Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
 from sparse24._mlp_function import FeedForward, without_autocast
 from sparse24.ops import quantize_fp8
 from sparse24.training import Recipe
@@ -41,6 +41,7 @@ def relu2_mlp(
     w1_scale: Tensor | None = None,
     w2_scale: Tensor | None = None,
     scale_y: Tensor | None = None,
+    scale_y_factor: Tensor | None = None,
     min_tokens: int | None = None,
     fused: bool | None = None,
     recipe: Recipe | None = None,
@@ -80,6 +81,9 @@ def relu2_mlp(
         fp8 only: the dequantising multiplier of the activation, float32, one per token or a single one (see `scale_out`
         of `sparse24.linear_compress`). What exceeds 448 times it saturates. Default: computed per token, which costs a
         pass over the compressed activation.
+    scale_y_factor : Tensor [1], optional
+        fp8 only, instead of `scale_y`: predict it as ``factor * |x_t|^2`` (`sparse24.quantize_fp8_predict`), which costs
+        nothing.
     min_tokens : int, optional
         Default: `sparse24.mlp.DEFAULT_MIN_TOKENS` on CUDA, 0 on the CPU. The comparison is a Python one on the shape:
         constant for static shapes, one guard for dynamic ones.
@@ -144,6 +148,7 @@ def relu2_mlp(
 
     tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
     check_scale_y(scale_y, tokens, fp8)
+    check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
     sparse = sparse and tokens.shape[0] >= min_tokens and w1.shape[0] % (32 if fp8 else 16) == 0
     mode = Mode(fp8, sparse, fused=not (fp8 and sparse) if fused is None else fused)
     # Differentiable casts: float32 master weights get float32 gradients.
@@ -164,14 +169,16 @@ def relu2_mlp(
                 first.scale,
                 second.scale,
                 scale_y,
+                scale_y_factor,
                 hot_features,
                 mode,
                 recipe,
                 recompute,
             )
         else:
-            out = down_projection(activation(tokens, first, b1, scale_y, mode), second, b2, dtype)
-    return out.reshape(*x.shape[:-1], w2.shape[0])
+            out = down_projection(activation(tokens, first, b1, OutScale(scale_y, scale_y_factor), mode), second, b2, dtype)
+    # Nothing else holds `out`: as a view FSDP2 would warn of it, where the network is wrapped on its own.
+    return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
 
 
 def up_projection(

@@ -51,6 +51,7 @@ __all__ = [
     "linear_relu2",
     "mm",
     "quantize_fp8",
+    "quantize_fp8_predict",
 ]
 
 _fake.register()
@@ -63,6 +64,7 @@ _compress_like = torch.ops.sparse24.compress_like.default
 _decompress = torch.ops.sparse24.decompress.default
 _mm = torch.ops.sparse24.mm.default
 _quantize_fp8 = torch.ops.sparse24.quantize_fp8.default
+_quantize_fp8_predict = torch.ops.sparse24.quantize_fp8_predict.default
 
 
 def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple[Tensor, Tensor]:
@@ -322,3 +324,34 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row
     Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672.
     """
     return _quantize_fp8(x, scale, scaling)
+
+
+def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise by row as `quantize_fp8`, and predict the scale of squares of products with each row.
+
+    ``predicted[r] = factor * |x_r|^2``, of the quantised row: the scale of ``relu(x @ w.T)^2`` grows with it, whatever
+    w is, so that no pass over the result is needed to find its maximum. Use it as `scale_out` of `linear_compress`.
+
+    Parameters
+    ----------
+    x : Tensor [R, C]
+        As in `quantize_fp8`.
+    factor : Tensor [1]
+        float32, on x's device. ``max_f |w_f|^2 / 448`` can never saturate (Cauchy-Schwarz); smaller factors, from data,
+        use more of float8's range: `linear_compress` counts what saturates.
+
+    Returns
+    -------
+    values : Tensor [R, C]
+        float8_e4m3fn.
+    scale : Tensor [R, 1]
+        float32, of the rows of x.
+    predicted : Tensor [R, 1]
+        float32; 1 where a row is zero. The squares are added exactly: the same bits on every device.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, rank, number of columns or factor; backward, which is not defined.
+    """
+    return _quantize_fp8_predict(x, factor)

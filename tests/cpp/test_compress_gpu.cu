@@ -177,5 +177,37 @@ INSTANTIATE_TEST_SUITE_P(All, QuantizeGpu,
                                           testing::ValuesIn(kShapes), testing::Values(Scaling::kRow, Scaling::kTensor),
                                           testing::Values(Scale::kComputed, Scale::kGiven)));
 
+using CasePredict = std::tuple<DType, Shape>;
+class PredictGpu : public GpuTest, public testing::WithParamInterface<CasePredict> {};
+
+TEST_P(PredictGpu, EqualsTheReference) {
+  const auto [dtype, s] = GetParam();
+  for (bool specials : {true, false}) {
+    const Array x = random_activations(dtype, s.rows * s.cols, 7, specials);
+    Array expected(kFP8, x.size()), got(kFP8, x.size());
+    std::vector<float> factor{0.37f}, scale(s.rows, NAN), predicted(s.rows, NAN);
+    QuantizeArgs args{x.data(),      dtype,   s.rows,       s.cols,        expected.data(),
+                      Scaling::kRow, nullptr, scale.data(), factor.data(), predicted.data()};
+    DeviceBuffer dx(x), q(expected.bytes()), dfactor(factor), dscale(scale), dpredicted(predicted);
+    cpu::quantize_fp8(args);
+    args.x = dx.data();
+    args.q = q.data();
+    args.computed_scale = dscale.data<float>();
+    args.factor = dfactor.data<float>();
+    args.predicted = dpredicted.data<float>();
+    uploads_done();
+    cuda::quantize_fp8(args, stream_);
+    synchronize();
+    q.to_host(got);
+    EXPECT_EQ(got.first_difference(expected), -1) << "q";
+    EXPECT_EQ(first_difference(bits_of_scales(dpredicted.to_host<float>()), bits_of_scales(predicted)), -1);
+    for (const DeviceBuffer* b : {&dx, &q, &dfactor, &dscale, &dpredicted}) EXPECT_TRUE(b->guards_intact());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, PredictGpu,
+                         testing::Combine(testing::Values(DType::kBFloat16, DType::kFloat16),
+                                          testing::ValuesIn(kShapes)));
+
 }  // namespace
 }  // namespace sparse24::test

@@ -63,12 +63,29 @@ class LinearGpu : public GpuTest {
     DeviceBuffer x, w, scale_x, scale_w, scale_y, bias, amax, saturated;
   };
 
+  /// The other raster order, with a swizzle that pads.
+  static LinearConfig other_order(const LinearArgs& args) {
+    LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out);
+    config.raster_along_m = !config.raster_along_m;
+    config.swizzle = 8;
+    return config;
+  }
+
+  /// With the library's choice of configuration, and with another.
   void compare_relu2(const LinearCase& c) {
     const DenseResult expected = cpu_linear_relu2(c);
+    compare_relu2(c, expected, nullptr);
+    const LinearConfig other = other_order(c.args());
+    compare_relu2(c, expected, &other);
+  }
+
+  void compare_relu2(const LinearCase& c, const DenseResult& expected, const LinearConfig* config) {
+    SCOPED_TRACE(config ? to_string(*config) : "own choice");
     Device device(c);
     DeviceBuffer y(expected.y.bytes());
     uploads_done();
-    cuda::linear_relu2({device.args(c), y.data()}, stream_);
+    const LinearRelu2Args args{device.args(c), y.data()};
+    config ? cuda::linear_relu2(args, *config, stream_) : cuda::linear_relu2(args, stream_);
     synchronize();
     Array got(c.y_dtype, expected.y.size());
     y.to_host(got);
@@ -81,10 +98,19 @@ class LinearGpu : public GpuTest {
 
   void compare_compress(const LinearCase& c, DType meta_dtype) {
     const CompressedResult expected = cpu_linear_compress(c, meta_dtype);
+    compare_compress(c, meta_dtype, expected, nullptr);
+    const LinearConfig other = other_order(c.args());
+    compare_compress(c, meta_dtype, expected, &other);
+  }
+
+  void compare_compress(const LinearCase& c, DType meta_dtype, const CompressedResult& expected,
+                        const LinearConfig* config) {
+    SCOPED_TRACE(config ? to_string(*config) : "own choice");
     Device device(c);
     DeviceBuffer values(expected.values.bytes()), meta(expected.a.meta_bytes());
     uploads_done();
-    cuda::linear_compress({device.args(c), values.data(), meta.data<uint8_t>(), meta_dtype}, stream_);
+    const LinearCompressArgs args{device.args(c), values.data(), meta.data<uint8_t>(), meta_dtype};
+    config ? cuda::linear_compress(args, *config, stream_) : cuda::linear_compress(args, stream_);
     synchronize();
     Array got(c.y_dtype, expected.values.size());
     values.to_host(got);

@@ -25,7 +25,7 @@ void PrintTo(const Problem& p, std::ostream* out) { *out << p.rows << " x " << p
 
 /// Few and many rows, odd N, K below, off and beyond the tile; columns are multiples of 32.
 const Problem kProblems[] = {{1, 64, 7},      {63, 1856, 129}, {129, 32, 1000}, {300, 160, 264},
-                             {520, 608, 520}, {5, 4096, 1},    {2047, 96, 136}};
+                             {520, 768, 520}, {5, 4096, 1},    {2047, 96, 136}};
 
 int64_t aligned(int64_t elements, DType t) { return round_up(elements, 16 / size_of(t)); }
 
@@ -55,6 +55,9 @@ class MmGpu : public GpuTest {
     if (args.scale_a) args.scale_a = scale_a.data<float>();
     if (args.scale_b) args.scale_b = scale_b.data<float>();
     if (args.bias) args.bias = bias.data();
+    const int64_t room = config ? cuda::mm_workspace_bytes(args, *config) : cuda::mm_workspace_bytes(args);
+    DeviceBuffer workspace(room);
+    if (room > 0) args.workspace = workspace.data<float>();
     uploads_done();
     if (config) {
       cuda::mm(args, *config, stream_);
@@ -63,20 +66,26 @@ class MmGpu : public GpuTest {
     }
     synchronize();
     d.to_host(got);
-    for (const DeviceBuffer* buffer : {&values, &meta, &db, &d, &scale_a, &scale_b, &bias}) {
+    for (const DeviceBuffer* buffer : {&values, &meta, &db, &d, &scale_a, &scale_b, &bias, &workspace}) {
       EXPECT_TRUE(buffer->guards_intact());
     }
     return got;
   }
 
-  /// Configurations of a dtype, with both raster orders.
-  static std::vector<MmConfig> configs(DType dtype) {
+  /// Configurations of A's dtype, with both raster orders, and with K in parts where it can be cut.
+  static std::vector<MmConfig> configs(const Operand& a, const Product& p) {
     std::vector<MmConfig> out;
-    for (MmConfig c : mm_configs(dtype)) {
+    for (MmConfig c : mm_configs(a.dtype)) {
       out.push_back(c);
       c.raster_along_m = !c.raster_along_m;
       c.swizzle = c.swizzle == 1 ? 8 : 1;
       out.push_back(c);
+      if (a.m_contiguous() || p.d_major == Major::kColumn) continue;
+      for (int splits : {2, 3, 8}) {
+        if (!splits_evenly(c, a.k, splits)) continue;
+        out.push_back(c);
+        out.back().splits = splits;
+      }
     }
     return out;
   }
@@ -110,7 +119,7 @@ TEST_P(MmLayoutsGpu, EqualsTheReferenceOnIntegers) {
         p.scale_b = {2.0f};
       }
       const Array expected = cpu_mm(a, b, p);
-      for (const MmConfig& config : configs(dtype)) {
+      for (const MmConfig& config : configs(a.a, p)) {
         const Array got = gpu_mm(a, b, p, &config);
         const int64_t at = got.first_difference(expected);
         ASSERT_EQ(at, -1) << to_string(config) << ", D " << name_of(d_dtype)
@@ -155,7 +164,7 @@ TEST_P(MmAccuracyGpu, LosesNoMoreThanTheAccumulatorsCan) {
       magnitude[i] += std::fabs(product);
     }
   }
-  for (const MmConfig& config : configs(dtype)) {
+  for (const MmConfig& config : configs(a.a, p)) {
     const Array got = gpu_mm(a, b, p, &config);
     for (int64_t i = 0; i < m * n; ++i) {
       ASSERT_LE(std::fabs(got[i] - sum[i]), lost * magnitude[i])
@@ -166,6 +175,19 @@ TEST_P(MmAccuracyGpu, LosesNoMoreThanTheAccumulatorsCan) {
 
 INSTANTIATE_TEST_SUITE_P(Types, MmAccuracyGpu, testing::Values(kBF16, kFP16, kFP8),
                          [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST_F(MmGpu, SplittingWhatCannotBeSplitIsRefused) {
+  const Compressed a = cpu_compress(random_integers(kBF16, 64 * 192, 3, 1), 64, 192, kBF16);
+  Product p(64);
+  const Array b = layout_b(random_integers(kBF16, 192 * 64, 3, 2), 192, p);
+  MmConfig config = mm_configs(kBF16).front();
+  config.splits = 2;  // 192 columns are three tiles
+  EXPECT_THROW(gpu_mm(a, b, p, &config), Error);
+  config.splits = 3;
+  EXPECT_EQ(gpu_mm(a, b, p, &config).first_difference(cpu_mm(a, b, p)), -1);
+  p.d_major = Major::kColumn;
+  EXPECT_THROW(gpu_mm(a, b, p, &config), Error);
+}
 
 TEST_F(MmGpu, WithoutReductionIsRefused) {
   const Compressed a = cpu_compress(Array(kBF16, 0), 5, 0, kBF16);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cfloat>
+#include <cmath>
 
 #include "array.h"
 #include "sparse24/quantize.h"
@@ -62,6 +63,29 @@ TEST_P(Quantize, SpecialNumbers) {
   const float scale = 0.25f;
   cpu::quantize_fp8({in.data(), GetParam(), 1, 4, q.data(), Scaling::kTensor, &scale, nullptr});
   EXPECT_EQ(q.codes(), (std::vector<uint32_t>{0x7F, 0x7E, 0xFE, encode(kFP8, 4)}));
+}
+
+TEST_P(Quantize, PredictsFromTheSquares) {
+  Numbers x(3 * 16, 0);
+  x[0] = -448;
+  x[1] = 3;
+  x[20] = 28;  // scale 1 / 16: the code of 448
+  const Array in(GetParam(), x);
+  Array q(kFP8, 48);
+  std::vector<float> scale(3, NAN), predicted(3, NAN);
+  const float factor = 0.5f;
+  cpu::quantize_fp8({in.data(), GetParam(), 3, 16, q.data(), Scaling::kRow, nullptr, scale.data(), &factor,
+                     predicted.data()});
+  EXPECT_EQ(predicted, (std::vector<float>{0.5f * (448 * 448 + 9), 0.5f * 28 * 28, 1}));
+}
+
+TEST(QuantizeUnits, AreWhatTheCodesMean) {
+  for (int code = 0; code < 256; ++code) {
+    if ((code & 0x7F) == 0x7F) continue;
+    Array one(kFP8, 1);
+    one.set_code(0, code);
+    EXPECT_EQ(e4m3_units(static_cast<uint8_t>(code)), std::fabs(one[0]) * 512) << code;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Quantize, testing::Values(DType::kFloat32, DType::kFloat16, DType::kBFloat16),

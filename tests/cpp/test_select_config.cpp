@@ -6,6 +6,7 @@
 #include <set>
 
 #include "sparse24/error.h"
+#include "sparse24/linear.h"
 #include "sparse24/mm.h"
 
 namespace sparse24 {
@@ -44,10 +45,13 @@ TEST_P(SelectConfig, IsDeterministic) {
   for (int64_t m : {1, 300, 8192}) EXPECT_EQ(to_string(select(m, 4096, 16384)), to_string(select(m, 4096, 16384)));
 }
 
-TEST_P(SelectConfig, FewTokensTakeTheSmallestTile) {
-  const auto smaller = [](const MmConfig& a, const MmConfig& b) { return a.tile_m < b.tile_m; };
-  const int smallest = std::min_element(compiled_.begin(), compiled_.end(), smaller)->tile_m;
-  for (int64_t m : {1, 16, 64}) EXPECT_EQ(select(m, 4096, 16384).tile_m, smallest) << m << " tokens";
+TEST_P(SelectConfig, FewTokensFillTheMachine) {
+  for (int64_t m : {1, 16, 64, 128, 512}) {
+    const MmConfig c = select(m, 4096, 16384);
+    const int64_t ctas =
+        ceil_div(m, c.tile_m) * ceil_div(4096, c.tile_n) * c.splits * (m <= c.tile_m ? c.cluster_m : 1);
+    EXPECT_GE(ctas, 128) << to_string(c) << " for " << m << " tokens";
+  }
 }
 
 TEST_P(SelectConfig, ManyTokensTakeALargeTile) {
@@ -55,6 +59,33 @@ TEST_P(SelectConfig, ManyTokensTakeALargeTile) {
     const MmConfig c = select(m, 4096, 16384);
     EXPECT_GE(c.tile_m * c.tile_n, 128 * 256) << to_string(c);
   }
+}
+
+TEST_P(SelectConfig, FewTokensSplitKIntoWholeTiles) {
+  for (int64_t m : {1, 128, 512}) {
+    for (int64_t k : {16384, 15680, 1856}) {
+      const MmConfig c = select(m, 4096, k);
+      EXPECT_TRUE(splits_evenly(c, k, c.splits)) << to_string(c) << " for K " << k;
+      EXPECT_LE(c.splits, kMostSplits);
+    }
+  }
+  EXPECT_GT(select(128, 4096, 16384).splits, 1);
+}
+
+TEST_P(SelectConfig, ManyTokensDoNotSplit) {
+  for (int64_t m : {8192, 65536}) EXPECT_EQ(select(m, 4096, 16384).splits, 1);
+}
+
+TEST_P(SelectConfig, WithoutARoomForItNothingIsSplit) {
+  EXPECT_EQ(select_mm_config(GetParam(), 128, 4096, 16384, 132, /*may_split=*/false).splits, 1);
+}
+
+TEST_P(SelectConfig, PartsAreWholeTiles) {
+  const MmConfig c = compiled_.front();
+  EXPECT_TRUE(splits_evenly(c, 3 * c.tile_k, 3));
+  EXPECT_FALSE(splits_evenly(c, 3 * c.tile_k, 2));
+  EXPECT_TRUE(splits_evenly(c, 1000, 1));
+  EXPECT_FALSE(splits_evenly(c, int64_t{16} * c.tile_k, 16));
 }
 
 TEST_P(SelectConfig, TheTileReadsWholeMetadataAtoms) {
@@ -83,7 +114,27 @@ TEST_P(SelectConfig, TheNumbersOfATileMatchItsName) {
 INSTANTIATE_TEST_SUITE_P(Types, SelectConfig, testing::Values(DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
-TEST(SelectConfigFloat32, IsRefused) { EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error); }
+TEST_P(SelectConfig, TheSwizzleOfTheFirstGemmDividesItsTiles) {
+  for (int64_t m : {1, 300, 1024, 8192, 65536}) {
+    for (int64_t n : {16, 1856, 6656, 15680, 16384}) {
+      const LinearConfig c = select_linear_config(GetParam(), m, n);
+      EXPECT_EQ(ceil_div(m, c.tile_m * c.cluster_m) % c.swizzle, 0) << to_string(c);
+      EXPECT_EQ(ceil_div(n, c.tile_n) % c.swizzle, 0) << to_string(c);
+    }
+  }
+  EXPECT_EQ(select_linear_config(GetParam(), 8192, 16384).swizzle, 4);
+}
+
+TEST_P(SelectConfig, TheFirstGemmSaysWhatItRuns) {
+  const LinearConfig c = select_linear_config(GetParam(), 8192, 16384);
+  EXPECT_EQ(to_string(c), GetParam() == DType::kFloat8E4M3 ? "128x128x128 cluster 2x1 swizzle 4 along N"
+                                                           : "128x128x64 cluster 2x1 swizzle 4 along N");
+}
+
+TEST(SelectConfigFloat32, IsRefused) {
+  EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error);
+  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64), Error);
+}
 
 }  // namespace
 }  // namespace sparse24

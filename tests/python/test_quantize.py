@@ -71,3 +71,31 @@ def test_cuda_equals_cpu(cuda, scaling, shape):
         sparse24.quantize_fp8(x.to(cuda), None, scaling), sparse24.quantize_fp8(x, None, scaling), strict=True
     ):
         assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("specials", [True, False], ids=["specials", "finite"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_prediction(poisoned_memory, device, dtype, shape, specials):
+    x = activations(*shape, dtype, specials=specials).to(device)
+    factor = torch.tensor([0.37], device=device)
+    values, scale, predicted = sparse24.quantize_fp8_predict(x, factor)
+    for result, reference in zip((values, scale), oracle.quantize_fp8(x, None, "row"), strict=True):
+        assert_same_bits(result, reference)
+    # Multiples of 2^-18 below 2^53: float64 adds them exactly. NaN counts as 480.
+    squares = values.double().nan_to_num(nan=480.0).square().sum(1, keepdim=True)
+    expected = squares.float() * scale * scale * factor
+    assert_same_bits(predicted, torch.where(squares == 0, torch.ones_like(expected), expected))
+
+
+def test_the_bound_of_cauchy_and_schwarz_never_saturates(device):
+    g = torch.Generator().manual_seed(4)
+    x, w = torch.randn(65, 256, generator=g).bfloat16(), torch.randn(96, 256, generator=g).bfloat16()
+    x[3], x[4] = 30 * w[7], 0.01 * w[8]  # rows that reach the bound
+    xq, scale, _ = sparse24.quantize_fp8_predict(x.to(device), torch.ones(1, device=device))
+    wq, w_scale = sparse24.quantize_fp8(w.to(device))
+    factor = (wq.float() * w_scale).square().sum(1).max().reshape(1) / 448
+    predicted = sparse24.quantize_fp8_predict(x.to(device), factor)[2]
+    *_, saturated = sparse24.linear_compress(xq, wq, scale, w_scale, None, predicted * 1.01)  # bfloat16 rounds h
+    assert saturated.item() == 0
+    *_, saturated = sparse24.linear_compress(xq, wq, scale, w_scale, None, predicted / 2)
+    assert saturated.item() > 0

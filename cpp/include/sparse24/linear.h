@@ -8,6 +8,9 @@
 /// a cast, or compress / compress_fp8.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "sparse24/format.h"
 
 namespace sparse24 {
@@ -48,14 +51,33 @@ struct LinearCompressArgs {
   DType meta_dtype;  ///< y_dtype; or kFloat8E4M3 beside 16-bit values that are quantised afterwards
 };
 
+/// How one of these GEMMs runs; as `MmConfig`. There is one tile: 128x128, one for each of two warpgroups, so that the
+/// epilogue of one runs under the mainloop of the other.
+struct LinearConfig {
+  int tile_m, tile_n, tile_k;
+  int cluster_m;
+  int swizzle;
+  bool raster_along_m;
+};
+
+/// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n);
+
+/// "128x128x64 cluster 2x1 swizzle 4 along M"
+std::string to_string(const LinearConfig& config);
+
 namespace cpu {
 void linear_relu2(const LinearRelu2Args& args);
 void linear_compress(const LinearCompressArgs& args);
 }  // namespace cpu
 
 namespace cuda {
+/// Choose a configuration for the current device.
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream);
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream);
+/// With a configuration of the caller's: for tuning and for tests of every kernel.
+void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream);
+void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

@@ -30,6 +30,8 @@ struct MmArgs {
   bool scale_b_per_column = false;  ///< [n], else one element
   const void* bias = nullptr;       ///< [n], null: 0
   DType bias_dtype = DType::kFloat32;
+
+  float* workspace = nullptr;  ///< on the GPU: `cuda::mm_workspace_bytes`, 16-byte aligned; null: K is never split
 };
 
 namespace cpu {
@@ -39,13 +41,15 @@ void mm(const MmArgs& args);
 /// The tile shapes that are compiled, K tile = metadata atom. The cluster multicasts B along M.
 enum class MmTile { k128x256, k256x192, k128x128, k64x128 };
 
-/// How one sparse GEMM runs. `swizzle` groups tiles of one raster line so that their operands stay in L2.
+/// How one sparse GEMM runs. `swizzle` groups tiles of one raster line so that their operands stay in L2. With `splits`
+/// above 1 each tile is computed in as many parts of K, which go to the workspace and are added up in order.
 struct MmConfig {
   MmTile tile;
   int tile_m, tile_n, tile_k;
   int cluster_m;
   int swizzle;
   bool raster_along_m;
+  int splits = 1;
 };
 
 /// The order of a GEMM's tiles.
@@ -57,15 +61,24 @@ struct TileOrder {
 TileOrder select_tile_order(int64_t m, int64_t n, int cluster_rows, int tile_cols);
 
 /// The configuration for one problem: a pure function of sizes, dtype and SM count.
-MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count);
+MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
+
+/// The largest number of parts that K is computed in.
+inline constexpr int kMostSplits = 8;
+
+/// True if K can be computed in `splits` equal parts of whole tiles.
+bool splits_evenly(const MmConfig& config, int64_t k, int splits);
 
 /// All configurations that `select_mm_config` can return for `dtype`, swizzle and raster left at their defaults.
 std::vector<MmConfig> mm_configs(DType dtype);
 
-/// "128x256x64 cluster 2x1 swizzle 8 along M"
+/// "128x256x64 cluster 2x1 swizzle 8 along M", and " split 4" behind it where K is split
 std::string to_string(const MmConfig& config);
 
 namespace cuda {
+/// The room that `mm` can use, given all of `args` but the workspace: zero unless it would split K.
+int64_t mm_workspace_bytes(const MmArgs& args);
+int64_t mm_workspace_bytes(const MmArgs& args, const MmConfig& config);
 /// Chooses a configuration for the current device.
 void mm(const MmArgs& args, cudaStream_t stream);
 /// With a configuration of the caller's: for tuning and for tests of every kernel.

@@ -16,7 +16,25 @@ struct QuantizeArgs {
   Scaling scaling = Scaling::kRow;
   const float* given_scale = nullptr;
   float* computed_scale = nullptr;
+
+  /// With both: predicted[r] = factor * |row r of q * scale|^2, and 1 where that is 0: the scale of squares of products
+  /// with x, without knowing them. Row scales only. The squares are added exactly, as integers.
+  const float* factor = nullptr;  ///< one element
+  float* predicted = nullptr;     ///< [rows]
 };
+
+/// The magnitude of an e4m3 code as a multiple of its smallest number, 2^-9. NaN counts as 480.
+constexpr int e4m3_units(uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  return exponent == 0 ? mantissa : (8 + mantissa) << (exponent - 1);
+}
+
+/// factor * |row|^2 of a row whose codes have `squares` as the sum of their squared units.
+constexpr float predicted_scale(int64_t squares, float scale, float factor) {
+  if (squares == 0) return 1.0f;
+  const float norm = static_cast<float>(squares) * 0x1p-18f * scale * scale;
+  return norm * factor;
+}
 
 namespace cpu {
 void quantize_fp8(const QuantizeArgs& args);

@@ -1,0 +1,221 @@
+"""The variants of the squared-ReLU FFN forward on one set of operands, in bf16 and fp8: what runs, what it must give.
+
+ffn_forward.py says what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import baselines
+import reference
+import torch
+from ffn_checks import BOUNDS, Expected, check_kept, expect_rows
+from harness import Case, attempt, compiled
+from options import Options
+from torch.nn import functional as F
+
+import sparse24
+from sparse24.mlp import up_projection
+
+RELU2 = "relu2"
+
+
+@dataclass
+class Operands:
+    """One FFN in bf16, its input [tokens, d_model], and the tokens that are verified."""
+
+    x: torch.Tensor
+    w1: torch.Tensor
+    w2: torch.Tensor
+    b1: torch.Tensor | None
+    b2: torch.Tensor | None
+    rows: torch.Tensor
+
+    @property
+    def hidden_shape(self) -> torch.Size:
+        return torch.Size((self.x.shape[0], self.w1.shape[0]))
+
+
+def bf16(ffn: Operands, options: Options) -> list[Case]:
+    x, w1, w2, b1, b2, rows = vars(ffn).values()
+    weights = (w1, w2, b1, b2)
+    run_compiled = compiled(baselines.mlp, options)
+    pre = F.linear(x, w1, b1)
+    y = F.relu(pre).square()
+    values, meta = sparse24.compress(pre, RELU2)
+    exact = reference.product(x[rows], w1.t()) + (0 if b1 is None else b1.double())
+    exact_y = exact.relu().square()
+    expected = Expected("bf16", pre, w2, b2, rows)
+    limit = BOUNDS["bf16"]
+
+    def check_first(output: torch.Tensor) -> dict[str, float]:
+        return {"rel_error": expect_rows(output, rows, exact, limit)}
+
+    def check_relu2(output: torch.Tensor) -> dict[str, float]:
+        return {"rel_error": expect_rows(output, rows, exact_y, limit)}
+
+    def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+        return check_kept(*output, ffn.hidden_shape, rows, exact_y, limit)
+
+    def ours(_: int, fused: bool | None = None) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, *weights, precision="16bit", min_tokens=0, fused=fused)
+
+    def first_relu2(_: int) -> torch.Tensor:
+        return sparse24.linear_relu2(x, w1, bias=b1, statistics=False)[0]
+
+    def first_compress(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return sparse24.linear_compress(x, w1, bias=b1, statistics=False)[:2]
+
+    def cusparselt() -> list[Case]:
+        prune = compiled(baselines.pruned_relu2, options, dynamic=True)
+        second = baselines.CuSparseLt(prune(pre), w2.t())
+
+        def forward(_: int) -> torch.Tensor:
+            return baselines.dequantise(second.compress_and_multiply(prune(F.linear(x, w1, b1))), None, b2)
+
+        def gemm2(_: int) -> torch.Tensor:
+            return baselines.dequantise(second(), None, b2)
+
+        return cusparselt_cases("bf16", forward, gemm2, expected, second)
+
+    dense, sparse = expected.check_dense, expected.check_sparse
+    return [
+        Case("torch_compile", "bf16", lambda _: run_compiled(x, *weights), dense),
+        Case("eager", "bf16", lambda _: baselines.mlp(x, *weights), dense),
+        Case("fused_dense", "bf16", lambda i: F.linear(first_relu2(i), w2, b2), dense),
+        *attempt(cusparselt, variant="cusparselt", dtype="bf16", role="cusparselt"),
+        Case("sparse24", "bf16", ours, sparse, "sparse24"),
+        Case("sparse24_fused", "bf16", partial(ours, fused=True), sparse, "part"),
+        Case("sparse24_composed", "bf16", partial(ours, fused=False), sparse, "part"),
+        Case("dense", "bf16", lambda _: F.linear(x, w1, b1), check_first, "part", "gemm1"),
+        Case("linear_relu2", "bf16", first_relu2, check_relu2, "part", "gemm1"),
+        Case("linear_compress", "bf16", first_compress, check_compress, "part", "gemm1"),
+        Case("dense", "bf16", lambda _: F.linear(y, w2, b2), dense, "part", "gemm2"),
+        Case("sparse", "bf16", lambda _: sparse24.mm(values, meta, w2.t(), bias=b2), sparse, "part", "gemm2"),
+    ]
+
+
+def fp8(ffn: Operands, options: Options) -> list[Case]:
+    x, w1, w2, b1, b2, rows = vars(ffn).values()
+    (q1, s1), (q2, s2) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
+    (t1, u1), (t2, u2) = baselines.quantize(w1, per_row=False), baselines.quantize(w2, per_row=False)
+    run_rows = compiled(baselines.mlp_fp8_rows, options)
+    run_tensor = compiled(baselines.mlp_fp8_tensor, options)
+    xq, scale_x = sparse24.quantize_fp8(x)
+    pre = up_projection(x, q1, b1, fp8=True, w1_scale=s1)
+    values, meta, scale_y = sparse24.compress_fp8(pre, None, RELU2)
+    static, factor = calibrated(pre, xq, scale_x)
+    exact = reference.product(xq.bfloat16()[rows], q1.t()) * scale_x[rows] * s1.t() + (0 if b1 is None else b1.double())
+    exact_y = exact.relu().square()
+    expected = Expected("fp8", pre, q2.double() * s2, b2, rows)
+    # One scale per tensor makes other weights and another pre-activation.
+    xt, scale_xt = baselines.quantize(x, per_row=False)
+    pre_tensor = baselines.scaled_mm(xt, t1.t(), scale_xt, u1, b1)
+    expected_tensor = Expected("fp8", pre_tensor, t2.double() * u2, b2, rows)
+    expected_static = Expected("fp8", pre, t2.double() * u2, b2, rows)
+    yq, scale_yq = baselines.quantize(F.relu(pre).square(), per_row=True)
+    yt, scale_yt = baselines.quantize(F.relu(pre_tensor).square(), per_row=False)
+    del pre_tensor, xt
+    limit = BOUNDS["fp8"]
+
+    def check_first(output: torch.Tensor) -> dict[str, float]:
+        return {"rel_error": expect_rows(output, rows, exact, BOUNDS["bf16"])}
+
+    def check_relu2(output: torch.Tensor) -> dict[str, float]:
+        return {"rel_error": expect_rows(output, rows, exact_y / static.double(), limit)}
+
+    def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+        return check_kept(*output, ffn.hidden_shape, rows, exact_y / static.double(), limit)
+
+    def ours(_: int, fused: bool | None = None, scale: torch.Tensor | None = None) -> torch.Tensor:
+        scales = {"w1_scale": s1, "w2_scale": s2, "scale_y": scale}
+        return sparse24.relu2_mlp(x, q1, q2, b1, b2, precision="fp8", min_tokens=0, fused=fused, **scales)
+
+    def predicted(_: int) -> torch.Tensor:
+        q, s, scale = sparse24.quantize_fp8_predict(x, factor)
+        kept, places, scale, *_ = sparse24.linear_compress(q, q1, s, s1, b1, scale, statistics=False)
+        return sparse24.mm(kept, places, q2.t(), scale, s2, b2, out_dtype=torch.bfloat16)
+
+    def first_dense(_: int) -> torch.Tensor:
+        return baselines.scaled_mm(xq, q1.t(), scale_x, s1.t(), b1)
+
+    def first_relu2(_: int) -> torch.Tensor:
+        return sparse24.linear_relu2(xq, q1, scale_x, s1, b1, static, statistics=False)[0]
+
+    def first_compress(_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return sparse24.linear_compress(xq, q1, scale_x, s1, b1, static, statistics=False)[:2]
+
+    def fused_dense(_: int) -> torch.Tensor:
+        q, s = sparse24.quantize_fp8(x)
+        hidden = sparse24.linear_relu2(q, q1, s, s1, b1, static, statistics=False)[0]
+        return baselines.scaled_mm(hidden, t2.t(), static.reshape(1, 1), u2, b2)
+
+    def second_dense(_: int) -> torch.Tensor:
+        return baselines.scaled_mm(yq, q2.t(), scale_yq, s2.t(), b2)
+
+    def second_tensor(_: int) -> torch.Tensor:
+        return baselines.scaled_mm(yt, t2.t(), scale_yt, u2, b2)
+
+    def second_sparse(_: int) -> torch.Tensor:
+        return sparse24.mm(values, meta, q2.t(), scale_y, s2, b2, out_dtype=torch.bfloat16)
+
+    def cusparselt() -> list[Case]:
+        prune = compiled(baselines.pruned_relu2, options, dynamic=True)
+        second = baselines.CuSparseLt(prune(pre, static), t2.t())
+        scale = static * u2.reshape(1)
+
+        def forward(_: int) -> torch.Tensor:
+            q, s = sparse24.quantize_fp8(x)
+            hidden = prune(baselines.scaled_mm(q, q1.t(), s, s1.t(), b1), static)
+            return baselines.dequantise(second.compress_and_multiply(hidden), scale, b2)
+
+        def gemm2(_: int) -> torch.Tensor:
+            return baselines.dequantise(second(), scale, b2)
+
+        return cusparselt_cases("fp8", forward, gemm2, expected_static, second)
+
+    dense, sparse, dense_tensor = expected.check_dense, expected.check_sparse, expected_tensor.check_dense
+    # A scale that is not the row's own leaves small rows fewer bits, for dense and sparse alike.
+    sparse_given = partial(expected.check_sparse, rival=expected_static)
+    return [
+        Case("scaled_mm_row", "fp8", lambda _: run_rows(x, q1, s1, q2, s2, b1, b2), dense),
+        Case("scaled_mm_tensor", "fp8", lambda _: run_tensor(x, t1, u1, t2, u2, b1, b2), dense_tensor),
+        Case("fused_dense", "fp8", fused_dense, expected_static.check_dense),
+        *attempt(cusparselt, variant="cusparselt", dtype="fp8", role="cusparselt"),
+        Case("sparse24", "fp8", ours, sparse, "sparse24"),
+        Case("sparse24_composed", "fp8", partial(ours, fused=False), sparse, "part"),
+        Case("sparse24_fused", "fp8", partial(ours, fused=True), sparse, "part"),
+        Case("sparse24_fused_static", "fp8", partial(ours, fused=True, scale=static), sparse_given, "part"),
+        Case("sparse24_fused_predicted", "fp8", predicted, sparse_given, "part"),
+        Case("dense", "fp8", first_dense, check_first, "part", "gemm1"),
+        Case("linear_relu2", "fp8", first_relu2, check_relu2, "part", "gemm1"),
+        Case("linear_compress", "fp8", first_compress, check_compress, "part", "gemm1"),
+        Case("dense", "fp8", second_dense, dense, "part", "gemm2"),
+        Case("dense_tensor", "fp8", second_tensor, dense_tensor, "part", "gemm2"),
+        Case("sparse", "fp8", second_sparse, sparse, "part", "gemm2"),
+    ]
+
+
+def calibrated(pre: torch.Tensor, xq: torch.Tensor, scale_x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a calibration on this very batch finds: one scale of the activation, and the factor of |x_row|^2."""
+    scale_rows = pre.amax(dim=1, keepdim=True).float().relu().square() / reference.FP8_MAX
+    squares = (xq.bfloat16() * scale_x).square().sum(dim=1, keepdim=True)
+    return scale_rows.amax().reshape(1), (scale_rows / squares).amax().reshape(1)
+
+
+def cusparselt_cases(
+    dtype: str,
+    forward: Callable[[int], torch.Tensor],
+    gemm2: Callable[[int], torch.Tensor],
+    expected: Expected,
+    second: baselines.CuSparseLt,
+) -> list[Case]:
+    """The whole FFN, and its second GEMM with a compressed activation."""
+    check = expected.check_sparse_rival
+    return [
+        Case("cusparselt", dtype, forward, check, "cusparselt", facts=dict(second.choice)),
+        Case("cusparselt", dtype, gemm2, check, "part", "gemm2", facts=dict(second.choice)),
+    ]

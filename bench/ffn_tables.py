@@ -1,0 +1,138 @@
+"""The README's tables of the FFN forward: sizes of models, the sweeps with the region where dense is faster, zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import report
+import threshold
+from markdown_table import table, us, zeros
+
+# relu2_mlp's other paths, by what their variants are called after "sparse24_".
+PATHS = ("fused", "composed", "fused_static", "fused_predicted")
+# What users run, and what else they could run in torch.
+TORCH = {"bf16": ("torch_compile", "eager"), "fp8": ("scaled_mm_row", "scaled_mm_tensor")}
+
+
+def all_tables(records: list[report.Record]) -> str:
+    """From the records of bench "ffn_forward" with independent zeros of any share."""
+    records = [r for r in records if r["race"] == "forward" and r["pattern"] == "iid"]
+    usual = [r for r in records if report.usual(r)]
+    found = threshold.points(usual)
+    large = [r for r in usual if r.get("sizes", "large") == "large"]
+    parts = [_variants(large), _sweeps(found), _models(usual, found), _shares(records)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _variants(records: list[report.Record]) -> str:
+    """Every variant of the large sizes."""
+    rows = []
+    for both in report.group(records, "dtype").values():
+        ours, dense = report.fastest(both, "sparse24"), report.fastest(both, "dense")
+        if not ours or not dense:
+            continue
+        by_name = {r["variant"]: r for r in both if r["median_us"]}
+        paths = [f"{us(by_name[f'sparse24_{path}'])} {path}" for path in PATHS if f"sparse24_{path}" in by_name]
+        in_torch = [f"{us(by_name[name])} {name}" for name in TORCH[ours["dtype"]] if name in by_name]
+        fused, cslt = (us(by_name[name]) if name in by_name else "" for name in ("fused_dense", "cusparselt"))
+        rows.append([_size(ours), ours["dtype"], us(ours), ", ".join(paths), ", ".join(in_torch), fused, cslt])
+        rows[-1] += [_gain(_ratio(dense, ours)), f"{100 * ours['pruning_error']:.1f} %"]
+    head = ["T, D, F", "precision", "relu2_mlp us", "its paths", "dense in torch", "fused dense", "cuSPARSELt"]
+    head += ["over best dense", "pruning error"]
+    return table("**FFN forward**, 90 % zeros, all variants", head, rows) if rows else ""
+
+
+def _sweeps(found: list[threshold.Point]) -> str:
+    """One row per number of tokens; where dense is faster, bold."""
+    rows = []
+    swept = threshold.sweeps(found)
+    for (d_model, d_ff), some in swept.items():
+        for tokens in sorted({p.tokens for p in some}):
+            row = [f"{d_model}, {d_ff}", f"{tokens:,}"]
+            for dtype in TORCH:
+                row += _point(next((p for p in some if p.tokens == tokens and p.dtype == dtype), None))
+            rows.append(row)
+    if not rows:
+        return ""
+    limits = ", ".join(
+        f"{dtype} from {t:,} tokens on" if t else f"{dtype} at none that was measured"
+        for dtype, t in threshold.thresholds(found).items()
+    )
+    head = ["D, F", "T", *(f"{dtype} {name}" for dtype in TORCH for name in ("us", "best dense us", "over best dense"))]
+    title = (
+        "**FFN forward over the number of tokens**, 90 % zeros. Sparse at every size, to show where it loses (bold). "
+        f"Not slower than the best dense: {limits}. relu2_mlp runs dense below `min_tokens`."
+    )
+    return table(title, head, rows)
+
+
+def _models(records: list[report.Record], found: list[threshold.Point]) -> str:
+    """One row per size of a model; of a sweep only what a model has."""
+    swept = threshold.sweeps(found)
+    rows = []
+    for both in report.group(records).values():
+        first = both[0]
+        if not first.get("model") and (first["d_model"], first["d_ff"]) in swept:
+            continue
+        row = [first.get("model", ""), _size(first)]
+        for dtype, names in TORCH.items():
+            mine = [r for r in both if r["dtype"] == dtype]
+            row += _rivals(mine, names)
+        rows.append(row)
+    head = ["model", "T, D, F"]
+    for dtype, rival in (("bf16", "torch.compile"), ("fp8", "`_scaled_mm`")):
+        head += [f"{dtype} us", f"over {rival}", "over best dense", "over cuSPARSELt"]
+    return table("**FFN forward of models**, 90 % zeros", head, rows) if rows else ""
+
+
+def _shares(records: list[report.Record]) -> str:
+    """The sizes that were measured with several shares of zeros: time and speed-up of each."""
+    shares: dict[tuple, dict[str, list[report.Record]]] = {}
+    for both in report.group(records, "dtype").values():
+        first = both[0]
+        key = (first["tokens"], first["d_model"], first["d_ff"], first["dtype"])
+        shares.setdefault(key, {})[zeros(first)] = both
+    shares = {key: by_share for key, by_share in shares.items() if len(by_share) > 1}
+    columns = sorted({share for by_share in shares.values() for share in by_share})
+    rows = []
+    for (*size, dtype), by_share in shares.items():
+        row = [", ".join(map(str, size)), dtype]
+        for share in columns:
+            ours, dense = (report.fastest(by_share.get(share, []), role) for role in ("sparse24", "dense"))
+            row.append(f"{us(ours)}, {_gain(_ratio(dense, ours))}" if ours and dense else "")
+        rows.append(row)
+    head = ["T, D, F", "precision", *(f"{share} zeros" for share in columns)]
+    return table("**FFN forward by the share of zeros**: us, and over the best dense", head, rows) if rows else ""
+
+
+def _point(point: threshold.Point | None) -> list[str]:
+    if point is None or point.speedup is None:
+        return ["", "", "" if point is None else "not verified"]
+    return [us(point.ours), f"{us(point.dense)} {point.dense['variant']}", _gain(point.speedup)]
+
+
+def _rivals(records: list[report.Record], in_torch: Iterable[str]) -> list[str]:
+    """Our time, and the speed-up over torch's compiled dense variants, all dense variants and cuSPARSELt."""
+    ours = report.fastest(records, "sparse24")
+    if not ours:
+        return ["not verified", "", "", ""]
+    dense = report.fastest(records, "dense")
+    cells = [us(ours)]
+    compiled = report.fastest([r for r in records if r["variant"] in in_torch and r["variant"] != "eager"], "dense")
+    for rival in (compiled, dense, report.fastest(records, "cusparselt")):
+        name = f" {rival['variant']}" if rival is dense and rival else ""
+        cells.append(f"{_gain(_ratio(rival, ours))}{name}" if rival else "")
+    return cells
+
+
+def _ratio(rival: report.Record, ours: report.Record) -> float:
+    return rival["median_us"] / ours["median_us"]
+
+
+def _gain(ratio: float) -> str:
+    """Bold where we lose, be it by less than is printed."""
+    return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
+
+
+def _size(record: report.Record) -> str:
+    return f"{record['tokens']}, {record['d_model']}, {record['d_ff']}"

@@ -1,0 +1,118 @@
+"""The tables of the README, in markdown: report.py puts them there."""
+
+from __future__ import annotations
+
+import ffn_tables
+import report
+from markdown_table import rate, table, us, zeros
+
+
+def markdown(records: list[report.Record]) -> str:
+    """All tables of the README."""
+    usual = [r for r in records if report.usual(r)]
+    parts = [_headline(usual)]
+    for bench, make in (
+        ("compress", _compress_table),
+        ("mm", _mm_table),
+        ("ffn_forward", ffn_tables.all_tables),
+        ("gemm1", _gemm1_table),
+        ("accuracy", _accuracy_table),
+    ):
+        # The FFN has a table of other shares of zeros; accuracy is that of a model's own.
+        chosen = [r for r in (records if bench in ("ffn_forward", "accuracy") else usual) if r["bench"] == bench]
+        if chosen:
+            parts.append(make(chosen))
+    return "\n\n".join(parts)
+
+
+def _headline(records: list[report.Record]) -> str:
+    first = records[0]
+    clocks = [r["sm_clock_mhz"] for r in records if r.get("sm_clock_mhz")]
+    clock = f", SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz while timing" if clocks else ""
+    commits = ", ".join(sorted({r["commit"][:12] for r in records}))
+    return (
+        f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, CUDA {first['cuda']}{clock}; "
+        f"commit {commits}, {first['date'][:10]}. Medians of at least 15 interleaved rounds on a cold L2; every output "
+        "was verified before it was timed. TFLOP/s are dense-equivalent: 2 x tokens x out x reduction over the time."
+    )
+
+
+def _compress_table(records: list[report.Record]) -> str:
+    rows = []
+    for r in records:
+        if r["role"] == "roof" or not r["median_us"]:
+            continue
+        share = f"{100 * r['share_of_copy']:.0f} %" if "share_of_copy" in r else ""
+        size = f"{r['tokens']} x {r['d_ff']}"
+        rows.append([size, zeros(r), r["variant"], us(r), f"{r['gb_per_s']:.0f}", share])
+    head = ["tokens x features", "zeros", "kernel", "us", "GB/s", "of the copy bandwidth"]
+    return table("**Memory-bound kernels**", head, rows)
+
+
+def _mm_table(records: list[report.Record]) -> str:
+    rows = []
+    for race in report.group(records, "race", "dtype").values():
+        ours, dense, cslt = (report.fastest(race, role) for role in ("sparse24", "dense", "cusparselt"))
+        if not ours:
+            continue
+        first = race[0]
+        rows.append(
+            [
+                f"{first['tokens']} x {first['d_model']} x {first['d_ff']}",
+                zeros(first),
+                first["race"],
+                first["dtype"],
+                rate(ours),
+                f"{rate(dense)} {dense['variant']}" if dense else "",
+                rate(cslt) if cslt else "",
+                f"{ours['speedup_vs_best_dense']:.2f}" if dense else "",
+                f"{ours['speedup_vs_cusparselt']:.2f}" if cslt else "",
+            ]
+        )
+    head = [
+        "tokens x out x reduction",
+        "zeros",
+        "product",
+        "dtype",
+        "sparse24 us (TFLOP/s)",
+        "best dense",
+        "cuSPARSELt",
+    ]
+    return table("**Sparse GEMM**", [*head, "over dense", "over cuSPARSELt"], rows)
+
+
+def _gemm1_table(records: list[report.Record]) -> str:
+    rows = []
+    for race in report.group(records, "dtype").values():
+        first = race[0]
+        if first.get("sizes", "large") != "large":
+            continue
+        times = {r["variant"]: rate(r) for r in race if r["median_us"]}
+        size = f"{first['tokens']} x {first['d_ff']} x {first['d_model']}"
+        names = ("linear_compress", "linear_relu2", "dense")
+        rows.append([size, first["dtype"], *(times.get(name, "") for name in names)])
+    head = ["tokens x out x reduction", "dtype", "linear_compress us (TFLOP/s)", "linear_relu2", "plain GEMM of torch"]
+    return table("**First GEMM alone**", head, rows)
+
+
+def _accuracy_table(records: list[report.Record]) -> str:
+    """Errors of every layer; of fp8 and 2:4 together also the largest ratio to the two apart."""
+    first = records[0]
+    layers = sorted({r["layer"] for r in records})
+    rows = [["share of zeros", *(zeros(next(r for r in records if r["layer"] == i)) for i in layers), "", "", ""]]
+    for name in dict.fromkeys(r["variant"] for r in records):
+        mine = {r["layer"]: r for r in records if r["variant"] == name}
+        row = [name, *(f"{100 * mine[i]['rel_error']:.2f} %" for i in layers)]
+        for key in ("over_sum", "over_root_of_squares"):
+            ratios = [r[key] for r in mine.values() if key in r]
+            row.append(f"{max(ratios):.3f}" if ratios else "")
+        counts = [r for r in mine.values() if "nonzeros" in r]
+        row.append(f"{sum(r['saturated'] for r in counts)} of {sum(r['nonzeros'] for r in counts):,}" if counts else "")
+        rows.append(row)
+    title = (
+        f"**Error of the FFN outputs** of the demo's model ({first['steps']} steps) to float32, on held-out text, "
+        f"{first['gpu']}. Last columns: the largest ratio to dense fp8 row-wise and pruning alone, as their sum and as "
+        "the root of the sum of their squares; what saturated"
+    )
+    head = ["", *(f"layer {i}" for i in layers), "over sum", "over root", "saturated"]
+    return table(title, head, rows)

@@ -1,0 +1,85 @@
+"""Times every order of tiles of the first GEMM, for cpp/src/select_linear_config.cpp.
+
+    python bench/tune_linear.py --out bench/results/<gpu>/tune_linear.json
+
+As tune_mm.py, with SPARSE24_LINEAR_CONFIG, for linear_relu2 and linear_compress; beside them the dense product alone (torch.matmul, `_scaled_mm` row-wise) without the activation. Outputs must equal those of the
+default configuration in every bit: the products of one output are added in the same order in all orders of tiles.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import baselines
+import torch
+from data import mlp_inputs
+from harness import Case, Options, Problem, main
+from reference import Unverified
+
+import sparse24
+
+VARIABLE = "SPARSE24_LINEAR_CONFIG"
+SIZES = [(8192, 4096, 16384), (16384, 4096, 21504), (32768, 1664, 6656), (16384, 2560, 18432), (512, 4096, 16384)]
+SMOKE_SIZES = [(48, 64, 128)]
+SWIZZLES = (1, 2, 4, 8, 16)
+RASTERS = ("m", "n")
+DTYPES = ("bf16", "fp8")
+Outputs = tuple[torch.Tensor, ...]
+
+
+def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    for tokens, d_model, d_ff in SMOKE_SIZES if options.smoke else SIZES[:1] if options.quick else SIZES:
+        for dtype in DTYPES:
+            yield f"{tokens} x {d_ff} x {d_model} {dtype}", partial(problem, tokens, d_model, d_ff, dtype, options)
+
+
+def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) -> Problem:
+    x, w, _ = mlp_inputs(tokens, d_model, d_ff, 0.9, device=options.device, seed=options.seed)
+    if dtype == "bf16":
+        ops = {
+            "linear_relu2": lambda: sparse24.linear_relu2(x, w, statistics=False)[:1],
+            "linear_compress": lambda: sparse24.linear_compress(x, w, statistics=False)[:2],
+        }
+        dense = partial(torch.matmul, x, w.t())
+    else:
+        (xq, sx), (wq, sw) = sparse24.quantize_fp8(x), sparse24.quantize_fp8(w)
+        scale = torch.full((1,), 0.02, device=options.device)
+        ops = {
+            "linear_relu2": lambda: sparse24.linear_relu2(xq, wq, sx, sw, None, scale, statistics=False)[:1],
+            "linear_compress": lambda: sparse24.linear_compress(xq, wq, sx, sw, None, scale, statistics=False)[:2],
+        }
+        dense = partial(baselines.scaled_mm, xq, wq.t(), sx, sw.t())
+    cases = [Case("dense", dtype, lambda _: dense(), lambda _: {}, "part")]
+    for op, run in ops.items():
+        check = partial(equals, expected=run())
+        cases.append(Case(op, dtype, partial(call, run, None), check, "sparse24"))
+        for swizzle in SWIZZLES:
+            for raster in RASTERS:
+                one = partial(call, run, f"0,{swizzle},{raster}")
+                cases.append(Case(f"{op} swizzle {swizzle} along {raster}", dtype, one, check, "part"))
+    for case in cases:
+        case.flops = 2.0 * tokens * d_model * d_ff
+    return Problem(tokens, d_model, d_ff, 0.9, cases)
+
+
+def call(run: Callable[[], Outputs], config: str | None, _: int) -> Outputs:
+    """One product under a configuration; the dispatcher reads the variable at every call."""
+    if config is not None:
+        os.environ[VARIABLE] = config
+    try:
+        return run()
+    finally:
+        os.environ.pop(VARIABLE, None)
+
+
+def equals(output: Outputs, expected: Outputs) -> dict[str, float]:
+    for got, wanted in zip(output, expected, strict=True):
+        if not torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)):
+            raise Unverified("expected the bits of the default configuration, got others")
+    return {}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main("tune_linear", problems, __doc__, top=8))

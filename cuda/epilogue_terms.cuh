@@ -1,0 +1,102 @@
+// What an epilogue multiplies with and adds, per row and per column of a tile, in shared memory before it is needed.
+//
+// Read from global memory by the epilogue itself these numbers cost a latency each time, and the one or two warps that
+// share a scheduler there hide little of it. The producer's second warp fetches them instead, while the tile is
+// multiplied: CUTLASS's load pipeline of an epilogue, with terms in the place of C.
+#pragma once
+
+#include <cute/tensor.hpp>
+#include <cutlass/epilogue/collective/detail.hpp>
+#include <cutlass/pipeline/pipeline.hpp>
+
+namespace sparse24::cuda {
+
+template <int kTileM, int kTileN>
+struct TileTerms {
+  // Of two neighbouring columns: acc * scale + shift.
+  struct alignas(16) Columns {
+    float scale[2];
+    float shift[2];
+  };
+  // Of one row: acc * scale, and what the result is multiplied with.
+  struct alignas(8) Row {
+    float scale;
+    float out_scale;
+  };
+  Columns columns[kTileN / 2];
+  Row rows[kTileM];
+
+  // By the lanes of one warp: row(m) and columns(n) give the terms of row m_tile + m and of columns n_tile + n, + n
+  // + 1.
+  template <class GetRow, class GetColumns>
+  __device__ __forceinline__ void fetch(int lane, GetRow row, GetColumns pair) {
+    // All loads before the stores, or each would wait for the one before.
+    Row r[(kTileM + 31) / 32];
+    Columns c[(kTileN / 2 + 31) / 32];
+#pragma unroll
+    for (int i = 0; i < kTileM / 32; ++i) r[i] = row(32 * i + lane);
+#pragma unroll
+    for (int i = 0; i < kTileN / 64; ++i) c[i] = pair(2 * (32 * i + lane));
+#pragma unroll
+    for (int i = 0; i < kTileM / 32; ++i) rows[32 * i + lane] = r[i];
+#pragma unroll
+    for (int i = 0; i < kTileN / 64; ++i) columns[32 * i + lane] = c[i];
+  }
+};
+
+// The terms of two tiles: of the one that is stored and of the next.
+template <class Terms>
+struct TermsStages {
+  static constexpr int kCount = 2;
+  Terms stage[kCount];
+};
+
+// Hosts an epilogue with `Terms`, fetch(lane, problem, block_shape, block_coord, terms) and, for its stores,
+// operator()(problem, block_shape, block_coord, accumulators, tiled_mma, thread_idx, terms).
+template <class EpilogueOp>
+class TermsAdapter : public cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp> {
+  using Base = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp>;
+
+ public:
+  using Base::Base;
+  using TensorStorage = TermsStages<typename EpilogueOp::Terms>;
+  using LoadPipeline = cutlass::PipelineTransactionAsync<TensorStorage::kCount>;
+  using LoadPipelineState = cutlass::PipelineState<TensorStorage::kCount>;
+  using PipelineStorage = typename LoadPipeline::SharedStorage;
+
+  CUTLASS_DEVICE bool is_producer_load_needed() const { return true; }
+
+  template <class Problem, class BlockShape, class BlockCoord, class TiledMma>
+  CUTLASS_DEVICE LoadPipelineState load(LoadPipeline pipeline, LoadPipelineState state, Problem problem,
+                                        BlockShape block_shape, BlockCoord block_coord, TiledMma, int lane,
+                                        TensorStorage& shared, int = -1) {
+    pipeline.producer_acquire(state);
+    this->fetch(lane, problem, block_shape, block_coord, shared.stage[state.index()]);
+    pipeline.producer_commit(state);  // by all lanes: each publishes what it wrote
+    ++state;
+    return state;
+  }
+  CUTLASS_DEVICE LoadPipelineState load_tail(LoadPipeline pipeline, LoadPipelineState state) {
+    pipeline.producer_tail(state);
+    return state;
+  }
+
+  template <class StorePipeline, class StorePipelineState, class Problem, class BlockShape, class BlockCoord,
+            class Engine, class Layout, class TiledMma>
+  CUTLASS_DEVICE auto store(LoadPipeline pipeline, LoadPipelineState state, StorePipeline, StorePipelineState stored,
+                            Problem problem, BlockShape block_shape, BlockCoord block_coord,
+                            cute::Tensor<Engine, Layout> accumulators, TiledMma tiled_mma, int thread_idx,
+                            TensorStorage& shared, int = -1) {
+    pipeline.consumer_wait(state);
+    (*this)(problem, block_shape, block_coord, accumulators, tiled_mma, thread_idx, shared.stage[state.index()]);
+    pipeline.consumer_release(state);
+    ++state;
+    return cute::make_tuple(state, stored);
+  }
+  template <class StorePipeline, class StorePipelineState>
+  CUTLASS_DEVICE auto store_tail(LoadPipeline, LoadPipelineState state, StorePipeline, StorePipelineState stored) {
+    return cute::make_tuple(state, stored);
+  }
+};
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,215 @@
+"""Convert the squared-ReLU feed-forward networks of a model to 2:4 activations, and back."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NoReturn
+
+from torch import nn
+
+from sparse24._convert_find import candidates, find_network
+from sparse24._convert_forward import Conversion, converted_class
+from sparse24.mlp import Precision
+from sparse24.training import Recipe
+
+_PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """How converted modules run.
+
+    Parameters
+    ----------
+    dtype : {"auto", "bf16", "fp8"}
+        "bf16" computes in the 16-bit dtype of the input, so float16 stays float16; "fp8" quantises to float8_e4m3fn.
+        "auto" is "fp8" for weights that are float8 with a scale, else "bf16". See `precision` of `sparse24.relu2_mlp`.
+    recipe, min_tokens, recompute
+        As in `sparse24.relu2_mlp`.
+    decisions : mapping of str to (bool or {"auto", "bf16", "fp8"})
+        For modules by name, as an analysis of the layers decides: False leaves one out, True and modules without an
+        entry are converted with `dtype`, a string replaces `dtype`.
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.ConvertConfig: expected <field> <rule>, got <value>``.
+    """
+
+    dtype: Literal["auto", "bf16", "fp8"] = "auto"
+    recipe: Recipe | None = None
+    min_tokens: int | None = None
+    recompute: bool = False
+    decisions: Mapping[str, bool | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        modes = ", ".join(f'"{name}"' for name in _PRECISION)
+        if self.dtype not in _PRECISION:
+            _fail("ConvertConfig", f"dtype to be one of {modes}", f'"{self.dtype}"')
+        if self.recipe is not None and not isinstance(self.recipe, Recipe):
+            _fail("ConvertConfig", "recipe to be a sparse24.Recipe", type(self.recipe).__name__)
+        if self.min_tokens is not None and self.min_tokens < 0:
+            _fail("ConvertConfig", "min_tokens to be at least 0", self.min_tokens)
+        for name, decision in self.decisions.items():
+            if not isinstance(decision, bool) and decision not in _PRECISION:
+                _fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")
+
+
+@dataclass
+class ConvertReport:
+    """What `convert` did.
+
+    Attributes
+    ----------
+    converted : list of str
+        Names of the modules.
+    skipped : dict of str to str
+        Names of modules whose attributes are those of a feed-forward network, and why each was left as it is.
+    """
+
+    converted: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"sparse24: converted {len(self.converted)} of {len(self.converted) + len(self.skipped)}"
+        if not self.skipped:
+            return text
+        counts = Counter(self.skipped.values())
+        reasons = [reason if len(counts) == 1 else f"{count}: {reason}" for reason, count in counts.most_common()]
+        return f"{text}, skipped {len(self.skipped)} ({'; '.join(reasons)})"
+
+
+def convert(
+    model: nn.Module,
+    config: ConvertConfig | None = None,
+    module_filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    quiet: bool = False,
+) -> ConvertReport:
+    """Make the feed-forward networks of a model run `sparse24.relu2_mlp`, in place.
+
+    Only the forward changes. Children and parameters stay what and where they are, and with them the keys of the
+    state_dict, the groups of an optimizer and hooks on the module. A network is found by the names of its layers
+    (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
+    linear_fc2, linear_1 and linear_2, key and value; modules or parameters) and converted if a replica of it, with
+    small random weights, computes ``W2 max(W1 x + b1, 0)^2 + b2``. So inlined activations are found, `torch.nn.Linear`
+    subclasses that cast float32 weights too, and gated, leaky and smoothed variants are not.
+
+    Parameters
+    ----------
+    model : Module
+        Or one network itself. Before `torch.compile`, sharding and distribution, after adapters are merged. The
+        weights may be on the meta device.
+    config : ConvertConfig, optional
+        Default: ``ConvertConfig()``.
+    module_filter_fn : callable, optional
+        ``module_filter_fn(module, name)``: False leaves the module out.
+    quiet : bool
+        Do not print the report.
+
+    Returns
+    -------
+    ConvertReport
+        Its text, which is printed, is "converted n of m, skipped k (why)".
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.convert: expected <argument> <rule>, got <value>``. A network that cannot be converted is no error:
+        the report says why.
+
+    Notes
+    -----
+    The new forward reads the weights and does not call the children. Where that would be wrong, a network is skipped:
+    distributed (DTensor), quantised or parametrised weights, adapters (LoRA), hooks on children, children with a
+    patched forward, dropout. If such a thing appears later, the converted module notices when it is called, and runs as
+    before conversion with a warning. A compiled one looks when it is traced, without a warning, and Dynamo does not
+    guard on hooks: register them before. The same holds for inputs that the kernels do not take, such as float32 on
+    CUDA without autocast. Hooks for all modules of the process see the network and not its children.
+    Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
+    activation; the input of the first is quantised per token.
+
+    A converted module gets a class of its own, a subclass of what it was, and can be copied and pickled (not loaded
+    without this library). It has two switches, read at each call and guarded on by `torch.compile`: `sparse` (False:
+    dense in the same precision; `sparse24.Schedule` sets it) and `sparse24_enabled` (False: as before conversion).
+    `sparse24.disabled` switches all off for a while, `sparse24.revert` undoes the conversion.
+
+    Examples
+    --------
+    >>> report = sparse24.convert(model, sparse24.ConvertConfig(dtype="fp8"))
+    sparse24: converted 24 of 24
+    """
+    config = ConvertConfig() if config is None else config
+    if not isinstance(model, nn.Module):
+        _fail("convert", "model to be a torch.nn.Module", type(model).__name__)
+    if not isinstance(config, ConvertConfig):
+        _fail("convert", "config to be a sparse24.ConvertConfig", type(config).__name__)
+    found = list(candidates(model))
+    unknown = sorted(set(config.decisions) - {candidate.name for candidate in found})
+    if unknown:
+        _fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
+
+    report = ConvertReport()
+    for candidate in found:
+        name, module = candidate.name, candidate.module
+        decision = config.decisions.get(name, True)
+        if decision is False:
+            report.skipped[name] = "decided against"
+            continue
+        if module_filter_fn is not None and not module_filter_fn(module, name):
+            report.skipped[name] = "filtered out"
+            continue
+        precision = _PRECISION[config.dtype if decision is True else decision]
+        network = find_network(candidate, precision)
+        if isinstance(network, str):
+            report.skipped[name] = network
+            continue
+        module._sparse24 = Conversion(
+            network.up,
+            network.down,
+            tuple((child_name, type(child)) for child_name, child in module._modules.items()),
+            precision,
+            config.recipe,
+            config.min_tokens,
+            config.recompute,
+        )
+        module.__class__ = converted_class(type(module))
+        report.converted.append(name)
+    if not quiet:
+        print(report)
+    return report
+
+
+def revert(model: nn.Module) -> list[str]:
+    """Undo `convert`, in place: the modules get their class back, and compute what they did, bit for bit.
+
+    Parameters
+    ----------
+    model : Module
+        Modules that were not converted stay as they are.
+
+    Returns
+    -------
+    list of str
+        Names of the modules that were converted.
+
+    Raises
+    ------
+    RuntimeError
+        Something else has changed the class of a converted module since (as `fully_shard` does).
+    """
+    if not isinstance(model, nn.Module):
+        _fail("revert", "model to be a torch.nn.Module", type(model).__name__)
+    found = [(n, m) for n, m in model.named_modules() if getattr(m, "_sparse24_converted", False)]
+    for name, module in found:
+        if type(module) is not converted_class(module._sparse24_base):
+            _fail("revert", f"{name or 'model'} to have the class that convert gave it", type(module).__name__)
+    for _, module in found:
+        module.__class__ = module._sparse24_base
+        for attribute in ("_sparse24", "sparse", "sparse24_enabled"):
+            module.__dict__.pop(attribute, None)
+    return [name for name, _ in found]
+
+
+def _fail(what: str, rule: str, got: object) -> NoReturn:
+    raise RuntimeError(f"sparse24.{what}: expected {rule}, got {got}")

@@ -1,0 +1,97 @@
+/// @file
+/// The CUDA built-ins that the epilogues use, exact, for a host compiler; and the names that CUTLASS's headers expect.
+///
+/// The conversions and the arithmetic of bfloat16, float16 and fp8 are those of the toolkit's own headers, which have
+/// host versions of them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "emulate/block.h"
+
+// ---- of one thread
+// ---------------------------------------------------------------------------------------------------
+
+inline float __uint_as_float(unsigned bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+inline int __float_as_int(float v) {
+  int bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+// Rounded to nearest: what the operators do, compiled without contraction.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __frcp_rn(float a) { return 1.f / a; }
+
+inline int min(int a, int b) { return b < a ? b : a; }
+inline int max(int a, int b) { return a < b ? b : a; }
+
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) out |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 0xFF) << 8 * i;
+  return out;
+}
+
+// One host thread runs them all: nothing comes between.
+inline int atomicMax(int* to, int v) {
+  const int old = *to;
+  *to = max(old, v);
+  return old;
+}
+inline int atomicAdd(int* to, int v) {
+  const int old = *to;
+  *to = old + v;
+  return old;
+}
+
+// ---- of the warp
+// -----------------------------------------------------------------------------------------------------
+
+namespace sparse24::emulate {
+
+inline void expect_whole_warp(unsigned mask) {
+  if (mask != 0xffffffffu) throw std::runtime_error("expected an instruction of all 32 lanes");
+}
+
+}  // namespace sparse24::emulate
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T v, int lane_mask) {
+  static_assert(sizeof(T) == 4);
+  sparse24::emulate::expect_whole_warp(mask);
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  const auto& lanes = sparse24::emulate::Block::current().exchange("shfl.xor", lane_mask, bits);
+  std::memcpy(&v, &lanes[(threadIdx.x ^ lane_mask) % 32], 4);
+  return v;
+}
+
+inline int __reduce_add_sync(unsigned mask, int v) {
+  sparse24::emulate::expect_whole_warp(mask);
+  uint32_t sum = 0;
+  for (uint32_t lane : sparse24::emulate::Block::current().exchange("redux.add", 0, uint32_t(v))) sum += lane;
+  return int(sum);
+}
+
+// ---- named by CUTLASS's headers, in what is never called here
+// --------------------------------------------------------
+
+inline uint3 blockIdx{};
+inline dim3 blockDim, gridDim;
+void __syncthreads();
+void __syncwarp(unsigned mask = 0xffffffffu);
+int __dp4a(int, int, int);
+__half2 __hfma2(__half2, __half2, __half2);
+template <class T>
+T __shfl_sync(unsigned mask, T v, int lane, int width = 32);

@@ -1,0 +1,41 @@
+/// @file
+/// Host twins of the functions of cuda/ that are inline PTX, which only nvcc compiles.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "emulate/intrinsics.h"
+
+namespace sparse24::cuda {
+
+// ---- vocabulary.cuh
+// --------------------------------------------------------------------------------------------------
+
+/// prmt.b32. Selectors from 8 on would replicate signs.
+inline uint32_t permute_bytes(uint32_t lo, uint32_t hi, uint32_t selector) {
+  if (selector & 0x8888u) throw std::runtime_error("expected a byte selector below 8");
+  return __byte_perm(lo, hi, selector);
+}
+
+/// max.NaN.f32 with 0, which makes NaN canonical and of the zeros takes the positive one.
+inline float relu(float x) { return std::isnan(x) ? __uint_as_float(0x7fffffffu) : x > 0.f ? x : 0.f; }
+
+// ---- quad.cuh
+// --------------------------------------------------------------------------------------------------------
+
+/// movmatrix.m8n8.trans.b16: lane 4 r + q holds columns 2q and 2q + 1 of row r, before and after.
+inline uint32_t transpose_8x8(uint32_t fragment) {
+  const auto& lanes = emulate::Block::current().exchange("movmatrix.trans", 0, fragment);
+  const unsigned r = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+  const auto element = [&](unsigned row, unsigned column) {
+    return lanes[4 * row + column / 2] >> 16 * (column % 2) & 0xFFFF;
+  };
+  return element(2 * q, r) | element(2 * q + 1, r) << 16;
+}
+
+/// bar.sync of the warpgroup.
+inline void sync_warpgroup() { emulate::Block::current().barrier(8 + int(threadIdx.x / 128), 128); }
+
+}  // namespace sparse24::cuda

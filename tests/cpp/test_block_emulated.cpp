@@ -1,0 +1,128 @@
+/// @file
+/// The emulation itself: what its instructions do, and that what is wrong on the device is wrong, or an error, in it.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <vector>
+
+#include "emulate/guarded.h"
+#include "emulate/ptx.h"
+
+namespace sparse24::emulate {
+namespace {
+
+/// The message of what `thread` throws when the given number of threads, 128 on, run it; "" if nothing.
+std::string error_of(int threads, const std::function<void()>& thread, Order order = Order::kForward) {
+  try {
+    Block(128, threads, order).run(thread);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Block, ExchangesValuesWithinEachWarp) {
+  for (Order order : kOrders) {
+    std::vector<int> got(384), sums(384);
+    EXPECT_EQ(error_of(
+                  256,
+                  [&] {
+                    const int x = int(threadIdx.x);
+                    got[x] = __shfl_xor_sync(0xffffffffu, x, 1) + 1000 * __shfl_xor_sync(0xffffffffu, x, 2);
+                    sums[x] = __reduce_add_sync(0xffffffffu, x);
+                  },
+                  order),
+              "");
+    for (int x = 128; x < 384; ++x) {
+      EXPECT_EQ(got[x], (x ^ 1) + 1000 * (x ^ 2));
+      EXPECT_EQ(sums[x], 32 * (x / 32 * 32) + 31 * 16);
+    }
+  }
+}
+
+TEST(Block, TransposesMatricesOf16Bits) {
+  EXPECT_EQ(error_of(32,
+                     [] {
+                       // Element (row, column) is 8 row + column.
+                       const uint32_t lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+                       const uint32_t got = cuda::transpose_8x8((8 * row + column) | (8 * row + column + 1) << 16);
+                       EXPECT_EQ(got, (8 * column + row) | (8 * (column + 1) + row) << 16);
+                     }),
+            "");
+}
+
+TEST(Block, FailsWhereLanesAreMissing) {
+  const auto error = error_of(32, [] {
+    if (threadIdx.x != 131) __shfl_xor_sync(0xffffffffu, 0, 1);
+  });
+  EXPECT_NE(error.find("never come: 128 at shfl.xor 1, 129"), std::string::npos) << error;
+}
+
+TEST(Block, FailsWhereLanesComeToDifferentInstructions) {
+  const auto error = error_of(32, [] {
+    if (threadIdx.x % 2) {
+      __shfl_xor_sync(0xffffffffu, 0, 1);
+    } else {
+      __reduce_add_sync(0xffffffffu, 0);
+    }
+  });
+  EXPECT_EQ(error, "thread 129 is at shfl.xor 1 of 32 threads, others at redux.add 0 of 32");
+  EXPECT_NE(error_of(32, [] { __shfl_xor_sync(0xffffffffu, 0, threadIdx.x % 2 ? 1 : 2); }), "");
+}
+
+TEST(Block, FailsWhereMasksAreNotWhole) {
+  EXPECT_EQ(error_of(32, [] { __shfl_xor_sync(0xffffu, 0, 1); }), "expected an instruction of all 32 lanes");
+}
+
+TEST(Block, FailsWhereWarpsMissABarrier) {
+  EXPECT_EQ(error_of(256, [] { cuda::sync_warpgroup(); }), "");
+  const auto error = error_of(256, [] {
+    if (threadIdx.x < 352) cuda::sync_warpgroup();
+  });
+  EXPECT_NE(error.find("never come: 256 at bar.sync 10, 257"), std::string::npos) << error;
+}
+
+/// Threads leave their numbers for their mirror images, in a buffer of each warpgroup or in one of both, twice.
+bool mirrors(Order order, bool own_buffers) {
+  std::vector<int> shared(256);
+  bool right = true;
+  EXPECT_EQ(error_of(
+                256,
+                [&] {
+                  const int x = int(threadIdx.x % 128), warpgroup = int(threadIdx.x / 128) - 1;
+                  int* buffer = shared.data() + (own_buffers ? 128 * warpgroup : 0);
+                  for (int tile : {warpgroup, warpgroup + 2}) {
+                    cuda::sync_warpgroup();
+                    buffer[x] = 128 * tile + x;
+                    cuda::sync_warpgroup();
+                    __shfl_xor_sync(0xffffffffu, 0, 1);
+                    right &= buffer[127 - x] == 128 * tile + 127 - x;
+                  }
+                },
+                order),
+            "");
+  return right;
+}
+
+TEST(Block, ShowsWhatIsMissingInSomeOrder) {
+  for (Order order : kOrders) EXPECT_TRUE(mirrors(order, true));
+  EXPECT_FALSE(mirrors(Order::kInTurn, false));
+  for (int missing : {0, 1}) {
+    Block::left_out = [=](int passed) { return passed % 2 == missing; };
+    EXPECT_FALSE(mirrors(Order::kForward, true) && mirrors(Order::kBackward, true)) << "barrier " << missing;
+    Block::left_out = nullptr;
+  }
+}
+
+TEST(Guarded, NoticesWritesOnBothSides) {
+  for (int at : {-4096, -1, 5, 4100}) {
+    Guarded bytes(5);
+    std::fill_n(bytes.data<char>(), 5, '\0');
+    EXPECT_TRUE(bytes.intact());
+    bytes.data<char>()[at] = 0;
+    EXPECT_FALSE(bytes.intact()) << at;
+  }
+}
+
+}  // namespace
+}  // namespace sparse24::emulate

@@ -1,0 +1,59 @@
+"""Networks in the forms in which users have them, and what they compute, in plain torch."""
+
+import torch
+from convert_models import EXACT, D, Inline, Stack, assert_near, gradients, masked_class, randomize
+from data import normal
+from torch import Tensor, nn
+
+import sparse24
+
+HIDDEN = 160
+
+#: `ReLU2MLP` in 16 bits (float32 on the CPU), in fp8, and a network that is converted.
+KINDS = ("module", "fp8", "converted")
+#: For inference also `ReLU2MLP` with float8 weights.
+INFERENCE_KINDS = (*KINDS, "quantised")
+
+
+def network(kind: str) -> nn.Module:
+    """One network, in float32."""
+    if kind == "converted":
+        return Inline(bias=True)
+    return sparse24.nn.ReLU2MLP(
+        D, HIDDEN, bias=True, min_tokens=0, recipe=EXACT.recipe, precision="16bit" if kind == "module" else "fp8"
+    )
+
+
+def dtype_of(device: str) -> torch.dtype:
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+def build(kind: str, device: str = "cpu", dtype: torch.dtype | None = None, layers: int = 2) -> Stack:
+    """Networks with residual connections; the same weights at each call."""
+    model = randomize(Stack(*(network(kind) for _ in range(layers))))
+    model.to(device, dtype_of(device) if dtype is None else dtype)
+    if kind == "converted":
+        sparse24.convert(model, EXACT, quiet=True)
+    if kind == "quantised":
+        for layer in model.layers:
+            layer.quantize_()
+    return model
+
+
+def inputs(device: str = "cpu", dtype: torch.dtype | None = None, *, tokens: int = 21, batch: int = 3) -> Tensor:
+    """x [batch, tokens, D]."""
+    x = normal(batch * tokens, D, dtype=dtype_of(device) if dtype is None else dtype, seed=tokens)
+    return x.reshape(batch, tokens, D).to(device)
+
+
+def masked_gradients(kind: str, x: Tensor) -> list[Tensor]:
+    """`gradients` of the dense network whose activation is multiplied with the 2:4 mask; not for fp8."""
+    model = randomize(Stack(*(network(kind) for _ in range(2)))).to(x)
+    names = ("c_fc", "c_proj") if kind == "converted" else ("up_proj", "down_proj")
+    with masked_class(type(model.layers[0]), names):
+        return gradients(model, model, x)
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    """The same up to the order of sums, in the precision of the device."""
+    assert_near(actual, expected, 5e-2 if actual[0].is_cuda else 1e-5)

@@ -1,0 +1,187 @@
+"""Two processes that run the same function, with a gloo process group between them, and the functions they run."""
+
+import contextlib
+import pickle
+import traceback
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from composition_models import HIDDEN, build, inputs
+from convert_models import CountOps, D, gradients
+from data import generator
+from recipes import execute, sections
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.checkpoint import checkpoint
+
+import sparse24
+
+WORLD = 2
+
+
+class Ranks:
+    """The processes. Calling it runs a function of this file in both, and returns what they return."""
+
+    def __init__(self, store):
+        context = torch.multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(WORLD):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(rank, str(store), theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def __call__(self, function, *args, **kwargs):
+        for pipe in self.pipes:
+            pipe.send((function.__name__, args, kwargs))
+        results = [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]
+        failed = [message for ok, message in results if not ok]
+        assert not failed, "\n".join(failed)
+        return [result for _, result in results]
+
+    def close(self):
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            pipe.send(None)
+            process.join(60)
+
+
+def _work(rank, store, pipe):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+    )
+    while (job := pipe.recv()) is not None:
+        name, args, kwargs = job
+        try:
+            result = True, globals()[name](rank, *args, **kwargs)
+        except Exception:
+            result = False, f"rank {rank}:\n{traceback.format_exc()}"
+        pipe.send_bytes(pickle.dumps(result))
+    dist.destroy_process_group()
+
+
+def batch(rank: int | None = None) -> torch.Tensor:
+    """Every rank's share of the tokens, or all of them."""
+    x = inputs(batch=4)
+    return x if rank is None else x.chunk(WORLD)[rank]
+
+
+def whole(tensors):
+    """DTensors as plain tensors, gathered."""
+    return [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
+
+
+def shard(model):
+    for layer in model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    return model
+
+
+def sharded(rank, kind, wrap):
+    """FSDP2: gradients of this rank's share, and how many sparse products it took."""
+    model = build(kind)
+    for i, layer in enumerate(model.layers):
+        if wrap == "checkpointed":
+            model.layers[i] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+        elif wrap == "compiled":
+            layer.compile(backend="aot_eager", fullgraph=True)
+    shard(model)
+    with contextlib.nullcontext() if wrap == "compiled" else CountOps() as ops:
+        results = gradients(model, model, batch(rank))
+    return whole(results), ops and ops.sparse
+
+
+def sharded_alone(rank, kind):
+    """The network itself is what FSDP2 wraps, and warnings are errors; its output may be written to."""
+    network = build(kind).layers[0]
+    fully_shard(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return whole(gradients(network, lambda x: network(x).mul_(2), batch(rank)))
+
+
+def sharded_with_mixed_precision(rank, kind):
+    model = build(kind)
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.layers:
+        fully_shard(layer, mp_policy=policy)
+    return whole(gradients(model, model, batch(rank).bfloat16()))
+
+
+def sharded_training(rank, kind, steps):
+    """Dense, then sparse steps; the weights after them."""
+    model = shard(build(kind))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = sparse24.Schedule(steps, dense_warmup_steps=1)
+    for step in range(steps):
+        schedule.apply(model, step)
+        optimizer.zero_grad()
+        model(batch(rank)).square().mean().backward()
+        optimizer.step()
+    return whole(p.detach() for p in model.parameters())
+
+
+def sharded_children(rank, kind):
+    """What happens if the layers of a network are wrapped one by one."""
+    network = build(kind).layers[0]
+    for child in network.children():
+        fully_shard(child)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            return network(batch()).detach().clone(), [str(w.message) for w in caught]
+        except RuntimeError as error:
+            return str(error)
+
+
+def data_parallel(rank, kind, steps=1):
+    """DDP: gradients of this rank's share, `steps` times as large with accumulation."""
+    model = build(kind)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+
+    def call(x):
+        for _ in range(steps - 1):
+            with wrapped.no_sync():
+                out = wrapped(x)
+                (out * torch.randn(out.shape, generator=generator(7))).sum().backward()
+        return wrapped(x)
+
+    return gradients(model, call, batch(rank))
+
+
+def tensor_parallel(rank, wrap):
+    """The network of the recipe, with the plan that torch has for its layers: every rank sees all tokens."""
+    parallel = execute(sections()["Tensor parallelism"][:1], {})["TensorParallelMLP"]
+    network = build("module").layers[0]
+    network.__class__ = parallel
+    parallelize_module(network, mesh(), {"up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()})
+    assert network.up_proj.weight.to_local().shape == (HIDDEN // WORLD, D)
+    call = {
+        "plain": network,
+        "checkpointed": lambda x: checkpoint(network, x, use_reentrant=False),
+        "compiled": torch.compile(network, backend="aot_eager", fullgraph=True),
+    }[wrap]
+    return whole(gradients(network, call, batch()))
+
+
+def tensor_parallel_plan(rank, kind):
+    """The same plan for a network that does not know of it."""
+    network = build(kind).layers[0]
+    up, down = ("c_fc", "c_proj") if kind == "converted" else ("up_proj", "down_proj")
+    parallelize_module(network, mesh(), {up: ColwiseParallel(), down: RowwiseParallel()})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            return network(batch()).detach().clone(), [str(w.message) for w in caught]
+        except RuntimeError as error:
+            return str(error)
+
+
+def mesh():
+    return dist.init_device_mesh("cpu", (WORLD,))

@@ -1,0 +1,138 @@
+"""docs/recipes.md: each program runs as it stands there, and does what its text says."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from compare import assert_same_bits
+from convert_models import EXACT, CountOps, D, Inline, Stack, assert_near, masked, randomize
+from data import normal
+from recipes import RECIPES, execute, sections
+
+import sparse24
+
+pytestmark = pytest.mark.filterwarnings(
+    # torch's own, and Dynamo's, which makes an instance of every autograd function that it traces
+    "ignore:.*should not be instantiated:DeprecationWarning",
+    "ignore:.*LeafSpec.*:FutureWarning",
+)
+
+
+def run(section):
+    """The variables that a recipe leaves, and how many sparse products it took."""
+    with CountOps() as ops:
+        return execute(sections()[section], {"__name__": "__main__"}), ops
+
+
+def torchrun(section, tmp_path, processes):
+    """What a recipe prints."""
+    script = tmp_path / "recipe.py"
+    script.write_text("\n".join(code for _, code in sections()[section]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_recipe_is_tested():
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    names = {section: section.lower().replace(" ", "_") for section in sections()}
+    assert set(names.values()) <= tested, f"{RECIPES.name}: {set(names.values()) - tested} without a test"
+
+
+def test_quick_start(capsys):
+    n, ops = run("Quick start")
+    x = n["x"]
+    expected = masked(n["mlp"], ("up_proj", "down_proj"), x)
+    assert (n["y"] - expected).abs().max() <= 2e-2 * expected.abs().max()
+    assert ops.sparse == 4 and x.grad is not None
+    assert capsys.readouterr().out == "50% zeros; pruning drops 19% of the other entries\n"
+
+
+def test_training_schedule(capsys):
+    n, _ = run("Training schedule")
+    losses = n["losses"]
+    assert losses[0] > 2 * losses[19] and losses[19] > 1.2 * losses[49], losses
+    assert capsys.readouterr().out.startswith(f"dense to {losses[19]:.4f}, sparse to {losses[49]:.4f}, ")
+
+
+def test_activation_checkpointing():
+    n, ops = run("Activation checkpointing")
+    assert ops.calls["sparse24.linear_compress.default"] == 1
+    gradients = [p.grad.clone() for p in n["block"].parameters()]
+    n["block"].zero_grad()
+    n["block"](n["x"]).square().mean().backward()
+    for actual, p in zip(gradients, n["block"].parameters(), strict=True):
+        assert_same_bits(actual, p.grad)
+
+
+def test_transformers(capsys):
+    pytest.importorskip("transformers")
+    n, ops = run("transformers")
+    assert ops.sparse == 2 and n["report"].converted == ["model.layers.1.mlp", "model.layers.2.mlp"]
+    out = capsys.readouterr().out
+    assert out.startswith("sparse24: converted 2 of 3, skipped 1 (decided against)\n")
+    assert 0 < n["divergence"] < 0.01
+    with torch.no_grad():
+        assert_same_bits(n["model"](n["ids"]).logits.log_softmax(-1), n["dense"])
+    assert n["state"].keys() == n["model"].state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own modules
+def test_nanochat():
+    torch._dynamo.reset()
+    n = execute(sections()["nanochat"], {})
+    losses = n["losses"]
+    assert losses[0] > 1.5 * losses[9] > 1.5 * losses[-1], losses
+    assert abs(n["evaluation"] - losses[-1]) < 0.2 * losses[0]
+    assert all(p.dtype == torch.float32 for p in n["orig_model"].parameters())
+    x = n["x"]
+    with CountOps() as ops:
+        n["orig_model"](x)
+    assert ops.sparse == 2 * (x.device.type == "cpu")  # on a GPU 37 tokens run dense
+    torch._dynamo.reset()
+
+
+def test_torchtitan():
+    converter_class = execute(sections()["TorchTitan"], {})["Sparse24Converter"]
+    converter = converter_class(sparse24.Schedule(4, dense_warmup_steps=2), EXACT)
+    with pytest.raises(RuntimeError, match="nothing to convert"):
+        converter.convert(torch.nn.Linear(4, 4))
+    model = randomize(Stack(Inline(), Inline()))
+    x = normal(21, D, dtype=torch.float32)
+    keys = list(model.state_dict())
+    converter.convert(model)
+    assert list(model.state_dict()) == keys
+    sparse = []
+    for _ in range(4):
+        with CountOps() as ops:
+            model(x)
+        sparse.append(ops.sparse)
+        converter.post_optimizer_hook([torch.nn.Linear(4, 4), model])  # two parts of a pipeline
+    assert sparse == [0, 0, 2, 2]
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+def test_fsdp2(tmp_path):
+    """Two processes with half of the tokens each learn what one with all of them learns."""
+    losses = [float(torchrun("FSDP2", tmp_path, n).removeprefix("loss ")) for n in (1, 2)]
+    assert losses[0] < 1.0 and abs(losses[1] - losses[0]) < 0.02 * losses[0], losses
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+def test_tensor_parallelism(tmp_path):
+    """The recipe compares its output with that of the whole network; the gradients are in test_distributed.py."""
+    assert sorted(torchrun("Tensor parallelism", tmp_path, 2).splitlines()) == [
+        f"rank {rank}: [128, 64] of the gradient of W1" for rank in range(2)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own modules
+def test_export():
+    n = execute(sections()["Export"], {})
+    assert "sparse24.mm.default" in [str(node.target) for node in n["program"].graph.nodes]
+    expected, loaded, compiled = n["outputs"]
+    assert_same_bits(loaded, expected)
+    assert_near([compiled], [expected], 1e-2)
