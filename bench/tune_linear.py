@@ -2,8 +2,9 @@
 
     python bench/tune_linear.py --out bench/results/<gpu>/tune_linear.json
 
-As tune_mm.py, with SPARSE24_LINEAR_CONFIG, for linear_relu2 and linear_compress; beside them the dense product alone (torch.matmul, `_scaled_mm` row-wise) without the activation. Outputs must equal those of the
-default configuration in every bit: the products of one output are added in the same order in all orders of tiles.
+As tune_mm.py, with SPARSE24_LINEAR_CONFIG, for linear_relu2 and linear_compress; beside them the dense product alone
+(torch.matmul, `_scaled_mm` row-wise) without the activation. Outputs must equal those of the default configuration in
+every bit: the products of one output are added in the same order in all orders of tiles.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python bench/tune_mm.py --out bench/results/<gpu>/tune_mm.json
 
 The CUDA dispatcher reads SPARSE24_MM_CONFIG="<tile>,<swizzle>,<m|n>,<splits>" at every call: tile is an index into
-mm_configs, swizzle the number of tiles grouped in a raster line, m or n the direction of the raster, splits the parts of
-K. Many tokens are tried with all orders of tiles, few tokens with all splits. Each configuration is verified
-against a float64 product. "default" is what select_mm_config chooses. Only the fastest of each size are printed.
+mm_configs, swizzle the number of tiles grouped in a raster line, m or n the direction of the raster, splits the parts
+of K. Many tokens are tried with all orders of tiles, few tokens with all splits. Each configuration is verified against
+a float64 product. "default" is what select_mm_config chooses. Only the fastest of each size are printed.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"sparse24 {version}"
 
+default_role = "py:obj"  # names in the docstrings are links where they are documented
+
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 autodoc_typehints = "none"  # the docstrings say more: shapes and dtypes

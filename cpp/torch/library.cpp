@@ -27,8 +27,7 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
       "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor");
   library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
-  library.def(
-      "quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)");
+  library.def("quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)");
   library.def(
       "linear_relu2(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
       "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)");

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse24.ops import OutputScaling, Scaling, compress, compress_fp8, linear_compress, linear_relu2, mm, quantize_fp8, quantize_fp8_predict
+from sparse24.ops import (
+    OutputScaling,
+    Scaling,
+    compress,
+    compress_fp8,
+    linear_compress,
+    linear_relu2,
+    mm,
+    quantize_fp8,
+    quantize_fp8_predict,
+)
 
 
 @dataclass(frozen=True)

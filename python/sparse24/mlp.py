@@ -82,8 +82,8 @@ def relu2_mlp(
         of `sparse24.linear_compress`). What exceeds 448 times it saturates. Default: computed per token, which costs a
         pass over the compressed activation.
     scale_y_factor : Tensor [1], optional
-        fp8 only, instead of `scale_y`: predict it as ``factor * |x_t|^2`` (`sparse24.quantize_fp8_predict`), which costs
-        nothing.
+        fp8 only, instead of `scale_y`: predict it as ``factor * |x_t|^2`` (`sparse24.quantize_fp8_predict`), which
+        costs nothing.
     min_tokens : int, optional
         Default: `sparse24.mlp.DEFAULT_MIN_TOKENS` on CUDA, 0 on the CPU. The comparison is a Python one on the shape:
         constant for static shapes, one guard for dynamic ones.
@@ -176,7 +176,9 @@ def relu2_mlp(
                 recompute,
             )
         else:
-            out = down_projection(activation(tokens, first, b1, OutScale(scale_y, scale_y_factor), mode), second, b2, dtype)
+            out = down_projection(
+                activation(tokens, first, b1, OutScale(scale_y, scale_y_factor), mode), second, b2, dtype
+            )
     # Nothing else holds `out`: as a view FSDP2 would warn of it, where the network is wrapped on its own.
     return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
 

@@ -32,7 +32,6 @@ class CompressEmulated : public testing::Test {
   using Tile = typename Kernel::Tile;
   using T = typename Kernel::Hidden;
   static constexpr DType kHidden = Kernel::kHidden;
-  static constexpr int kFence = 8;  // of no consequence on a host
 
   /// The epilogue's values, metadata with its padding and statistics are the reference's; nothing else is written.
   template <bool kFp8Values, bool kFp8Meta>
@@ -44,8 +43,8 @@ class CompressEmulated : public testing::Test {
     test::LinearStatistics seen;
     const cuda::CompressParams params{params_of(c, h.statistics ? &seen : nullptr), expected.a, values.data(),
                                       meta.data<uint8_t>()};
-    run_epilogue<cuda::CompressEpilogue<T, kFp8Values, kFp8Meta, Tile::kN, kFence>, Tile>(params, h.tokens, h.out,
-                                                                                          h.sums(), order);
+    run_epilogue<cuda::CompressEpilogue<T, kFp8Values, kFp8Meta, Tile::kM, Tile::kN>, Tile>(params, h.tokens, h.out,
+                                                                                            h.sums(), order);
     Array got(c.y_dtype, expected.values.size());
     std::memcpy(got.data(), values.data(), got.bytes());
     const int64_t at = got.first_difference(expected.values), row = h.out / 2;

@@ -74,8 +74,8 @@ TEST_P(Quantize, PredictsFromTheSquares) {
   Array q(kFP8, 48);
   std::vector<float> scale(3, NAN), predicted(3, NAN);
   const float factor = 0.5f;
-  cpu::quantize_fp8({in.data(), GetParam(), 3, 16, q.data(), Scaling::kRow, nullptr, scale.data(), &factor,
-                     predicted.data()});
+  cpu::quantize_fp8(
+      {in.data(), GetParam(), 3, 16, q.data(), Scaling::kRow, nullptr, scale.data(), &factor, predicted.data()});
   EXPECT_EQ(predicted, (std::vector<float>{0.5f * (448 * 448 + 9), 0.5f * 28 * 28, 1}));
 }
 

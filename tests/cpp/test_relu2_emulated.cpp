@@ -27,7 +27,6 @@ class Relu2Emulated : public testing::Test {
   using Tile = typename Kernel::Tile;
   using T = typename Kernel::Hidden;
   static constexpr DType kHidden = Kernel::kHidden;
-  static constexpr int kFence = 8;  // of no consequence on a host
 
   /// The epilogue's y and statistics are the reference's, and nothing beside y is written.
   template <bool kFp8>
@@ -38,7 +37,7 @@ class Relu2Emulated : public testing::Test {
     Guarded y(expected.y.bytes());
     test::LinearStatistics seen;
     const cuda::Relu2Params params{params_of(c, h.statistics ? &seen : nullptr), y.data()};
-    run_epilogue<cuda::Relu2Epilogue<T, kFp8, Tile::kN, kFence>, Tile>(params, h.tokens, h.out, h.sums(), order);
+    run_epilogue<cuda::Relu2Epilogue<T, kFp8, Tile::kM, Tile::kN>, Tile>(params, h.tokens, h.out, h.sums(), order);
     Array got(c.y_dtype, expected.y.size());
     std::memcpy(got.data(), y.data(), got.bytes());
     const int64_t at = got.first_difference(expected.y);

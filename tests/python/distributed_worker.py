@@ -1,6 +1,7 @@
 """Two processes that run the same function, with a gloo process group between them, and the functions they run."""
 
 import contextlib
+import functools
 import pickle
 import traceback
 import warnings
@@ -8,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional_collectives
 from composition_models import HIDDEN, build, inputs
 from convert_models import CountOps, D, gradients
 from data import generator
@@ -71,6 +73,12 @@ def batch(rank: int | None = None) -> torch.Tensor:
     return x if rank is None else x.chunk(WORLD)[rank]
 
 
+@functools.cache
+def mesh():
+    """Of the CPU, also where there is a GPU."""
+    return dist.init_device_mesh("cpu", (WORLD,))
+
+
 def whole(tensors):
     """DTensors as plain tensors, gathered."""
     return [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
@@ -78,8 +86,8 @@ def whole(tensors):
 
 def shard(model):
     for layer in model.layers:
-        fully_shard(layer)
-    fully_shard(model)
+        fully_shard(layer, mesh=mesh())
+    fully_shard(model, mesh=mesh())
     return model
 
 
@@ -100,7 +108,7 @@ def sharded(rank, kind, wrap):
 def sharded_alone(rank, kind):
     """The network itself is what FSDP2 wraps, and warnings are errors; its output may be written to."""
     network = build(kind).layers[0]
-    fully_shard(network)
+    fully_shard(network, mesh=mesh())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return whole(gradients(network, lambda x: network(x).mul_(2), batch(rank)))
@@ -110,7 +118,7 @@ def sharded_with_mixed_precision(rank, kind):
     model = build(kind)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.layers:
-        fully_shard(layer, mp_policy=policy)
+        fully_shard(layer, mesh=mesh(), mp_policy=policy)
     return whole(gradients(model, model, batch(rank).bfloat16()))
 
 
@@ -131,7 +139,7 @@ def sharded_children(rank, kind):
     """What happens if the layers of a network are wrapped one by one."""
     network = build(kind).layers[0]
     for child in network.children():
-        fully_shard(child)
+        fully_shard(child, mesh=mesh())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -153,6 +161,16 @@ def data_parallel(rank, kind, steps=1):
         return wrapped(x)
 
     return gradients(model, call, batch(rank))
+
+
+def input_of_a_collective(rank, kind):
+    """x is a tensor that waits for its values, as sequence parallelism gathers it."""
+    network = build(kind).layers[0]
+    x = functional_collectives.all_gather_tensor(batch(rank), 0, mesh().get_group())
+    assert type(x) is functional_collectives.AsyncCollectiveTensor
+    with CountOps() as ops:
+        out = network(x).detach().clone()
+    return out, ops.sparse
 
 
 def tensor_parallel(rank, wrap):
@@ -181,7 +199,3 @@ def tensor_parallel_plan(rank, kind):
             return network(batch()).detach().clone(), [str(w.message) for w in caught]
         except RuntimeError as error:
             return str(error)
-
-
-def mesh():
-    return dist.init_device_mesh("cpu", (WORLD,))

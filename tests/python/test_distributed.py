@@ -111,6 +111,14 @@ def test_data_parallel(ranks, kind, steps):
     assert_ranks_near(ranks(worker.data_parallel, kind, steps), expected, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["module", "fp8"])
+def test_input_of_a_collective(ranks, kind):
+    expected = build(kind).layers[0](batch()).detach()
+    for out, sparse in ranks(worker.input_of_a_collective, kind):
+        assert_near([out], [expected], TOLERANCE[kind])
+        assert sparse == 1
+
+
 @pytest.mark.parametrize("wrap", ["plain", "checkpointed", "compiled"])
 def test_tensor_parallel(ranks, wrap):
     """The network of the recipe: each rank computes half of the activation, whose groups of four no rank shares."""

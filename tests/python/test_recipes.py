@@ -20,6 +20,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """Also where there is one: sizes are small, and two processes need two."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 def run(section):
     """The variables that a recipe leaves, and how many sparse products it took."""
     with CountOps() as ops:
@@ -46,7 +53,7 @@ def test_quick_start(capsys):
     n, ops = run("Quick start")
     x = n["x"]
     expected = masked(n["mlp"], ("up_proj", "down_proj"), x)
-    assert (n["y"] - expected).abs().max() <= 2e-2 * expected.abs().max()
+    assert (n["y"] - expected).norm() <= 1e-2 * expected.norm()
     assert ops.sparse == 4 and x.grad is not None
     assert capsys.readouterr().out == "50% zeros; pruning drops 19% of the other entries\n"
 
@@ -88,10 +95,9 @@ def test_nanochat():
     assert losses[0] > 1.5 * losses[9] > 1.5 * losses[-1], losses
     assert abs(n["evaluation"] - losses[-1]) < 0.2 * losses[0]
     assert all(p.dtype == torch.float32 for p in n["orig_model"].parameters())
-    x = n["x"]
     with CountOps() as ops:
-        n["orig_model"](x)
-    assert ops.sparse == 2 * (x.device.type == "cpu")  # on a GPU 37 tokens run dense
+        n["orig_model"](n["x"])
+    assert ops.sparse == 2
     torch._dynamo.reset()
 
 

@@ -1,10 +1,9 @@
 /// @file
 /// The threads of a thread block on one host thread, for code that works by the warp.
 ///
-/// Each is a fiber that runs until it meets an instruction of its warp, or a barrier, where others are still missing.
-/// Who runs when is fixed by `Order`: results are reproducible, and a missing barrier shows itself in at least one of
-/// the orders. What would hang or be undefined on the device, threads that come to different instructions or not at
-/// all, is an exception.
+/// Each is a fiber that runs until it meets an instruction of its warp where others are still missing. Who runs when is
+/// fixed by `Order`: results are reproducible. What would hang or be undefined on the device, threads that come to
+/// different instructions or not at all, is an exception.
 #pragma once
 
 #include <ucontext.h>
@@ -71,25 +70,16 @@ class Block {
     // Two sets: a lane that goes on may come to the next instruction before the others have read this one's values.
     Lanes& lanes = warp.lanes[warp.round % 2];
     lanes[running_ % 32] = value;
-    meet(warp, instruction, immediate, 32);
+    meet(warp, instruction, immediate);
     return lanes;
   }
-
-  /// bar.sync id, threads.
-  void barrier(int id, int threads) {
-    const int passed = fibers_[running_].barriers++;
-    if (!left_out || !left_out(passed)) meet(barriers_.at(id), "bar.sync", id, threads);
-  }
-
-  /// Takes the number of barriers that a thread has passed: true to leave out the next. For tests of the tests.
-  static inline std::function<bool(int)> left_out;
 
  private:
   static constexpr size_t kStackBytes = 256 << 10;
 
   struct Meeting {
     std::string_view instruction;
-    int immediate = 0, threads = 0;
+    int immediate = 0;
     int arrived = 0;
     uint64_t round = 0;  // how often all have come
     std::array<Lanes, 2> lanes{};
@@ -99,7 +89,6 @@ class Block {
     std::unique_ptr<char[]> stack;
     Meeting* at = nullptr;  // where it waits for the end of `round`
     uint64_t round = 0;
-    int barriers = 0;
     bool done = false;
   };
 
@@ -142,21 +131,20 @@ class Block {
     fibers_[self].done = true;
   }
 
-  void meet(Meeting& meeting, std::string_view instruction, int immediate, int threads) {
+  void meet(Meeting& meeting, std::string_view instruction, int immediate) {
     if (meeting.arrived == 0) {
       meeting.instruction = instruction;
       meeting.immediate = immediate;
-      meeting.threads = threads;
-    } else if (meeting.instruction != instruction || meeting.immediate != immediate || meeting.threads != threads) {
+    } else if (meeting.instruction != instruction || meeting.immediate != immediate) {
       std::ostringstream text;
-      text << "thread " << threadIdx.x << " is at " << instruction << " " << immediate << " of " << threads
-           << " threads, others at " << meeting.instruction << " " << meeting.immediate << " of " << meeting.threads;
+      text << "thread " << threadIdx.x << " is at " << instruction << " " << immediate << ", others at "
+           << meeting.instruction << " " << meeting.immediate;
       throw std::runtime_error(text.str());
     }
     Fiber& self = fibers_[running_];
     self.at = &meeting;
     self.round = meeting.round;
-    if (++meeting.arrived < threads) {
+    if (++meeting.arrived < 32) {
       swapcontext(&self.context, &scheduler_);
     } else {
       meeting.arrived = 0;
@@ -180,7 +168,6 @@ class Block {
   Order order_;
   std::vector<Fiber> fibers_;
   std::vector<Meeting> warps_;
-  std::array<Meeting, 16> barriers_;
   ucontext_t scheduler_;
   size_t running_ = 0;
   const std::function<void()>* thread_ = nullptr;

@@ -46,16 +46,31 @@ struct Tile {
   using Mma = decltype(cute::make_tiled_mma(atom(), Warpgroups{}));
 };
 
-/// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: shared memory is that of the tile
-/// before. `accumulator(m, n, batch)` is defined for whole clusters of tiles, so beyond rows and cols too.
+/// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: the lanes of a warp fetch the terms
+/// of each tile, then the warpgroups store it. `accumulator(m, n, batch)` is defined for whole clusters of tiles, so
+/// beyond rows and cols too.
 template <class Epilogue, class Tile, class Accumulator>
 void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, const Accumulator& accumulator,
                   Order order, int batches = 1) {
   using namespace cute;
   using Shape = typename Tile::Shape;
+  using Terms = typename Epilogue::Terms;
   const int tiles_m = (rows + Tile::kM * Tile::kClusterM - 1) / (Tile::kM * Tile::kClusterM) * Tile::kClusterM;
   const int tiles_n = (cols + Tile::kN - 1) / Tile::kN;
-  Guarded shared(sizeof(typename Epilogue::SharedStorage));
+  const int tiles = tiles_m * tiles_n * batches;
+  const auto problem = make_shape(rows, cols, 64, batches);
+  const auto place = [&](int tile) {
+    return make_coord(tile / tiles_n % tiles_m, tile % tiles_n, _, tile / tiles_n / tiles_m);
+  };
+
+  // Poisoned before: a term that is not fetched is NaN.
+  std::vector<Guarded> terms(tiles, Guarded(sizeof(Terms)));
+  for (int tile = 0; tile < tiles; ++tile) {
+    for (int lane = 0; lane < 32; ++lane) {
+      Epilogue(params).fetch(lane, problem, Shape{}, place(tile), *terms[tile].template data<Terms>());
+    }
+    if (!terms[tile].intact()) throw std::runtime_error("the epilogue fetched outside of its terms");
+  }
 
   // The first warpgroup of the kernel is the producer.
   Block(128, 256, order).run([&] {
@@ -64,17 +79,15 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
     const int thread = int(threadIdx.x) % int(size(mma));
     const auto coords = mma.get_slice(thread).partition_C(make_identity_tensor(take<0, 2>(Shape{})));
     auto acc = partition_fragment_C(mma, take<0, 2>(Shape{}));
-    for (int tile = 0; tile < tiles_m * tiles_n * batches; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       if (Tile::kSchedule == Schedule::kPingpong && tile % 2 != int(threadIdx.x / 128) - 1) continue;
-      const int m = tile / tiles_n % tiles_m, n = tile % tiles_n, batch = tile / tiles_n / tiles_m;
+      const auto [m, n, k, batch] = place(tile);
       for (int i = 0; i < size(acc); ++i) {
         acc(i) = accumulator(m * Tile::kM + int(get<0>(coords(i))), n * Tile::kN + int(get<1>(coords(i))), batch);
       }
-      epilogue(make_shape(rows, cols, 64, batches), Shape{}, make_coord(m, n, _, batch), acc, mma,
-               make_tuple(rows - m * Tile::kM, cols - n * Tile::kN, _0{}), thread, shared.data<char>());
+      epilogue(problem, Shape{}, place(tile), acc, mma, thread, *terms[tile].template data<const Terms>());
     }
   });
-  if (!shared.intact()) throw std::runtime_error("the epilogue wrote outside of its shared memory");
 }
 
 }  // namespace sparse24::emulate

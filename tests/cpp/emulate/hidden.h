@@ -85,9 +85,8 @@ struct HiddenKernel {
   using Hidden = Hidden_;
   static constexpr DType kHidden = kHidden_;
 };
-using HiddenKernels = testing::Types<HiddenKernel<128, 256, Schedule::kCooperative, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 256, Schedule::kCooperative, DType::kFloat16, __half>,
-                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>>;
+using HiddenKernels = testing::Types<HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>>;
 struct HiddenKernelName {
   template <class Kernel>
   static std::string GetName(int) {

@@ -35,7 +35,4 @@ inline uint32_t transpose_8x8(uint32_t fragment) {
   return element(2 * q, r) | element(2 * q + 1, r) << 16;
 }
 
-/// bar.sync of the warpgroup.
-inline void sync_warpgroup() { emulate::Block::current().barrier(8 + int(threadIdx.x / 128), 128); }
-
 }  // namespace sparse24::cuda
