@@ -111,6 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
                                                 const Word& activation, int64_t dim, const Word& scaling);
 Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
 Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
+Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features);
 std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
 std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,

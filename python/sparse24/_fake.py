@@ -85,6 +85,12 @@ def _decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: int = -
     return values.new_empty(rows, cols)
 
 
+def _gather_features(values: Tensor, meta: Tensor, features: Tensor) -> Tensor:
+    _expect(values.dim() == 2, "gather_features", "values to have 2 dimensions", values.dim())
+    _expect(features.dim() == 1, "gather_features", "features to have 1 dimension", features.dim())
+    return values.new_empty(values.shape[0], features.shape[0])
+
+
 def _mm(
     values: Tensor,
     meta: Tensor,
@@ -196,6 +202,7 @@ def register() -> None:
         "compress_fp8": _compress_fp8,
         "compress_like": _compress_like,
         "decompress": _decompress,
+        "gather_features": _gather_features,
         "mm": _mm,
         "quantize_fp8": _quantize_fp8,
         "quantize_fp8_predict": _quantize_fp8_predict,

@@ -12,19 +12,14 @@ from sparse24.training import Recipe
 
 
 def interleave(t: Tensor) -> Tensor:
-    """Row ``4 g + i`` of the result is row ``i Q + g`` of t [T, N], with ``Q = ceil(T / 4)``; missing rows are zeros.
+    """Row ``4 g + i`` of the result is row ``i Q + g`` of t [T, N], with ``Q = T // 4``; the last T % 4 rows stay.
 
     Neighbouring tokens light the same features: a group of four is then made of tokens that are a quarter apart.
     """
-    rows = t.shape[0]
-    quarter = (rows + 3) // 4
-    row = torch.arange(4 * quarter, device=t.device)
-    token = row % 4 * quarter + row // 4
-    # Indices, and while tracing no branch on the number of rows: views would be a graph for each remainder.
-    grouped = t.index_select(0, token.clamp(max=rows - 1))
-    if torch.compiler.is_compiling() or rows % 4 != 0:
-        grouped = torch.where((token < rows).unsqueeze(1), grouped, 0)
-    return grouped
+    quarter = t.shape[0] // 4
+    row = torch.arange(t.shape[0], device=t.device)
+    # One gather, and while tracing no branch on the number of rows: views would be a graph for each remainder.
+    return t.index_select(0, torch.where(row < 4 * quarter, row % 4 * quarter + row // 4, row))
 
 
 def densest_features(a: Tensor, count: int) -> Tensor:

@@ -47,6 +47,7 @@ __all__ = [
     "compress_fp8",
     "compress_like",
     "decompress",
+    "gather_features",
     "linear_compress",
     "linear_relu2",
     "mm",
@@ -62,6 +63,7 @@ _compress = torch.ops.sparse24.compress.default
 _compress_fp8 = torch.ops.sparse24.compress_fp8.default
 _compress_like = torch.ops.sparse24.compress_like.default
 _decompress = torch.ops.sparse24.decompress.default
+_gather_features = torch.ops.sparse24.gather_features.default
 _mm = torch.ops.sparse24.mm.default
 _quantize_fp8 = torch.ops.sparse24.quantize_fp8.default
 _quantize_fp8_predict = torch.ops.sparse24.quantize_fp8_predict.default
@@ -223,6 +225,40 @@ def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
     return _decompress(values, meta, rows, cols, dim)
+
+
+def gather_features(values: Tensor, meta: Tensor, features: Tensor) -> Tensor:
+    """Fetch some columns of the dense matrix: ``decompress(values, meta, R, C)[:, features]``.
+
+    It reads what it returns, and writes nothing else.
+
+    Parameters
+    ----------
+    values : Tensor [R, C/2]
+        bfloat16, float16, float8_e4m3fn; on the CPU also float32. As `compress` with dim=-1 gives it.
+    meta : Tensor
+        Its positions.
+    features : Tensor [H]
+        int64, from 0 to C - 1, in any order, also repeated. Nothing can refuse what lies on a device: an index outside
+        gives a column of NaN.
+
+    Returns
+    -------
+    Tensor [R, H]
+        Of the dtype of `values`. fp8 values stay as stored: multiply by their scale.
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.gather_features: expected <argument> <rule>, got <value>``.
+
+    Notes
+    -----
+    Not differentiable: asking for a gradient raises.
+
+    Source: Haziza et al. 2025, arXiv 2503.16672 (the densest features take a dense product).
+    """
+    return _gather_features(values, meta, features)
 
 
 def mm(

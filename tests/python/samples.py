@@ -61,6 +61,8 @@ class Case:
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
+        if self.op == "gather_features":
+            return Sample("gather_features", (laid_out(values), meta, torch.tensor([5, 95, 0, 5], device=device)))
         if self.op == "compress_like":
             y = x if not fp8 else sparse24.quantize_fp8(x)[0]
             return Sample("compress_like", (laid_out(y), meta, self.dim))
@@ -100,6 +102,7 @@ def _cases() -> list[Case]:
             cases += [Case(op, dtype, dim) for dtype in DTYPES]
         for op in ("compress_fp8", "compress_like", "decompress", "mm"):
             cases.append(Case(op, FP8, dim, differentiable=False))
+    cases += [Case("gather_features", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]

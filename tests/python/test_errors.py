@@ -171,6 +171,29 @@ case(
     r"2\b.*",
 )
 
+# ---- gather_features -------------------------------------------------------------------------------------------------
+
+GATHER = "gather_features"
+
+
+def gather(device, values=None, meta=None, features=None, dtype=BF16):
+    o = good(device, dtype)
+    index = torch.tensor([3, 1], device=device) if features is None else features
+    return sparse24.gather_features(o.values if values is None else values, o.meta if meta is None else meta, index)
+
+
+case(GATHER, "values rank", lambda d: gather(d, values=ones(d, 48)), "values to have 2 dimensions", "1 .*")
+case(GATHER, "values int32", lambda d: gather(d, values=ones(d, 48, 32).int()), "values to be bfloat16.*", "int32")
+case(GATHER, "columns", lambda d: gather(d, values=ones(d, 48, 36)), "values to have a multiple of 8 columns.*", "36")
+call = lambda d: gather(d, values=ones(d, 48, 24, dtype=FP8), dtype=FP8)  # noqa: E731
+case(GATHER, "columns of fp8", call, "values to have a multiple of 16 columns.*", "24")
+case(GATHER, "meta of fp8", lambda d: gather(d, meta=meta_of(d, FP8)), "meta to have 1024 elements.*", "2048")
+case(GATHER, "meta int8", lambda d: gather(d, meta=meta_of(d).view(torch.int8)), "meta to be uint8", "int8")
+call = lambda d: gather(d, features=torch.zeros(2, dtype=torch.int32, device=d))  # noqa: E731
+case(GATHER, "features int32", call, "features to be int64", "int32")
+call = lambda d: gather(d, features=torch.zeros(2, 1, dtype=torch.int64, device=d))  # noqa: E731
+case(GATHER, "features rank", call, "features to have 1 dimension", r"2\b.*")
+
 # ---- decompress ------------------------------------------------------------------------------------------------------
 
 BACK = "decompress"
@@ -318,7 +341,9 @@ def test_the_operands_of_the_cases_are_good(device):
     assert (decompress(device, 48, 64).sum(1) == 32).all()
 
 
-@pytest.mark.parametrize("op", ["compress", "compress_fp8", "quantize_fp8", "compress_like", "decompress", "mm"])
+@pytest.mark.parametrize(
+    "op", ["compress", "compress_fp8", "quantize_fp8", "compress_like", "decompress", "gather_features", "mm"]
+)
 def test_float32_is_refused_on_cuda(cuda, op):
     x = ones(cuda, 48, 64, dtype=FP32)
     calls = {
@@ -327,6 +352,7 @@ def test_float32_is_refused_on_cuda(cuda, op):
         "quantize_fp8": lambda: sparse24.quantize_fp8(x),
         "compress_like": lambda: sparse24.compress_like(x, meta_of(cuda)),
         "decompress": lambda: sparse24.decompress(x[:, :32], meta_of(cuda), 48, 64),
+        "gather_features": lambda: sparse24.gather_features(x[:, :32], meta_of(cuda), torch.ones(2).long().to(cuda)),
         "mm": lambda: sparse24.mm(x[:, :32], meta_of(cuda), x[:, :32].t()),
     }
     with pytest.raises(RuntimeError, match=rf"^sparse24\.{op}: expected \w+ to be .* on a CUDA device, got float32"):

@@ -15,25 +15,19 @@ NAMES = ("x", "w1", "w2", "b1", "b2")
 
 
 def token_order(tokens: int, permute: bool) -> list[int]:
-    """Tokens in the order of their groups of four; from `tokens` on they do not exist."""
-    quarter = -(-tokens // 4)
-    if not permute:
-        return list(range(4 * quarter))
-    return [i * quarter + g for g in range(quarter) for i in range(4)]
+    """Tokens in the order of their groups of four."""
+    quarter = tokens // 4 if permute else 0
+    grouped = [i * quarter + g for g in range(quarter) for i in range(4)]
+    return grouped + list(range(4 * quarter, tokens))
 
 
 def token_mask(a: Tensor, permute: bool) -> Tensor:
     """True where 2:4 along tokens keeps an entry of a [T, F]."""
     order = token_order(a.shape[0], permute)
-    grouped = torch.zeros(len(order), a.shape[1], dtype=a.dtype)
-    for row, token in enumerate(order):
-        if token < a.shape[0]:
-            grouped[row] = a[token].cpu()
-    meta = oracle.compress(grouped, dim=-2)[1]
-    kept = Pattern.of_meta(meta, *grouped.shape, a.dtype, -2).mask()
-    mask = torch.zeros(len(order), a.shape[1], dtype=torch.bool)
-    mask[order] = kept
-    return mask[: a.shape[0]].to(a.device)
+    meta = oracle.compress(a.cpu()[order], dim=-2)[1]
+    mask = torch.zeros(a.shape, dtype=torch.bool)
+    mask[order] = Pattern.of_meta(meta, *a.shape, a.dtype, -2).mask()
+    return mask.to(a.device)
 
 
 def hot_features(y: Tensor, count: int) -> list[int]:

@@ -6,6 +6,7 @@
 #include "sparse24/device.h"
 #include "sparse24/error.h"
 #include "sparse24/format.h"
+#include "sparse24/gather_features.h"
 #include "sparse24/linear.h"
 #include "sparse24/mm.h"
 #include "sparse24/quantize.h"

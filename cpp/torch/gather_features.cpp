@@ -1,0 +1,39 @@
+/// @file
+/// sparse24.gather_features: columns of the dense matrix, from the 2:4 operand.
+#include "tensor.h"
+
+namespace sparse24::torch_ops {
+
+Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features) {
+  constexpr OpName op = "sparse24.gather_features";
+  GatherFeaturesArgs args{};
+  check_sizes(op, "values", values, 2);
+  const DType dtype =
+      check_dtype(op, "values", values, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
+  const int64_t multiple = feature_alignment(dtype, Dim::kFeatures) / 2;
+  expect(values.size(1) % multiple == 0, op, "values to have a multiple of ", multiple, " columns (", name_of(dtype),
+         "), got ", values.size(1));
+  args.a = Operand::of(values.size(0), 2 * values.size(1), dtype, Dim::kFeatures);
+  check_device(op, "meta", meta, "values", values);
+  check_meta(op, meta, args.a);
+  check_device(op, "features", features, "values", values);
+  check_sizes(op, "features", features, 1);
+  expect(features.scalar_type() == ScalarType::Long, op, "features to be int64, got ",
+         dtype_text(features.scalar_type()));
+  const DeviceScope scope(op, values);
+
+  args.count = features.size(0);
+  const Tensor out = new_empty(values, {args.a.m, args.count}, values.scalar_type());
+  if (args.a.m > 0 && args.count > 0) {
+    const Tensor source = contiguous_aligned(values), pattern = contiguous_aligned(meta);
+    const Tensor columns = torch::stable::contiguous(features);
+    args.values = source.const_data_ptr();
+    args.meta = pattern.const_data_ptr<uint8_t>();
+    args.features = columns.const_data_ptr<int64_t>();
+    args.out = out.mutable_data_ptr();
+    scope.run(cpu::gather_features, cuda::gather_features, args);
+  }
+  return out;
+}
+
+}  // namespace sparse24::torch_ops
