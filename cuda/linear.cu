@@ -1,5 +1,6 @@
 // Host side of linear_relu2 and linear_compress: finds the kernel of linear_instances.def and launches it.
 #include "linear_launchers.h"
+#include "sparse24/device.h"
 #include "sparse24/error.h"
 #include "tuning.h"
 
@@ -40,7 +41,7 @@ bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
 
 // SPARSE24_LINEAR_CONFIG="0,swizzle,m|n" overrides the choice, for tuning.
 LinearConfig choose_config(const LinearArgs& args) {
-  LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out);
+  LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out, device_info().sm_count);
   if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 1)) {
     config.swizzle = wanted->order.swizzle;
     config.raster_along_m = wanted->order.along_m;

@@ -19,8 +19,8 @@ struct Tile {
 constexpr Tile kTiles[] = {
     {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, true},
     {MmTile::k256x192, 256, 192, 2, 1.01, 1.06, false},
-    {MmTile::k128x128, 128, 128, 2, 0.70, 0.70, false},
-    {MmTile::k64x128, 64, 128, 2, 0.45, 0.45, true},
+    {MmTile::k128x128, 128, 128, 2, 0.72, 0.72, false},
+    {MmTile::k64x128, 64, 128, 2, 0.46, 0.46, true},
 };
 
 constexpr bool is_compiled(const Tile& tile, DType dtype) { return dtype != DType::kFloat16 || tile.float16; }
@@ -33,10 +33,13 @@ double predicted_time(const Tile& tile, int splits, DType dtype, int64_t m, int6
   // columns. The unit is fp8's time for an entry of a 128x256 tile and one column.
   const bool fp8 = dtype == DType::kFloat8E4M3;
   const double unit = fp8 ? 1.05e-7 : 2.1e-7, throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
-  const double product = double(waves) * tile.m * tile.n / throughput * (double(k) / splits + 1000) * unit;
+  const double computing = double(waves) * tile.m * tile.n / throughput * (double(k) / splits + 1000) * unit;
+  // All of B is read, at about 2.3 TB/s, and the shorter of both is not quite hidden.
+  const double reading = double(n * k * size_of(dtype)) / 2.3e6;
+  const double product = std::max(computing, reading) + 0.05 * std::min(computing, reading);
   if (splits == 1) return product;
   // One more launch; fp32 sums are written and read once, at about 5 TB/s: most of them stay in L2.
-  return product + 5.5 + double(splits) * double(m * n) * 8 / 5e6;
+  return product + 4 + double(splits) * double(m * n) * 8 / 5e6;
 }
 
 MmConfig config_of(const Tile& tile, DType dtype) {
@@ -45,13 +48,30 @@ MmConfig config_of(const Tile& tile, DType dtype) {
 
 }  // namespace
 
-// Swizzling by s pads both tile counts to multiples of s clusters, so s must divide them; few columns of tiles are best
-// finished row by row, while A's rows are in L2.
-TileOrder select_tile_order(int64_t m, int64_t n, int cluster_rows, int tile_cols) {
-  const int64_t clusters_m = ceil_div(m, cluster_rows), tiles_n = ceil_div(n, tile_cols);
-  int swizzle = 4;
-  while (clusters_m % swizzle != 0 || tiles_n % swizzle != 0) swizzle /= 2;
-  return {swizzle, tiles_n > 16 || clusters_m <= tiles_n};
+// The clusters that run at the same time are a rectangle of tiles, whose operands come from memory once. Its sides
+// follow from the swizzle s: along N it has s rows of clusters and as many columns as there are clusters left, along M
+// the other way round. Reading that takes longer than computing costs the difference, and so do the tiles that pad both
+// counts to multiples of s. Among equals the order that reads least is the best.
+TileOrder select_tile_order(int64_t clusters_m, int64_t tiles_n, int in_flight, const TileTraffic& traffic) {
+  TileOrder best{1, true};
+  double best_cost = std::numeric_limits<double>::infinity();
+  for (const int swizzle : {1, 2, 4, 8}) {
+    const int64_t padded_m = round_up(clusters_m, int64_t{swizzle}), padded_n = round_up(tiles_n, int64_t{swizzle});
+    for (const bool along_m : {true, false}) {
+      const double major = double(along_m ? padded_m : padded_n);
+      const double short_side = std::max(double(swizzle), in_flight / major);
+      const double long_side = std::min(major, double(in_flight) / swizzle);
+      const double rows = along_m ? long_side : short_side, cols = along_m ? short_side : long_side;
+      const double reading = rows * traffic.cluster_row + cols * traffic.tile_col;
+      // Reading that is not shared in time: a third more than the rectangle says.
+      const double cost = double(padded_m * padded_n) * (std::max(traffic.computing, 1.35 * reading) + 1e-3 * reading);
+      if (cost < best_cost) {
+        best_cost = cost;
+        best = {swizzle, along_m};
+      }
+    }
+  }
+  return best;
 }
 
 std::vector<MmConfig> mm_configs(DType dtype) {
@@ -82,7 +102,12 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
       }
     }
   }
-  const TileOrder order = select_tile_order(m, n, best.tile_m * best.cluster_m, best.tile_n);
+  const int cluster_rows = best.tile_m * best.cluster_m;
+  // Per column of K: half of A's entries with metadata of an eighth of them, and meanwhile memory delivers 0.32 entries
+  // for each entry of a tile.
+  const TileTraffic traffic{0.5625 * cluster_rows, double(best.tile_n), 0.32 * best.tile_m * best.tile_n};
+  const TileOrder order = select_tile_order(ceil_div(m, cluster_rows), ceil_div(n, best.tile_n),
+                                            std::max(sm_count / best.cluster_m, 1), traffic);
   best.swizzle = order.swizzle;
   best.raster_along_m = order.along_m;
   return best;

@@ -1,16 +1,22 @@
 // How the first GEMM of the feed-forward network runs (bench/NOTES.md).
+#include <algorithm>
+
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
+#include "sparse24/mm.h"
 
 namespace sparse24 {
 
-// Along N, in groups: x, the larger operand, is read once, while the columns of a group find their rows of it in L2.
-// Swizzling by s pads both tile counts to multiples of s clusters, so s must divide them.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n) {
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count) {
   check(dtype != DType::kFloat32, "sparse24: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
-  LinearConfig config{128, 128, dtype == DType::kFloat8E4M3 ? 128 : 64, /*cluster_m=*/2, /*swizzle=*/4, false};
-  const int64_t clusters_m = ceil_div(m, config.tile_m * config.cluster_m), tiles_n = ceil_div(n, config.tile_n);
-  while (clusters_m % config.swizzle != 0 || tiles_n % config.swizzle != 0) config.swizzle /= 2;
+  LinearConfig config{128, 128, dtype == DType::kFloat8E4M3 ? 128 : 64, /*cluster_m=*/2, 1, true};
+  const int cluster_rows = config.tile_m * config.cluster_m;
+  // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
+  const TileTraffic traffic{double(cluster_rows), double(config.tile_n), 0.53 * config.tile_m * config.tile_n};
+  const TileOrder order = select_tile_order(ceil_div(m, cluster_rows), ceil_div(n, config.tile_n),
+                                            std::max(sm_count / config.cluster_m, 1), traffic);
+  config.swizzle = order.swizzle;
+  config.raster_along_m = order.along_m;
   return config;
 }
 

@@ -65,7 +65,7 @@ class LinearGpu : public GpuTest {
 
   /// The other raster order, with a swizzle that pads.
   static LinearConfig other_order(const LinearArgs& args) {
-    LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out);
+    LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out, 132);
     config.raster_along_m = !config.raster_along_m;
     config.swizzle = 8;
     return config;

@@ -61,7 +61,7 @@ struct LinearConfig {
 };
 
 /// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n);
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count);
 
 /// "128x128x64 cluster 2x1 swizzle 4 along M"
 std::string to_string(const LinearConfig& config);

@@ -57,8 +57,13 @@ struct TileOrder {
   int swizzle;
   bool along_m;
 };
-/// The order for clusters of `cluster_rows` rows and tiles of `tile_cols` columns over an [m, n] result.
-TileOrder select_tile_order(int64_t m, int64_t n, int cluster_rows, int tile_cols);
+/// Entries that come from memory for one column of K: for a row of clusters, for a column of tiles, and while the tiles
+/// of all multiprocessors are computed for that column.
+struct TileTraffic {
+  double cluster_row, tile_col, computing;
+};
+/// The order of `clusters_m` x `tiles_n` clusters of which `in_flight` run at the same time.
+TileOrder select_tile_order(int64_t clusters_m, int64_t tiles_n, int in_flight, const TileTraffic& traffic);
 
 /// The configuration for one problem: a pure function of sizes, dtype and SM count.
 MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
