@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
-_INT_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_INT_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NAN_CODE = {torch.bfloat16: 0x7FFF, torch.float16: 0x7FFF, torch.float32: 0x7FC00000}
 
 
