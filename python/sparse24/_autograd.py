@@ -133,9 +133,9 @@ def _refuse(op: str, wanted: str, got: str) -> NoReturn:
     raise RuntimeError(f"sparse24.{op}: expected {wanted}, got {got}")
 
 
-def _refusing_backward(op: str) -> Callable[..., NoReturn]:
+def _refusing_backward(op: str, reason: str = "rounding to fp8 has no gradient here") -> Callable[..., NoReturn]:
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        _refuse(op, "no backward pass (rounding to fp8 has no gradient here)", "one")
+        _refuse(op, f"no backward pass ({reason})", "one")
 
     return backward
 
@@ -150,6 +150,7 @@ def register() -> None:
         ("mm", _mm_backward, _mm_setup),
         ("linear_relu2", _linear_relu2_backward, _linear_setup),
         ("linear_compress", _linear_compress_backward, _linear_setup),
+        ("linear_gradient", _refusing_backward("linear_gradient", "it is a part of one"), None),
         ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
         ("quantize_fp8_predict", _refusing_backward("quantize_fp8_predict"), None),
     ):
