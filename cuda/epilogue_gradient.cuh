@@ -81,7 +81,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
           const bool valid = row(t, lane) < p_.tokens && f + 8 * b < p_.features;
           dh.pairs[b] = times_root(valid ? permute_bytes(dy01, dy23, selector) : 0u, y.pairs[b]);
         }
-        // On its way while this part is stored; earlier it would have to share the registers with its accumulators.
+        // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
         if (part + 1 < kParts) next = load(token(part + 1), feature(part + 1), lane);
         store(dh, t, f, lane);
         NotCounted not_counted;
@@ -110,6 +110,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     uint4 values[2];
     uint2 meta;
 
+    // The exchanges of the forward's stores, each its own inverse.
     CUTLASS_DEVICE KeptFeatures arranged(int q) const {
       KeptFeatures kept;
       CUTLASS_PRAGMA_UNROLL
@@ -132,7 +133,8 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     }
   };
 
-  // Zeros that keep (0, 1) beyond the last row and column.
+  // Zeros that keep (0, 1) beyond the last row and column. Not load16: the kernel may have started while the one before
+  // it was writing these, so they are not read-only to it.
   CUTLASS_DEVICE Forward load(int token, int feature, int lane) const {
     const bool odd = lane & 1, high = lane >> 1 & 1;
     Forward out;

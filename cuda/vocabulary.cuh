@@ -93,7 +93,7 @@ __device__ __forceinline__ float activate(float x) {
 // The square root of a 16-bit number T, rounded to nearest: __fsqrt_rn without its branches, which zeros would take.
 template <class T>
 __device__ __forceinline__ float square_root(float x) {
-  // The sequence is exact where its correction is a normal number: tiny ones are scaled. float16 has none.
+  // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none.
   const bool tiny = std::is_same_v<T, __nv_bfloat16> && x < 0x1p-100f;
   const float scaled = tiny ? x * 0x1p64f : x;
   float inverse;
