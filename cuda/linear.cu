@@ -39,16 +39,6 @@ bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
   return args.dtype == dtype && args.hidden_dtype == hidden && args.y_dtype == y;
 }
 
-// SPARSE24_LINEAR_CONFIG="0,swizzle,m|n" overrides the choice, for tuning.
-LinearConfig choose_config(const LinearArgs& args) {
-  LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out, device_info().sm_count);
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 1)) {
-    config.swizzle = wanted->order.swizzle;
-    config.raster_along_m = wanted->order.along_m;
-  }
-  return config;
-}
-
 // The instance of one combination of types.
 template <class Instance, size_t kCount, class Matches, class Args>
 void launch(const char* op, const Instance (&instances)[kCount], const Matches& match, const Args& args,
@@ -64,6 +54,15 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
 
 }  // namespace
 
+LinearConfig choose_linear_config(DType dtype, int64_t tokens, int64_t out) {
+  LinearConfig config = select_linear_config(dtype, tokens, out, device_info().sm_count);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 1)) {
+    config.swizzle = wanted->order.swizzle;
+    config.raster_along_m = wanted->order.along_m;
+  }
+  return config;
+}
+
 void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
   const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.hidden, i.y); };
   launch("sparse24.linear_relu2", kRelu2Instances, match, args, config, stream);
@@ -77,11 +76,11 @@ void linear_compress(const LinearCompressArgs& args, const LinearConfig& config,
 }
 
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
-  linear_relu2(args, choose_config(args.linear), stream);
+  linear_relu2(args, choose_linear_config(args.linear.dtype, args.linear.tokens, args.linear.out), stream);
 }
 
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
-  linear_compress(args, choose_config(args.linear), stream);
+  linear_compress(args, choose_linear_config(args.linear.dtype, args.linear.tokens, args.linear.out), stream);
 }
 
 }  // namespace sparse24::cuda

@@ -11,4 +11,7 @@ void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& c
 template <DType kDType, DType kHidden, DType kY, DType kMeta>
 void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream);
 
+// The library's choice; SPARSE24_LINEAR_CONFIG="0,swizzle,m|n" overrides it, for tuning.
+LinearConfig choose_linear_config(DType dtype, int64_t tokens, int64_t out);
+
 }  // namespace sparse24::cuda

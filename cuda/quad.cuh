@@ -5,18 +5,21 @@
 
 namespace sparse24::cuda {
 
-// Lane q of a quad holds word b of row q; afterwards it holds word q of rows 0 .. 3: a 4 x 4 transpose.
+// Lanes l and l ^ kLanes, of which one is the high one, hold words a and b each; afterwards the low lane holds both a
+// and the high lane both b, that of the low lane first: a 2 x 2 transpose.
+template <int kLanes>
+__device__ __forceinline__ void transpose_pair(uint32_t& a, uint32_t& b, bool high) {
+  const uint32_t got = __shfl_xor_sync(0xffffffffu, high ? a : b, kLanes);
+  (high ? a : b) = got;
+}
+
+// Lane q of four, kStride apart, holds word b of row q; afterwards it holds word q of rows 0 .. 3: a 4 x 4 transpose.
+template <int kStride = 1>
 __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4], int q) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 2 ? w[i] : w[i + 2], 2);
-    (q & 2 ? w[i] : w[i + 2]) = got;
-  }
+  for (int i = 0; i < 2; ++i) transpose_pair<2 * kStride>(w[i], w[i + 2], q & 2);
 #pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, q & 1 ? w[i] : w[i + 1], 1);
-    (q & 1 ? w[i] : w[i + 1]) = got;
-  }
+  for (int i = 0; i < 4; i += 2) transpose_pair<kStride>(w[i], w[i + 1], q & 1);
 }
 
 #ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts

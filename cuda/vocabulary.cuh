@@ -6,7 +6,9 @@
 #include <cuda_fp8.h>
 
 #include <cfloat>
+#include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "sparse24/types.h"
 
@@ -84,6 +86,23 @@ __device__ __forceinline__ float activate(float x) {
   const float y = relu(x);
   return kAct == Activation::kRelu2 ? __fmul_rn(y, y) : y;
 }
+
+// ---- its derivative -------------------------------------------------------------------------------------------------
+
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts
+// The square root of a 16-bit number T, rounded to nearest: __fsqrt_rn without its branches, which zeros would take.
+template <class T>
+__device__ __forceinline__ float square_root(float x) {
+  // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none.
+  const bool tiny = std::is_same_v<T, __nv_bfloat16> && x < 0x1p-100f;
+  const float scaled = tiny ? x * 0x1p64f : x;
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(scaled));
+  const float root = __fmul_rn(scaled, inverse);
+  const float corrected = __fmaf_rn(__fmaf_rn(-root, root, scaled), __fmul_rn(0.5f, inverse), root);
+  return x == 0.f || x == INFINITY ? x : tiny ? corrected * 0x1p-32f : corrected;
+}
+#endif
 
 // ---- fp8 ------------------------------------------------------------------------------------------------------
 

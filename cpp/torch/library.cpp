@@ -36,6 +36,10 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "linear_compress(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
       R"(str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) )"
       "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
+  library.def(
+      "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False) -> "
+      "(Tensor dh_values, Tensor dh_tokens, "
+      "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)");
 }
 
 namespace {
@@ -52,6 +56,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("quantize_fp8_predict", TORCH_BOX(&torch_ops::quantize_fp8_predict));
   library.impl("linear_relu2", TORCH_BOX(&torch_ops::linear_relu2));
   library.impl("linear_compress", TORCH_BOX(&torch_ops::linear_compress));
+  library.impl("linear_gradient", TORCH_BOX(&torch_ops::linear_gradient));
 }
 
 }  // namespace

@@ -125,5 +125,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
     const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
+                                                                           const Tensor& values, const Tensor& meta,
+                                                                           bool interleaved);
 
 }  // namespace sparse24::torch_ops

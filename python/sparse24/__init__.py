@@ -2,9 +2,9 @@
 
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, here with documentation: `compress`, `compress_fp8`, `compress_like`,
-`decompress`, `linear_compress`, `linear_relu2`, `mm`, `quantize_fp8`. `convert` makes the networks of an existing model
-run that way, `revert` and `disabled` undo it for good and for a while. `activation_stats` measures what pruning an
-activation drops; `build_info` and ``python -m sparse24 info`` tell what was built.
+`decompress`, `linear_compress`, `linear_gradient`, `linear_relu2`, `mm`, `quantize_fp8`. `convert` makes the networks
+of an existing model run that way, `revert` and `disabled` undo it for good and for a while. `activation_stats` measures
+what pruning an activation drops; `build_info` and ``python -m sparse24 info`` tell what was built.
 """
 
 from sparse24 import _library, nn
@@ -20,6 +20,7 @@ from sparse24.ops import (
     decompress,
     gather_features,
     linear_compress,
+    linear_gradient,
     linear_relu2,
     mm,
     quantize_fp8,
@@ -47,6 +48,7 @@ __all__ = [
     "disabled",
     "gather_features",
     "linear_compress",
+    "linear_gradient",
     "linear_relu2",
     "mm",
     "nn",

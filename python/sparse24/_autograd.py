@@ -129,16 +129,13 @@ def _linear_relu2_backward(ctx: Any, grad_y: Tensor, *_others: Tensor | None) ->
     return _linear_backward(ctx, "linear_relu2", grad_y)
 
 
-_OF_BACKWARD = "it is a part of one"
-
-
 def _refuse(op: str, wanted: str, got: str) -> NoReturn:
     raise RuntimeError(f"sparse24.{op}: expected {wanted}, got {got}")
 
 
-def _refusing_backward(op: str, why: str = "rounding to fp8 has no gradient here") -> Callable[..., NoReturn]:
+def _refusing_backward(op: str, reason: str = "rounding to fp8 has no gradient here") -> Callable[..., NoReturn]:
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        _refuse(op, f"no backward pass ({why})", "one")
+        _refuse(op, f"no backward pass ({reason})", "one")
 
     return backward
 
@@ -150,10 +147,11 @@ def register() -> None:
         ("compress_fp8", _refusing_backward("compress_fp8"), None),
         ("compress_like", _compress_like_backward, _compress_like_setup),
         ("decompress", _decompress_backward, _decompress_setup),
-        ("gather_features", _refusing_backward("gather_features", _OF_BACKWARD), None),
+        ("gather_features", _refusing_backward("gather_features", "it is a part of one"), None),
         ("mm", _mm_backward, _mm_setup),
         ("linear_relu2", _linear_relu2_backward, _linear_setup),
         ("linear_compress", _linear_compress_backward, _linear_setup),
+        ("linear_gradient", _refusing_backward("linear_gradient", "it is a part of one"), None),
         ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
         ("quantize_fp8_predict", _refusing_backward("quantize_fp8_predict"), None),
     ):

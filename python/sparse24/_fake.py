@@ -195,6 +195,35 @@ def _linear_compress(
     )
 
 
+def _linear_gradient(
+    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    for name, t in (("grad", grad), ("w", w), ("values", values)):
+        _expect(t.dim() == 2, "linear_gradient", f"{name} to have 2 dimensions", t.dim())
+    tokens, depth = grad.shape
+    features = w.shape[1]
+    for condition, rule, got in (
+        (w.shape[0] == depth, f"w to have {depth} rows (columns of grad)", w.shape[0]),
+        (features % 16 == 0, "w to have a multiple of 16 columns", features),
+        (values.shape[0] == tokens, f"values to have {tokens} rows (rows of grad)", values.shape[0]),
+        (
+            values.shape[1] == features // 2,
+            f"values to have {features // 2} columns (half the columns of w)",
+            values.shape[1],
+        ),
+    ):
+        _expect(condition, "linear_gradient", rule, got)
+
+    def along_tokens() -> tuple[Tensor, Tensor]:
+        return (
+            grad.new_empty(_values_shape(tokens, features, grad.dtype, -2)),
+            grad.new_empty(_meta_bytes(tokens, features, grad.dtype, -2), dtype=torch.uint8),
+        )
+
+    counts = grad.new_empty(features, dtype=torch.int32)
+    return grad.new_empty(tokens, features // 2), *along_tokens(), *along_tokens(), counts
+
+
 def register() -> None:
     """Register all of them."""
     functions: dict[str, Callable[..., Any]] = {
@@ -208,6 +237,7 @@ def register() -> None:
         "quantize_fp8_predict": _quantize_fp8_predict,
         "linear_relu2": _linear_relu2,
         "linear_compress": _linear_compress,
+        "linear_gradient": _linear_gradient,
     }
     for name, function in functions.items():
         torch.library.register_fake(f"sparse24::{name}", function)

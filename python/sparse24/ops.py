@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _autograd, _fake
+from sparse24._linear_gradient import linear_gradient
 from sparse24.linear import OutputScaling, linear_compress, linear_relu2
 
 Activation = Literal["none", "relu", "relu2"]
@@ -49,6 +50,7 @@ __all__ = [
     "decompress",
     "gather_features",
     "linear_compress",
+    "linear_gradient",
     "linear_relu2",
     "mm",
     "quantize_fp8",

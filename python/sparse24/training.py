@@ -40,9 +40,9 @@ class Recipe:
         "dense": the products of the weight gradients are dense, nothing is pruned along tokens, and the gradient is
         exact under the forward's mask. Two of six GEMMs are sparse instead of four.
     permute_tokens : bool
-        Make groups of tokens ``{g, g + Q, g + 2Q, g + 3Q}``, ``Q = T // 4``, instead of four neighbours, which light the
-        same features; the last T % 4 tokens are a group. Internal to the products: no order of tokens changes for the
-        user.
+        Make groups of tokens ``{g, g + Q, g + 2Q, g + 3Q}``, ``Q = T // 4``, instead of four neighbours, which light
+        the same features; the last T % 4 tokens are a group. Internal to the products: no order of tokens changes for
+        the user.
     dense_features : float
         Share of features, those that are active for the most tokens, that go through a dense product: `hot_features`.
     residual : bool

@@ -58,6 +58,8 @@ class Case:
             return Sample("quantize_fp8", (laid_out(x), None, "row"))
         if self.op in ("linear_relu2", "linear_compress"):
             return self._linear(device, laid_out, seed)
+        if self.op == "linear_gradient":
+            return self._gradient(device, laid_out, x, seed)
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -94,6 +96,13 @@ class Case:
             return Sample(self.op, (x, w, scale_x, scale_w, bias, None), {"scaling": "row"})
         return Sample(self.op, (x, w, scale_x, scale_w, bias, torch.full((ROWS, 1), 0.25, device=device)))
 
+    def _gradient(self, device: str, laid_out: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Sample:
+        """Small integers, as in `_linear`."""
+        grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
+        w = laid_out(integers(48, COLS, dtype=self.dtype, seed=seed + 1).to(device))
+        values, meta = sparse24.compress(x, "relu2")
+        return Sample(self.op, (grad, w, laid_out(values), meta))
+
 
 def _cases() -> list[Case]:
     cases = []
@@ -105,6 +114,7 @@ def _cases() -> list[Case]:
     cases += [Case("gather_features", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
+    cases += [Case("linear_gradient", dtype, -1, differentiable=False) for dtype in DTYPES]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
 
 

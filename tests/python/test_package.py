@@ -109,6 +109,9 @@ def test_schemas():
         "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
+        "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False) -> "
+        "(Tensor dh_values, "
+        "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")
@@ -117,7 +120,7 @@ def test_schemas():
 
 def test_every_op_is_documented():
     ops = ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8")
-    for name in (*ops, "linear_compress", "linear_relu2", "relu2_mlp"):
+    for name in (*ops, "linear_compress", "linear_gradient", "linear_relu2", "relu2_mlp"):
         text = getattr(sparse24, name).__doc__
         for section in ("Parameters", "Returns", "Raises"):
             assert f"{section}\n" in text, f"{name} lacks {section}"
@@ -127,9 +130,9 @@ def test_every_op_is_documented():
 def test_examples_of_the_documentation():
     import doctest
 
-    from sparse24 import linear, ops
+    from sparse24 import _linear_gradient, linear, ops
 
-    for module in (ops, linear):
+    for module in (ops, linear, _linear_gradient):
         results = doctest.testmod(module, extraglobs={"sparse24": sparse24})
         assert results.attempted > 0 and results.failed == 0
 

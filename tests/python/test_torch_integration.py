@@ -110,6 +110,9 @@ def test_wrappers_pass_every_argument(device):
     for op in (sparse24.linear_relu2, sparse24.linear_compress):
         expected = getattr(ops, op.__name__)(x, w, *tensors.values(), out_dtype=FP8)
         assert_same_results(op(x, w, **tensors, out_dtype=FP8), expected)
+    kept, pattern = sparse24.compress(x, "relu2")
+    actual = sparse24.linear_gradient(grad=x[:, :32], w=w, values=kept, meta=pattern)
+    assert_same_results(actual, ops.linear_gradient(x[:, :32], w, kept, pattern))
     expected = ops.linear_compress(x, w, None, None, None, None, activation="relu2", scaling="row", out_dtype=FP8)
     actual = sparse24.linear_compress(x, w, activation="relu2", scaling="row", out_dtype=FP8)
     assert_same_results(actual, expected)

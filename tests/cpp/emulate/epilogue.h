@@ -46,15 +46,37 @@ struct Tile {
   using Mma = decltype(cute::make_tiled_mma(atom(), Warpgroups{}));
 };
 
+/// True for epilogues that TermsAdapter hosts; the others are hosted by CUTLASS's own adapter.
+template <class Epilogue, class = void>
+struct HasTerms : std::false_type {};
+template <class Epilogue>
+struct HasTerms<Epilogue, std::void_t<typename Epilogue::Terms>> : std::true_type {};
+
+/// The terms of all tiles, if there are any. Poisoned before: a term that is not fetched is NaN.
+template <class Epilogue, class Shape, class Params, class Problem, class Place>
+std::vector<Guarded> fetch_terms(const Params& params, const Problem& problem, int tiles, const Place& place) {
+  std::vector<Guarded> all;
+  if constexpr (HasTerms<Epilogue>::value) {
+    using Terms = typename Epilogue::Terms;
+    all.assign(tiles, Guarded(sizeof(Terms)));
+    for (int tile = 0; tile < tiles; ++tile) {
+      for (int lane = 0; lane < 32; ++lane) {
+        Epilogue(params).fetch(lane, problem, Shape{}, place(tile), *all[tile].template data<Terms>());
+      }
+      if (!all[tile].intact()) throw std::runtime_error("the epilogue fetched outside of its terms");
+    }
+  }
+  return all;
+}
+
 /// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: the lanes of a warp fetch the terms
-/// of each tile, then the warpgroups store it. `accumulator(m, n, batch)` is defined for whole clusters of tiles, so
-/// beyond rows and cols too.
+/// of each tile, if it has any, then the warpgroups store it. `accumulator(m, n, batch)` is defined for whole clusters
+/// of tiles, so beyond rows and cols too.
 template <class Epilogue, class Tile, class Accumulator>
 void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, const Accumulator& accumulator,
                   Order order, int batches = 1) {
   using namespace cute;
   using Shape = typename Tile::Shape;
-  using Terms = typename Epilogue::Terms;
   const int tiles_m = (rows + Tile::kM * Tile::kClusterM - 1) / (Tile::kM * Tile::kClusterM) * Tile::kClusterM;
   const int tiles_n = (cols + Tile::kN - 1) / Tile::kN;
   const int tiles = tiles_m * tiles_n * batches;
@@ -63,14 +85,7 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
     return make_coord(tile / tiles_n % tiles_m, tile % tiles_n, _, tile / tiles_n / tiles_m);
   };
 
-  // Poisoned before: a term that is not fetched is NaN.
-  std::vector<Guarded> terms(tiles, Guarded(sizeof(Terms)));
-  for (int tile = 0; tile < tiles; ++tile) {
-    for (int lane = 0; lane < 32; ++lane) {
-      Epilogue(params).fetch(lane, problem, Shape{}, place(tile), *terms[tile].template data<Terms>());
-    }
-    if (!terms[tile].intact()) throw std::runtime_error("the epilogue fetched outside of its terms");
-  }
+  std::vector<Guarded> terms = fetch_terms<Epilogue, Shape>(params, problem, tiles, place);
 
   // The first warpgroup of the kernel is the producer.
   Block(128, 256, order).run([&] {
@@ -85,7 +100,12 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
       for (int i = 0; i < size(acc); ++i) {
         acc(i) = accumulator(m * Tile::kM + int(get<0>(coords(i))), n * Tile::kN + int(get<1>(coords(i))), batch);
       }
-      epilogue(problem, Shape{}, place(tile), acc, mma, thread, *terms[tile].template data<const Terms>());
+      if constexpr (HasTerms<Epilogue>::value) {
+        const auto& of_tile = *terms[tile].template data<const typename Epilogue::Terms>();
+        epilogue(problem, Shape{}, place(tile), acc, mma, thread, of_tile);
+      } else {
+        epilogue(problem, Shape{}, place(tile), acc, mma, /*residue=*/0, thread, /*shared=*/nullptr);
+      }
     }
   });
 }

@@ -22,6 +22,12 @@ inline uint32_t permute_bytes(uint32_t lo, uint32_t hi, uint32_t selector) {
 /// max.NaN.f32 with 0, which makes NaN canonical and of the zeros takes the positive one.
 inline float relu(float x) { return std::isnan(x) ? __uint_as_float(0x7fffffffu) : x > 0.f ? x : 0.f; }
 
+/// What the sequence of instructions computes for every 16-bit number.
+template <class T>
+float square_root(float x) {
+  return std::sqrt(x);
+}
+
 // ---- quad.cuh
 // --------------------------------------------------------------------------------------------------------
 

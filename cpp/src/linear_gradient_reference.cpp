@@ -1,0 +1,88 @@
+/// @file
+/// The plain form of linear_gradient: the product, then the separate steps that the kernels fuse.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "numeric.h"
+#include "product.h"
+#include "sparse24/compress.h"
+#include "sparse24/linear_gradient.h"
+
+namespace sparse24::cpu {
+namespace {
+
+using Bytes = std::vector<unsigned char>;
+
+template <class H>
+typename H::Storage* codes(Bytes& bytes) {
+  return reinterpret_cast<typename H::Storage*>(bytes.data());
+}
+
+int64_t token_of(const LinearGradientArgs& args, int64_t row) {
+  return args.interleaved ? interleaved_token(row, args.tokens) : row;
+}
+
+/// dy [tokens, features], tokens in their own order.
+template <class In, class H>
+void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
+  const auto* grad = static_cast<const typename In::Storage*>(args.grad);
+  const std::vector<float> w = widen<In>(args.w, args.in, args.features, Major::kRow, args.features);
+  for_each_sum(
+      args.tokens, args.features, args.in,
+      [&](int64_t r, int64_t k_begin, int64_t k_end, int64_t f_begin, int64_t f_end, float* sums) {
+        for (int64_t k = k_begin; k < k_end; ++k) {
+          const float factor = In::load(grad[r * args.ld_grad + k]);
+          const float* row = w.data() + k * args.features + f_begin;
+          for (int64_t f = 0; f < f_end - f_begin; ++f) sums[f] += factor * row[f];
+        }
+      },
+      [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
+        auto* row = dy + token_of(args, r) * args.features;
+        for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
+      });
+}
+
+/// The values of a matrix with groups of features, once more with groups of tokens; the dense one, in the order of the
+/// groups, goes to `dense`.
+void turn(const LinearGradientArgs& args, const void* values, const TokenCompressed& out, Bytes& dense) {
+  const int64_t t = args.tokens, f = args.features;
+  const DType dtype = args.hidden_dtype;
+  Bytes natural(dense.size());
+  decompress({values, args.meta, dtype, t, f, Dim::kFeatures, natural.data()});
+  const int64_t bytes = f * size_of(dtype);
+  for (int64_t r = 0; r < t; ++r)
+    std::memcpy(dense.data() + r * bytes, natural.data() + token_of(args, r) * bytes, bytes);
+  compress({dense.data(), dtype, t, f, Dim::kTokens, Activation::kNone, dtype, out.values, out.meta});
+}
+
+template <class H>
+void finish(const LinearGradientArgs& args, Bytes& dy) {
+  const auto* y = static_cast<const typename H::Storage*>(args.y);
+  auto* dh = static_cast<typename H::Storage*>(args.dh);
+  compress_like({dy.data(), args.hidden_dtype, args.tokens, args.features, Dim::kFeatures, args.meta, dh});
+  for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) {
+    dh[i] = H::round(H::load(dh[i]) * (2.0f * std::sqrt(H::load(y[i]))));
+  }
+  Bytes& dense = dy;  // no longer needed
+  turn(args, dh, args.dh_tokens, dense);
+  turn(args, y, args.y_tokens, dense);
+  for (int64_t t = 0; t < args.tokens; ++t) {
+    for (int64_t f = 0; f < args.features; ++f) {
+      args.counts[f] += H::load(codes<H>(dense)[t * args.features + f]) != 0.0f;
+    }
+  }
+}
+
+}  // namespace
+
+void linear_gradient(const LinearGradientArgs& args) {
+  Bytes dy(static_cast<size_t>(args.tokens * args.features * size_of(args.hidden_dtype)));
+  visit_dtype(args.hidden_dtype, [&](auto type) {
+    using H = decltype(type);
+    visit_dtype(args.dtype, [&](auto in) { multiply<decltype(in), H>(args, codes<H>(dy)); });
+    finish<H>(args, dy);
+  });
+}
+
+}  // namespace sparse24::cpu

@@ -1,0 +1,67 @@
+// A dense GEMM for Hopper in pingpong, A [M, K] K-major, B [K, N] of either major, with an epilogue of ours.
+#pragma once
+
+#include "gemm_sm90.cuh"
+#include "sparse24/linear.h"
+#include "vocabulary.cuh"
+
+namespace sparse24::cuda {
+
+template <DType>
+struct HiddenType;
+template <>
+struct HiddenType<DType::kBFloat16> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct HiddenType<DType::kFloat16> {
+  using type = __half;
+};
+
+// Tile and cluster; select_linear_config.cpp holds the same sizes for the host. Rows of 128 cover the padding of the
+// metadata.
+struct DenseTile {
+  static constexpr int kM = 128, kN = 128, kClusterM = 2;
+};
+
+// What is multiplied; leading dimensions are multiples of 16 bytes.
+struct DenseProduct {
+  int64_t m, n, k;
+  const void* a;
+  int64_t lda;
+  const void* b;
+  int64_t ldb;
+};
+
+// Epilogue: one of ours in an adapter that CUTLASS's kernel layer can host.
+template <DType kDType, Major kBMajor, class Epilogue>
+struct DenseSm90 {
+  static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
+  using Element = typename GemmElement<kDType>::type;
+  using LayoutB =
+      std::conditional_t<kBMajor == Major::kColumn, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
+  static constexpr int kAlignment = 16 / sizeof(Element);
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
+      LayoutB, kAlignment, float,
+      cute::Shape<cute::Int<DenseTile::kM>, cute::Int<DenseTile::kN>, cute::Int<kFp8 ? 128 : 64>>,
+      cute::Shape<cute::Int<DenseTile::kClusterM>, cute::_1, cute::_1>, GemmStages<Epilogue>,
+      GemmSchedule<kFp8, /*kPingpong=*/true>>::CollectiveOp;
+  using Kernel = GemmKernel<Mainloop, Epilogue>;
+
+  static void launch(const DenseProduct& product, const LinearConfig& config, const typename Epilogue::Params& epilogue,
+                     cudaStream_t stream, const char* what) {
+    typename Mainloop::StrideA stride_a{};
+    typename Mainloop::StrideB stride_b{};
+    cute::get<0>(stride_a) = product.lda;
+    cute::get<kBMajor == Major::kColumn ? 0 : 1>(stride_b) = product.ldb;
+    const typename Kernel::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        {int(product.m), int(product.n), int(product.k), 1},
+        {static_cast<Element const*>(product.a), stride_a, static_cast<Element const*>(product.b), stride_b},
+        epilogue};
+    launch_gemm<Kernel>(arguments, config.swizzle, config.raster_along_m, stream, what);
+  }
+};
+
+}  // namespace sparse24::cuda

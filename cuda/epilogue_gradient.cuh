@@ -1,0 +1,186 @@
+// The epilogue of linear_gradient: dh = dy * 2 sqrt(y) at the entries that the forward pass kept, straight from the
+// accumulators, and both y and dh once more with two of four along tokens.
+//
+// The fragment and its exchange are those of epilogue_compress.cuh, but nothing is selected: the forward's metadata
+// says what is kept. Values are read as that epilogue stores them, by the same lanes, so that every exchange runs
+// backwards.
+//
+// Rows of the tile are tokens, in their own order or interleaved: groups of four rows are then tokens a quarter apart.
+// What is stored along features keeps the order of the forward pass; what is stored along tokens has that of the rows.
+#pragma once
+
+#include "epilogue_base.cuh"
+#include "epilogue_tokens.cuh"
+#include "sparse24/linear_gradient.h"
+
+namespace sparse24::cuda {
+
+// Arguments as the device sees them.
+struct GradientParams {
+  int tokens, features;
+  const void* y;        // kept values
+  const uint8_t* meta;  // theirs and those of dh
+  void* dh;
+  TokenParams y_tokens, dh_tokens;
+  int32_t* counts;
+  int quarter;  // of the tokens; 0: not interleaved
+};
+
+// It needs no shared memory.
+struct NoStorage {};
+
+// T: the 16-bit type.
+template <class T, int kTileM, int kTileN>
+class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
+  using Base = EpilogueBase<GradientParams, NoStorage>;
+  using Base::p_;
+
+ public:
+  using Base::Base;
+
+  template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma,
+            class Residue>
+  CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
+                                 cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
+                                 int thread_idx, char*) const {
+    using namespace cute;
+    static_assert(kTileM % kMetaRowPadding == 0 && kTileN % kMetaRowPadding == 0, "tiles cover the metadata's padding");
+    static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Shape<Int<kTileM>, Int<kTileN>>>, "this tile");
+    constexpr int kBlocks = decltype(size<0, 2>(acc))::value;  // of 8 columns
+    constexpr int kRows = decltype(size<1>(acc))::value;
+    constexpr int kParts = kBlocks / kStep * kRows;
+    static_assert(kBlocks % kStep == 0 && decltype(size<2>(acc))::value == 1, "one MMA spans the columns");
+
+    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
+    const int lane = threadIdx.x & 31, q = lane & 3;
+    const int m = get<0>(block_coord) * kTileM - lane / 4, n = get<1>(block_coord) * kTileN - 2 * q;
+    // Parts of 16 rows x 64 columns per warp, those of the same columns after each other.
+    const auto first_row = [&](int part) {
+      return m + get<0>(coords(make_coord(_0{}, _0{}, _0{}), part % kRows, _0{}));
+    };
+    const auto feature = [&](int part) {
+      return n + get<1>(coords(make_coord(_0{}, _0{}, part / kRows * kStep), _0{}, _0{}));
+    };
+
+    Forward next = load(first_row(0), feature(0), lane);
+    CUTLASS_PRAGMA_UNROLL
+    for (int step = 0; step < kBlocks; step += kStep) {
+      NonZeros nonzeros;
+      CUTLASS_PRAGMA_UNROLL
+      for (int mi = 0; mi < kRows; ++mi) {
+        const int part = step / kStep * kRows + mi;
+        const int r = first_row(part), f = feature(part);
+        const KeptFeatures y = next.arranged(q);
+        KeptFeatures dh = y;
+        CUTLASS_PRAGMA_UNROLL
+        for (int b = 0; b < kStep; ++b) {
+          uint32_t dy01 = pack2(T{}, acc(make_coord(_0{}, _0{}, step + b), mi, _0{}),
+                                acc(make_coord(_1{}, _0{}, step + b), mi, _0{}));
+          uint32_t dy23 = pack2(T{}, acc(make_coord(_0{}, _1{}, step + b), mi, _0{}),
+                                acc(make_coord(_1{}, _1{}, step + b), mi, _0{}));
+          transpose_pair<1>(dy01, dy23, q & 1);  // four columns of this lane's row
+          // Bytes 2 i0, 2 i0 + 1, 2 i1, 2 i1 + 1 of the four.
+          const uint32_t nibble = y.nibble(b, q >> 1);
+          const uint32_t selector = 0x1010u + (nibble & 3) * 0x22u + (nibble >> 2) * 0x2200u;
+          // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
+          // theirs.
+          const bool valid = row(r, lane) < p_.tokens && f + 8 * b < p_.features;
+          dh.pairs[b] = times_root(valid ? permute_bytes(dy01, dy23, selector) : 0u, y.pairs[b]);
+        }
+        // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
+        if (part + 1 < kParts) next = load(first_row(part + 1), feature(part + 1), lane);
+        store(dh, r, f, lane);
+        NotCounted not_counted;
+        const TokenPart of_warp{p_.tokens, p_.features, r, f};
+        store_tokens<T>(p_.y_tokens, of_warp, y, nonzeros);
+        store_tokens<T>(p_.dh_tokens, of_warp, dh, not_counted);
+      }
+      nonzeros.collect(p_.counts, feature(step / kStep * kRows), p_.features);
+    }
+  }
+
+ private:
+  static constexpr int kStep = 8;  // blocks of one metadata atom
+
+  // The row that a lane finishes, of 16 from `first` on.
+  CUTLASS_DEVICE static int row(int first, int lane) { return first + lane / 4 + 8 * (lane & 1); }
+
+  // The token in a row: interleaved_token.
+  CUTLASS_DEVICE int64_t token(int row) const {
+    return row < 4 * p_.quarter ? (row & 3) * p_.quarter + (row >> 2) : row;
+  }
+  // Of the first kept value of an even group of a token.
+  CUTLASS_DEVICE int64_t index(int64_t token, int column) const { return token * (p_.features / 2) + column / 2; }
+
+  // What a lane loads of 16 rows x 64 columns: 16 neighbouring columns of its row, twice, and the metadata of all 64.
+  struct Forward {
+    uint4 values[2];
+    uint32_t nibbles[2];
+
+    // The exchange of the forward's stores, its own inverse.
+    CUTLASS_DEVICE KeptFeatures arranged(int q) const {
+      KeptFeatures kept;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t w[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          uint32_t &low = kept.pairs[4 * i + j], &high = kept.pairs[4 * i + j + 2];
+          low = w[2 * j];
+          high = w[2 * j + 1];
+          transpose_pair<2>(low, high, q >> 1);
+        }
+      }
+      kept.nibbles[0] = nibbles[0];
+      kept.nibbles[1] = nibbles[1];
+      return kept;
+    }
+  };
+
+  // Zeros that keep (0, 1) beyond the last row and column. Not load16: the kernel may have started while the one before
+  // it was writing these, so they are not read-only to it.
+  CUTLASS_DEVICE Forward load(int first, int feature, int lane) const {
+    Forward out{{}, {0x44444444u, 0x44444444u}};
+    if (row(first, lane) >= p_.tokens || feature >= p_.features) return out;
+    const int64_t t = token(row(first, lane));
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int column = feature + 32 * i + 16 * (lane >> 1 & 1);
+      if (column < p_.features)
+        out.values[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(p_.y) + index(t, column));
+    }
+    // Two bytes for each 16 columns k0 .. k3, where format.h draws them.
+    const int64_t chunk = int64_t(feature / 64) * (ceil_div(p_.tokens, kMetaRowPadding) * 8) + t / 16;
+    const auto* of_token = reinterpret_cast<const uint16_t*>(p_.meta + chunk * 128 + t % 8 * 8 + t % 16 / 8 * 2);
+    out.nibbles[0] = pack16(of_token[0], of_token[32]);
+    out.nibbles[1] = pack16(of_token[2], of_token[34]);
+    return out;
+  }
+
+  // The kept values of dh, where `load` found those of y.
+  CUTLASS_DEVICE void store(KeptFeatures const& dh, int first, int feature, int lane) const {
+    const bool high = lane >> 1 & 1;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      uint32_t w[4];
+      CUTLASS_PRAGMA_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        w[2 * j] = dh.pairs[4 * i + j];
+        w[2 * j + 1] = dh.pairs[4 * i + j + 2];
+        transpose_pair<2>(w[2 * j], w[2 * j + 1], high);
+      }
+      const int column = feature + 32 * i + 16 * high, r = row(first, lane);
+      if (r < p_.tokens && column < p_.features)
+        store16(static_cast<T*>(p_.dh) + index(token(r), column), w[0], w[1], w[2], w[3]);
+    }
+  }
+
+  // Two elements of dy * 2 sqrt(y), rounded once.
+  CUTLASS_DEVICE static uint32_t times_root(uint32_t dy, uint32_t y) {
+    return pack2(T{}, times_root(to_float(T{}, uint16_t(dy)), to_float(T{}, uint16_t(y))),
+                 times_root(to_float(T{}, uint16_t(dy >> 16)), to_float(T{}, uint16_t(y >> 16))));
+  }
+  CUTLASS_DEVICE static float times_root(float dy, float y) { return __fmul_rn(dy, __fmul_rn(2.f, square_root<T>(y))); }
+};
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,150 @@
+// Two of four along tokens, from what an epilogue holds of a result that is 2:4 along features.
+//
+// A warp owns 16 tokens x 64 features: 8 blocks b of 8 columns. Lane 4 r + q holds of each block the kept pair and the
+// nibble of one group of four features of one token:
+//
+//     lane q of a quad     token     features of block b
+//     0                    r         8b     .. 8b + 3
+//     1                    r + 8     8b     .. 8b + 3
+//     2                    r         8b + 4 .. 8b + 7
+//     3                    r + 8     8b + 4 .. 8b + 7
+//
+// so that lanes which differ in bits 2 and 3 share a group of four tokens, and the same features. They trade columns
+// for tokens, after which the bits count features instead:
+//
+//     bit of the lane      0               1                  2, 3            4
+//     before               token + 8       feature + 4        token + 1, 2    token + 4
+//     after                token + 8       feature + 4        feature + 1, 2  token + 4
+//
+// Each lane then selects for its one feature, by the code of compress: results are bit-identical to decompress and
+// compress.
+#pragma once
+
+#include "quad.cuh"
+#include "select24.cuh"
+#include "sparse24/format.h"
+
+namespace sparse24::cuda {
+
+// What is kept of a token's 64 features, in the lane that owns it.
+struct KeptFeatures {
+  uint32_t pairs[8];    // of block b
+  uint32_t nibbles[2];  // of all 32 columns of blocks 0 .. 3 and 4 .. 7
+
+  __device__ __forceinline__ uint32_t nibble(int b, bool high) const {
+    return nibbles[b / 4] >> (8 * (b % 4) + 4 * high) & 0xf;
+  }
+};
+
+// Four 16-bit elements: the features of one token, or the tokens of one feature.
+struct Four {
+  uint32_t w01, w23;
+
+  // A kept pair at its places, zeros elsewhere.
+  __device__ __forceinline__ static Four of(uint32_t pair, uint32_t nibble) {
+    // Selects for each element its two bytes of the pair (0x10, 0x32), or of a word of zeros (0x44).
+    const uint32_t selector = 0x44444444u - (0x34u << 8 * (nibble & 3)) - (0x12u << 8 * (nibble >> 2));
+    return {permute_bytes(pair, 0, selector & 0xffff), permute_bytes(pair, 0, selector >> 16)};
+  }
+  // Four features of one token each to four tokens of one feature each, over bits 2 and 3 of the lane.
+  __device__ __forceinline__ Four transposed(int lane) const {
+    uint32_t a = w01, b = w23;  // two features of two tokens each: of tokens 0 and 2, or of 1 and 3
+    transpose_pair<8>(a, b, lane & 8);
+    const bool odd = lane & 4;
+    const uint32_t mine = __byte_perm(a, b, odd ? 0x7632 : 0x5410);
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, __byte_perm(a, b, odd ? 0x5410 : 0x7632), 4);
+    return {__byte_perm(mine, got, odd ? 0x1054 : 0x5410), __byte_perm(mine, got, odd ? 0x3276 : 0x7632)};
+  }
+};
+
+// How many tokens are not zero, by feature: byte b % 4 of word b / 4. A warp has no more than 255 tokens.
+struct NonZeros {
+  uint32_t bytes[2] = {};
+
+  __device__ __forceinline__ void see(int b, Four tokens) {
+    // A magnitude that is not 0 carries into bit 15, NaN too.
+    const auto flags = [](uint32_t w) { return ((w & 0x7fff7fffu) + 0x7fff7fffu) >> 15 & 0x00010001u; };
+    bytes[b / 4] += (flags(tokens.w01) + flags(tokens.w23)) * 0x10001u >> 16 << 8 * (b % 4);
+  }
+  // Adds them to the counts of 64 features. Bits 0 and 4 of the lane, which share features, share the work.
+  __device__ __forceinline__ void collect(int32_t* counts, int feature, int features) const {
+    const int lane = threadIdx.x & 31, first = lane & 1, second = lane >> 4;
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, first ? bytes[0] : bytes[1], 1);
+    uint32_t sum = (first ? bytes[1] : bytes[0]) + got;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int b = 2 * second + i, count = int(sum >> 8 * b & 0xff);
+      const int f = feature + 32 * first + 8 * b + 4 * (lane >> 1 & 1) + (lane >> 2 & 3);
+      if (count > 0 && f < features) atomicAdd(counts + f, count);
+    }
+  }
+};
+struct NotCounted {
+  __device__ __forceinline__ void see(int, Four) {}
+};
+
+// Where the stored form goes: Operand::of(tokens, features, ..., Dim::kTokens) of format.h.
+struct TokenParams {
+  void* values;
+  uint8_t* meta;
+};
+
+// What a warp holds: tokens token .. token + 15 and features feature .. feature + 63 of [tokens, features].
+struct TokenPart {
+  int tokens, features;
+  int token, feature;
+};
+
+// Compresses along tokens; T is a 16-bit type.
+template <class T, class Count>
+__device__ __forceinline__ void store_tokens(const TokenParams& p, const TokenPart& part, const KeptFeatures& kept,
+                                             Count& count) {
+  const int lane = threadIdx.x & 31;
+  const bool odd = lane & 1, high = lane >> 1 & 1;
+  const int group = 2 * odd + (lane >> 4), place = lane >> 2 & 3;  // of tokens in the 16; in the four features
+  uint32_t complements[4] = {};                                    // 15 - nibble, of blocks 2j and 2j + 1
+#pragma unroll
+  for (int first = 0; first < 8; first += 4) {
+    uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int b = first + i;
+      const Four tokens = Four::of(kept.pairs[b], kept.nibble(b, high)).transposed(lane);
+      count.see(b, tokens);
+      const Kept two = Group<T, Activation::kNone>(tokens.w01, tokens.w23).kept;
+      w[i] = two.pair;
+      complements[b / 2] |= two.complement << (16 * (b % 2) + 4 * group);
+    }
+    // Lanes that hold neighbouring features take a block each: 8 bytes of both rows of values.
+    transpose_quad<4>(w, place);
+    const int token = part.token + 4 * group, column = part.feature + 8 * (first + place) + 4 * high;
+    if (token < part.tokens && column < part.features) {
+      T* values = static_cast<T*>(p.values) + int64_t(token / 2) * part.features + column;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        *reinterpret_cast<uint2*>(values + i * int64_t(part.features)) =
+            make_uint2(__byte_perm(w[0], w[1], i ? 0x7632 : 0x5410), __byte_perm(w[2], w[3], i ? 0x7632 : 0x5410));
+      }
+    }
+  }
+  // The four lanes that share features complete each other's 16 tokens, and take two blocks each: rows f and f + 8 of
+  // 16, neighbours in the 128 bytes that format.h draws.
+  uint32_t half[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? complements[i] : complements[i + 2], 1);
+    half[i] = (odd ? complements[i + 2] : complements[i]) | got;
+  }
+  const uint32_t got = __shfl_xor_sync(0xffffffffu, lane >> 4 ? half[0] : half[1], 16);
+  const uint32_t nibbles = ~((lane >> 4 ? half[1] : half[0]) | got);
+  // Blocks of 64 tokens are stored whole; the caller's tiles do not leave the padding of the features.
+  if (part.token / 64 * 64 < part.tokens) {
+    const int row = part.feature + 16 * group;
+    const int64_t chunk = int64_t(part.token / 64) * (ceil_div(part.features, kMetaRowPadding) * 8) + row / 16;
+    const int byte = part.token % 32 / 16 * 64 + (4 * high + place) * 8 + part.token % 64 / 32 * 4;
+    *reinterpret_cast<uint32_t*>(p.meta + chunk * 128 + byte) = nibbles;
+  }
+}
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,66 @@
+"""The second GEMM of the feed-forward network backwards, with all that the sparse products after it multiply."""
+
+import torch
+from torch import Tensor
+
+from sparse24 import _library  # noqa: F401  (registers the ops)
+
+_linear_gradient = torch.ops.sparse24.linear_gradient.default
+
+
+def linear_gradient(
+    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Differentiate ``y @ w.T`` and the squared ReLU that gave y, and compress along tokens what comes of it.
+
+    ``dy = grad @ w`` in float32, rounded to grad's dtype; ``dh = dy * (2 * sqrt(y))`` in float32, rounded once, at the
+    entries that y keeps. Neither reaches memory as a dense matrix. Given the same dy, the results are bit for bit those
+    of ``compress_like(dy, meta)``, the product with the root, and ``compress(decompress(...), dim=-2)`` of dh and y.
+
+    Parameters
+    ----------
+    grad : Tensor [T, D]
+        The gradient of ``y @ w.T``: bfloat16 or float16; on the CPU also float32.
+    w : Tensor [D, F]
+        As ``torch.nn.Linear`` stores it, of grad's dtype. F: a multiple of 16.
+    values : Tensor [T, F/2]
+        The kept values of y, of grad's dtype: from `linear_compress`, or `compress` with "relu2".
+    meta : Tensor
+        Their positions.
+    interleaved : bool
+        The rows of grad are ordered so that groups of four are tokens a quarter apart: row ``4 g + i`` is of token
+        ``i Q + g``, ``Q = T // 4``, and the last T % 4 rows are of their own tokens. What is compressed along tokens
+        has that order; `values`, `meta` and `dh_values` have that of the tokens.
+
+    Returns
+    -------
+    dh_values : Tensor [T, F/2]
+        The kept values of dh, whose positions are `meta`: ``mm(dh_values, meta, w1)`` is the gradient of x.
+    dh_tokens, dh_tokens_meta : Tensor
+        dh with two of each four tokens kept, as `compress` with dim=-2 stores it: for the gradient of w1.
+    y_tokens, y_tokens_meta : Tensor
+        The same of y: for the gradient of w.
+    counts : Tensor [F]
+        int32, in how many tokens a feature of y is not zero; NaN is not.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, device or rank; sizes of grad, w, values and meta that do not fit each other; backward, which is
+        not defined.
+
+    Notes
+    -----
+    On CUDA grad is copied where D is not a multiple of 8.
+
+    Source: Haziza et al. 2025, arXiv 2503.16672, whose backward pass uses the forward's pattern.
+
+    Examples
+    --------
+    >>> x, w1, w2 = torch.randn(3, 8), torch.randn(32, 8), torch.randn(8, 32)
+    >>> values, meta, *_ = sparse24.linear_compress(x, w1)
+    >>> grad = torch.randn(3, 8)
+    >>> dh, *_ = sparse24.linear_gradient(grad, w2, values, meta)
+    >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
+    """
+    return _linear_gradient(grad, w, values, meta, interleaved)

@@ -1,0 +1,181 @@
+/// @file
+/// The epilogue of linear_gradient on the host, for both types, against the CPU reference.
+#include <gtest/gtest.h>
+
+#include "emulate/epilogue.h"
+// After it.
+#include "emulate/sums.h"
+#include "epilogue_gradient.cuh"
+#include "gradient_case.h"
+
+namespace sparse24::emulate {
+namespace {
+
+using test::Array;
+using test::Compressed;
+using test::GradientCase;
+using test::GradientResult;
+
+/// dy [tokens, features] is given; grad and w, which the epilogue never sees, are empty.
+struct DyCase {
+  int tokens, features;
+  DType dtype;
+  bool specials = false;     ///< NaN and infinities, in dy and in y
+  bool interleaved = false;  ///< the rows of dy are
+
+  Sums dy() const { return {tokens, features, specials}; }
+  /// The pre-activation: y is zero where it is negative.
+  Array h() const { return test::random_activations(dtype, int64_t{tokens} * features, 5, specials); }
+  GradientCase problem() const {
+    GradientCase c(tokens, 0, features, Array(DType::kFloat32, 0), Array(DType::kFloat32, 0), h());
+    c.interleaved = interleaved;
+    return c;
+  }
+  int64_t token(int64_t row) const { return interleaved ? interleaved_token(row, tokens) : row; }
+};
+void PrintTo(const DyCase& c, std::ostream* out) {
+  *out << name_of(c.dtype) << " " << c.tokens << " x " << c.features << (c.specials ? ", specials" : "")
+       << (c.interleaved ? ", interleaved" : "");
+}
+
+/// dh of the token in a row: grad = 1 and w = its dy, so that they reach dh unchanged, NaN included.
+Array dh_of_row(const DyCase& c, const Array& h, int row) {
+  Array grad(DType::kFloat32, std::vector<double>{1}), w(DType::kFloat32, c.features), own(c.dtype, c.features);
+  std::memcpy(w.data(), c.dy().row(row).data(), w.bytes());
+  std::memcpy(own.data(), static_cast<const char*>(h.data()) + c.token(row) * own.bytes(), own.bytes());
+  return test::cpu_linear_gradient({1, 1, c.features, std::move(grad), std::move(w), own}).dh;
+}
+
+/// The dense matrix of values with groups of features, tokens in the order of the rows.
+Array decompressed(const DyCase& d, const GradientCase& c, const Array& values) {
+  Array dense(values.dtype(), c.tokens * c.features), rows = dense;
+  cpu::decompress({values.data(), c.y.meta.data(), values.dtype(), c.tokens, c.features, Dim::kFeatures, dense.data()});
+  for (int64_t i = 0; i < rows.size(); ++i) {
+    rows.set_code(i, dense.code(d.token(i / c.features) * c.features + i % c.features));
+  }
+  return rows;
+}
+
+/// Token by token, then the separate steps.
+GradientResult reference(const DyCase& d, const GradientCase& c) {
+  GradientResult out(c);
+  const Array h = d.h();
+  for (int row = 0; row < d.tokens; ++row) {
+    const Array dh = dh_of_row(d, h, row);
+    std::memcpy(static_cast<char*>(out.dh.data()) + d.token(row) * dh.bytes(), dh.data(), dh.bytes());
+  }
+  const Array y = decompressed(d, c, c.y.values);
+  out.y_tokens = test::cpu_compress(y, c.tokens, c.features, d.dtype, {Dim::kTokens});
+  out.dh_tokens = test::cpu_compress(decompressed(d, c, out.dh), c.tokens, c.features, d.dtype, {Dim::kTokens});
+  for (int64_t i = 0; i < y.size(); ++i) out.counts[i % c.features] += y[i] != 0;
+  return out;
+}
+
+template <class T>
+struct DTypeOf;
+template <>
+struct DTypeOf<__nv_bfloat16> {
+  static constexpr DType value = DType::kBFloat16;
+};
+template <>
+struct DTypeOf<__half> {
+  static constexpr DType value = DType::kFloat16;
+};
+
+/// Guarded memory with the bytes of a host array.
+Guarded guarded(const void* bytes, int64_t count) {
+  Guarded out(count);
+  std::memcpy(out.data(), bytes, static_cast<size_t>(count));
+  return out;
+}
+
+template <class T>
+class GradientEmulated : public testing::Test {
+ protected:
+  static constexpr DType kType = DTypeOf<T>::value;
+  using Tile = emulate::Tile<128, 128, Schedule::kPingpong>;
+
+  /// Every output is the reference's with its padding; nothing else is written, and nothing beside the inputs is read.
+  void compare(const DyCase& d, Order order = Order::kForward) {
+    SCOPED_TRACE(testing::PrintToString(d));
+    const GradientCase c = d.problem();
+    const GradientResult expected = reference(d, c);
+    Guarded y = guarded(c.y.values.data(), c.y.values.bytes());
+    Guarded meta = guarded(c.y.meta.data(), static_cast<int64_t>(c.y.meta.size()));
+    Guarded dh(expected.dh.bytes());
+    Output y_tokens(expected.y_tokens), dh_tokens(expected.dh_tokens);
+    const std::vector<int32_t> zeros(c.features, 0);
+    Guarded counts = guarded(zeros.data(), 4 * c.features);
+
+    const cuda::GradientParams params{d.tokens,
+                                      d.features,
+                                      y.data(),
+                                      meta.data<uint8_t>(),
+                                      dh.data(),
+                                      y_tokens.params(),
+                                      dh_tokens.params(),
+                                      counts.data<int32_t>(),
+                                      d.interleaved ? d.tokens / 4 : 0};
+    run_epilogue<cuda::GradientEpilogue<T, Tile::kM, Tile::kN>, Tile>(params, d.tokens, d.features, d.dy(), order);
+
+    expect_equal(dh, expected.dh.data(), 2, "dh");
+    y_tokens.expect_equal(expected.y_tokens, "y");
+    dh_tokens.expect_equal(expected.dh_tokens, "dh");
+    expect_equal(counts, expected.counts.data(), 4, "counts");
+    EXPECT_TRUE(y.intact() && meta.intact());
+  }
+
+ private:
+  /// The first element of `size` bytes that differs, and whether the guards are as they were.
+  static void expect_equal(Guarded& got, const void* expected, int64_t size, const std::string& what) {
+    const auto* bytes = got.data<const uint8_t>();
+    const auto different = std::mismatch(bytes, bytes + got.bytes(), static_cast<const uint8_t*>(expected)).first;
+    EXPECT_EQ((different - bytes) / size, got.bytes() / size) << "the first element that differs, of " << what;
+    EXPECT_TRUE(got.intact()) << what;
+  }
+
+  struct Output {
+    explicit Output(const Compressed& like)
+        : values(like.values.bytes()), meta(static_cast<int64_t>(like.meta.size())) {}
+    cuda::TokenParams params() { return {values.data(), meta.data<uint8_t>()}; }
+    void expect_equal(const Compressed& expected, const std::string& what) {
+      GradientEmulated::expect_equal(values, expected.values.data(), 2, "the values of " + what + " along tokens");
+      GradientEmulated::expect_equal(meta, expected.meta.data(), 1, "the metadata of " + what + " along tokens");
+    }
+    Guarded values, meta;
+  };
+};
+
+using Types = testing::Types<__nv_bfloat16, __half>;
+struct TypeName {
+  template <class T>
+  static std::string GetName(int) {
+    return name_of(DTypeOf<T>::value);
+  }
+};
+TYPED_TEST_SUITE(GradientEmulated, Types, TypeName);
+
+/// One token; tails of groups, of metadata atoms and of tiles, in tokens and in features; whole tiles.
+constexpr int kSizes[][2] = {{1, 16},  {2, 32},   {3, 64},    {4, 80},   {5, 128},  {15, 144},  {16, 112}, {63, 256},
+                             {65, 48}, {127, 64}, {129, 288}, {130, 16}, {192, 96}, {256, 512}, {261, 272}};
+
+TYPED_TEST(GradientEmulated, EqualsTheReference) {
+  for (const auto& [tokens, features] : kSizes) this->compare({tokens, features, this->kType});
+}
+
+TYPED_TEST(GradientEmulated, EqualsTheReferenceOnNanAndInfinities) {
+  for (const auto& [tokens, features] : kSizes) this->compare({tokens, features, this->kType, /*specials=*/true});
+}
+
+TYPED_TEST(GradientEmulated, FindsTheTokensOfInterleavedRows) {
+  for (const auto& [tokens, features] : kSizes) {
+    this->compare({tokens, features, this->kType, /*specials=*/false, /*interleaved=*/true});
+  }
+}
+
+TYPED_TEST(GradientEmulated, DoesNotDependOnTheOrderOfThreads) {
+  for (Order order : kOrders) this->compare({301, 480, this->kType, /*specials=*/true}, order);
+}
+
+}  // namespace
+}  // namespace sparse24::emulate

@@ -1,0 +1,166 @@
+/// @file
+/// The CPU linear_gradient: products that a person can check, and the separate steps.
+#include <gtest/gtest.h>
+
+#include "gradient_case.h"
+
+namespace sparse24::test {
+namespace {
+
+using Numbers = std::vector<double>;
+
+/// Two tokens and 16 features; h = 3, 1, 2, 0, ... and 0, 2, 1, 4, 0, ..., so y keeps (9, -, 4, -) and (-, 4, -, 16).
+/// dy = grad @ w with w = (1, 2, 3, 4, 5, 0, ...) is the same times 1 and times -1.
+GradientCase small(DType dtype) {
+  Array h(dtype, Numbers(32, 0)), w(dtype, Numbers(16, 0));
+  const Numbers first{3, 1, 2}, second{0, 2, 1, 4};
+  for (size_t i = 0; i < first.size(); ++i) h.set(static_cast<int64_t>(i), first[i]);
+  for (size_t i = 0; i < second.size(); ++i) h.set(static_cast<int64_t>(16 + i), second[i]);
+  for (int i = 0; i < 5; ++i) w.set(i, i + 1);
+  return {2, 1, 16, Array(dtype, Numbers{1, -1}), w, h};
+}
+
+class GradientTypes : public testing::TestWithParam<DType> {};
+
+TEST_P(GradientTypes, Small) {
+  const GradientResult out = cpu_linear_gradient(small(GetParam()));
+  // dy 2 sqrt(y) = (1 * 6, -, 3 * 4, -) and (-, -2 * 4, -, -4 * 8); what is kept of zeros is zero.
+  const Numbers dh = out.dh.numbers();
+  EXPECT_EQ(Numbers(dh.begin(), dh.begin() + 2), (Numbers{6, 12}));
+  EXPECT_EQ(Numbers(dh.begin() + 8, dh.begin() + 10), (Numbers{-8, -32}));
+  EXPECT_EQ(std::count(dh.begin(), dh.end(), 0), 12);
+  EXPECT_EQ(out.counts, (std::vector<int32_t>{1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}));
+}
+
+/// Both tokens are in one group, the other two of it are padding: nothing is lost, and all groups keep (0, 1).
+TEST_P(GradientTypes, SmallAlongTokens) {
+  const GradientResult out = cpu_linear_gradient(small(GetParam()));
+  Numbers y(32, 0), dh(32, 0);
+  y[0] = 9, y[2] = 4, y[16 + 1] = 4, y[16 + 3] = 16;
+  dh[0] = 6, dh[2] = 12, dh[16 + 1] = -8, dh[16 + 3] = -32;
+  EXPECT_EQ(out.y_tokens.values.numbers(), y);
+  EXPECT_EQ(out.dh_tokens.values.numbers(), dh);
+  EXPECT_EQ(out.y_tokens.meta, std::vector<uint8_t>(1024, kMetaPaddingByte));
+  EXPECT_EQ(out.dh_tokens.meta, std::vector<uint8_t>(1024, kMetaPaddingByte));
+}
+
+/// Four tokens with y = 1, 4, 9, 16 of one feature and dy = 8, 4, 1, 1: y keeps the last two, dh = 16, 16, 6, 8 the
+/// first two.
+TEST_P(GradientTypes, EachMatrixHasItsOwnPatternAlongTokens) {
+  Array h(GetParam(), Numbers(64, 0)), w(GetParam(), Numbers(16, 0));
+  for (int t = 0; t < 4; ++t) h.set(16 * t, t + 1);
+  w.set(0, 1);
+  const GradientCase c{4, 1, 16, Array(GetParam(), Numbers{8, 4, 1, 1}), w, h};
+  const GradientResult out = cpu_linear_gradient(c);
+  EXPECT_EQ(out.y_tokens.kept(0, 0), std::make_pair(2, 3));
+  EXPECT_EQ((Numbers{out.y_tokens.values[0], out.y_tokens.values[16]}), (Numbers{9, 16}));
+  EXPECT_EQ(out.dh_tokens.kept(0, 0), std::make_pair(0, 1));
+  EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[16]}), (Numbers{16, 16}));
+  EXPECT_EQ(out.counts[0], 4);
+}
+
+TEST(Interleaved, GroupsAreAQuarterApart) {
+  std::vector<int64_t> tokens;
+  for (int64_t row = 0; row < 10; ++row) tokens.push_back(interleaved_token(row, 10));
+  EXPECT_EQ(tokens, (std::vector<int64_t>{0, 2, 4, 6, 1, 3, 5, 7, 8, 9}));
+}
+
+/// Rows of grad are tokens 0, 2, 4, 6, 1, ...: dh has them in their own order, the groups of tokens in that of the
+/// rows.
+TEST_P(GradientTypes, InterleavedRowsFindTheirTokens) {
+  Array h(GetParam(), Numbers(8 * 16, 0)), w(GetParam(), Numbers(16, 0));
+  for (int t = 0; t < 8; ++t) h.set(16 * t, t + 1);
+  w.set(0, 1);
+  GradientCase c{8, 1, 16, Array(GetParam(), Numbers{1, 3, 5, 7, 2, 4, 6, 8}), w, h};  // token t + 1
+  c.interleaved = true;
+  const GradientResult out = cpu_linear_gradient(c);
+  for (int t = 0; t < 8; ++t) EXPECT_EQ(out.dh[8 * t], 2 * (t + 1) * (t + 1)) << t;
+  EXPECT_EQ((Numbers{out.y_tokens.values[0], out.y_tokens.values[16]}), (Numbers{25, 49}));  // tokens 4 and 6
+  EXPECT_EQ((Numbers{out.y_tokens.values[32], out.y_tokens.values[48]}), (Numbers{36, 64}));
+  EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[16]}), (Numbers{50, 98}));
+}
+
+TEST_P(GradientTypes, WithoutReductionThereIsNoGradient) {
+  GradientCase c = small(GetParam());
+  c.in = 0;
+  const GradientResult out = cpu_linear_gradient(c);
+  EXPECT_EQ(out.dh.numbers(), Numbers(16, 0));
+  EXPECT_EQ(out.y_tokens.values[0], 9);
+}
+
+TEST_P(GradientTypes, CountsAddToWhatIsThere) {
+  const GradientCase c = small(GetParam());
+  GradientResult out(c);
+  out.counts.assign(16, 5);
+  cpu::linear_gradient(gradient_args(c, out));
+  EXPECT_EQ(out.counts[0], 6);
+  EXPECT_EQ(out.counts[4], 5);
+}
+
+TEST_P(GradientTypes, RowsOfTheGradientMayBeApart) {
+  GradientCase c = small(GetParam());
+  GradientResult out(c);
+  LinearGradientArgs args = gradient_args(c, out);
+  const Array apart(GetParam(), Numbers{1, NAN, NAN, -1});
+  args.grad = apart.data();
+  args.ld_grad = 3;
+  cpu::linear_gradient(args);
+  EXPECT_EQ(out.dh.first_difference(cpu_linear_gradient(c).dh), -1);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GradientTypes, testing::Values(DType::kBFloat16, DType::kFloat16, DType::kFloat32),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST(LinearGradient, RoundsDyBeforeTheRoot) {
+  // dy = 257 lies between the bf16 numbers 256 and 258: 256 * 2 * 3.
+  Array h(DType::kBFloat16, Numbers(16, 0)), w(DType::kBFloat16, Numbers(32, 0));
+  h.set(0, 3);
+  w.set(0, 256);
+  w.set(16, 1);
+  const GradientCase c{1, 2, 16, Array(DType::kBFloat16, Numbers{1, 1}), w, h};
+  EXPECT_EQ(cpu_linear_gradient(c).dh[0], 1536);
+}
+
+TEST(LinearGradient, NanCounts) {
+  GradientCase c = small(DType::kBFloat16);
+  c.y.values.set(0, NAN);
+  const GradientResult out = cpu_linear_gradient(c);
+  EXPECT_EQ(out.dh.code(0), 0x7FFFu);
+  EXPECT_EQ(out.counts[0], 1);
+}
+
+/// dy by loops in double precision, which are exact here, then the separate steps.
+TEST_P(GradientTypes, EqualsTheSeparateSteps) {
+  const DType dtype = GetParam();
+  const GradientCase c = GradientCase::integers(dtype, 131, 70, 208, 1, /*specials=*/true);
+  Array dh(dtype, c.y.values.size()), dense[2] = {Array(dtype, Numbers(131 * 208)), Array(dtype, Numbers(131 * 208))};
+  std::vector<int32_t> counts(c.features, 0);
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    for (int64_t f = 0; f < c.features; ++f) {
+      const auto [i0, i1] = c.y.kept(t, f / 4);
+      if (f % 4 != i0 && f % 4 != i1) continue;
+      double dy = 0;
+      for (int64_t k = 0; k < c.in; ++k) dy += c.grad[t * c.in + k] * c.w[k * c.features + f];
+      const int64_t from = c.y.a.value_index(t, f / 4 * 2 + (f % 4 == i1)), to = t * c.features + f;
+      const bool infinite = c.y.values.code(from) == format_of(dtype).first_special;
+      const float y = infinite ? INFINITY : static_cast<float>(c.y.values[from]);
+      const float product = static_cast<float>(dy) * (2 * std::sqrt(y));
+      dh.set_code(from, std::isnan(product) && dtype != DType::kFloat32 ? 0x7FFFu : encode(dtype, product));
+      dense[0].set_code(to, c.y.values.code(from));
+      dense[1].set_code(to, dh.code(from));
+      counts[static_cast<size_t>(f)] += y != 0;
+    }
+  }
+  const GradientResult out = cpu_linear_gradient(c);
+  EXPECT_EQ(out.dh.first_difference(dh), -1);
+  EXPECT_EQ(out.counts, counts);
+  const Compressed* got[2] = {&out.y_tokens, &out.dh_tokens};
+  for (int i = 0; i < 2; ++i) {
+    const Compressed expected = cpu_compress(dense[i], c.tokens, c.features, dtype, {Dim::kTokens});
+    EXPECT_EQ(got[i]->values.first_difference(expected.values), -1);
+    EXPECT_EQ(got[i]->meta, expected.meta);
+  }
+}
+
+}  // namespace
+}  // namespace sparse24::test

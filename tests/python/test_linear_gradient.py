@@ -1,0 +1,310 @@
+"""linear_gradient: bit for bit the separate steps, wherever the sums of the product are exact."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from compare import assert_accurate, assert_same_bits
+from data import LAYOUTS, activations, integers, normal, relayout, relu2_like
+from oracle import FP8, Pattern
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from training_reference import token_order
+
+import sparse24
+
+#: Tokens, D, F: no tokens, tails of groups and tiles in both directions, D that is padded, no D at all, no features.
+SHAPES = [
+    (0, 64, 96),
+    (1, 64, 32),
+    (2, 8, 16),
+    (127, 80, 160),
+    (129, 64, 1888),
+    (7, 208, 48),
+    (300, 0, 64),
+    (33, 16, 0),
+]
+ODD_DEPTHS = [(9, 1, 64), (130, 36, 96), (3, 99, 32)]
+NAMES = ("dh_values", "dh_tokens", "dh_tokens_meta", "y_tokens", "y_tokens_meta", "counts")
+
+
+@dataclass
+class Problem:
+    """Operands whose products and sums are exact in float32."""
+
+    grad: Tensor
+    w: Tensor
+    values: Tensor
+    meta: Tensor
+    interleaved: bool = False
+
+    @property
+    def args(self) -> tuple[Tensor | bool, ...]:
+        return self.grad, self.w, self.values, self.meta, self.interleaved
+
+    @property
+    def order(self) -> list[int]:
+        """The token of each row of grad."""
+        return token_order(self.grad.shape[0], self.interleaved)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.grad.shape[0], self.w.shape[1]
+
+    def dy(self) -> Tensor:
+        """Rounded once, on the CPU, with tokens in their own order."""
+        product = self.grad.cpu().double() @ self.w.cpu().double() + 0.0  # no negative zeros: sums begin with zero
+        dy = round_to(product.float(), self.grad.dtype)
+        dy[self.order] = dy.clone()
+        return dy
+
+
+def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """To the nearest number of `dtype`; one code for NaN."""
+    codes = torch.where(x.isnan(), oracle._NAN_CODE[dtype], oracle.bits(x.to(dtype)).to(torch.int64))
+    return oracle.from_bits(codes, dtype)
+
+
+def times_root(dy: Tensor, y: Tensor) -> Tensor:
+    """``dy * (2 * sqrt(y))`` in float32, rounded once. torch's own root of CPU tensors is not always the nearest."""
+    root = torch.from_numpy(np.sqrt(y.cpu().float().numpy()))
+    return round_to(dy.cpu().float() * (2 * root), dy.dtype).to(dy.device)
+
+
+def problem(tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False) -> Problem:
+    grad = integers(tokens, depth, dtype=dtype, limit=2, seed=seed).to(device)
+    w = integers(depth, features, dtype=dtype, limit=2, seed=seed + 1).to(device)
+    h = activations(tokens, features, dtype, seed=seed + 2, specials=specials)
+    values, meta = oracle.compress(h, "relu2")
+    return Problem(grad, w, values.to(device), meta.to(device), interleaved)
+
+
+def reference(p: Problem) -> tuple[Tensor, ...]:
+    """From the definition."""
+    pattern = Pattern.of_meta(p.meta, *p.shape, p.grad.dtype, -1)
+    values = p.values.cpu()
+    dh = times_root(pattern.gather(p.dy()), values)
+    y = pattern.scatter(values)
+    counts = (y != 0).sum(0, dtype=torch.int32)
+    dense_dh = pattern.scatter(dh)
+    return dh, *oracle.compress(dense_dh[p.order], dim=-2), *oracle.compress(y[p.order], dim=-2), counts
+
+
+def composition(p: Problem) -> tuple[Tensor, ...]:
+    """From the other ops."""
+    dh = times_root(sparse24.compress_like(p.dy().to(p.grad.device), p.meta), p.values)
+    dense_dh, dense_y = (sparse24.decompress(t, p.meta, *p.shape) for t in (dh, p.values))
+    counts = (dense_y != 0).sum(0, dtype=torch.int32)
+    return dh, *sparse24.compress(dense_dh[p.order], dim=-2), *sparse24.compress(dense_y[p.order], dim=-2), counts
+
+
+def check(p: Problem, expected=reference) -> None:
+    for name, actual, wanted in zip(NAMES, sparse24.linear_gradient(*p.args), expected(p), strict=True):
+        assert_same_bits(actual, wanted, name)
+        assert actual.device == p.grad.device and actual.is_contiguous()
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
+@pytest.mark.parametrize("specials", [False, True], ids=["finite", "specials"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials, interleaved):
+    check(problem(*shape, dtype, device, specials=specials, interleaved=interleaved))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_the_separate_ops(poisoned_memory, device, dtype, shape):
+    check(problem(*shape, dtype, device, seed=3), composition)
+
+
+@pytest.mark.parametrize("shape", ODD_DEPTHS, ids=str)
+def test_any_depth(poisoned_memory, device, dtype, shape):
+    check(problem(*shape, dtype, device, seed=5))
+
+
+def test_any_number_of_tokens(device):
+    """Every tail of a group, and of the metadata's 64 tokens."""
+    for tokens in (*range(1, 9), 31, 32, 33, 63, 64, 65, 66, 67):
+        for interleaved in (False, True):
+            check(problem(tokens, 16, 48, torch.bfloat16, device, seed=tokens, interleaved=interleaved))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(device, dtype, layout):
+    p = problem(37, 64, 96, dtype, device, seed=7)
+    p.grad, p.w = relayout(p.grad, layout), relayout(p.w, layout)
+    if layout != "expanded":  # values belong to their metadata
+        p.values = relayout(p.values, layout)
+    p.meta = relayout(p.meta.repeat(2, 1), "strided")[1]
+    check(p)
+
+
+def test_nan_of_a_token_stays_there(device, dtype):
+    p = problem(40, 64, 96, dtype, device, seed=9)
+    p.grad[3, 5] = torch.nan
+    check(p)
+
+
+def test_overflow(device):
+    """dy and dh beyond float16 are infinite; infinity times the root of zero is NaN."""
+    p = problem(5, 16, 32, torch.float16, device, seed=10)
+    p.grad.fill_(128)
+    p.w.fill_(128)
+    check(p)
+    assert sparse24.linear_gradient(*p.args)[0].isnan().any()
+
+
+def test_every_root_is_rounded_to_nearest(device, dtype):
+    """All numbers that y can be, subnormals and infinity among them."""
+    if dtype == torch.float32:
+        pytest.skip("too many")
+    y = oracle.from_bits(torch.arange(2**15), dtype)
+    largest = 0x7F80 if dtype == torch.bfloat16 else 0x7C00
+    y = y[: largest + 1]
+    y = torch.nn.functional.pad(y, (0, -len(y) % 128)).reshape(-1, 16)  # the kept values of 32 features
+    meta = oracle.compress(torch.zeros(y.shape[0], 32, dtype=dtype))[1]
+    grad = torch.ones(y.shape[0], 8, dtype=dtype)
+    w = torch.zeros(8, 32, dtype=dtype)
+    w[0] = 1.25
+    check(Problem(grad.to(device), w.to(device), y.to(device), meta.to(device)))
+
+
+def test_small_example(device):
+    """Four tokens of one feature: y = 1, 4, 9, 16 and dy = 8, 4, 1, 1, so dh = 16, 16, 6, 8."""
+    h = torch.zeros(4, 16, device=device, dtype=torch.bfloat16)
+    h[:, 0] = torch.tensor([1.0, 2, 3, 4])
+    values, meta = sparse24.compress(h, "relu2")
+    grad = torch.tensor([[8.0], [4], [1], [1]], device=device, dtype=torch.bfloat16)
+    w = torch.zeros(1, 16, device=device, dtype=torch.bfloat16)
+    w[0, 0] = 1
+    dh, dh_tokens, dh_meta, y_tokens, y_meta, counts = sparse24.linear_gradient(grad, w, values, meta)
+    assert dh[:, 0].tolist() == [16, 16, 6, 8] and dh.count_nonzero() == 4
+    assert dh_tokens[:, 0].tolist() == [16, 16] and dh_meta[0].item() & 0xF == 0 | 1 << 2
+    assert y_tokens[:, 0].tolist() == [9, 16] and y_meta[0].item() & 0xF == 2 | 3 << 2
+    assert counts.tolist() == [4, *[0] * 15]
+
+
+def test_what_it_is_for(device):
+    """The three gradients of the network, from its results and the sparse products."""
+    x = normal(64, 32, dtype=torch.bfloat16, seed=1).to(device)
+    w1 = normal(96, 32, dtype=torch.bfloat16, seed=2).div(4).to(device)
+    w2 = normal(32, 96, dtype=torch.bfloat16, seed=3).div(4).to(device)
+    grad = normal(64, 32, dtype=torch.bfloat16, seed=4).to(device)
+    values, meta, *_ = sparse24.linear_compress(x, w1)
+    dh, dh_tokens, dh_meta, y_tokens, y_meta, _ = sparse24.linear_gradient(grad, w2, values, meta)
+    dense_y = sparse24.decompress(values, meta, 64, 96).float()
+    dense_dh = torch.where(dense_y != 0, (grad.float() @ w2.float()) * 2 * dense_y.sqrt(), 0)
+    pruned = [sparse24.decompress(v, m, 64, 96, -2).float() for v, m in ((dh_tokens, dh_meta), (y_tokens, y_meta))]
+    for actual, expected in (
+        (sparse24.mm(dh, meta, w1), dense_dh @ w1.float()),
+        (sparse24.mm(dh_tokens, dh_meta, x, dim=-2), pruned[0].t() @ x.float()),
+        (sparse24.mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True), grad.float().t() @ pruned[1]),
+    ):
+        torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.3)
+
+
+@pytest.mark.parametrize("depth", [64, 1000])
+def test_accuracy(device, dtype, depth):
+    """Real numbers: as near to float64 as twice torch's error in the same precision."""
+    grad = normal(129, depth, dtype=dtype, seed=14).to(device)
+    w = normal(depth, 96, dtype=torch.float32, seed=15).div(depth**0.5).to(dtype).to(device)
+    values, meta = sparse24.compress(relu2_like(129, 96, dtype, seed=16).to(device), "relu2")
+    root = 2 * sparse24.decompress(values, meta, 129, 96).double().sqrt()
+    torchs = ((grad @ w).float() * root.float()).to(dtype)
+    exact, magnitude = grad.double() @ w.double() * root, grad.double().abs() @ w.double().abs() * root
+    dh = sparse24.linear_gradient(grad, w, values, meta)[0]
+    assert_accurate(sparse24.decompress(dh, meta, 129, 96), torchs, exact, magnitude)
+
+
+def test_one_dynamic_graph_for_all_sizes(device):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(sparse24.linear_gradient, backend=counter, fullgraph=True, dynamic=True)
+    for tokens, depth, features in ((64, 40, 96), (127, 24, 160), (193, 48, 1856)):
+        p = problem(tokens, depth, features, torch.bfloat16, device)
+        for actual, expected in zip(compiled(*p.args), sparse24.linear_gradient(*p.args), strict=True):
+            assert_same_bits(actual, expected)
+            assert actual.stride() == expected.stride()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_there_is_no_backward_pass(device):
+    p = problem(4, 8, 16, torch.bfloat16, device)
+    dh = sparse24.linear_gradient(p.grad.requires_grad_(), p.w, p.values, p.meta)[0]
+    with pytest.raises(RuntimeError, match=r"sparse24.linear_gradient: expected no backward pass .*, got one"):
+        dh.sum().backward()
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def of(*shape, dtype=BF16):
+    return lambda device: torch.ones(shape, device=device).to(dtype)
+
+
+def call(device, **changes):
+    """The op with operands that fit each other, but for `changes`: functions of the device."""
+    arguments = {"grad": of(40, 24), "w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
+    return sparse24.linear_gradient(**{name: make(device) for name, make in (arguments | changes).items()})
+
+
+#: name: (changes, the sentence behind "expected ").
+ERRORS = {
+    "grad_float64": ({"grad": of(40, 24, dtype=torch.float64)}, "grad to be bfloat16.*float16.*, got float64"),
+    "grad_float8": ({"grad": of(40, 24, dtype=FP8)}, "grad to be bfloat16.*float16.*, got float8_e4m3fn"),
+    "grad_rank": ({"grad": of(24)}, r"grad to have 2 dimensions, got 1 with shape \(24\)"),
+    "w_rank": ({"w": of(24, 64, 1)}, r"w to have 2 dimensions, got 3 with shape \(24, 64, 1\)"),
+    "w_dtype": ({"w": of(24, 64, dtype=FP16)}, r"w to be bfloat16 \(the dtype of grad\), got float16"),
+    "w_rows": ({"w": of(32, 64)}, r"w to have 24 rows \(columns of grad\), got 32"),
+    "w_columns": ({"w": of(24, 72)}, r"w to have a multiple of 16 columns \(bfloat16 values\), got 72"),
+    "values_rank": ({"values": of(32)}, r"values to have 2 dimensions, got 1 with shape \(32\)"),
+    "values_dtype": ({"values": of(40, 32, dtype=FP32)}, r"values to be bfloat16 \(the dtype of grad\), got float32"),
+    "values_rows": ({"values": of(41, 32)}, r"values to have 40 rows \(rows of grad\), got 41"),
+    "values_columns": ({"values": of(40, 64)}, r"values to have 32 columns \(half the columns of w\), got 64"),
+    "meta_dtype": ({"meta": of(1024, dtype=torch.int8)}, "meta to be uint8, got int8"),
+    "meta_rank": ({"meta": of(2, 512, dtype=torch.uint8)}, r"meta to have 1 dimension, got 2 with shape \(2, 512\)"),
+    "meta_size": (
+        {"meta": of(1025, dtype=torch.uint8)},
+        r"meta to have 1024 elements \(a sparse operand of 40 x 64 in bfloat16\), got 1025",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_one_sentence(device, name):
+    changes, rule = ERRORS[name]
+    with pytest.raises(RuntimeError) as caught:
+        call(device, **changes)
+    message = str(caught.value).splitlines()[0]
+    assert re.search(rf"^sparse24\.linear_gradient: expected {rule}$", message), message
+
+
+def test_the_operands_of_the_errors_are_good(device):
+    """Otherwise they would test something else than they say."""
+    dh, *_, counts = call(device, meta=lambda d: torch.full((1024,), 0x44, dtype=torch.uint8, device=d))
+    assert (dh == 48).all() and counts.sum() == 40 * 32
+
+
+def test_float32_is_refused_on_cuda(cuda):
+    with pytest.raises(RuntimeError, match=r"linear_gradient: expected grad to be .* on a CUDA device, got float32"):
+        call(cuda, grad=of(40, 24, dtype=FP32))
+
+
+@pytest.mark.parametrize("argument", ["w", "values", "meta"])
+def test_two_devices(cuda, argument):
+    shapes = {"w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
+    for here, there in ((cuda, "cpu"), ("cpu", cuda)):
+        sentence = rf"expected {argument} to be on {here}.* \(the device of grad\), got {there}"
+        with pytest.raises(RuntimeError, match=sentence):
+            call(here, **{argument: lambda _, there=there: shapes[argument](there)})
+
+
+def test_wrong_shapes_fail_while_tracing(device):
+    compiled = torch.compile(sparse24.linear_gradient, backend="eager", fullgraph=True)
+    p = problem(4, 8, 16, torch.bfloat16, device)
+    with pytest.raises(Exception, match=r"sparse24.linear_gradient: expected w to have 8 rows .*got 6"):
+        compiled(p.grad, p.w[:6], p.values, p.meta)
+    torch._dynamo.reset()
