@@ -21,7 +21,7 @@ struct GradientParams {
   const void* y;        // kept values
   const uint8_t* meta;  // theirs and those of dh
   void* dh;
-  TokenParams y_tokens, dh_tokens;
+  TokenParams y_tokens, dh_tokens;  // null, counts too: not wanted
   int32_t* counts;
   int quarter;  // of the tokens; 0: not interleaved
 };
@@ -90,12 +90,13 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
         // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
         if (part + 1 < kParts) next = load(first_row(part + 1), feature(part + 1), lane);
         store(dh, r, f, lane);
+        if (!p_.counts) continue;
         NotCounted not_counted;
         const TokenPart of_warp{p_.tokens, p_.features, r, f};
         store_tokens<T>(p_.y_tokens, of_warp, y, nonzeros);
         store_tokens<T>(p_.dh_tokens, of_warp, dh, not_counted);
       }
-      nonzeros.collect(p_.counts, feature(step / kStep * kRows), p_.features);
+      if (p_.counts) nonzeros.collect(p_.counts, feature(step / kStep * kRows), p_.features);
     }
   }
 

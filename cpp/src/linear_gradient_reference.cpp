@@ -64,6 +64,7 @@ void finish(const LinearGradientArgs& args, Bytes& dy) {
   for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) {
     dh[i] = H::round(H::load(dh[i]) * (2.0f * std::sqrt(H::load(y[i]))));
   }
+  if (!args.counts) return;
   Bytes& dense = dy;  // no longer needed
   turn(args, dh, args.dh_tokens, dense);
   turn(args, y, args.y_tokens, dense);

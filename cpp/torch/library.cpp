@@ -37,7 +37,8 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       R"(str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) )"
       "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
   library.def(
-      "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False) -> "
+      "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool "
+      "tokens=True) -> "
       "(Tensor dh_values, Tensor dh_tokens, "
       "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)");
 }

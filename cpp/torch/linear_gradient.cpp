@@ -75,26 +75,28 @@ Owners prepare(const Tensor& grad, const Tensor& w, const Tensor& values, const 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
                                                                            const Tensor& values, const Tensor& meta,
-                                                                           bool interleaved) {
+                                                                           bool interleaved, bool tokens) {
   LinearGradientArgs args = check_operands(grad, w, values, meta);
   args.interleaved = interleaved;
   const DeviceScope scope(kOp, grad);
 
   const Operand along_tokens = Operand::of(args.tokens, args.features, args.dtype, Dim::kTokens);
-  const auto new_values = [&](int64_t rows, int64_t columns) {
-    return new_empty(grad, {rows, columns}, grad.scalar_type());
+  const auto new_values = [&] {
+    return tokens ? new_empty(grad, {along_tokens.values_rows(), along_tokens.values_cols()}, grad.scalar_type())
+                  : new_empty(grad, {0}, grad.scalar_type());
   };
-  const auto new_meta = [&] { return new_empty(grad, {along_tokens.meta_bytes()}, ScalarType::Byte); };
-  const Tensor dh = new_values(args.tokens, args.features / 2);
-  const Tensor dh_tokens = new_values(along_tokens.values_rows(), along_tokens.values_cols()), dh_meta = new_meta();
-  const Tensor y_tokens = new_values(along_tokens.values_rows(), along_tokens.values_cols()), y_meta = new_meta();
-  const Tensor counts = torch::stable::new_zeros(grad, {args.features}, ScalarType::Int);
+  const auto new_meta = [&] { return new_empty(grad, {tokens ? along_tokens.meta_bytes() : 0}, ScalarType::Byte); };
+  const Tensor dh = new_empty(grad, {args.tokens, args.features / 2}, grad.scalar_type());
+  const Tensor dh_tokens = new_values(), dh_meta = new_meta(), y_tokens = new_values(), y_meta = new_meta();
+  const Tensor counts = torch::stable::new_zeros(grad, {tokens ? args.features : 0}, ScalarType::Int);
   if (args.tokens > 0 && args.features > 0) {
     const Owners owners = prepare(grad, w, values, meta, args);
     args.dh = dh.mutable_data_ptr();
-    args.dh_tokens = {dh_tokens.mutable_data_ptr(), dh_meta.mutable_data_ptr<uint8_t>()};
-    args.y_tokens = {y_tokens.mutable_data_ptr(), y_meta.mutable_data_ptr<uint8_t>()};
-    args.counts = counts.mutable_data_ptr<int32_t>();
+    if (tokens) {
+      args.dh_tokens = {dh_tokens.mutable_data_ptr(), dh_meta.mutable_data_ptr<uint8_t>()};
+      args.y_tokens = {y_tokens.mutable_data_ptr(), y_meta.mutable_data_ptr<uint8_t>()};
+      args.counts = counts.mutable_data_ptr<int32_t>();
+    }
     scope.run(cpu::linear_gradient, cuda::linear_gradient, args);
   }
   return {dh, dh_tokens, dh_meta, y_tokens, y_meta, counts};

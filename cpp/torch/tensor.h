@@ -127,6 +127,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
                                                                            const Tensor& values, const Tensor& meta,
-                                                                           bool interleaved);
+                                                                           bool interleaved, bool tokens);
 
 }  // namespace sparse24::torch_ops

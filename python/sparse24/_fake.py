@@ -196,16 +196,16 @@ def _linear_compress(
 
 
 def _linear_gradient(
-    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False
+    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False, tokens: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     for name, t in (("grad", grad), ("w", w), ("values", values)):
         _expect(t.dim() == 2, "linear_gradient", f"{name} to have 2 dimensions", t.dim())
-    tokens, depth = grad.shape
+    rows, depth = grad.shape
     features = w.shape[1]
     for condition, rule, got in (
         (w.shape[0] == depth, f"w to have {depth} rows (columns of grad)", w.shape[0]),
         (features % 16 == 0, "w to have a multiple of 16 columns", features),
-        (values.shape[0] == tokens, f"values to have {tokens} rows (rows of grad)", values.shape[0]),
+        (values.shape[0] == rows, f"values to have {rows} rows (rows of grad)", values.shape[0]),
         (
             values.shape[1] == features // 2,
             f"values to have {features // 2} columns (half the columns of w)",
@@ -215,13 +215,15 @@ def _linear_gradient(
         _expect(condition, "linear_gradient", rule, got)
 
     def along_tokens() -> tuple[Tensor, Tensor]:
+        if not tokens:
+            return grad.new_empty(0), grad.new_empty(0, dtype=torch.uint8)
         return (
-            grad.new_empty(_values_shape(tokens, features, grad.dtype, -2)),
-            grad.new_empty(_meta_bytes(tokens, features, grad.dtype, -2), dtype=torch.uint8),
+            grad.new_empty(_values_shape(rows, features, grad.dtype, -2)),
+            grad.new_empty(_meta_bytes(rows, features, grad.dtype, -2), dtype=torch.uint8),
         )
 
-    counts = grad.new_empty(features, dtype=torch.int32)
-    return grad.new_empty(tokens, features // 2), *along_tokens(), *along_tokens(), counts
+    counts = grad.new_empty(features if tokens else 0, dtype=torch.int32)
+    return grad.new_empty(rows, features // 2), *along_tokens(), *along_tokens(), counts
 
 
 def register() -> None:

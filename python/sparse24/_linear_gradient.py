@@ -9,7 +9,7 @@ _linear_gradient = torch.ops.sparse24.linear_gradient.default
 
 
 def linear_gradient(
-    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False
+    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False, tokens: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``y @ w.T`` and the squared ReLU that gave y, and compress along tokens what comes of it.
 
@@ -31,6 +31,8 @@ def linear_gradient(
         The rows of grad are ordered so that groups of four are tokens a quarter apart: row ``4 g + i`` is of token
         ``i Q + g``, ``Q = T // 4``, and the last T % 4 rows are of their own tokens. What is compressed along tokens
         has that order; `values`, `meta` and `dh_values` have that of the tokens.
+    tokens : bool
+        False: only dh along features is wanted, the other tensors are empty.
 
     Returns
     -------
@@ -63,4 +65,4 @@ def linear_gradient(
     >>> dh, *_ = sparse24.linear_gradient(grad, w2, values, meta)
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
-    return _linear_gradient(grad, w, values, meta, interleaved)
+    return _linear_gradient(grad, w, values, meta, interleaved, tokens)

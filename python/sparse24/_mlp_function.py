@@ -1,12 +1,13 @@
-"""The backward pass of the whole network, composed from the ops.
+"""The backward pass of the whole network.
 
-    dy = grad @ w2                          dense GEMM
-    dh = dy * 2 sqrt(y)                     at the entries that the forward kept
+    dh = (grad @ w2) * 2 sqrt(y)            dense GEMM, at the entries that the forward kept
     dx = dh @ w1                            sparse, with the forward's pattern
-    dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens (`_tokens`)
+    dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens
 
 y is the activation, saved as the 2:4 values and metadata of the forward pass: its root is the derivative, so the
-pre-activation is not needed. In fp8 dx is a product of float8 operands; the other three are of x's dtype.
+pre-activation is not needed. In 16 bits the epilogue of the first GEMM writes everything that the sparse ones multiply
+(`linear_gradient`). The other ways to do it that a recipe can ask for, and fp8, are composed from separate ops
+(`_tokens`): in fp8 dx is a product of float8 operands; the other three are of x's dtype.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
-from sparse24._tokens import densest_features, weight_gradient
-from sparse24.ops import compress, compress_like, decompress, mm, quantize_fp8
+from sparse24._tokens import densest_features, interleave, weight_gradient
+from sparse24.ops import compress, compress_like, decompress, gather_features, linear_gradient, mm, quantize_fp8
 from sparse24.training import Recipe
 
 _DENSE = Recipe(weight_gradients="dense")
@@ -78,6 +79,9 @@ class FeedForward(torch.autograd.Function):
         return *gradients, *(None,) * 8
 
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 class _Operands(NamedTuple):
     """What the products over tokens multiply, dense [T, F] (None where not needed), and the gradient of x."""
 
@@ -86,47 +90,81 @@ class _Operands(NamedTuple):
     dx: Tensor | None
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor) -> Gradients:
     """Compute those of x, w1, w2, b1, b2 that are needed."""
     x, b1, scale_y, factor, w1, w2, w1_scale, w2_scale, hot, *kept = ctx.saved_tensors
     need_x, need_w1, need_w2, need_b1, need_b2 = ctx.needs_input_grad[:5]
     mode, recipe = ctx.mode, ctx.recipe
 
     db2 = _sum(grad) if need_b2 else None
-    if not (need_x or need_w1 or need_w2 or need_b1):
+    need_dh = need_x or need_w1 or need_b1
+    if not (need_dh or need_w2):
         return None, None, None, None, db2
 
     first = Weight(w1, w1_scale)
     w1, w2 = _sixteen_bit(first, grad.dtype), _sixteen_bit(Weight(w2, w2_scale), grad.dtype)
-    dy = grad @ w2 if need_x or need_w1 or need_b1 else None
     need_dense = need_w1 or need_w2 or need_b1
     if not recipe.reuse_mask:
-        y, dh, dx = _without_mask(F.linear(_again(x), w1, b1), dy, w1, need_x)
+        y, dh, dx = _without_mask(F.linear(_again(x), w1, b1), grad @ w2 if need_dh else None, w1, need_x)
     else:
         hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
-        y, dh, dx = (_float8 if mode.fp8 else _sixteen)(hidden, dy, w1, need_x, need_dense)
+        sparse = mode.sparse and recipe.weight_gradients == "sparse" and x is not None and x.shape[0] > 0
+        if sparse and not mode.fp8 and not recipe.residual and need_w1 and need_w2:
+            dx, dw1, dw2, dh = _both_directions(hidden, grad, x, w1, w2, recipe, hot, need_x)
+            db1 = _sum(decompress(dh, hidden.meta, *_shape(hidden))) if need_b1 else None
+            return dx, dw1, dw2, db1, db2
+        if mode.fp8:
+            y, dh, dx = _float8(hidden, grad @ w2 if need_dh else None, w1, need_x, need_dense)
+        else:
+            y, dh, dx = _sixteen(hidden, grad, w1, w2, need_x, need_dh, need_dense)
 
     if hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse":
         count = recipe.hot_features(w1.shape[0])
-        hot = densest_features(y, count) if count else None
+        hot = densest_features(y.count_nonzero(0), count) if count else None
     dw1 = weight_gradient(dh, x, recipe, hot) if need_w1 else None
     dw2 = weight_gradient(y, grad, recipe, hot, transpose=True) if need_w2 else None
     return dx, dw1, dw2, _sum(dh) if need_b1 else None, db2
 
 
-def _sixteen(hidden: Hidden, dy: Tensor | None, w1: Tensor, need_x: bool, need_dense: bool) -> _Operands:
+def _both_directions(
+    hidden: Hidden, grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, recipe: Recipe, hot: Tensor | None, need_x: bool
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Compute dx, dw1, dw2 and the kept values of dh in 16 bits: nothing of size [T, F] is dense in memory."""
+    values, meta, _ = hidden
+    grouped_grad, grouped_x = (interleave(grad), interleave(x)) if recipe.permute_tokens else (grad, x)
+    dh, dh_tokens, dh_meta, y_tokens, y_meta, counts = linear_gradient(
+        grouped_grad, w2, values, meta, recipe.permute_tokens
+    )
+    dw1 = mm(dh_tokens, dh_meta, grouped_x, dim=-2)
+    dw2 = mm(y_tokens, y_meta, grouped_grad, dim=-2, transpose_out=True)
+    count = recipe.hot_features(w1.shape[0])
+    if hot is None and count:
+        hot = densest_features(counts, count)
+    if hot is not None:
+        dw1.index_copy_(0, hot, gather_features(dh, meta, hot).t() @ x)
+        dw2.index_copy_(1, hot, grad.t() @ gather_features(values, meta, hot))
+    return mm(dh, meta, w1) if need_x else None, dw1, dw2, dh
+
+
+def _sixteen(
+    hidden: Hidden, grad: Tensor, w1: Tensor, w2: Tensor, need_x: bool, need_dh: bool, need_dense: bool
+) -> _Operands:
     """16-bit precision: everything that is per kept entry happens on half of the entries."""
     values, meta, _ = hidden
-    kept = None
-    if dy is not None:
-        kept = _times_root(dy if meta is None else compress_like(dy, meta), values)
     if meta is None:
-        return _Operands(values, kept, kept @ w1 if need_x else None)
+        dh = _times_root(grad @ w2, values) if need_dh else None
+        return _Operands(values, dh, dh @ w1 if need_x else None)
+    kept = linear_gradient(grad, w2, values, meta, tokens=False)[0] if need_dh else None
     dx = mm(kept, meta, w1) if need_x else None
     if not need_dense:
         return _Operands(None, None, dx)
-    y, dh = (None if t is None else decompress(t, meta, values.shape[0], w1.shape[0]) for t in (values, kept))
+    y, dh = (None if t is None else decompress(t, meta, *_shape(hidden)) for t in (values, kept))
     return _Operands(y, dh, dx)
+
+
+def _shape(hidden: Hidden) -> tuple[int, int]:
+    """Of the dense activation, whose 2:4 values are given."""
+    return hidden.values.shape[0], 2 * hidden.values.shape[1]
 
 
 def _float8(hidden: Hidden, dy: Tensor | None, w1: Tensor, need_x: bool, need_dense: bool) -> _Operands:

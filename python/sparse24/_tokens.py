@@ -22,15 +22,14 @@ def interleave(t: Tensor) -> Tensor:
     return t.index_select(0, torch.where(row < 4 * quarter, row % 4 * quarter + row // 4, row))
 
 
-def densest_features(a: Tensor, count: int) -> Tensor:
-    """Find the features of a [T, F] that are not zero for the most tokens, of equals the lower: int64 [count].
+def densest_features(tokens: Tensor, count: int) -> Tensor:
+    """Find the features that the most tokens use, of equals the lower: int64 [count], from the numbers of tokens [F].
 
-    No synchronisation: the counts stay on the device.
+    No synchronisation: they stay on the device.
     """
-    features = a.shape[1]
-    tokens = a.count_nonzero(0)
+    features = tokens.shape[0]
     # One key per feature, all different: what topk does with equals is not defined.
-    return (tokens * features - torch.arange(features, device=a.device)).topk(count).indices
+    return (tokens.long() * features - torch.arange(features, device=tokens.device)).topk(count).indices
 
 
 def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *, transpose: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """How the backward pass treats the token direction, when training is dense, and what checkpointing saves."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from typing import Literal, NoReturn
 
 import torch
@@ -24,7 +24,7 @@ SAC_SAVE_OPS = frozenset(
 _FEATURE_MULTIPLE = 64
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Recipe:
     """Options of the backward pass of `sparse24.relu2_mlp` where it runs sparse.
 
@@ -69,7 +69,8 @@ class Recipe:
     dense_features: float = 0.05
     residual: bool = False
     reuse_mask: bool = True
-    # `dense_features` as an integer: arithmetic with a float makes torch.compile start over where shapes are dynamic.
+    # `dense_features` as an integer: a float that is looked at makes torch.compile start over where shapes are dynamic.
+    # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
     _millionths: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +78,13 @@ class Recipe:
             _fail("Recipe", 'weight_gradients to be "sparse" or "dense"', f'"{self.weight_gradients}"')
         if not 0 <= self.dense_features <= 1:
             _fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
-        object.__setattr__(self, "_millionths", round(self.dense_features * 1_000_000))
+        self._millionths = round(self.dense_features * 1_000_000)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what `__init__` sets; `_millionths` is the last."""
+        if hasattr(self, "_millionths"):
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        object.__setattr__(self, name, value)
 
     def hot_features(self, features: int) -> int:
         """Count the features of the dense product: `dense_features` of all, rounded up to 64, at most all."""

@@ -96,7 +96,7 @@ class GradientEmulated : public testing::Test {
   using Tile = emulate::Tile<128, 128, Schedule::kPingpong>;
 
   /// Every output is the reference's with its padding; nothing else is written, and nothing beside the inputs is read.
-  void compare(const DyCase& d, Order order = Order::kForward) {
+  void compare(const DyCase& d, Order order = Order::kForward, bool tokens = true) {
     SCOPED_TRACE(testing::PrintToString(d));
     const GradientCase c = d.problem();
     const GradientResult expected = reference(d, c);
@@ -107,22 +107,27 @@ class GradientEmulated : public testing::Test {
     const std::vector<int32_t> zeros(c.features, 0);
     Guarded counts = guarded(zeros.data(), 4 * c.features);
 
-    const cuda::GradientParams params{d.tokens,
-                                      d.features,
-                                      y.data(),
-                                      meta.data<uint8_t>(),
-                                      dh.data(),
-                                      y_tokens.params(),
-                                      dh_tokens.params(),
-                                      counts.data<int32_t>(),
-                                      d.interleaved ? d.tokens / 4 : 0};
+    cuda::GradientParams params{d.tokens,
+                                d.features,
+                                y.data(),
+                                meta.data<uint8_t>(),
+                                dh.data(),
+                                y_tokens.params(),
+                                dh_tokens.params(),
+                                counts.data<int32_t>(),
+                                d.interleaved ? d.tokens / 4 : 0};
+    if (!tokens) {
+      params.y_tokens = params.dh_tokens = {};
+      params.counts = nullptr;
+    }
     run_epilogue<cuda::GradientEpilogue<T, Tile::kM, Tile::kN>, Tile>(params, d.tokens, d.features, d.dy(), order);
 
     expect_equal(dh, expected.dh.data(), 2, "dh");
+    EXPECT_TRUE(y.intact() && meta.intact());
+    if (!tokens) return;
     y_tokens.expect_equal(expected.y_tokens, "y");
     dh_tokens.expect_equal(expected.dh_tokens, "dh");
     expect_equal(counts, expected.counts.data(), 4, "counts");
-    EXPECT_TRUE(y.intact() && meta.intact());
   }
 
  private:
@@ -165,6 +170,10 @@ TYPED_TEST(GradientEmulated, EqualsTheReference) {
 
 TYPED_TEST(GradientEmulated, EqualsTheReferenceOnNanAndInfinities) {
   for (const auto& [tokens, features] : kSizes) this->compare({tokens, features, this->kType, /*specials=*/true});
+}
+
+TYPED_TEST(GradientEmulated, WritesNothingAlongTokensUnlessItIsWanted) {
+  this->compare({129, 288, this->kType, /*specials=*/true, /*interleaved=*/true}, Order::kForward, /*tokens=*/false);
 }
 
 TYPED_TEST(GradientEmulated, FindsTheTokensOfInterleavedRows) {

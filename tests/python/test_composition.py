@@ -165,8 +165,11 @@ def test_compiled_checkpointing(device, kind, counter, selective):
     compiled = torch.compile(checkpointed(model, **options), backend=counter, fullgraph=True)
     assert_same(gradients(model, compiled, x), gradients(model, model, x))
     assert counter.frame_count == 1
-    # Unfused, as in fp8, the first product is one of torch's, which the set does not name.
-    assert nodes.calls[first_gemms(kind)] == (2 if selective and kind != "fp8" else 4)
+    if selective:  # unfused, as in fp8, the first product is one of torch's, which the set does not name
+        expected = 4 if kind == "fp8" else 2
+    else:  # torch 2.11 saves what an autograd function saves, also inside of a checkpoint
+        expected = 4 if torch.__version__ >= "2.13" else 2
+    assert nodes.calls[first_gemms(kind)] == expected
 
 
 # ---- autocast, accumulation, inference -------------------------------------------------------------------------------

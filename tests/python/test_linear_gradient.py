@@ -124,6 +124,16 @@ def test_any_depth(poisoned_memory, device, dtype, shape):
     check(problem(*shape, dtype, device, seed=5))
 
 
+@pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
+def test_without_tokens(poisoned_memory, device, dtype, interleaved):
+    p = problem(129, 64, 160, dtype, device, specials=True, interleaved=interleaved)
+    dh, *others = sparse24.linear_gradient(*p.args, tokens=False)
+    assert_same_bits(dh, sparse24.linear_gradient(*p.args)[0])
+    expected = sparse24.linear_gradient(*p.args)[1:]
+    assert [t.numel() for t in others] == [0] * 5
+    assert [t.dtype for t in others] == [t.dtype for t in expected]
+
+
 def test_any_number_of_tokens(device):
     """Every tail of a group, and of the metadata's 64 tokens."""
     for tokens in (*range(1, 9), 31, 32, 33, 63, 64, 65, 66, 67):

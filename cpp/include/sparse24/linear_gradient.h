@@ -35,11 +35,11 @@ struct LinearGradientArgs {
   DType dtype;         ///< of grad and w
   DType hidden_dtype;  ///< what dy is rounded to, and the type of y and dh: dtype, but for tests on the CPU
 
-  const void* y;        ///< values of `Operand::of(tokens, features, hidden_dtype, Dim::kFeatures)`
-  const uint8_t* meta;  ///< theirs, and those of dh
-  void* dh;             ///< values
-  TokenCompressed y_tokens, dh_tokens;
-  int32_t* counts;  ///< [features], zero before the call: tokens where y is not 0, as NaN is not
+  const void* y;                        ///< values of `Operand::of(tokens, features, hidden_dtype, Dim::kFeatures)`
+  const uint8_t* meta;                  ///< theirs, and those of dh
+  void* dh;                             ///< values
+  TokenCompressed y_tokens, dh_tokens;  ///< all null, counts too: not wanted
+  int32_t* counts;                      ///< [features], zero before the call: tokens where y is not 0, as NaN is not
 
   bool interleaved = false;  ///< the rows of grad, and those of y_tokens and dh_tokens, are `interleaved_token`s
 };
