@@ -1,6 +1,5 @@
 """The table of the README: classes of networks, and what each is run under. A tick there is a test here."""
 
-import re
 from pathlib import Path
 
 import distributed_worker as worker
