@@ -116,7 +116,7 @@ def _models_table(records: list[report.Record]) -> str:
     layers = next((r["layers"] for r in records if "layers" in r), 0)
     title = (
         f"**Models before and after `sparse24.convert`**: {layers} layers with attention and norms, each compiled; us, "
-        "and speed-up over bfloat16 before conversion. In the last column the FFNs are fp8 too, and gain by that as well"
+        "and speed-up over bfloat16 before it. In the last column the FFNs are fp8 too, and gain by that as well"
     )
     return table(title, ["model", "T, D, F", "zeros", "phase", "before", "converted", "converted, fp8"], rows)
 
