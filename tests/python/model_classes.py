@@ -1,4 +1,4 @@
-"""The classes of feed-forward networks in the table of the README: each is made with its library's own code."""
+"""The classes of feed-forward networks in the README's table: of this library, of transformers, of two projects."""
 
 import pytest
 import torch.nn.functional as F
