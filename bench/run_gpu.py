@@ -3,12 +3,14 @@
     python bench/run_gpu.py --out DIR
     python bench/run_gpu.py --out DIR --lib libsparse24_torch.so --gtest test_mm_gpu --gtest test_compress_gpu
     python bench/run_gpu.py --out DIR --skip-tests --only ffn_training --budget 440
+    python bench/run_gpu.py --out DIR --skip-tests --only models --budget 150
     python bench/run_gpu.py --out DIR --skip-tests --only train_gpt --budget 520
 
 Writes to DIR: summary.json, run.log, pytest.xml, and <bench>.json for each benchmark (train_gpt: a folder, one file per
 run). With --lib the package is put
 together from python/sparse24 and that library (assemble.py); otherwise the installed sparse24 is used. A failing step
-is recorded and the next one runs; the exit status is 0 if all steps were well. Needs Python 3.11 or later.
+is recorded and the next one runs; the exit status is 0 if all steps were well. Needs Python 3.11 or later; models
+needs transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from steps import Runner, Step, StepFailed
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
-BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "train_gpt")
+BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "models", "train_gpt")
 SANITIZERS = ("memcheck", "initcheck")
 
 

@@ -16,6 +16,7 @@ def markdown(records: list[report.Record]) -> str:
         ("mm", _mm_table),
         ("ffn_forward", ffn_tables.all_tables),
         ("gemm1", _gemm1_table),
+        ("models", _models_table),
         ("accuracy", _accuracy_table),
     ):
         # The FFN has a table of other shares of zeros; accuracy is that of a model's own.
@@ -93,6 +94,31 @@ def _gemm1_table(records: list[report.Record]) -> str:
         rows.append([size, first["dtype"], *(times.get(name, "") for name in names)])
     head = ["tokens x out x reduction", "dtype", "linear_compress us (TFLOP/s)", "linear_relu2", "plain GEMM of torch"]
     return table("**First GEMM alone**", head, rows)
+
+
+def _models_table(records: list[report.Record]) -> str:
+    """A row per model and phase: the model as it is, and converted."""
+    rows = []
+    for race in report.group(records, "race").values():
+        first = race[0]
+        times = {r["variant"]: r for r in race if r["median_us"]}
+        dense = times.get("dense")
+        row = [first["model"], f"{first['tokens']}, {first['d_model']}, {first['d_ff']}", zeros(first), first["race"]]
+        row.append(us(dense) if dense else "")
+        for name in ("sparse24", "sparse24_fp8"):
+            ours = times.get(name)
+            if ours:
+                gain = f", {dense['median_us'] / ours['median_us']:.2f}" if dense else ""
+                row.append(f"{us(ours)}{gain}")
+            else:
+                row.append("not verified" if any(r["variant"] == name for r in race) else "")
+        rows.append(row)
+    layers = next((r["layers"] for r in records if "layers" in r), 0)
+    title = (
+        f"**Models before and after `sparse24.convert`**: {layers} layers with attention and norms, each compiled; us, "
+        "and speed-up over bfloat16 before it. In the last column the FFNs are fp8 too, and gain by that as well"
+    )
+    return table(title, ["model", "T, D, F", "zeros", "phase", "before", "converted", "converted, fp8"], rows)
 
 
 def _accuracy_table(records: list[report.Record]) -> str:

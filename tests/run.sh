@@ -16,9 +16,10 @@ if [ ! -x build/venv/bin/python ]; then
   python3 -m venv --system-site-packages build/venv
 fi
 python=build/venv/bin/python
-# Exactly what pyproject.toml's build-system table asks for, the test extra, and the pinned formatters.
-$python -m pip install -q "${SPARSE24_TORCH:-torch>=2.10}" "scikit-build-core>=0.11" "pybind11>=3" nvidia-cutlass==4.2.0.0 \
-  "cmake>=3.28" ninja numpy pytest pytest-timeout hypothesis rich ruff==0.14.5 clang-format==21.1.5
+# What pyproject.toml asks for with all of its extras, and the pinned formatters.
+requirements=$($python tests/requirements.py)
+$python -m pip install -q "${SPARSE24_TORCH:-torch>=2.10}" $requirements "cmake>=3.28" ninja ruff==0.14.5 \
+  clang-format==21.1.5
 if [ ! -e /usr/include/gtest/gtest.h ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   apt-get update -q && apt-get install -y -q libgtest-dev
 fi

@@ -77,7 +77,8 @@ def find_network(candidate: Candidate, precision: Precision) -> Network | str:
     networks = list(_networks(candidate, *weights))
     if not networks:
         shapes = " and ".join(f"{name} {list(w.shape)}" for name, w in zip(candidate[2:], weights, strict=True))
-        return f"the sizes of {shapes} do not fit"
+        gated = "gated: " if weights[0].shape[0] == 2 * weights[1].shape[1] else ""
+        return f"{gated}the sizes of {shapes} do not fit"
     found = probe(module, networks)
     if isinstance(found, str):
         return found + _others(candidate)

@@ -1,13 +1,13 @@
 """Networks in the forms in which users have them, and what they compute, in plain torch."""
 
 import torch
-from convert_models import EXACT, D, Inline, Stack, assert_near, gradients, masked_class, randomize
+from convert_models import EXACT, HIDDEN, D, Inline, Stack, assert_near, gradients, masked_class, randomize
 from data import normal
+from model_classes import CLASSES
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sparse24
-
-HIDDEN = 160
 
 #: `ReLU2MLP` in 16 bits (float32 on the CPU), in fp8, and a network that is converted.
 KINDS = ("module", "fp8", "converted")
@@ -16,7 +16,9 @@ INFERENCE_KINDS = (*KINDS, "quantised")
 
 
 def network(kind: str) -> nn.Module:
-    """One network, in float32."""
+    """One network, in float32: of a kind, or of one of the CLASSES."""
+    if kind in CLASSES:
+        return CLASSES[kind][0]()
     if kind == "converted":
         return Inline(bias=True)
     return sparse24.nn.ReLU2MLP(
@@ -32,7 +34,7 @@ def build(kind: str, device: str = "cpu", dtype: torch.dtype | None = None, laye
     """Networks with residual connections; the same weights at each call."""
     model = randomize(Stack(*(network(kind) for _ in range(layers))))
     model.to(device, dtype_of(device) if dtype is None else dtype)
-    if kind == "converted":
+    if kind == "converted" or kind in CLASSES:
         sparse24.convert(model, EXACT, quiet=True)
     if kind == "quantised":
         for layer in model.layers:
@@ -49,9 +51,26 @@ def inputs(device: str = "cpu", dtype: torch.dtype | None = None, *, tokens: int
 def masked_gradients(kind: str, x: Tensor) -> list[Tensor]:
     """`gradients` of the dense network whose activation is multiplied with the 2:4 mask; not for fp8."""
     model = randomize(Stack(*(network(kind) for _ in range(2)))).to(x)
-    names = ("c_fc", "c_proj") if kind == "converted" else ("up_proj", "down_proj")
-    with masked_class(type(model.layers[0]), names):
+    with masked_class(type(model.layers[0]), layer_names(kind)):
         return gradients(model, model, x)
+
+
+def layer_names(kind: str) -> tuple[str, str]:
+    """Of the two layers of a network."""
+    if kind in CLASSES:
+        return CLASSES[kind][1]
+    return ("c_fc", "c_proj") if kind == "converted" else ("up_proj", "down_proj")
+
+
+def checkpointed(model: Stack, **options):
+    """A call of the model that keeps no activation of its networks."""
+
+    def call(x):
+        for layer in model.layers:
+            x = x + checkpoint(layer, x, use_reentrant=False, **options)
+        return x
+
+    return call
 
 
 def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:

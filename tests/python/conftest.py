@@ -66,3 +66,13 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """Two processes for the functions of `distributed_worker`."""
+    from distributed_worker import Ranks
+
+    ranks = Ranks(tmp_path_factory.mktemp("ranks") / "store")
+    yield ranks
+    ranks.close()

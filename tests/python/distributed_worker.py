@@ -10,8 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional_collectives
-from composition_models import HIDDEN, build, inputs
-from convert_models import CountOps, D, gradients
+from composition_models import build, inputs, layer_names
+from convert_models import HIDDEN, CountOps, D, assert_near, gradients
 from data import generator
 from recipes import execute, sections
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
@@ -71,6 +71,18 @@ def batch(rank: int | None = None) -> torch.Tensor:
     """Every rank's share of the tokens, or all of them."""
     x = inputs(batch=4)
     return x if rank is None else x.chunk(WORLD)[rank]
+
+
+def averaged(model, call=None):
+    """What each rank has after the reduction: its own output and gradient of x, and mean gradients of the weights."""
+    shares = [[t.clone() for t in gradients(model, call or model, batch(rank))] for rank in range(WORLD)]
+    means = [sum(tensors) / WORLD for tensors in zip(*(s[2:] for s in shares), strict=True)]
+    return [[*share[:2], *means] for share in shares]
+
+
+def assert_ranks_near(actual, expected, tolerance):
+    for a, e in zip(actual, expected, strict=True):
+        assert_near(a, e, tolerance)
 
 
 @functools.cache
@@ -173,10 +185,10 @@ def input_of_a_collective(rank, kind):
     return out, ops.sparse
 
 
-def tensor_parallel(rank, wrap):
+def tensor_parallel(rank, wrap, kind="module"):
     """The network of the recipe, with the plan that torch has for its layers: every rank sees all tokens."""
     parallel = execute(sections()["Tensor parallelism"][:1], {})["TensorParallelMLP"]
-    network = build("module").layers[0]
+    network = build(kind).layers[0]
     network.__class__ = parallel
     parallelize_module(network, mesh(), {"up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()})
     assert network.up_proj.weight.to_local().shape == (HIDDEN // WORLD, D)
@@ -191,7 +203,7 @@ def tensor_parallel(rank, wrap):
 def tensor_parallel_plan(rank, kind):
     """The same plan for a network that does not know of it."""
     network = build(kind).layers[0]
-    up, down = ("c_fc", "c_proj") if kind == "converted" else ("up_proj", "down_proj")
+    up, down = layer_names(kind)
     parallelize_module(network, mesh(), {up: ColwiseParallel(), down: RowwiseParallel()})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,6 +1,7 @@
 """The benchmarks verify what they time: their smoke runs go through every case at small sizes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
+#: For many small operations: a second thread waits long for the first where the machine is busy.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(script: str, *arguments: str | Path) -> str:
+def run(script: str, *arguments: str | Path, env: dict[str, str] | None = None) -> str:
     command = [sys.executable, BENCH / f"{script}.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -31,6 +34,53 @@ def test_smoke_run_verifies_every_case(name, tmp_path):
     assert ", 0 of them not verified" in printed and out.stat().st_size > 100
     if name == "ffn_training":
         draw(name, tmp_path)
+
+
+def test_models_are_verified_before_and_after_conversion(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "models.json"
+    printed = run("models", "--device", "cpu", "--smoke", "--out", out, env=ONE_THREAD)
+    assert "15 records, 9 of sparse24, 0 of them not verified" in printed
+    records = json.loads(out.read_text())
+    prefill, training = ([r for r in records if r["race"] == race] for race in ("prefill", "training"))
+    assert [r["variant"] for r in prefill] == ["dense", "sparse24", "sparse24_fp8"] * 3
+    assert [r["variant"] for r in training] == ["dense", "sparse24"] * 3
+    assert {r["model"] for r in records} == {"Nemotron-Mini-4B", "Persimmon-8B", "nanochat d26"}
+    assert all(r["zeros"] == pytest.approx(0.9, abs=2e-3) for r in records)
+    for dense, ours, fp8 in zip(*(prefill[i::3] for i in range(3)), strict=True):
+        # What pruning drops is told from rounding, and float8 from bfloat16.
+        assert dense["rel_error"] < ours["pruning_error"] and ours["rel_error"] < ours["pruning_error"]
+        assert 2 * ours["rel_error"] < fp8["rel_error"]
+    for ours in training[1::2]:
+        assert 0 < ours["gradient_error"] < 0.05 and 0 < ours["ffn_gradient_error"] < 0.05
+
+
+def test_a_model_with_a_wrong_gradient_has_no_time(tmp_path):
+    """Of the first weights, by 6 %; the output is right."""
+    pytest.importorskip("transformers")
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(BENCH)!r})\n"
+        "import model_stacks, models\n"
+        "from sparse24 import _convert_forward\n"
+        "right = _convert_forward.relu2_mlp\n"
+        "def wrong(x, w1, *rest, **options):\n"
+        "    w1 = w1.view_as(w1)\n"
+        "    if w1.requires_grad:\n"
+        "        w1.register_hook(lambda gradient: gradient * 1.06)\n"
+        "    return right(x, w1, *rest, **options)\n"
+        "_convert_forward.relu2_mlp = wrong\n"
+        "model_stacks.SMOKE = model_stacks.SMOKE[:1]\n"
+        "sys.exit(models.main('models', models.problems, '', sys.argv[1:]))\n"
+    )
+    out = tmp_path / "records.json"
+    command = [sys.executable, script, "--device", "cpu", "--smoke", "--out", out]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False, env=ONE_THREAD).returncode == 1
+    records = json.loads(out.read_text())
+    assert all(r["verified"] for r in records if r["race"] == "prefill")
+    (record,) = (r for r in records if r["race"] == "training")
+    assert "mlp.up_proj.weight: expected a relative error" in record["error"] and record["median_us"] is None
 
 
 def test_accuracy_adds_up(tmp_path):
@@ -93,7 +143,7 @@ def test_ffn_training_reports_an_ffn_with_a_wrong_gradient(tmp_path):
         "sys.exit(ffn_training.main('ffn_training', ffn_training.problems, '', sys.argv[1:]))\n"
     )
     out = tmp_path / "records.json"
-    command = [sys.executable, script, "--device", "cpu", "--smoke", "--budget", "0.01", "--out", out]
+    command = [sys.executable, script, "--device", "cpu", "--smoke", "--budget", "0.5", "--out", out]
     assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 1
     ours = [r for r in json.loads(out.read_text()) if r["variant"] == "sparse24" and r["race"] == "training"]
     assert ours and all("dw1" in r["error"] and r["median_us"] is None for r in ours)

@@ -237,3 +237,23 @@ def test_nothing_is_drawn_of_nothing(tmp_path):
     command = [sys.executable, BENCH / "plot.py", tmp_path]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 1
     assert not list(tmp_path.glob("*.svg"))
+
+
+def test_models_before_and_after_conversion():
+    import tables
+
+    facts = {"bench": "models", "model": "Mini-4B", "layers": 2, "race": "prefill"}
+    ffn = (3072, 9216)
+    records = [
+        record(8192, ffn, "bf16", "dense", "dense", 2000.0, **facts),
+        record(8192, ffn, "bf16", "sparse24", "sparse24", 1600.0, **facts),
+        record(8192, ffn, "fp8", "sparse24_fp8", "sparse24", 1000.0, **facts),
+        record(8192, ffn, "bf16", "dense", "dense", 6000.0, **facts | {"race": "training"}),
+        record(8192, ffn, "bf16", "sparse24", "sparse24", None, **facts | {"race": "training"}),
+    ]
+    text = tables.markdown(records)
+    assert "convert`**: 2 layers" in text
+    assert rows(text, "**Models before and after") == [
+        ["Mini-4B", "8192, 3072, 9216", "90 %", "prefill", "2000", "1600, 1.25", "1000, 2.00"],
+        ["Mini-4B", "8192, 3072, 9216", "90 %", "training", "6000", "not verified", ""],
+    ]

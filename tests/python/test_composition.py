@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from compare import assert_same_bits
-from composition_models import INFERENCE_KINDS, KINDS, assert_close, build, inputs, masked_gradients
+from composition_models import INFERENCE_KINDS, KINDS, assert_close, build, checkpointed, inputs, masked_gradients
 from convert_models import CountOps, assert_near, gradients
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
@@ -100,15 +100,6 @@ def test_inductor(device):
 
 
 # ---- activation checkpointing ----------------------------------------------------------------------------------------
-
-
-def checkpointed(model, **options):
-    def call(x):
-        for layer in model.layers:
-            x = x + checkpoint(layer, x, use_reentrant=False, **options)
-        return x
-
-    return call
 
 
 def save_gemms():

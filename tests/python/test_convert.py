@@ -107,18 +107,22 @@ def test_weights_on_the_meta_device(device, linear):
     assert ops.sparse == 2
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "frozen"])
-def test_tied_and_frozen_weights(device, tied):
-    module = build(lambda: Inline(hidden=D if tied else HIDDEN), device)
-    if tied:
+@pytest.mark.parametrize("weights", ["tied", "second frozen", "both frozen"])
+def test_tied_and_frozen_weights(device, weights):
+    module = build(lambda: Inline(hidden=D if weights == "tied" else HIDDEN), device)
+    if weights == "tied":
         module.c_proj.weight = module.c_fc.weight
     else:
         module.c_proj.requires_grad_(False)
+        module.c_fc.requires_grad_(weights != "both frozen")
     before = copy.deepcopy(module)
-    sparse24.convert(module, EXACT, quiet=True)
-    actual = gradients(module, module, inputs(device))
+    assert sparse24.convert(module, EXACT, quiet=True).converted == [""]
+    with CountOps() as ops:
+        actual = gradients(module, module, inputs(device))
+    assert ops.sparse == 2
     assert_near(actual, gradients(before, lambda x: masked(before, PAIRS[0], x), inputs(device)), 2e-2)
-    assert module.c_fc.weight.grad is not None and (module.c_proj.weight.grad is None) != tied
+    learns = [p.grad is not None for p in (module.c_fc.weight, module.c_proj.weight)]
+    assert learns == {"tied": [True, True], "second frozen": [True, False], "both frozen": [False, False]}[weights]
 
 
 def test_looking_changes_nothing(device):

@@ -8,6 +8,7 @@ import torch
 from compare import assert_same_bits
 from convert_models import EXACT, CountOps, assert_near, masked_class, randomize
 from data import generator
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparse24
 
@@ -163,3 +164,47 @@ def test_save_and_load(name, tmp_path):
     assert_same_bits(logits(loaded, ids), dense)
     sparse24.convert(loaded, EXACT, quiet=True)
     assert_same_bits(logits(loaded, ids), sparse)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["nemotron", "nanochat"])
+def test_compile(name):
+    """One graph of the whole model for prompts of every length."""
+    torch._dynamo.reset()
+    model = build(name, "cpu")
+    sparse24.convert(model, EXACT, quiet=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+        for tokens in (13, 7, 21):
+            ids = token_ids("cpu", (2, tokens))
+            assert_near([compiled(ids, use_cache=False).logits], [model(ids, use_cache=False).logits], 1e-5)
+    assert len([graph for graph in counter.graphs if len(graph.graph.nodes) > 1]) == 1
+    torch._dynamo.reset()
+
+
+GATED = "gated: it has parameters or buffers beside its two layers"
+SMOOTH = "its activation is not zero for negative inputs, as that of a leaky or smoothed variant"
+OTHERS = {
+    "SwiGLU": ("llama", {}, f"{GATED} (gate_proj.weight)"),
+    "gated squared ReLU": ("bitnet", {}, f"{GATED} (gate_proj.weight, ffn_sub_norm.weight)"),
+    "GELU": ("phi", {}, f"{SMOOTH} (activation_fn: NewGELUActivation)"),
+    "ReLU": ("gpt_neox", {"hidden_act": "relu"}, "it does not compute W2 relu(W1 x)^2 (act: ReLU)"),
+    "another activation": ("nemotron", {"hidden_act": "silu"}, f"{SMOOTH} (act_fn: SiLUActivation)"),
+    "dropout": ("gpt2", {"n_embd": 64, "activation_function": "relu2"}, "it has dropout (dropout, p=0.1)"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_models_are_left_alone(kind):
+    model, options, reason = OTHERS[kind]
+    config = transformers.AutoConfig.for_model(model, **COMMON | {"num_hidden_layers": 1} | options)
+    report = sparse24.convert(transformers.AutoModelForCausalLM.from_config(config), quiet=True)
+    assert list(report.skipped.values()) == [reason] and not report.converted
+
+
+def test_a_model_of_no_list_is_found():
+    """By what its networks compute."""
+    config = transformers.AutoConfig.for_model("gpt_neox", **COMMON, hidden_act="relu2")
+    report = sparse24.convert(transformers.AutoModelForCausalLM.from_config(config), quiet=True)
+    assert report.converted == ["gpt_neox.layers.0.mlp", "gpt_neox.layers.1.mlp"] and not report.skipped

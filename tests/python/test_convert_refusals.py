@@ -118,6 +118,10 @@ REFUSALS = {
     "scaled": (lambda: Inline(activation=lambda h: 1.001 * relu2(h)), OTHER),
     "clipped": (lambda: Inline(activation=lambda h: relu2(h).clamp(max=6)), OTHER),
     "gated": (Gated, f"gated: {FURTHER} (gate_proj.weight)"),
+    "gated, in one layer": (
+        changed(Inline, lambda m: setattr(m, "c_fc", nn.Linear(D, 2 * HIDDEN))),
+        f"gated: the sizes of c_fc [{2 * HIDDEN}, {D}] and c_proj [{D}, {HIDDEN}] do not fit",
+    ),
     "norm inside": (
         lambda: WithModule(nn.RMSNorm(HIDDEN)),
         f"{FURTHER} (act_fn.weight)",

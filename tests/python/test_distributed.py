@@ -8,18 +8,11 @@ import torch
 import torch.distributed as dist
 from composition_models import KINDS, build
 from convert_models import assert_near, gradients
-from distributed_worker import WORLD, batch
+from distributed_worker import WORLD, assert_ranks_near, averaged, batch
 
 import sparse24
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    ranks = worker.Ranks(tmp_path_factory.mktemp("ranks") / "store")
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture(params=KINDS)
@@ -34,18 +27,6 @@ TOLERANCE = {"module": 1e-5, "converted": 1e-5, "fp8": 1e-2}
 
 #: Of the op that meets a sharded weight first.
 REFUSED = re.compile("DTensor|does not have a sharding strategy")
-
-
-def averaged(model, call=None):
-    """What each rank has after the reduction: its own output and gradient of x, and mean gradients of the weights."""
-    shares = [[t.clone() for t in gradients(model, call or model, batch(rank))] for rank in range(WORLD)]
-    means = [sum(tensors) / WORLD for tensors in zip(*(s[2:] for s in shares), strict=True)]
-    return [[*share[:2], *means] for share in shares]
-
-
-def assert_ranks_near(actual, expected, tolerance):
-    for a, e in zip(actual, expected, strict=True):
-        assert_near(a, e, tolerance)
 
 
 @pytest.mark.parametrize("wrap", ["plain", "checkpointed", "compiled"])
