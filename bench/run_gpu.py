@@ -23,6 +23,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
 BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "models", "train_gpt")
+#: Each has a CUDA context, of about half a gigabyte.
+MOST_WORKERS = 12
 SANITIZERS = ("memcheck", "initcheck")
 
 
@@ -132,6 +135,8 @@ def gtest(runner: Runner, binary: Path, env: dict[str, str], scratch: Path, args
 def pytest(runner: Runner, args: argparse.Namespace, env: dict[str, str]) -> Step:
     result = args.out / "pytest.xml"
     options = ["-m", "gpu", "-q", "-ra", "--durations=10", "-p", "no:cacheprovider", f"--junitxml={result}"]
+    if find_spec("xdist"):  # most tests wait for the host
+        options += ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))]
     command = python("-m", "pytest", str(ROOT / "tests" / "python"), *options, *args.pytest_args.split())
     return runner.command("pytest", command, env=env, timeout=360, cwd=ROOT, detail=lambda: counts(result))
 

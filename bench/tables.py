@@ -8,7 +8,12 @@ from markdown_table import rate, table, us, zeros
 
 
 def markdown(records: list[report.Record]) -> str:
-    """All tables of the README."""
+    """All tables of the README, under a headline for each GPU."""
+    gpus = dict.fromkeys(r["gpu"] for r in records)
+    return "\n\n".join(_of_one_gpu([r for r in records if r["gpu"] == gpu]) for gpu in gpus)
+
+
+def _of_one_gpu(records: list[report.Record]) -> str:
     usual = [r for r in records if report.usual(r)]
     parts = [_headline(usual)]
     for bench, make in (
