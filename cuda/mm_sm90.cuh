@@ -33,6 +33,10 @@ template <>
 struct MmTileShape<MmTile::k64x128> {
   static constexpr int kM = 64, kN = 128, kClusterM = 2;
 };
+template <>
+struct MmTileShape<MmTile::k64x64> {
+  static constexpr int kM = 64, kN = 64, kClusterM = 2;
+};
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
 struct MmSm90 {

@@ -105,7 +105,8 @@ TEST_P(SelectConfig, TheNumbersOfATileMatchItsName) {
     const char* name = c.tile == MmTile::k128x256   ? "128x256"
                        : c.tile == MmTile::k256x192 ? "256x192"
                        : c.tile == MmTile::k128x128 ? "128x128"
-                                                    : "64x128";
+                       : c.tile == MmTile::k64x128  ? "64x128"
+                                                    : "64x64";
     EXPECT_EQ(tile, name);
     EXPECT_EQ(to_string(c).rfind(tile + "x" + std::to_string(c.tile_k), 0), 0u) << to_string(c);
   }

@@ -106,7 +106,8 @@ template <class Tile>
 class StoreEmulated : public testing::Test {};
 
 using Tiles = testing::Types<Tile<128, 256, Schedule::kCooperative, true>, Tile<256, 192, Schedule::kCooperative, true>,
-                             Tile<128, 128, Schedule::kCooperative, true>, Tile<64, 128, Schedule::kPingpong, true>>;
+                             Tile<128, 128, Schedule::kCooperative, true>, Tile<64, 128, Schedule::kPingpong, true>,
+                             Tile<64, 64, Schedule::kPingpong, true>>;
 struct TileName {
   template <class Tile>
   static std::string GetName(int) {

@@ -39,7 +39,7 @@ void mm(const MmArgs& args);
 }
 
 /// The tile shapes that are compiled, K tile = metadata atom. The cluster multicasts B along M.
-enum class MmTile { k128x256, k256x192, k128x128, k64x128 };
+enum class MmTile { k128x256, k256x192, k128x128, k64x128, k64x64 };
 
 /// How one sparse GEMM runs. `swizzle` groups tiles of one raster line so that their operands stay in L2. With `splits`
 /// above 1 each tile is computed in as many parts of K, which go to the workspace and are added up in order.
