@@ -80,9 +80,7 @@ void finish(const LinearGradientArgs& args, Bytes& dy) {
 
 void linear_gradient(const LinearGradientArgs& given) {
   // The separate steps read metadata in the layout of their values.
-  const auto pattern = [&](DType dtype) {
-    return Operand::of(given.tokens, given.features, dtype, Dim::kFeatures);
-  };
+  const auto pattern = [&](DType dtype) { return Operand::of(given.tokens, given.features, dtype, Dim::kFeatures); };
   const Operand own = pattern(given.hidden_dtype);
   Bytes meta(static_cast<size_t>(own.meta_bytes()));
   convert_meta(given.meta, pattern(given.meta_dtype), meta.data(), own);
