@@ -28,6 +28,7 @@ SHAPES = [
     (33, 16, 0),
 ]
 ODD_DEPTHS = [(9, 1, 64), (130, 36, 96), (3, 99, 32)]
+META = pytest.mark.parametrize("fp8_meta", [False, True], ids=["own_meta", "fp8_meta"])
 NAMES = ("dh_values", "dh_tokens", "dh_tokens_meta", "y_tokens", "y_tokens_meta", "counts")
 
 
@@ -40,10 +41,10 @@ class Problem:
     values: Tensor
     meta: Tensor
     interleaved: bool = False
+    fp8_meta: bool = False
 
-    @property
-    def args(self) -> tuple[Tensor | bool, ...]:
-        return self.grad, self.w, self.values, self.meta, self.interleaved
+    def run(self, op=sparse24.linear_gradient, **options) -> tuple[Tensor, ...]:
+        return op(self.grad, self.w, self.values, self.meta, self.interleaved, fp8_meta=self.fp8_meta, **options)
 
     @property
     def order(self) -> list[int]:
@@ -74,17 +75,22 @@ def times_root(dy: Tensor, y: Tensor) -> Tensor:
     return round_to(dy.cpu().float() * (2 * root), dy.dtype).to(dy.device)
 
 
-def problem(tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False) -> Problem:
+def problem(
+    tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False, fp8_meta=False
+) -> Problem:
+    features = oracle.round_up(features, 32 if fp8_meta else 16)
     grad = integers(tokens, depth, dtype=dtype, limit=2, seed=seed).to(device)
     w = integers(depth, features, dtype=dtype, limit=2, seed=seed + 1).to(device)
     h = activations(tokens, features, dtype, seed=seed + 2, specials=specials)
     values, meta = oracle.compress(h, "relu2")
-    return Problem(grad, w, values.to(device), meta.to(device), interleaved)
+    if fp8_meta:  # the same pattern
+        meta = oracle.compress_fp8(h, activation="relu2")[1]
+    return Problem(grad, w, values.to(device), meta.to(device), interleaved, fp8_meta)
 
 
 def reference(p: Problem) -> tuple[Tensor, ...]:
     """From the definition."""
-    pattern = Pattern.of_meta(p.meta, *p.shape, p.grad.dtype, -1)
+    pattern = Pattern.of_meta(p.meta, *p.shape, FP8 if p.fp8_meta else p.grad.dtype, -1)
     values = p.values.cpu()
     dh = times_root(pattern.gather(p.dy()), values)
     y = pattern.scatter(values)
@@ -102,16 +108,17 @@ def composition(p: Problem) -> tuple[Tensor, ...]:
 
 
 def check(p: Problem, expected=reference) -> None:
-    for name, actual, wanted in zip(NAMES, sparse24.linear_gradient(*p.args), expected(p), strict=True):
+    for name, actual, wanted in zip(NAMES, p.run(), expected(p), strict=True):
         assert_same_bits(actual, wanted, name)
         assert actual.device == p.grad.device and actual.is_contiguous()
 
 
+@META
 @pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
 @pytest.mark.parametrize("specials", [False, True], ids=["finite", "specials"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials, interleaved):
-    check(problem(*shape, dtype, device, specials=specials, interleaved=interleaved))
+def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials, interleaved, fp8_meta):
+    check(problem(*shape, dtype, device, specials=specials, interleaved=interleaved, fp8_meta=fp8_meta))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -124,26 +131,30 @@ def test_any_depth(poisoned_memory, device, dtype, shape):
     check(problem(*shape, dtype, device, seed=5))
 
 
+@META
 @pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
-def test_without_tokens(poisoned_memory, device, dtype, interleaved):
-    p = problem(129, 64, 160, dtype, device, specials=True, interleaved=interleaved)
-    dh, *others = sparse24.linear_gradient(*p.args, tokens=False)
-    assert_same_bits(dh, sparse24.linear_gradient(*p.args)[0])
-    expected = sparse24.linear_gradient(*p.args)[1:]
+def test_without_tokens(poisoned_memory, device, dtype, interleaved, fp8_meta):
+    p = problem(129, 64, 160, dtype, device, specials=True, interleaved=interleaved, fp8_meta=fp8_meta)
+    dh, *others = p.run(tokens=False)
+    assert_same_bits(dh, p.run()[0])
+    expected = p.run()[1:]
     assert [t.numel() for t in others] == [0] * 5
     assert [t.dtype for t in others] == [t.dtype for t in expected]
 
 
-def test_any_number_of_tokens(device):
+@META
+def test_any_number_of_tokens(device, fp8_meta):
     """Every tail of a group, and of the metadata's 64 tokens."""
     for tokens in (*range(1, 9), 31, 32, 33, 63, 64, 65, 66, 67):
         for interleaved in (False, True):
-            check(problem(tokens, 16, 48, torch.bfloat16, device, seed=tokens, interleaved=interleaved))
+            options = {"seed": tokens, "interleaved": interleaved, "fp8_meta": fp8_meta}
+            check(problem(tokens, 16, 48, torch.bfloat16, device, **options))
 
 
+@META
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(device, dtype, layout):
-    p = problem(37, 64, 96, dtype, device, seed=7)
+def test_layouts(device, dtype, layout, fp8_meta):
+    p = problem(37, 64, 96, dtype, device, seed=7, fp8_meta=fp8_meta)
     p.grad, p.w = relayout(p.grad, layout), relayout(p.w, layout)
     if layout != "expanded":  # values belong to their metadata
         p.values = relayout(p.values, layout)
@@ -163,7 +174,7 @@ def test_overflow(device):
     p.grad.fill_(128)
     p.w.fill_(128)
     check(p)
-    assert sparse24.linear_gradient(*p.args)[0].isnan().any()
+    assert p.run()[0].isnan().any()
 
 
 def test_every_root_is_rounded_to_nearest(device, dtype):
@@ -228,13 +239,14 @@ def test_accuracy(device, dtype, depth):
     assert_accurate(sparse24.decompress(dh, meta, 129, 96), torchs, exact, magnitude)
 
 
-def test_one_dynamic_graph_for_all_sizes(device):
+@META
+def test_one_dynamic_graph_for_all_sizes(device, fp8_meta):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(sparse24.linear_gradient, backend=counter, fullgraph=True, dynamic=True)
     for tokens, depth, features in ((64, 40, 96), (127, 24, 160), (193, 48, 1856)):
-        p = problem(tokens, depth, features, torch.bfloat16, device)
-        for actual, expected in zip(compiled(*p.args), sparse24.linear_gradient(*p.args), strict=True):
+        p = problem(tokens, depth, features, torch.bfloat16, device, fp8_meta=fp8_meta)
+        for actual, expected in zip(p.run(compiled), p.run(), strict=True):
             assert_same_bits(actual, expected)
             assert actual.stride() == expected.stride()
     assert counter.frame_count == 1
@@ -255,10 +267,11 @@ def of(*shape, dtype=BF16):
     return lambda device: torch.ones(shape, device=device).to(dtype)
 
 
-def call(device, **changes):
+def call(device, fp8_meta=False, **changes):
     """The op with operands that fit each other, but for `changes`: functions of the device."""
     arguments = {"grad": of(40, 24), "w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
-    return sparse24.linear_gradient(**{name: make(device) for name, make in (arguments | changes).items()})
+    tensors = {name: make(device) for name, make in (arguments | changes).items()}
+    return sparse24.linear_gradient(**tensors, fp8_meta=fp8_meta)
 
 
 #: name: (changes, the sentence behind "expected ").
@@ -279,6 +292,18 @@ ERRORS = {
     "meta_size": (
         {"meta": of(1025, dtype=torch.uint8)},
         r"meta to have 1024 elements \(a sparse operand of 40 x 64 in bfloat16\), got 1025",
+    ),
+    "w_columns_beside_fp8_meta": (
+        {"w": of(24, 80), "fp8_meta": True},
+        r"w to have a multiple of 32 columns \(fp8_meta=True\), got 80",
+    ),
+    "no_meta_of_fp8": (
+        {"fp8_meta": True},
+        r"meta to have 2048 elements \(a sparse operand of 40 x 64 in float8_e4m3fn\), got 1024",
+    ),
+    "meta_of_fp8": (
+        {"meta": of(2048, dtype=torch.uint8)},
+        r"meta to have 1024 elements \(a sparse operand of 40 x 64 in bfloat16\), got 2048",
     ),
 }
 
