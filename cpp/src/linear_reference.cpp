@@ -1,7 +1,6 @@
 /// @file
 /// The plain form of linear_relu2 and linear_compress: the product, then the separate steps that the kernels fuse.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <vector>
 

@@ -6,8 +6,10 @@
 
 y is the activation, saved as the 2:4 values and metadata of the forward pass: its root is the derivative, so the
 pre-activation is not needed. The epilogue of the first GEMM writes everything that the sparse ones multiply
-(`linear_gradient`). The other ways to do it that a recipe can ask for are composed from separate ops (`_tokens`). In fp8
-y is dequantised first, on its kept values, and dx is a product of float8 operands; the other three are of x's dtype.
+(`linear_gradient`). The other ways to do it that a recipe can ask for are composed from separate ops (`_tokens`).
+
+In fp8 the kept values of y are dequantised first, and dx is a product of float8 operands; the other three are of x's
+dtype.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -98,11 +100,11 @@ class _Activation(NamedTuple):
         return _Activation(values, meta, fp8)
 
     def columns(self, values: Tensor, features: Tensor) -> Tensor:
-        """Some columns of the dense matrix with `values` at the pattern."""
+        """Fetch some columns of the dense matrix with `values` at the pattern."""
         return gather_features(values, self.meta, features, self.fp8)
 
     def dense(self, values: Tensor) -> Tensor:
-        """All of them."""
+        """Fetch all of them."""
         rows, columns = values.shape[0], 2 * values.shape[1]
         if not self.fp8:
             return decompress(values, self.meta, rows, columns)
