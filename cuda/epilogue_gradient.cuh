@@ -29,8 +29,8 @@ struct GradientParams {
 // It needs no shared memory.
 struct NoStorage {};
 
-// T: the 16-bit type.
-template <class T, int kTileM, int kTileN>
+// T: the 16-bit type. kFp8Meta: the layout of the metadata of y; along tokens it is that of T.
+template <class T, bool kFp8Meta, int kTileM, int kTileN>
 class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   using Base = EpilogueBase<GradientParams, NoStorage>;
   using Base::p_;
@@ -150,11 +150,20 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       if (column < p_.features)
         out.values[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(p_.y) + index(t, column));
     }
-    // Two bytes for each 16 columns k0 .. k3, where format.h draws them.
-    const int64_t chunk = int64_t(feature / 64) * (ceil_div(p_.tokens, kMetaRowPadding) * 8) + t / 16;
-    const auto* of_token = reinterpret_cast<const uint16_t*>(p_.meta + chunk * 128 + t % 8 * 8 + t % 16 / 8 * 2);
-    out.nibbles[0] = pack16(of_token[0], of_token[32]);
-    out.nibbles[1] = pack16(of_token[2], of_token[34]);
+    const int64_t m_meta = round_up(p_.tokens, kMetaRowPadding);
+    if constexpr (kFp8Meta) {
+      // Half of the 16 bytes of 128 columns, in their order.
+      const auto* of_token = p_.meta + (feature / 128 * m_meta + t) * 16 + feature % 128 / 8;
+      const uint2 nibbles = *reinterpret_cast<const uint2*>(of_token);
+      out.nibbles[0] = nibbles.x;
+      out.nibbles[1] = nibbles.y;
+    } else {
+      // Two bytes for each 16 columns k0 .. k3, where format.h draws them.
+      const int64_t chunk = feature / 64 * (m_meta / 16) + t / 16;
+      const auto* of_token = reinterpret_cast<const uint16_t*>(p_.meta + chunk * 128 + t % 8 * 8 + t % 16 / 8 * 2);
+      out.nibbles[0] = pack16(of_token[0], of_token[32]);
+      out.nibbles[1] = pack16(of_token[2], of_token[34]);
+    }
     return out;
   }
 

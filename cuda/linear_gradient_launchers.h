@@ -5,7 +5,7 @@
 
 namespace sparse24::cuda {
 
-template <DType kDType>
+template <DType kDType, DType kMeta>
 void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream);
 
 }  // namespace sparse24::cuda

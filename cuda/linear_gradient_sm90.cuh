@@ -7,10 +7,10 @@
 
 namespace sparse24::cuda {
 
-template <DType kDType>
+template <DType kDType, DType kMeta>
 void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
   using Epilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<
-      GradientEpilogue<typename HiddenType<kDType>::type, DenseTile::kM, DenseTile::kN>>;
+      GradientEpilogue<typename HiddenType<kDType>::type, kMeta == DType::kFloat8E4M3, DenseTile::kM, DenseTile::kN>>;
   const GradientParams epilogue{int(args.tokens),
                                 int(args.features),
                                 args.y,

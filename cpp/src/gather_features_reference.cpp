@@ -12,6 +12,7 @@ template <class Storage>
 void gather(const GatherFeaturesArgs& args, Storage nan) {
   const auto* values = static_cast<const Storage*>(args.values);
   auto* out = static_cast<Storage*>(args.out);
+  const Operand pattern = args.pattern();
   parallel_for(args.a.m, args.count, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       for (int64_t h = 0; h < args.count; ++h) {
@@ -21,7 +22,7 @@ void gather(const GatherFeaturesArgs& args, Storage nan) {
           to = nan;
           continue;
         }
-        const Pair pair = read_pair(args.meta, args.a, m, g);
+        const Pair pair = read_pair(args.meta, pattern, m, g);
         to = feature % 4 == pair.first    ? values[args.a.value_index(m, 2 * g)]
              : feature % 4 == pair.second ? values[args.a.value_index(m, 2 * g + 1)]
                                           : Storage{0};

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "activate.h"
 #include "parallel.h"
@@ -41,6 +42,12 @@ inline void write_pair(uint8_t* meta, const Operand& a, int64_t m, int64_t g, Pa
   uint8_t& byte = meta[a.meta_byte(m, g)];
   const int shift = Operand::meta_shift(g);
   byte = static_cast<uint8_t>((byte & ~(0xF << shift)) | pair.nibble() << shift);
+}
+
+/// The pattern of `from` in the layout of `to`, an operand of the same sizes.
+inline void convert_meta(const uint8_t* from_meta, const Operand& from, uint8_t* to_meta, const Operand& to) {
+  std::memset(to_meta, kMetaPaddingByte, static_cast<size_t>(to.meta_bytes()));
+  for_each_group(to, [&](int64_t m, int64_t g) { write_pair(to_meta, to, m, g, read_pair(from_meta, from, m, g)); });
 }
 
 }  // namespace sparse24

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "groups.h"
 #include "numeric.h"
 #include "product.h"
 #include "sparse24/compress.h"
@@ -77,7 +78,15 @@ void finish(const LinearGradientArgs& args, Bytes& dy) {
 
 }  // namespace
 
-void linear_gradient(const LinearGradientArgs& args) {
+void linear_gradient(const LinearGradientArgs& given) {
+  // The separate steps read metadata in the layout of their values.
+  const auto pattern = [&](DType dtype) { return Operand::of(given.tokens, given.features, dtype, Dim::kFeatures); };
+  const Operand own = pattern(given.hidden_dtype);
+  Bytes meta(static_cast<size_t>(own.meta_bytes()));
+  convert_meta(given.meta, pattern(given.meta_dtype), meta.data(), own);
+  LinearGradientArgs args = given;
+  args.meta = meta.data();
+
   Bytes dy(static_cast<size_t>(args.tokens * args.features * size_of(args.hidden_dtype)));
   visit_dtype(args.hidden_dtype, [&](auto type) {
     using H = decltype(type);

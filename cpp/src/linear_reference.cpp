@@ -1,7 +1,6 @@
 /// @file
 /// The plain form of linear_relu2 and linear_compress: the product, then the separate steps that the kernels fuse.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -132,9 +131,7 @@ void store_compressed(const LinearCompressArgs& args, const void* h) {
   std::vector<uint8_t> meta(static_cast<size_t>(from.meta_bytes()));
   separate.meta = meta.data();
   compress(separate);
-  std::memset(args.meta, kMetaPaddingByte, static_cast<size_t>(to.meta_bytes()));
-  for_each_group(to,
-                 [&](int64_t t, int64_t g) { write_pair(args.meta, to, t, g, read_pair(meta.data(), from, t, g)); });
+  convert_meta(meta.data(), from, args.meta, to);
 }
 
 }  // namespace

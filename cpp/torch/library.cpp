@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
               R"(-> (Tensor values, Tensor meta, Tensor scale))");
   library.def("compress_like(Tensor x, Tensor meta, int dim=-1) -> Tensor");
   library.def("decompress(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor");
-  library.def("gather_features(Tensor values, Tensor meta, Tensor features) -> Tensor");
+  library.def("gather_features(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor");
   library.def(
       "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
       "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor");
@@ -37,10 +37,9 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       R"(str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) )"
       "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
   library.def(
-      "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool "
-      "tokens=True) -> "
-      "(Tensor dh_values, Tensor dh_tokens, "
-      "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)");
+      "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool tokens=True, "
+      "bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, "
+      "Tensor y_tokens_meta, Tensor counts)");
 }
 
 namespace {

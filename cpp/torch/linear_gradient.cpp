@@ -16,7 +16,8 @@ void check_beside(const char* argument, const Tensor& t, const Tensor& grad, DTy
 }
 
 /// Sizes and dtypes of everything, checked.
-LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta) {
+LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta,
+                                  bool fp8_meta) {
   LinearGradientArgs args{};
   check_sizes(kOp, "grad", grad, 2);
   const DType dtype = check_dtype(kOp, "grad", grad, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
@@ -26,16 +27,17 @@ LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Ten
   check_beside("w", w, grad, dtype);
   expect(w.size(0) == args.in, kOp, "w to have ", args.in, " rows (columns of grad), got ", w.size(0));
   args.features = w.size(1);
-  const int64_t multiple = feature_alignment(dtype, Dim::kFeatures);
-  expect(args.features % multiple == 0, kOp, "w to have a multiple of ", multiple, " columns (", name_of(dtype),
-         " values), got ", args.features);
+  args.meta_dtype = fp8_meta ? DType::kFloat8E4M3 : dtype;
+  const int64_t multiple = feature_alignment(args.meta_dtype, Dim::kFeatures);
+  expect(args.features % multiple == 0, kOp, "w to have a multiple of ", multiple, " columns (",
+         fp8_meta ? "fp8_meta=True" : name_of(dtype), fp8_meta ? "" : " values", "), got ", args.features);
   check_beside("values", values, grad, dtype);
   expect(values.size(0) == args.tokens, kOp, "values to have ", args.tokens, " rows (rows of grad), got ",
          values.size(0));
   expect(values.size(1) == args.features / 2, kOp, "values to have ", args.features / 2,
          " columns (half the columns of w), got ", values.size(1));
   check_device(kOp, "meta", meta, "grad", grad);
-  check_meta(kOp, meta, Operand::of(args.tokens, args.features, dtype, Dim::kFeatures));
+  check_meta(kOp, meta, Operand::of(args.tokens, args.features, args.meta_dtype, Dim::kFeatures));
   return args;
 }
 
@@ -75,8 +77,9 @@ Owners prepare(const Tensor& grad, const Tensor& w, const Tensor& values, const 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
                                                                            const Tensor& values, const Tensor& meta,
-                                                                           bool interleaved, bool tokens) {
-  LinearGradientArgs args = check_operands(grad, w, values, meta);
+                                                                           bool interleaved, bool tokens,
+                                                                           bool fp8_meta) {
+  LinearGradientArgs args = check_operands(grad, w, values, meta, fp8_meta);
   args.interleaved = interleaved;
   const DeviceScope scope(kOp, grad);
 

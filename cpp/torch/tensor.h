@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
                                                 const Word& activation, int64_t dim, const Word& scaling);
 Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
 Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
-Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features);
+Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features, bool fp8_meta);
 std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
 std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
@@ -127,6 +127,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
                                                                            const Tensor& values, const Tensor& meta,
-                                                                           bool interleaved, bool tokens);
+                                                                           bool interleaved, bool tokens,
+                                                                           bool fp8_meta);
 
 }  // namespace sparse24::torch_ops

@@ -85,7 +85,7 @@ def _decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: int = -
     return values.new_empty(rows, cols)
 
 
-def _gather_features(values: Tensor, meta: Tensor, features: Tensor) -> Tensor:
+def _gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
     _expect(values.dim() == 2, "gather_features", "values to have 2 dimensions", values.dim())
     _expect(features.dim() == 1, "gather_features", "features to have 1 dimension", features.dim())
     return values.new_empty(values.shape[0], features.shape[0])
@@ -196,15 +196,21 @@ def _linear_compress(
 
 
 def _linear_gradient(
-    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False, tokens: bool = True
+    grad: Tensor,
+    w: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    interleaved: bool = False,
+    tokens: bool = True,
+    fp8_meta: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     for name, t in (("grad", grad), ("w", w), ("values", values)):
         _expect(t.dim() == 2, "linear_gradient", f"{name} to have 2 dimensions", t.dim())
     rows, depth = grad.shape
-    features = w.shape[1]
+    features, multiple = w.shape[1], 32 if fp8_meta else 16
     for condition, rule, got in (
         (w.shape[0] == depth, f"w to have {depth} rows (columns of grad)", w.shape[0]),
-        (features % 16 == 0, "w to have a multiple of 16 columns", features),
+        (features % multiple == 0, f"w to have a multiple of {multiple} columns", features),
         (values.shape[0] == rows, f"values to have {rows} rows (rows of grad)", values.shape[0]),
         (
             values.shape[1] == features // 2,

@@ -9,7 +9,13 @@ _linear_gradient = torch.ops.sparse24.linear_gradient.default
 
 
 def linear_gradient(
-    grad: Tensor, w: Tensor, values: Tensor, meta: Tensor, interleaved: bool = False, tokens: bool = True
+    grad: Tensor,
+    w: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    interleaved: bool = False,
+    tokens: bool = True,
+    fp8_meta: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``y @ w.T`` and the squared ReLU that gave y, and compress along tokens what comes of it.
 
@@ -22,9 +28,10 @@ def linear_gradient(
     grad : Tensor [T, D]
         The gradient of ``y @ w.T``: bfloat16 or float16; on the CPU also float32.
     w : Tensor [D, F]
-        As ``torch.nn.Linear`` stores it, of grad's dtype. F: a multiple of 16.
+        As ``torch.nn.Linear`` stores it, of grad's dtype. F: a multiple of 16, with `fp8_meta` of 32.
     values : Tensor [T, F/2]
-        The kept values of y, of grad's dtype: from `linear_compress`, or `compress` with "relu2".
+        The kept values of y, of grad's dtype: from `linear_compress`, or `compress` with "relu2". With `fp8_meta` the
+        dequantised ones of a float8 y.
     meta : Tensor
         Their positions.
     interleaved : bool
@@ -33,6 +40,9 @@ def linear_gradient(
         has that order; `values`, `meta` and `dh_values` have that of the tokens.
     tokens : bool
         False: only dh along features is wanted, the other tensors are empty.
+    fp8_meta : bool
+        `meta` is in the layout of float8 values: of `compress_fp8` or fp8 `linear_compress`. Metadata along tokens is
+        always in that of grad's dtype.
 
     Returns
     -------
@@ -65,4 +75,4 @@ def linear_gradient(
     >>> dh, *_ = sparse24.linear_gradient(grad, w2, values, meta)
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
-    return _linear_gradient(grad, w, values, meta, interleaved, tokens)
+    return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta)

@@ -5,9 +5,11 @@
     dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens
 
 y is the activation, saved as the 2:4 values and metadata of the forward pass: its root is the derivative, so the
-pre-activation is not needed. In 16 bits the epilogue of the first GEMM writes everything that the sparse ones multiply
-(`linear_gradient`). The other ways to do it that a recipe can ask for, and fp8, are composed from separate ops
-(`_tokens`): in fp8 dx is a product of float8 operands; the other three are of x's dtype.
+pre-activation is not needed. The epilogue of the first GEMM writes everything that the sparse ones multiply
+(`linear_gradient`). The other ways to do it that a recipe can ask for are composed from separate ops (`_tokens`).
+
+In fp8 the kept values of y are dequantised first, and dx is a product of float8 operands; the other three are of x's
+dtype.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
 from sparse24._tokens import densest_features, interleave, weight_gradient
-from sparse24.ops import compress, compress_like, decompress, gather_features, linear_gradient, mm, quantize_fp8
+from sparse24.ops import compress, decompress, gather_features, linear_gradient, mm, quantize_fp8
 from sparse24.training import Recipe
 
 _DENSE = Recipe(weight_gradients="dense")
@@ -82,6 +84,33 @@ class FeedForward(torch.autograd.Function):
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
+class _Activation(NamedTuple):
+    """The activation [T, F] as the backward pass multiplies it: in 16 bits, 2:4 where there is metadata."""
+
+    values: Tensor
+    meta: Tensor | None
+    fp8: bool  # what the forward pass multiplied: the layout of the metadata, and how dx is computed
+
+    @staticmethod
+    def of(hidden: Hidden, fp8: bool, dtype: torch.dtype) -> "_Activation":
+        values, meta, scale = hidden
+        if scale is not None:
+            # In place: a product of its own would be float32.
+            values = values.to(dtype).mul_(scale.reshape(-1, 1))
+        return _Activation(values, meta, fp8)
+
+    def columns(self, values: Tensor, features: Tensor) -> Tensor:
+        """Fetch some columns of the dense matrix with `values` at the pattern."""
+        return gather_features(values, self.meta, features, self.fp8)
+
+    def dense(self, values: Tensor) -> Tensor:
+        """Fetch all of them."""
+        rows, columns = values.shape[0], 2 * values.shape[1]
+        if not self.fp8:
+            return decompress(values, self.meta, rows, columns)
+        return self.columns(values, torch.arange(columns, device=values.device))
+
+
 class _Operands(NamedTuple):
     """What the products over tokens multiply, dense [T, F] (None where not needed), and the gradient of x."""
 
@@ -103,20 +132,16 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
 
     first = Weight(w1, w1_scale)
     w1, w2 = _sixteen_bit(first, grad.dtype), _sixteen_bit(Weight(w2, w2_scale), grad.dtype)
-    need_dense = need_w1 or need_w2 or need_b1
     if not recipe.reuse_mask:
         y, dh, dx = _without_mask(F.linear(_again(x), w1, b1), grad @ w2 if need_dh else None, w1, need_x)
     else:
         hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
+        saved = _Activation.of(hidden, mode.fp8, grad.dtype)
         sparse = mode.sparse and recipe.weight_gradients == "sparse" and x is not None and x.shape[0] > 0
-        if sparse and not mode.fp8 and not recipe.residual and need_w1 and need_w2:
-            dx, dw1, dw2, dh = _both_directions(hidden, grad, x, w1, w2, recipe, hot, need_x)
-            db1 = _sum(decompress(dh, hidden.meta, *_shape(hidden))) if need_b1 else None
-            return dx, dw1, dw2, db1, db2
-        if mode.fp8:
-            y, dh, dx = _float8(hidden, grad @ w2 if need_dh else None, w1, need_x, need_dense)
-        else:
-            y, dh, dx = _sixteen(hidden, grad, w1, w2, need_x, need_dh, need_dense)
+        if sparse and not recipe.residual and need_w1 and need_w2:
+            dx, dw1, dw2, dh = _both_directions(saved, grad, x, w1, w2, recipe, hot, need_x)
+            return dx, dw1, dw2, _sum(saved.dense(dh)) if need_b1 else None, db2
+        y, dh, dx = _separate(saved, grad, w1, w2, need_x, need_dh, need_w1 or need_w2 or need_b1)
 
     if hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse":
         count = recipe.hot_features(w1.shape[0])
@@ -127,13 +152,12 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
 
 
 def _both_directions(
-    hidden: Hidden, grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, recipe: Recipe, hot: Tensor | None, need_x: bool
+    y: _Activation, grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, recipe: Recipe, hot: Tensor | None, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Compute dx, dw1, dw2 and the kept values of dh in 16 bits: nothing of size [T, F] is dense in memory."""
-    values, meta, _ = hidden
+    """Compute dx, dw1, dw2 and the kept values of dh: nothing of size [T, F] is dense in memory."""
     grouped_grad, grouped_x = (interleave(grad), interleave(x)) if recipe.permute_tokens else (grad, x)
     dh, dh_tokens, dh_meta, y_tokens, y_meta, counts = linear_gradient(
-        grouped_grad, w2, values, meta, recipe.permute_tokens
+        grouped_grad, w2, y.values, y.meta, recipe.permute_tokens, fp8_meta=y.fp8
     )
     dw1 = mm(dh_tokens, dh_meta, grouped_x, dim=-2)
     dw2 = mm(y_tokens, y_meta, grouped_grad, dim=-2, transpose_out=True)
@@ -141,49 +165,40 @@ def _both_directions(
     if hot is None and count:
         hot = densest_features(counts, count)
     if hot is not None:
-        dw1.index_copy_(0, hot, gather_features(dh, meta, hot).t() @ x)
-        dw2.index_copy_(1, hot, grad.t() @ gather_features(values, meta, hot))
-    return mm(dh, meta, w1) if need_x else None, dw1, dw2, dh
+        dw1.index_copy_(0, hot, y.columns(dh, hot).t() @ x)
+        dw2.index_copy_(1, hot, grad.t() @ y.columns(y.values, hot))
+    return _gradient_of_x(y, dh, w1) if need_x else None, dw1, dw2, dh
 
 
-def _sixteen(
-    hidden: Hidden, grad: Tensor, w1: Tensor, w2: Tensor, need_x: bool, need_dh: bool, need_dense: bool
+def _separate(
+    y: _Activation, grad: Tensor, w1: Tensor, w2: Tensor, need_x: bool, need_dh: bool, need_dense: bool
 ) -> _Operands:
-    """16-bit precision: everything that is per kept entry happens on half of the entries."""
-    values, meta, _ = hidden
-    if meta is None:
-        dh = _times_root(grad @ w2, values) if need_dh else None
-        return _Operands(values, dh, dh @ w1 if need_x else None)
-    kept = linear_gradient(grad, w2, values, meta, tokens=False)[0] if need_dh else None
-    dx = mm(kept, meta, w1) if need_x else None
+    """Products over tokens of their own: everything that is per kept entry still happens on half of the entries."""
+    if not need_dh:
+        dh = None
+    elif y.meta is None:
+        dh = _times_root(grad @ w2, y.values)
+    else:
+        dh = linear_gradient(grad, w2, y.values, y.meta, tokens=False, fp8_meta=y.fp8)[0]
+    dx = _gradient_of_x(y, dh, w1) if need_x else None
+    if y.meta is None:
+        return _Operands(y.values, dh, dx)
     if not need_dense:
         return _Operands(None, None, dx)
-    y, dh = (None if t is None else decompress(t, meta, *_shape(hidden)) for t in (values, kept))
-    return _Operands(y, dh, dx)
+    return _Operands(y.dense(y.values), None if dh is None else y.dense(dh), dx)
 
 
-def _shape(hidden: Hidden) -> tuple[int, int]:
-    """Of the dense activation, whose 2:4 values are given."""
-    return hidden.values.shape[0], 2 * hidden.values.shape[1]
-
-
-def _float8(hidden: Hidden, dy: Tensor | None, w1: Tensor, need_x: bool, need_dense: bool) -> _Operands:
-    """fp8: dx as the forward's products, with one scale per row; y is the dequantised activation."""
-    values, meta, scale = hidden
-    stored = values if meta is None else decompress(values, meta, values.shape[0], w1.shape[0])
-    y = stored.float() * scale.reshape(-1, 1)
-    dh = None if dy is None else _times_root(dy, y)
-    dx = None
-    if need_x:
-        q, q_scale = quantize_fp8(dh)
-        # mm needs w1 [F, D] K-major: the transpose of rows of features.
-        w, w_scale = float8_weight(Weight(w1.t().contiguous(), None))
-        if meta is None:
-            dx = linear_fp8(q, q_scale, w, w_scale, None).to(w1.dtype)
-        else:
-            # Zeros where nothing was kept: the scale of a row is that of its kept values.
-            dx = mm(compress_like(q, meta), meta, w.t(), q_scale, w_scale, out_dtype=w1.dtype)
-    return _Operands(y.to(w1.dtype) if need_dense else None, dh, dx)
+def _gradient_of_x(y: _Activation, dh: Tensor, w1: Tensor) -> Tensor:
+    """``dh @ w1``, dh given as y is, in the precision of the forward's products."""
+    if not y.fp8:
+        return dh @ w1 if y.meta is None else mm(dh, y.meta, w1)
+    # Zeros where nothing was kept: the scale of a row is that of its kept values.
+    q, q_scale = quantize_fp8(dh)
+    # mm needs w1 [F, D] K-major: the transpose of rows of features.
+    w, w_scale = float8_weight(Weight(w1.t().contiguous(), None))
+    if y.meta is None:
+        return linear_fp8(q, q_scale, w, w_scale, None).to(w1.dtype)
+    return mm(q, y.meta, w.t(), q_scale, w_scale, out_dtype=w1.dtype)
 
 
 def _without_mask(h: Tensor, dy: Tensor | None, w1: Tensor, need_x: bool) -> _Operands:

@@ -125,8 +125,8 @@ def relu2_mlp(
     in fp8, where an unfused dense network saves 4. Sums over tokens are in float32, and every gradient is rounded once
     to x's dtype.
 
-    In fp8 two products of the backward pass see rounded operands: dx is a float8 product of dy1 (one scale per token)
-    and w1 (one per column), and dw2 takes the dequantised activation. The rest is in x's dtype, and the derivative of
+    In fp8 y2 is, in the backward pass, the dequantised activation rounded to x's dtype, in dw2 and in the root. dx is a
+    float8 product of dy1 (one scale per token) and w1 (one per column). The rest is in x's dtype, and the derivative of
     rounding is taken as 1. float8 weights get no gradient.
 
     Where it runs dense in 16 bits without `recompute`, the backward pass is that of the ops, and second derivatives

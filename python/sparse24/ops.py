@@ -229,7 +229,7 @@ def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1
     return _decompress(values, meta, rows, cols, dim)
 
 
-def gather_features(values: Tensor, meta: Tensor, features: Tensor) -> Tensor:
+def gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
     """Fetch some columns of the dense matrix: ``decompress(values, meta, R, C)[:, features]``.
 
     It reads what it returns, and writes nothing else.
@@ -243,6 +243,9 @@ def gather_features(values: Tensor, meta: Tensor, features: Tensor) -> Tensor:
     features : Tensor [H]
         int64, from 0 to C - 1, in any order, also repeated. Nothing can refuse what lies on a device: an index outside
         gives a column of NaN.
+    fp8_meta : bool
+        `meta` is in the layout of float8 values, whatever `values` are: of `compress_fp8` or fp8 `linear_compress`. C
+        is then a multiple of 32.
 
     Returns
     -------
@@ -260,7 +263,7 @@ def gather_features(values: Tensor, meta: Tensor, features: Tensor) -> Tensor:
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the densest features take a dense product).
     """
-    return _gather_features(values, meta, features)
+    return _gather_features(values, meta, features, fp8_meta)
 
 
 def mm(

@@ -15,6 +15,8 @@ struct GradientCase {
   int64_t tokens, in, features;
   Array grad, w;
   Compressed y;
+  std::vector<uint8_t> meta;  ///< of y, in the layout of meta_dtype
+  DType meta_dtype;
   bool interleaved = false;
 
   /// y = relu(h)^2 of h [tokens, features].
@@ -24,7 +26,9 @@ struct GradientCase {
         features(f),
         grad(std::move(grad_)),
         w(std::move(w_)),
-        y(cpu_compress(h, t, f, h.dtype(), {Dim::kFeatures, Activation::kRelu2})) {}
+        y(cpu_compress(h, t, f, h.dtype(), {Dim::kFeatures, Activation::kRelu2})),
+        meta(y.meta),
+        meta_dtype(h.dtype()) {}
 
   /// Small integers: products and sums are exact in fp32 whatever their order.
   static GradientCase integers(DType dtype, int64_t t, int64_t d, int64_t f, uint64_t seed, bool specials = false) {
@@ -36,6 +40,22 @@ struct GradientCase {
             random_activations(dtype, t * f, seed + 2, specials)};
   }
   DType hidden() const { return y.values.dtype(); }
+
+  /// The same problem with the metadata that float8 values would have.
+  GradientCase with_fp8_meta() && {
+    meta_dtype = DType::kFloat8E4M3;
+    const Operand a = Operand::of(tokens, features, meta_dtype, Dim::kFeatures);
+    meta.assign(a.meta_bytes(), kMetaPaddingByte);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t g = 0; g < features / 4; ++g) {
+        const auto [i0, i1] = y.kept(t, g);
+        uint8_t& byte = meta[a.meta_byte(t, g)];
+        const int shift = Operand::meta_shift(g);
+        byte = static_cast<uint8_t>((byte & ~(0xF << shift)) | (i0 | i1 << 2) << shift);
+      }
+    }
+    return std::move(*this);
+  }
 };
 
 /// Everything that linear_gradient writes.
@@ -62,7 +82,8 @@ inline LinearGradientArgs gradient_args(const GradientCase& c, GradientResult& o
           c.grad.dtype(),
           c.hidden(),
           c.y.values.data(),
-          c.y.meta.data(),
+          c.meta.data(),
+          c.meta_dtype,
           out.dh.data(),
           {out.y_tokens.values.data(), out.y_tokens.meta.data()},
           {out.dh_tokens.values.data(), out.dh_tokens.meta.data()},

@@ -1,5 +1,6 @@
 /// @file
-/// The epilogue of linear_gradient on the host, for both types, against the CPU reference.
+/// The epilogue of linear_gradient on the host, for both types and both layouts of the metadata, against the CPU
+/// reference.
 #include <gtest/gtest.h>
 
 #include "emulate/epilogue.h"
@@ -20,6 +21,7 @@ using test::GradientResult;
 struct DyCase {
   int tokens, features;
   DType dtype;
+  bool fp8_meta;             ///< y's metadata is in the layout of float8
   bool specials = false;     ///< NaN and infinities, in dy and in y
   bool interleaved = false;  ///< the rows of dy are
 
@@ -29,13 +31,13 @@ struct DyCase {
   GradientCase problem() const {
     GradientCase c(tokens, 0, features, Array(DType::kFloat32, 0), Array(DType::kFloat32, 0), h());
     c.interleaved = interleaved;
-    return c;
+    return fp8_meta ? std::move(c).with_fp8_meta() : c;
   }
   int64_t token(int64_t row) const { return interleaved ? interleaved_token(row, tokens) : row; }
 };
 void PrintTo(const DyCase& c, std::ostream* out) {
-  *out << name_of(c.dtype) << " " << c.tokens << " x " << c.features << (c.specials ? ", specials" : "")
-       << (c.interleaved ? ", interleaved" : "");
+  *out << name_of(c.dtype) << (c.fp8_meta ? ", fp8 metadata, " : " ") << c.tokens << " x " << c.features
+       << (c.specials ? ", specials" : "") << (c.interleaved ? ", interleaved" : "");
 }
 
 /// dh of the token in a row: grad = 1 and w = its dy, so that they reach dh unchanged, NaN included.
@@ -89,11 +91,23 @@ Guarded guarded(const void* bytes, int64_t count) {
   return out;
 }
 
-template <class T>
+template <class T_, bool kFp8Meta_>
+struct Kind {
+  using T = T_;
+  static constexpr bool kFp8Meta = kFp8Meta_;
+};
+
+template <class Kind>
 class GradientEmulated : public testing::Test {
  protected:
-  static constexpr DType kType = DTypeOf<T>::value;
+  using T = typename Kind::T;
   using Tile = emulate::Tile<128, 128, Schedule::kPingpong>;
+
+  /// With as many features as the metadata allows.
+  DyCase problem(int tokens, int features, bool specials = false, bool interleaved = false) const {
+    const int multiple = Kind::kFp8Meta ? 32 : 16;
+    return {tokens, int(round_up(features, multiple)), DTypeOf<T>::value, Kind::kFp8Meta, specials, interleaved};
+  }
 
   /// Every output is the reference's with its padding; nothing else is written, and nothing beside the inputs is read.
   void compare(const DyCase& d, Order order = Order::kForward, bool tokens = true) {
@@ -101,7 +115,7 @@ class GradientEmulated : public testing::Test {
     const GradientCase c = d.problem();
     const GradientResult expected = reference(d, c);
     Guarded y = guarded(c.y.values.data(), c.y.values.bytes());
-    Guarded meta = guarded(c.y.meta.data(), static_cast<int64_t>(c.y.meta.size()));
+    Guarded meta = guarded(c.meta.data(), static_cast<int64_t>(c.meta.size()));
     Guarded dh(expected.dh.bytes());
     Output y_tokens(expected.y_tokens), dh_tokens(expected.dh_tokens);
     const std::vector<int32_t> zeros(c.features, 0);
@@ -120,7 +134,8 @@ class GradientEmulated : public testing::Test {
       params.y_tokens = params.dh_tokens = {};
       params.counts = nullptr;
     }
-    run_epilogue<cuda::GradientEpilogue<T, Tile::kM, Tile::kN>, Tile>(params, d.tokens, d.features, d.dy(), order);
+    using Epilogue = cuda::GradientEpilogue<T, Kind::kFp8Meta, Tile::kM, Tile::kN>;
+    run_epilogue<Epilogue, Tile>(params, d.tokens, d.features, d.dy(), order);
 
     expect_equal(dh, expected.dh.data(), 2, "dh");
     EXPECT_TRUE(y.intact() && meta.intact());
@@ -151,39 +166,40 @@ class GradientEmulated : public testing::Test {
   };
 };
 
-using Types = testing::Types<__nv_bfloat16, __half>;
-struct TypeName {
-  template <class T>
+using Kinds =
+    testing::Types<Kind<__nv_bfloat16, false>, Kind<__half, false>, Kind<__nv_bfloat16, true>, Kind<__half, true>>;
+struct KindName {
+  template <class Kind>
   static std::string GetName(int) {
-    return name_of(DTypeOf<T>::value);
+    return std::string(name_of(DTypeOf<typename Kind::T>::value)) + (Kind::kFp8Meta ? "_fp8_meta" : "");
   }
 };
-TYPED_TEST_SUITE(GradientEmulated, Types, TypeName);
+TYPED_TEST_SUITE(GradientEmulated, Kinds, KindName);
 
 /// One token; tails of groups, of metadata atoms and of tiles, in tokens and in features; whole tiles.
 constexpr int kSizes[][2] = {{1, 16},  {2, 32},   {3, 64},    {4, 80},   {5, 128},  {15, 144},  {16, 112}, {63, 256},
                              {65, 48}, {127, 64}, {129, 288}, {130, 16}, {192, 96}, {256, 512}, {261, 272}};
 
 TYPED_TEST(GradientEmulated, EqualsTheReference) {
-  for (const auto& [tokens, features] : kSizes) this->compare({tokens, features, this->kType});
+  for (const auto& [tokens, features] : kSizes) this->compare(this->problem(tokens, features));
 }
 
 TYPED_TEST(GradientEmulated, EqualsTheReferenceOnNanAndInfinities) {
-  for (const auto& [tokens, features] : kSizes) this->compare({tokens, features, this->kType, /*specials=*/true});
+  for (const auto& [tokens, features] : kSizes) this->compare(this->problem(tokens, features, /*specials=*/true));
 }
 
 TYPED_TEST(GradientEmulated, WritesNothingAlongTokensUnlessItIsWanted) {
-  this->compare({129, 288, this->kType, /*specials=*/true, /*interleaved=*/true}, Order::kForward, /*tokens=*/false);
+  this->compare(this->problem(129, 288, /*specials=*/true, /*interleaved=*/true), Order::kForward, /*tokens=*/false);
 }
 
 TYPED_TEST(GradientEmulated, FindsTheTokensOfInterleavedRows) {
   for (const auto& [tokens, features] : kSizes) {
-    this->compare({tokens, features, this->kType, /*specials=*/false, /*interleaved=*/true});
+    this->compare(this->problem(tokens, features, /*specials=*/false, /*interleaved=*/true));
   }
 }
 
 TYPED_TEST(GradientEmulated, DoesNotDependOnTheOrderOfThreads) {
-  for (Order order : kOrders) this->compare({301, 480, this->kType, /*specials=*/true}, order);
+  for (Order order : kOrders) this->compare(this->problem(301, 480, /*specials=*/true), order);
 }
 
 }  // namespace

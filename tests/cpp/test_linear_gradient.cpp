@@ -80,6 +80,43 @@ TEST_P(GradientTypes, InterleavedRowsFindTheirTokens) {
   EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[16]}), (Numbers{50, 98}));
 }
 
+/// One token of 160 features, h = 3 at feature 70 and 2 at feature 134, third of their groups. In the metadata of
+/// float8 the token has 16 bytes, of two groups each, for the first 128 features, and 128 tokens later those of the
+/// others.
+TEST_P(GradientTypes, MetadataOfFloat8) {
+  Array h(GetParam(), Numbers(160, 0)), w(GetParam(), Numbers(160, 1));
+  h.set(70, 3);
+  h.set(134, 2);
+  const GradientCase plain{1, 1, 160, Array(GetParam(), Numbers{5}), w, h};
+  const GradientCase c = GradientCase(plain).with_fp8_meta();
+  std::vector<uint8_t> meta(2 * 128 * 16, kMetaPaddingByte);
+  meta[70 / 8] = 0x84;                      // groups 16 and 17: the first keeps (0, 1), the second (0, 2)
+  meta[128 * 16 + (134 - 128) / 8] = 0x84;  // groups 32 and 33 likewise
+  EXPECT_EQ(c.meta, meta);
+  const GradientResult out = cpu_linear_gradient(c);
+  Numbers dh(80, 0);
+  dh[70 / 4 * 2 + 1] = 30, dh[134 / 4 * 2 + 1] = 20;  // 5 * 2 * 3, 5 * 2 * 2
+  EXPECT_EQ(out.dh.numbers(), dh);
+  EXPECT_EQ(out.dh_tokens.meta, cpu_linear_gradient(plain).dh_tokens.meta);
+  EXPECT_EQ(out.counts[70] + out.counts[134], 2);
+}
+
+/// Everything that is written is in the layout of its own type.
+TEST_P(GradientTypes, MetadataOfFloat8ChangesNothingElse) {
+  GradientCase c = GradientCase::integers(GetParam(), 131, 70, 224, 1, /*specials=*/true);
+  for (bool interleaved : {false, true}) {
+    c.interleaved = interleaved;
+    const GradientResult expected = cpu_linear_gradient(c);
+    const GradientResult out = cpu_linear_gradient(GradientCase(c).with_fp8_meta());
+    EXPECT_EQ(out.dh.first_difference(expected.dh), -1);
+    EXPECT_EQ(out.y_tokens.values.first_difference(expected.y_tokens.values), -1);
+    EXPECT_EQ(out.dh_tokens.values.first_difference(expected.dh_tokens.values), -1);
+    EXPECT_EQ(out.y_tokens.meta, expected.y_tokens.meta);
+    EXPECT_EQ(out.dh_tokens.meta, expected.dh_tokens.meta);
+    EXPECT_EQ(out.counts, expected.counts);
+  }
+}
+
 TEST_P(GradientTypes, WithoutReductionThereIsNoGradient) {
   GradientCase c = small(GetParam());
   c.in = 0;

@@ -49,25 +49,15 @@ class GradientGpu : public GpuTest {
   void compare(const GradientCase& c, const GradientResult& expected, const LinearConfig* config) {
     SCOPED_TRACE(config ? to_string(*config) : "own choice");
     const int64_t ld = round_up(c.in, 8);
-    DeviceBuffer grad(spread(c, ld)), w(c.w), y(c.y.values), meta(c.y.meta);
+    DeviceBuffer grad(spread(c, ld)), w(c.w), y(c.y.values), meta(c.meta);
     DeviceBuffer dh(expected.dh.bytes()), counts(std::vector<int32_t>(c.features, 0));
     Output y_tokens(expected.y_tokens), dh_tokens(expected.dh_tokens);
     uploads_done();
-    const LinearGradientArgs args{c.tokens,
-                                  c.in,
-                                  c.features,
-                                  grad.data(),
-                                  ld,
-                                  w.data(),
-                                  c.grad.dtype(),
-                                  c.hidden(),
-                                  y.data(),
-                                  meta.data<uint8_t>(),
-                                  dh.data(),
-                                  y_tokens.args(),
-                                  dh_tokens.args(),
-                                  counts.data<int32_t>(),
-                                  c.interleaved};
+    const LinearGradientArgs args{
+        c.tokens,     c.in,           c.features,      grad.data(),      ld,
+        w.data(),     c.grad.dtype(), c.hidden(),      y.data(),         meta.data<uint8_t>(),
+        c.meta_dtype, dh.data(),      y_tokens.args(), dh_tokens.args(), counts.data<int32_t>(),
+        c.interleaved};
     config ? cuda::linear_gradient(args, *config, stream_) : cuda::linear_gradient(args, stream_);
     synchronize();
     Array got(c.hidden(), expected.dh.size());
@@ -91,12 +81,14 @@ class GradientGpu : public GpuTest {
   }
 };
 
-using Case = std::tuple<DType, bool, Shape>;
+using Case = std::tuple<DType, bool, bool, Shape>;
 class GradientShapesGpu : public GradientGpu, public testing::WithParamInterface<Case> {};
 
 TEST_P(GradientShapesGpu, EqualTheReferenceOnIntegers) {
-  const auto [dtype, specials, s] = GetParam();
-  GradientCase c = GradientCase::integers(dtype, s.tokens, s.in, s.features, 1, specials);
+  const auto [dtype, fp8_meta, specials, s] = GetParam();
+  const int64_t features = round_up(s.features, fp8_meta ? 32 : 16);
+  GradientCase c = GradientCase::integers(dtype, s.tokens, s.in, features, 1, specials);
+  if (fp8_meta) c = std::move(c).with_fp8_meta();
   compare(c);
   c.interleaved = true;
   compare(c);
@@ -104,7 +96,7 @@ TEST_P(GradientShapesGpu, EqualTheReferenceOnIntegers) {
 
 INSTANTIATE_TEST_SUITE_P(All, GradientShapesGpu,
                          testing::Combine(testing::Values(DType::kBFloat16, DType::kFloat16), testing::Bool(),
-                                          testing::ValuesIn(kShapes)));
+                                          testing::Bool(), testing::ValuesIn(kShapes)));
 
 TEST_F(GradientGpu, NanOfATokenStaysThere) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {

@@ -39,9 +39,11 @@ class Case:
     dtype: torch.dtype
     dim: int
     differentiable: bool = True
+    fp8_meta: bool = False
 
     def __str__(self) -> str:
-        return f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
+        name = f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
+        return f"{name}-fp8_meta" if self.fp8_meta else name
 
     def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
         fp8 = self.dtype == FP8
@@ -64,7 +66,9 @@ class Case:
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
         if self.op == "gather_features":
-            return Sample("gather_features", (laid_out(values), meta, torch.tensor([5, 95, 0, 5], device=device)))
+            pattern = sparse24.compress_fp8(x)[1] if self.fp8_meta else meta
+            features = torch.tensor([5, 95, 0, 5], device=device)
+            return Sample("gather_features", (laid_out(values), pattern, features, self.fp8_meta))
         if self.op == "compress_like":
             y = x if not fp8 else sparse24.quantize_fp8(x)[0]
             return Sample("compress_like", (laid_out(y), meta, self.dim))
@@ -101,7 +105,8 @@ class Case:
         grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
         w = laid_out(integers(48, COLS, dtype=self.dtype, seed=seed + 1).to(device))
         values, meta = sparse24.compress(x, "relu2")
-        return Sample(self.op, (grad, w, laid_out(values), meta))
+        pattern = sparse24.compress_fp8(x, activation="relu2")[1] if self.fp8_meta else meta
+        return Sample(self.op, (grad, w, laid_out(values), pattern), {"fp8_meta": self.fp8_meta})
 
 
 def _cases() -> list[Case]:
@@ -115,6 +120,8 @@ def _cases() -> list[Case]:
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     cases += [Case("linear_gradient", dtype, -1, differentiable=False) for dtype in DTYPES]
+    for op in ("gather_features", "linear_gradient"):
+        cases += [Case(op, dtype, -1, differentiable=False, fp8_meta=True) for dtype in DTYPES]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
 
 

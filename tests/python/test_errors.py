@@ -176,10 +176,11 @@ case(
 GATHER = "gather_features"
 
 
-def gather(device, values=None, meta=None, features=None, dtype=BF16):
+def gather(device, values=None, meta=None, features=None, dtype=BF16, **options):
     o = good(device, dtype)
     index = torch.tensor([3, 1], device=device) if features is None else features
-    return sparse24.gather_features(o.values if values is None else values, o.meta if meta is None else meta, index)
+    values, meta = o.values if values is None else values, o.meta if meta is None else meta
+    return sparse24.gather_features(values, meta, index, **options)
 
 
 case(GATHER, "values rank", lambda d: gather(d, values=ones(d, 48)), "values to have 2 dimensions", "1 .*")
@@ -188,6 +189,10 @@ case(GATHER, "columns", lambda d: gather(d, values=ones(d, 48, 36)), "values to 
 call = lambda d: gather(d, values=ones(d, 48, 24, dtype=FP8), dtype=FP8)  # noqa: E731
 case(GATHER, "columns of fp8", call, "values to have a multiple of 16 columns.*", "24")
 case(GATHER, "meta of fp8", lambda d: gather(d, meta=meta_of(d, FP8)), "meta to have 1024 elements.*", "2048")
+call = lambda d: gather(d, values=ones(d, 48, 24), fp8_meta=True)  # noqa: E731
+case(GATHER, "columns beside fp8 meta", call, r"values to have a multiple of 16 columns \(fp8_meta=True\)", "24")
+rule = r"meta to have 2048 elements \(a sparse operand of 48 x 64 in float8_e4m3fn\)"
+case(GATHER, "no meta of fp8", lambda d: gather(d, fp8_meta=True), rule, "1024")
 case(GATHER, "meta int8", lambda d: gather(d, meta=meta_of(d).view(torch.int8)), "meta to be uint8", "int8")
 call = lambda d: gather(d, features=torch.zeros(2, dtype=torch.int32, device=d))  # noqa: E731
 case(GATHER, "features int32", call, "features to be int64", "int32")

@@ -1,6 +1,5 @@
 """linear_gradient: bit for bit the separate steps, wherever the sums of the product are exact."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +27,7 @@ SHAPES = [
     (33, 16, 0),
 ]
 ODD_DEPTHS = [(9, 1, 64), (130, 36, 96), (3, 99, 32)]
+META = pytest.mark.parametrize("fp8_meta", [False, True], ids=["own_meta", "fp8_meta"])
 NAMES = ("dh_values", "dh_tokens", "dh_tokens_meta", "y_tokens", "y_tokens_meta", "counts")
 
 
@@ -40,10 +40,10 @@ class Problem:
     values: Tensor
     meta: Tensor
     interleaved: bool = False
+    fp8_meta: bool = False
 
-    @property
-    def args(self) -> tuple[Tensor | bool, ...]:
-        return self.grad, self.w, self.values, self.meta, self.interleaved
+    def run(self, op=sparse24.linear_gradient, **options) -> tuple[Tensor, ...]:
+        return op(self.grad, self.w, self.values, self.meta, self.interleaved, fp8_meta=self.fp8_meta, **options)
 
     @property
     def order(self) -> list[int]:
@@ -74,17 +74,22 @@ def times_root(dy: Tensor, y: Tensor) -> Tensor:
     return round_to(dy.cpu().float() * (2 * root), dy.dtype).to(dy.device)
 
 
-def problem(tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False) -> Problem:
+def problem(
+    tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False, fp8_meta=False
+) -> Problem:
+    features = oracle.round_up(features, 32 if fp8_meta else 16)
     grad = integers(tokens, depth, dtype=dtype, limit=2, seed=seed).to(device)
     w = integers(depth, features, dtype=dtype, limit=2, seed=seed + 1).to(device)
     h = activations(tokens, features, dtype, seed=seed + 2, specials=specials)
     values, meta = oracle.compress(h, "relu2")
-    return Problem(grad, w, values.to(device), meta.to(device), interleaved)
+    if fp8_meta:  # the same pattern
+        meta = oracle.compress_fp8(h, activation="relu2")[1]
+    return Problem(grad, w, values.to(device), meta.to(device), interleaved, fp8_meta)
 
 
 def reference(p: Problem) -> tuple[Tensor, ...]:
     """From the definition."""
-    pattern = Pattern.of_meta(p.meta, *p.shape, p.grad.dtype, -1)
+    pattern = Pattern.of_meta(p.meta, *p.shape, FP8 if p.fp8_meta else p.grad.dtype, -1)
     values = p.values.cpu()
     dh = times_root(pattern.gather(p.dy()), values)
     y = pattern.scatter(values)
@@ -102,16 +107,17 @@ def composition(p: Problem) -> tuple[Tensor, ...]:
 
 
 def check(p: Problem, expected=reference) -> None:
-    for name, actual, wanted in zip(NAMES, sparse24.linear_gradient(*p.args), expected(p), strict=True):
+    for name, actual, wanted in zip(NAMES, p.run(), expected(p), strict=True):
         assert_same_bits(actual, wanted, name)
         assert actual.device == p.grad.device and actual.is_contiguous()
 
 
+@META
 @pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
 @pytest.mark.parametrize("specials", [False, True], ids=["finite", "specials"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials, interleaved):
-    check(problem(*shape, dtype, device, specials=specials, interleaved=interleaved))
+def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials, interleaved, fp8_meta):
+    check(problem(*shape, dtype, device, specials=specials, interleaved=interleaved, fp8_meta=fp8_meta))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -124,26 +130,30 @@ def test_any_depth(poisoned_memory, device, dtype, shape):
     check(problem(*shape, dtype, device, seed=5))
 
 
+@META
 @pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
-def test_without_tokens(poisoned_memory, device, dtype, interleaved):
-    p = problem(129, 64, 160, dtype, device, specials=True, interleaved=interleaved)
-    dh, *others = sparse24.linear_gradient(*p.args, tokens=False)
-    assert_same_bits(dh, sparse24.linear_gradient(*p.args)[0])
-    expected = sparse24.linear_gradient(*p.args)[1:]
+def test_without_tokens(poisoned_memory, device, dtype, interleaved, fp8_meta):
+    p = problem(129, 64, 160, dtype, device, specials=True, interleaved=interleaved, fp8_meta=fp8_meta)
+    dh, *others = p.run(tokens=False)
+    assert_same_bits(dh, p.run()[0])
+    expected = p.run()[1:]
     assert [t.numel() for t in others] == [0] * 5
     assert [t.dtype for t in others] == [t.dtype for t in expected]
 
 
-def test_any_number_of_tokens(device):
+@META
+def test_any_number_of_tokens(device, fp8_meta):
     """Every tail of a group, and of the metadata's 64 tokens."""
     for tokens in (*range(1, 9), 31, 32, 33, 63, 64, 65, 66, 67):
         for interleaved in (False, True):
-            check(problem(tokens, 16, 48, torch.bfloat16, device, seed=tokens, interleaved=interleaved))
+            options = {"seed": tokens, "interleaved": interleaved, "fp8_meta": fp8_meta}
+            check(problem(tokens, 16, 48, torch.bfloat16, device, **options))
 
 
+@META
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(device, dtype, layout):
-    p = problem(37, 64, 96, dtype, device, seed=7)
+def test_layouts(device, dtype, layout, fp8_meta):
+    p = problem(37, 64, 96, dtype, device, seed=7, fp8_meta=fp8_meta)
     p.grad, p.w = relayout(p.grad, layout), relayout(p.w, layout)
     if layout != "expanded":  # values belong to their metadata
         p.values = relayout(p.values, layout)
@@ -163,7 +173,7 @@ def test_overflow(device):
     p.grad.fill_(128)
     p.w.fill_(128)
     check(p)
-    assert sparse24.linear_gradient(*p.args)[0].isnan().any()
+    assert p.run()[0].isnan().any()
 
 
 def test_every_root_is_rounded_to_nearest(device, dtype):
@@ -228,13 +238,14 @@ def test_accuracy(device, dtype, depth):
     assert_accurate(sparse24.decompress(dh, meta, 129, 96), torchs, exact, magnitude)
 
 
-def test_one_dynamic_graph_for_all_sizes(device):
+@META
+def test_one_dynamic_graph_for_all_sizes(device, fp8_meta):
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(sparse24.linear_gradient, backend=counter, fullgraph=True, dynamic=True)
     for tokens, depth, features in ((64, 40, 96), (127, 24, 160), (193, 48, 1856)):
-        p = problem(tokens, depth, features, torch.bfloat16, device)
-        for actual, expected in zip(compiled(*p.args), sparse24.linear_gradient(*p.args), strict=True):
+        p = problem(tokens, depth, features, torch.bfloat16, device, fp8_meta=fp8_meta)
+        for actual, expected in zip(p.run(compiled), p.run(), strict=True):
             assert_same_bits(actual, expected)
             assert actual.stride() == expected.stride()
     assert counter.frame_count == 1
@@ -246,70 +257,6 @@ def test_there_is_no_backward_pass(device):
     dh = sparse24.linear_gradient(p.grad.requires_grad_(), p.w, p.values, p.meta)[0]
     with pytest.raises(RuntimeError, match=r"sparse24.linear_gradient: expected no backward pass .*, got one"):
         dh.sum().backward()
-
-
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-def of(*shape, dtype=BF16):
-    return lambda device: torch.ones(shape, device=device).to(dtype)
-
-
-def call(device, **changes):
-    """The op with operands that fit each other, but for `changes`: functions of the device."""
-    arguments = {"grad": of(40, 24), "w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
-    return sparse24.linear_gradient(**{name: make(device) for name, make in (arguments | changes).items()})
-
-
-#: name: (changes, the sentence behind "expected ").
-ERRORS = {
-    "grad_float64": ({"grad": of(40, 24, dtype=torch.float64)}, "grad to be bfloat16.*float16.*, got float64"),
-    "grad_float8": ({"grad": of(40, 24, dtype=FP8)}, "grad to be bfloat16.*float16.*, got float8_e4m3fn"),
-    "grad_rank": ({"grad": of(24)}, r"grad to have 2 dimensions, got 1 with shape \(24\)"),
-    "w_rank": ({"w": of(24, 64, 1)}, r"w to have 2 dimensions, got 3 with shape \(24, 64, 1\)"),
-    "w_dtype": ({"w": of(24, 64, dtype=FP16)}, r"w to be bfloat16 \(the dtype of grad\), got float16"),
-    "w_rows": ({"w": of(32, 64)}, r"w to have 24 rows \(columns of grad\), got 32"),
-    "w_columns": ({"w": of(24, 72)}, r"w to have a multiple of 16 columns \(bfloat16 values\), got 72"),
-    "values_rank": ({"values": of(32)}, r"values to have 2 dimensions, got 1 with shape \(32\)"),
-    "values_dtype": ({"values": of(40, 32, dtype=FP32)}, r"values to be bfloat16 \(the dtype of grad\), got float32"),
-    "values_rows": ({"values": of(41, 32)}, r"values to have 40 rows \(rows of grad\), got 41"),
-    "values_columns": ({"values": of(40, 64)}, r"values to have 32 columns \(half the columns of w\), got 64"),
-    "meta_dtype": ({"meta": of(1024, dtype=torch.int8)}, "meta to be uint8, got int8"),
-    "meta_rank": ({"meta": of(2, 512, dtype=torch.uint8)}, r"meta to have 1 dimension, got 2 with shape \(2, 512\)"),
-    "meta_size": (
-        {"meta": of(1025, dtype=torch.uint8)},
-        r"meta to have 1024 elements \(a sparse operand of 40 x 64 in bfloat16\), got 1025",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_one_sentence(device, name):
-    changes, rule = ERRORS[name]
-    with pytest.raises(RuntimeError) as caught:
-        call(device, **changes)
-    message = str(caught.value).splitlines()[0]
-    assert re.search(rf"^sparse24\.linear_gradient: expected {rule}$", message), message
-
-
-def test_the_operands_of_the_errors_are_good(device):
-    """Otherwise they would test something else than they say."""
-    dh, *_, counts = call(device, meta=lambda d: torch.full((1024,), 0x44, dtype=torch.uint8, device=d))
-    assert (dh == 48).all() and counts.sum() == 40 * 32
-
-
-def test_float32_is_refused_on_cuda(cuda):
-    with pytest.raises(RuntimeError, match=r"linear_gradient: expected grad to be .* on a CUDA device, got float32"):
-        call(cuda, grad=of(40, 24, dtype=FP32))
-
-
-@pytest.mark.parametrize("argument", ["w", "values", "meta"])
-def test_two_devices(cuda, argument):
-    shapes = {"w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
-    for here, there in ((cuda, "cpu"), ("cpu", cuda)):
-        sentence = rf"expected {argument} to be on {here}.* \(the device of grad\), got {there}"
-        with pytest.raises(RuntimeError, match=sentence):
-            call(here, **{argument: lambda _, there=there: shapes[argument](there)})
 
 
 def test_wrong_shapes_fail_while_tracing(device):

@@ -109,9 +109,10 @@ def test_schemas():
         "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
+        "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
         "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, "
-        "bool tokens=True) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, "
-        "Tensor y_tokens_meta, Tensor counts)",
+        "bool tokens=True, bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, "
+        "Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")

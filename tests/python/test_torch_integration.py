@@ -113,6 +113,14 @@ def test_wrappers_pass_every_argument(device):
     kept, pattern = sparse24.compress(x, "relu2")
     actual = sparse24.linear_gradient(grad=x[:, :32], w=w, values=kept, meta=pattern)
     assert_same_results(actual, ops.linear_gradient(x[:, :32], w, kept, pattern))
+    eight = sparse24.compress_fp8(x, activation="relu2")[1]
+    actual = sparse24.linear_gradient(x[:, :32], w, kept, eight, True, False, True)
+    assert_same_results(
+        actual, ops.linear_gradient(x[:, :32], w, kept, eight, interleaved=True, tokens=False, fp8_meta=True)
+    )
+    features = torch.tensor([3, 40], device=device)
+    actual = sparse24.gather_features(kept, eight, features, fp8_meta=True)
+    assert_same_bits(actual, ops.gather_features(kept, eight, features, True))
     expected = ops.linear_compress(x, w, None, None, None, None, activation="relu2", scaling="row", out_dtype=FP8)
     actual = sparse24.linear_compress(x, w, activation="relu2", scaling="row", out_dtype=FP8)
     assert_same_results(actual, expected)

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import training_reference as reference
-from compare import assert_accurate
+from compare import assert_accurate, assert_same_bits
+from data import integers
 from oracle import FP8, Pattern, quantize_fp8
-from training_reference import HIDDEN, NAMES, operands, run
+from test_linear_gradient import times_root
+from training_reference import HIDDEN, NAMES, OUT, exact_operands, operands, run
 
 import sparse24
 from sparse24 import Recipe
@@ -39,10 +41,11 @@ def test_fp8_accuracy(device, tokens, kind, fused):
         y1 = (dequantised(x) @ dequantised(w1).t() + b1.float()).to(torch.bfloat16).float()
         y = y1.relu().square() * mask
         y = dequantised(y) if scale_y is None else (y / scale_y).clamp(max=448).to(FP8).float() * scale_y
-        dh = ((grad @ w2).float() * 2 * y.sqrt()).to(torch.bfloat16)
         out = y @ dequantised(w2).t() + b2.float()
+        y = y.to(torch.bfloat16)
+        dh = ((grad @ w2).float() * 2 * y.float().sqrt()).to(torch.bfloat16)
         dx = dequantised(dh) @ dequantised(w1.t()).t()
-        return out, dx, dh.t() @ x, grad.t() @ y.to(torch.bfloat16), dh.float().sum(0), grad.float().sum(0)
+        return out, dx, dh.t() @ x, grad.t() @ y, dh.float().sum(0), grad.float().sum(0)
 
     def exact():
         x, w1, w2, b1, b2, g = (t.double() for t in (*leaves, grad))
@@ -78,15 +81,57 @@ def test_fp8_weights_pass_gradients_on(device):
         assert (t.grad - e).abs().max() <= 0.05 * e.abs().max() and t.grad.abs().max() > 0
 
 
-def test_fp8_recipe_prunes_along_tokens(device):
-    """The default recipe is the dense products with the mask along tokens of the dequantised activation."""
-    *leaves, grad = operands(257, torch.bfloat16, device)
-    recipe = Recipe(dense_features=0.0)
-    (q, s), (q1, s1) = sparse24.quantize_fp8(leaves[0]), sparse24.quantize_fp8(leaves[1])
-    values, meta, scale, *_ = sparse24.linear_compress(q, q1, s, s1, leaves[3], scaling="row")
-    y = (sparse24.decompress(values, meta, 257, HIDDEN).float() * scale).to(torch.bfloat16)
-    kept = reference.operand_over_tokens(y, recipe, [])
-    assert not torch.equal(kept, y)
-    actual = run(leaves, grad, precision="fp8", recipe=recipe, fused=True)[3]
-    exact = grad.double().t() @ kept.double()
-    assert_accurate(actual, grad.t() @ kept, exact, 4 * exact.abs().max().float())
+RECIPES = {
+    "default": Recipe(),
+    "natural": Recipe(permute_tokens=False),
+    "no split": Recipe(dense_features=0.0),
+    "residual": Recipe(residual=True),
+    "dense": Recipe(weight_gradients="dense"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+@pytest.mark.parametrize("tokens", [1, 7, 257])
+def test_fp8_gradients_are_the_documented_ones(device, dtype, tokens, recipe):
+    """Of small integers dy is exact: then dh, the masks along tokens and the quantised dh are known to the bit."""
+    x, w1, _, b1, b2, _ = operands(tokens, dtype, device)
+    w2, grad = (integers(*s, dtype=dtype, limit=2, seed=7).to(device) for s in ((OUT, HIDDEN), (tokens, OUT)))
+    (q, s), (q1, s1) = sparse24.quantize_fp8(x), sparse24.quantize_fp8(w1)
+    values, meta, scale, *_ = sparse24.linear_compress(q, q1, s, s1, b1.to(torch.bfloat16), scaling="row")
+    y = (sparse24.decompress(values, meta, tokens, HIDDEN).float() * scale).to(dtype)
+    dh = times_root((grad.float() @ w2.float()).to(dtype), y)
+    hot = reference.hot_features(y, recipe.hot_features(HIDDEN))
+    y_tokens, dh_tokens = (reference.operand_over_tokens(a, recipe, hot) for a in (y, dh))
+    assert tokens < 8 or recipe.residual or recipe.weight_gradients == "dense" or not torch.equal(y_tokens, y)
+
+    products = {
+        "x": (dequantised(dh), dequantised(w1.t()).t()),
+        "w1": (dh_tokens.t(), x),
+        "w2": (grad.t(), y_tokens),
+        "b1": (torch.ones(1, tokens, dtype=dtype, device=device), dh),
+    }
+    actual = dict(
+        zip(NAMES, run([x, w1, w2, b1, b2], grad, precision="fp8", recipe=recipe, fused=True)[1:], strict=True)
+    )
+    for name, (a, b) in products.items():
+        a, b = a.double(), b.double()
+        assert actual[name].dtype == dtype
+        # b1 is cast to bfloat16, and the tensor cores sum float8 products in fewer bits than float32 has.
+        coarse = name == "b1" or (name == "x" and device == "cuda")
+        torchs = (a.float() @ b.float()).to(torch.bfloat16 if coarse else dtype)
+        got = actual[name].reshape(torchs.shape)
+        assert_accurate(got, torchs, a @ b, a.abs() @ b.abs(), name)
+
+
+def test_only_dx_differs_from_sixteen_bits(device):
+    """Where float8 holds the activation, the other gradients are the same to the bit."""
+    x, w1, w2, b1, b2, grad = exact_operands(511, torch.bfloat16, device)
+    x[:, 3:] = 0  # |h| <= 4, whose squares e4m3 has
+    x, w1, grad = (F.pad(t, (0, 8)) for t in (x, w1, grad))  # multiples of 16
+    w2, b2 = F.pad(w2, (0, 0, 0, 8)), F.pad(b2, (0, 8))
+    leaves = x, w1, w2, b1, b2
+    options = {"scale_y": torch.ones(1, device=device)}
+    eight, sixteen = run(leaves, grad, precision="fp8", **options), run(leaves, grad)
+    for name, actual, expected in zip(("out", *NAMES), eight, sixteen, strict=True):
+        if name not in ("out", "x"):
+            assert_same_bits(actual, expected, name)

@@ -1,5 +1,7 @@
 """What is saved between the passes, and what is computed again instead."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +76,37 @@ def test_recomputation_has_the_same_bits(device, precision, fused, sparse):
         run(leaves, grad, recompute=True, **options), run(leaves, grad, **options), strict=True
     ):
         assert_same_bits(actual + 0.0, expected + 0.0)
+
+
+class Outputs(TorchDispatchMode):
+    """Keeps dtype and shape of every tensor that an op returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        for t in results if isinstance(results, (tuple, list)) else (results,):
+            if isinstance(t, torch.Tensor):
+                self.seen.append((t.dtype, tuple(t.shape)))
+        return results
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+def test_the_backward_pass_makes_nothing_dense(device, precision, recompute):
+    """No matrix of the activation's size, of any dtype, and in float32 not even one of the kept half."""
+    tokens, hidden = 256, 1024
+    shapes = (tokens, D), (hidden, D), (D, hidden)
+    inputs = [normal(*s, dtype=torch.bfloat16, seed=1).to(device).requires_grad_() for s in shapes]
+    out = sparse24.relu2_mlp(*inputs, min_tokens=0, precision=precision, fused=True, recompute=recompute)
+    with Outputs() as outputs:
+        out.backward(torch.ones_like(out))
+    assert (torch.bfloat16, (tokens, hidden // 2)) in outputs.seen  # dh at least
+    for dtype, shape in outputs.seen:
+        size = math.prod(shape) * (2 if dtype == torch.float32 else 1)
+        assert size < tokens * hidden, f"{dtype} {shape}"
 
 
 class Calls(TorchDispatchMode):

@@ -13,9 +13,12 @@ struct GatherFeaturesArgs {
   Operand a;  ///< of dim kFeatures: m rows, k columns
   const void* values;
   const uint8_t* meta;
+  DType meta_dtype;         ///< that of a; or kFloat8E4M3 beside wider values: the layout of meta
   const int64_t* features;  ///< [count]
   int64_t count;
   void* out;  ///< [rows, count], contiguous, of the values' type
+
+  Operand pattern() const { return Operand::of(a.m, a.k, meta_dtype, Dim::kFeatures); }
 };
 
 namespace cpu {

@@ -35,9 +35,10 @@ struct LinearGradientArgs {
   DType dtype;         ///< of grad and w
   DType hidden_dtype;  ///< what dy is rounded to, and the type of y and dh: dtype, but for tests on the CPU
 
-  const void* y;                        ///< values of `Operand::of(tokens, features, hidden_dtype, Dim::kFeatures)`
-  const uint8_t* meta;                  ///< theirs, and those of dh
-  void* dh;                             ///< values
+  const void* y;        ///< values of `Operand::of(tokens, features, hidden_dtype, Dim::kFeatures)`
+  const uint8_t* meta;  ///< theirs, and those of dh, as `Operand::of(tokens, features, meta_dtype, Dim::kFeatures)`
+  DType meta_dtype;     ///< hidden_dtype; or kFloat8E4M3: of values that were fp8 in the forward pass
+  void* dh;             ///< values
   TokenCompressed y_tokens, dh_tokens;  ///< all null, counts too: not wanted
   int32_t* counts;                      ///< [features], zero before the call: tokens where y is not 0, as NaN is not
 
