@@ -27,21 +27,12 @@ int64_t token_of(const LinearGradientArgs& args, int64_t row) {
 /// dy [tokens, features], tokens in their own order.
 template <class In, class H>
 void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
-  const auto* grad = static_cast<const typename In::Storage*>(args.grad);
   const std::vector<float> w = widen<In>(args.w, args.in, args.features, Major::kRow, args.features);
-  for_each_sum(
-      args.tokens, args.features, args.in,
-      [&](int64_t r, int64_t k_begin, int64_t k_end, int64_t f_begin, int64_t f_end, float* sums) {
-        for (int64_t k = k_begin; k < k_end; ++k) {
-          const float factor = In::load(grad[r * args.ld_grad + k]);
-          const float* row = w.data() + k * args.features + f_begin;
-          for (int64_t f = 0; f < f_end - f_begin; ++f) sums[f] += factor * row[f];
-        }
-      },
-      [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
-        auto* row = dy + token_of(args, r) * args.features;
-        for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
-      });
+  for_each_sum(args.tokens, args.features, args.in, dense_products<In>(args.grad, args.ld_grad, w, args.features),
+               [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
+                 auto* row = dy + token_of(args, r) * args.features;
+                 for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
+               });
 }
 
 /// The values of a matrix with groups of features, once more with groups of tokens; the dense one, in the order of the

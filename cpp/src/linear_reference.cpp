@@ -29,25 +29,16 @@ struct Hidden {
 
 template <class In, class H>
 void multiply_as(const LinearArgs& args, typename H::Storage* h) {
-  const auto* x = static_cast<const typename In::Storage*>(args.x);
   const std::vector<float> b = widen<In>(args.w, args.in, args.out, Major::kColumn, args.in);
-  for_each_sum(
-      args.tokens, args.out, args.in,
-      [&](int64_t t, int64_t k_begin, int64_t k_end, int64_t f_begin, int64_t f_end, float* sums) {
-        for (int64_t k = k_begin; k < k_end; ++k) {
-          const float factor = In::load(x[t * args.in + k]);
-          const float* row = b.data() + k * args.out + f_begin;
-          for (int64_t f = 0; f < f_end - f_begin; ++f) sums[f] += factor * row[f];
-        }
-      },
-      [&](int64_t t, int64_t f_begin, int64_t f_end, const float* sums) {
-        const float scale_x = scale_at(args.scale_x, args.scale_x_per_row, t);
-        for (int64_t f = f_begin; f < f_end; ++f) {
-          float sum = scale_x * scale_at(args.scale_w, args.scale_w_per_row, f) * sums[f - f_begin];
-          if (args.bias != nullptr) sum += bias_at(args.bias, args.hidden_dtype, f);
-          h[t * args.out + f] = H::round(sum);
-        }
-      });
+  for_each_sum(args.tokens, args.out, args.in, dense_products<In>(args.x, args.in, b, args.out),
+               [&](int64_t t, int64_t f_begin, int64_t f_end, const float* sums) {
+                 const float scale_x = scale_at(args.scale_x, args.scale_x_per_row, t);
+                 for (int64_t f = f_begin; f < f_end; ++f) {
+                   float sum = scale_x * scale_at(args.scale_w, args.scale_w_per_row, f) * sums[f - f_begin];
+                   if (args.bias != nullptr) sum += bias_at(args.bias, args.hidden_dtype, f);
+                   h[t * args.out + f] = H::round(sum);
+                 }
+               });
 }
 
 Hidden multiply(const LinearArgs& args) {

@@ -58,6 +58,19 @@ void for_each_sum(int64_t m_size, int64_t n_size, int64_t k_size, const Add& add
   });
 }
 
+/// The `add` of a dense A with rows `lda` apart and the widened B of `n_size` columns.
+template <class In>
+auto dense_products(const void* stored_a, int64_t lda, const std::vector<float>& b, int64_t n_size) {
+  const auto* a = static_cast<const typename In::Storage*>(stored_a);
+  return [=, &b](int64_t m, int64_t k_begin, int64_t k_end, int64_t n_begin, int64_t n_end, float* sums) {
+    for (int64_t k = k_begin; k < k_end; ++k) {
+      const float factor = In::load(a[m * lda + k]);
+      const float* row = b.data() + k * n_size + n_begin;
+      for (int64_t n = 0; n < n_end - n_begin; ++n) sums[n] += factor * row[n];
+    }
+  };
+}
+
 /// One scale for all, one for each, or none: then 1.
 inline float scale_at(const float* scale, bool one_for_each, int64_t i) {
   return scale == nullptr ? 1.0f : scale[one_for_each ? i : 0];
