@@ -42,6 +42,7 @@ def problem(tokens: int, features: int, sparsity: Sparsity, options: Options) ->
         cases += ours(partial(compress_fp8, buffers, dim), f"compress_fp8 relu2 row dim={dim}", "fp8", f"compress{dim}")
     cases += ours(partial(quantize, buffers), "quantize_fp8 row", "fp8", "quantize")
     cases += ours(partial(decompress, x, len(buffers)), "decompress dim=-1", "bf16", "decompress")
+    cases += ours(partial(gather, x, len(buffers)), "gather_features of 5 %", "bf16", "gather")
     facts = {"calls_per_sample": CALLS_PER_SAMPLE, "buffer_sets": len(buffers)}
     share = zero_share(x)
     return Problem(tokens, 0, features, share, cases, sparsity.name, CALLS_PER_SAMPLE, evict=False, facts=facts)
@@ -156,7 +157,7 @@ def quantize(buffers: list[torch.Tensor], **names: str) -> Case:
 
 def decompress(x: torch.Tensor, sets: int, **names: str) -> Case:
     values, meta = sparse24.compress(x, "relu2", -1)
-    compressed = [(values, meta), *((values.clone(), meta.clone()) for _ in range(2 * sets - 1))]
+    compressed = copies_of(values, meta, sets)
 
     def check(output: torch.Tensor) -> None:
         reference.expect_equal("X", output, reference.prune24(reference.relu2(x), -1).bfloat16())
@@ -165,6 +166,28 @@ def decompress(x: torch.Tensor, sets: int, **names: str) -> Case:
         return sparse24.decompress(*turn(compressed, i), *x.shape, -1)
 
     return Case(**names, run=run, check=check, bytes=size(values, meta, x))
+
+
+def gather(x: torch.Tensor, sets: int, **names: str) -> Case:
+    """The densest features of the default recipe. They lie so close that nearly every sector is read."""
+    values, meta = sparse24.compress(x, "relu2", -1)
+    compressed = copies_of(values, meta, sets)
+    count = sparse24.Recipe().hot_features(x.shape[1])
+    features = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:count].to(x.device)
+
+    def check(output: torch.Tensor) -> None:
+        expected = reference.prune24(reference.relu2(x), -1).bfloat16()
+        reference.expect_equal("the columns", output, expected[:, features])
+
+    def run(i: int) -> torch.Tensor:
+        return sparse24.gather_features(*turn(compressed, i), features)
+
+    return Case(**names, run=run, check=check, bytes=size(values, meta) + 2 * x.shape[0] * count)
+
+
+def copies_of(values: torch.Tensor, meta: torch.Tensor, sets: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """As many as move the bytes of `sets` copies of X."""
+    return [(values, meta), *((values.clone(), meta.clone()) for _ in range(2 * sets - 1))]
 
 
 def turn(sets: list, i: int):
