@@ -219,7 +219,8 @@ def _again(x: Tensor) -> Tensor:
 
 def _times_root(dy: Tensor, y: Tensor) -> Tensor:
     """``dy * 2 sqrt(y)``, rounded once: y = h^2 has the derivative 2 h."""
-    return (dy.float() * (2 * y.float().sqrt())).to(dy.dtype)
+    # In place: without a compiler each step would be a float32 tensor of its own.
+    return y.float().sqrt().mul_(2).mul_(dy).to(dy.dtype)
 
 
 def _sixteen_bit(weight: Weight, dtype: torch.dtype) -> Tensor:
