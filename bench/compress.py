@@ -169,7 +169,7 @@ def decompress(x: torch.Tensor, sets: int, **names: str) -> Case:
 
 
 def gather(x: torch.Tensor, sets: int, **names: str) -> Case:
-    """The densest features of the default recipe. They lie so close that nearly every sector is read."""
+    """As many features as the default recipe calls dense, anywhere: so close that nearly every sector is read."""
     values, meta = sparse24.compress(x, "relu2", -1)
     compressed = copies_of(values, meta, sets)
     count = sparse24.Recipe().hot_features(x.shape[1])

@@ -106,10 +106,6 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   // The row that a lane finishes, of 16 from `first` on.
   CUTLASS_DEVICE static int row(int first, int lane) { return first + lane / 4 + 8 * (lane & 1); }
 
-  // The token in a row: interleaved_token.
-  CUTLASS_DEVICE int64_t token(int row) const {
-    return row < 4 * p_.quarter ? (row & 3) * p_.quarter + (row >> 2) : row;
-  }
   // Of the first kept value of an even group of a token.
   CUTLASS_DEVICE int64_t index(int64_t token, int column) const { return token * (p_.features / 2) + column / 2; }
 
@@ -143,7 +139,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   CUTLASS_DEVICE Forward load(int first, int feature, int lane) const {
     Forward out{{}, {0x44444444u, 0x44444444u}};
     if (row(first, lane) >= p_.tokens || feature >= p_.features) return out;
-    const int64_t t = token(row(first, lane));
+    const int64_t t = interleaved_token(row(first, lane), p_.quarter);
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 2; ++i) {
       const int column = feature + 32 * i + 16 * (lane >> 1 & 1);
@@ -181,7 +177,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       }
       const int column = feature + 32 * i + 16 * high, r = row(first, lane);
       if (r < p_.tokens && column < p_.features)
-        store16(static_cast<T*>(p_.dh) + index(token(r), column), w[0], w[1], w[2], w[3]);
+        store16(static_cast<T*>(p_.dh) + index(interleaved_token(r, p_.quarter), column), w[0], w[1], w[2], w[3]);
     }
   }
 

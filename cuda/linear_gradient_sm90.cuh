@@ -19,7 +19,7 @@ void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearCon
                                 {args.y_tokens.values, args.y_tokens.meta},
                                 {args.dh_tokens.values, args.dh_tokens.meta},
                                 args.counts,
-                                args.interleaved ? int(args.tokens / 4) : 0};
+                                int(args.quarter())};
   // Beyond K both operands read as zeros, whatever lies between the rows of grad.
   const DenseProduct product{args.tokens, args.features, args.in, args.grad, args.ld_grad, args.w, args.features};
   DenseSm90<kDType, Major::kRow, Epilogue>::launch(product, config, epilogue, stream,

@@ -20,9 +20,7 @@ typename H::Storage* codes(Bytes& bytes) {
   return reinterpret_cast<typename H::Storage*>(bytes.data());
 }
 
-int64_t token_of(const LinearGradientArgs& args, int64_t row) {
-  return args.interleaved ? interleaved_token(row, args.tokens) : row;
-}
+int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleaved_token(row, args.quarter()); }
 
 /// dy [tokens, features], tokens in their own order.
 template <class In, class H>

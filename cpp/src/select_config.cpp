@@ -17,9 +17,11 @@ struct Tile {
 };
 
 constexpr Tile kTiles[] = {
-    {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, true},  {MmTile::k256x192, 256, 192, 2, 1.01, 1.06, false},
-    {MmTile::k128x128, 128, 128, 2, 0.72, 0.72, false}, {MmTile::k64x128, 64, 128, 2, 0.46, 0.46, true},
-    {MmTile::k64x64, 64, 64, 2, 0.28, 0.28, false},
+    {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, true},   // many tokens
+    {MmTile::k256x192, 256, 192, 2, 1.01, 1.06, false},  // where it makes fewer waves
+    {MmTile::k128x128, 128, 128, 2, 0.72, 0.72, false},  // hundreds of tokens
+    {MmTile::k64x128, 64, 128, 2, 0.46, 0.46, true},     // few tokens
+    {MmTile::k64x64, 64, 64, 2, 0.28, 0.28, false},      // the fewest; its throughput is an estimate
 };
 
 constexpr bool is_compiled(const Tile& tile, DType dtype) { return dtype != DType::kFloat16 || tile.float16; }

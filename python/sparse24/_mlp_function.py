@@ -137,8 +137,8 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
     else:
         hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
         saved = _Activation.of(hidden, mode.fp8, grad.dtype)
-        sparse = mode.sparse and recipe.weight_gradients == "sparse" and x is not None and x.shape[0] > 0
-        if sparse and not recipe.residual and need_w1 and need_w2:
+        over_tokens = need_w1 and need_w2 and recipe.weight_gradients == "sparse" and not recipe.residual
+        if over_tokens and x.shape[0] > 0:  # mm has no product over zero tokens
             dx, dw1, dw2, dh = _both_directions(saved, grad, x, w1, w2, recipe, hot, need_x)
             return dx, dw1, dw2, _sum(saved.dense(dh)) if need_b1 else None, db2
         y, dh, dx = _separate(saved, grad, w1, w2, need_x, need_dh, need_w1 or need_w2 or need_b1)

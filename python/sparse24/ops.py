@@ -232,7 +232,7 @@ def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1
 def gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
     """Fetch some columns of the dense matrix: ``decompress(values, meta, R, C)[:, features]``.
 
-    It reads what it returns, and writes nothing else.
+    The dense matrix is not made.
 
     Parameters
     ----------

@@ -86,6 +86,10 @@ class Recipe:
             raise FrozenInstanceError(f"cannot assign to field {name!r}")
         object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        """Refuse."""
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
     def hot_features(self, features: int) -> int:
         """Count the features of the dense product: `dense_features` of all, rounded up to 64, at most all."""
         wanted = -(-self._millionths * features // 1_000_000)

@@ -33,7 +33,7 @@ struct DyCase {
     c.interleaved = interleaved;
     return fp8_meta ? std::move(c).with_fp8_meta() : c;
   }
-  int64_t token(int64_t row) const { return interleaved ? interleaved_token(row, tokens) : row; }
+  int64_t token(int64_t row) const { return interleaved_token(row, interleaved ? tokens / 4 : 0); }
 };
 void PrintTo(const DyCase& c, std::ostream* out) {
   *out << name_of(c.dtype) << (c.fp8_meta ? ", fp8 metadata, " : " ") << c.tokens << " x " << c.features

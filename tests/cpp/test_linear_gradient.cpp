@@ -61,7 +61,7 @@ TEST_P(GradientTypes, EachMatrixHasItsOwnPatternAlongTokens) {
 
 TEST(Interleaved, GroupsAreAQuarterApart) {
   std::vector<int64_t> tokens;
-  for (int64_t row = 0; row < 10; ++row) tokens.push_back(interleaved_token(row, 10));
+  for (int64_t row = 0; row < 10; ++row) tokens.push_back(interleaved_token(row, 10 / 4));
   EXPECT_EQ(tokens, (std::vector<int64_t>{0, 2, 4, 6, 1, 3, 5, 7, 8, 9}));
 }
 

@@ -1,5 +1,9 @@
 """Gradients of the network with 2:4 activations, for every recipe, and what is refused."""
 
+import copy
+import dataclasses
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +39,17 @@ def test_every_recipe_exactly(device, dtype, tokens, recipe):
         assert_same_bits(out + 0.0, expected.out.to(dtype) + 0.0)
         for name, actual, exact in zip(NAMES, grads, expected.grads, strict=True):
             assert_same_bits(actual + 0.0, exact.float().to(dtype) + 0.0, name)
+
+
+def test_recipes_are_immutable_values():
+    recipe = Recipe(dense_features=0.1)
+    for change in (lambda: setattr(recipe, "residual", True), lambda: delattr(recipe, "residual")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            change()
+    other = dataclasses.replace(Recipe(), dense_features=0.1)
+    for same in (other, copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
+        assert same == recipe and hash(same) == hash(recipe) and same.hot_features(6400) == 640
+    assert recipe != Recipe()
 
 
 def test_recipes_differ(device):

@@ -19,10 +19,9 @@ struct TokenCompressed {
   uint8_t* meta;
 };
 
-/// The token in row `row` of an interleaved matrix: groups of four rows are tokens a quarter apart, and the last
-/// tokens % 4 rows stay where they are.
-SPARSE24_HD constexpr int64_t interleaved_token(int64_t row, int64_t tokens) {
-  const int64_t quarter = tokens / 4;
+/// The token in row `row` of an interleaved matrix, `quarter` = tokens / 4: groups of four rows are tokens a quarter
+/// apart, and the last tokens % 4 rows stay where they are. With a quarter of 0 all do.
+SPARSE24_HD constexpr int64_t interleaved_token(int64_t row, int64_t quarter) {
   return row < 4 * quarter ? row % 4 * quarter + row / 4 : row;
 }
 
@@ -43,6 +42,8 @@ struct LinearGradientArgs {
   int32_t* counts;                      ///< [features], zero before the call: tokens where y is not 0, as NaN is not
 
   bool interleaved = false;  ///< the rows of grad, and those of y_tokens and dh_tokens, are `interleaved_token`s
+
+  int64_t quarter() const { return interleaved ? tokens / 4 : 0; }
 };
 
 namespace cpu {
