@@ -138,10 +138,11 @@ __device__ __forceinline__ void store_tokens(const TokenParams& p, const TokenPa
   }
   const uint32_t got = __shfl_xor_sync(0xffffffffu, lane >> 4 ? half[0] : half[1], 16);
   const uint32_t nibbles = ~((lane >> 4 ? half[1] : half[0]) | got);
-  // Blocks of 64 tokens are stored whole; the caller's tiles do not leave the padding of the features.
-  if (part.token / 64 * 64 < part.tokens) {
+  // With its padding: blocks of 64 tokens and 128 features. Orders of tiles with a swizzle have some that lie beyond.
+  const int m_meta = int(round_up(part.features, kMetaRowPadding));
+  if (part.token / 64 * 64 < part.tokens && part.feature < m_meta) {
     const int row = part.feature + 16 * group;
-    const int64_t chunk = int64_t(part.token / 64) * (ceil_div(part.features, kMetaRowPadding) * 8) + row / 16;
+    const int64_t chunk = int64_t(part.token / 64) * (m_meta / 16) + row / 16;
     const int byte = part.token % 32 / 16 * 64 + (4 * high + place) * 8 + part.token % 64 / 32 * 4;
     *reinterpret_cast<uint32_t*>(p.meta + chunk * 128 + byte) = nibbles;
   }

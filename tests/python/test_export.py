@@ -109,6 +109,7 @@ def test_exported_programs_in_a_fresh_process(device, tmp_path):
             assert_same_bits(out, model(example(device, tokens)))
 
 
+@pytest.mark.timeout(300)  # a C++ compiler runs, and torch is imported once more
 @pytest.mark.filterwarnings("ignore")  # of torch's own modules
 @pytest.mark.parametrize("kind", ["module", "quantised"])
 def test_compiled_package_in_a_fresh_process(device, kind, tmp_path):

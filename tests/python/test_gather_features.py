@@ -61,6 +61,7 @@ def test_strided_features(device):
     )
 
 
+@pytest.mark.parametrize("values_dtype", [torch.bfloat16, torch.float16, FP8], ids=str)
 @pytest.mark.parametrize("fp8_meta", [False, True], ids=["own_meta", "fp8_meta"])
 def test_cuda_equals_cpu(cuda, values_dtype, fp8_meta):
     layout, options = meta_options(fp8_meta, values_dtype)

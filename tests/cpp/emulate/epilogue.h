@@ -27,7 +27,7 @@ enum class Schedule {
 };
 
 /// A tile of kM x kN and its MMA. `kSparse`: that of the sparse mainloop. Clusters of kClusterM tiles run even where
-/// the last of them lie below the result.
+/// the last of them lie below the result, and swizzled orders of tiles run some that lie beyond it.
 template <int kM_, int kN_, Schedule kSchedule_, bool kSparse = false, int kClusterM_ = 2>
 struct Tile {
   static constexpr int kM = kM_, kN = kN_, kClusterM = kClusterM_;
@@ -70,15 +70,15 @@ std::vector<Guarded> fetch_terms(const Params& params, const Problem& problem, i
 }
 
 /// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: the lanes of a warp fetch the terms
-/// of each tile, if it has any, then the warpgroups store it. `accumulator(m, n, batch)` is defined for whole clusters
-/// of tiles, so beyond rows and cols too.
+/// of each tile, if it has any, then the warpgroups store it. As under a swizzle there are tiles wholly below and to
+/// the right of the result. `accumulator(m, n, batch)` is defined beyond rows and cols too.
 template <class Epilogue, class Tile, class Accumulator>
 void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, const Accumulator& accumulator,
                   Order order, int batches = 1) {
   using namespace cute;
   using Shape = typename Tile::Shape;
-  const int tiles_m = (rows + Tile::kM * Tile::kClusterM - 1) / (Tile::kM * Tile::kClusterM) * Tile::kClusterM;
-  const int tiles_n = (cols + Tile::kN - 1) / Tile::kN;
+  const int tiles_m = ((rows + Tile::kM * Tile::kClusterM - 1) / (Tile::kM * Tile::kClusterM) + 1) * Tile::kClusterM;
+  const int tiles_n = (cols + Tile::kN - 1) / Tile::kN + 1;
   const int tiles = tiles_m * tiles_n * batches;
   const auto problem = make_shape(rows, cols, 64, batches);
   const auto place = [&](int tile) {
