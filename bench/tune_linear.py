@@ -1,10 +1,10 @@
-"""Times every order of tiles of the first GEMM, for cpp/src/select_linear_config.cpp.
+"""Times every tile and order of tiles of the first GEMM, for cpp/src/select_linear_config.cpp.
 
     python bench/tune_linear.py --out bench/results/<gpu>/tune_linear.json
 
 As tune_mm.py, with SPARSE24_LINEAR_CONFIG, for linear_relu2 and linear_compress; beside them the dense product alone
 (torch.matmul, `_scaled_mm` row-wise) without the activation. Outputs must equal those of the default configuration in
-every bit: the products of one output are added in the same order in all orders of tiles.
+every bit: the products of one output are added in the same order under all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 
 import baselines
 import torch
@@ -26,13 +27,14 @@ SIZES = [(8192, 4096, 16384), (16384, 4096, 21504), (32768, 1664, 6656), (16384,
 SMOKE_SIZES = [(48, 64, 128)]
 SWIZZLES = (1, 2, 4, 8, 16)
 RASTERS = ("m", "n")
-DTYPES = ("bf16", "fp8")
+#: In the order of LinearTile.
+TILES = {"bf16": ("128x128", "128x192"), "fp8": ("128x128",)}
 Outputs = tuple[torch.Tensor, ...]
 
 
 def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
     for tokens, d_model, d_ff in SMOKE_SIZES if options.smoke else SIZES[:1] if options.quick else SIZES:
-        for dtype in DTYPES:
+        for dtype in TILES:
             yield f"{tokens} x {d_ff} x {d_model} {dtype}", partial(problem, tokens, d_model, d_ff, dtype, options)
 
 
@@ -56,10 +58,9 @@ def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) 
     for op, run in ops.items():
         check = partial(equals, expected=run())
         cases.append(Case(op, dtype, partial(call, run, None), check, "sparse24"))
-        for swizzle in SWIZZLES:
-            for raster in RASTERS:
-                one = partial(call, run, f"0,{swizzle},{raster}")
-                cases.append(Case(f"{op} swizzle {swizzle} along {raster}", dtype, one, check, "part"))
+        for (index, tile), swizzle, raster in product(enumerate(TILES[dtype]), SWIZZLES, RASTERS):
+            one = partial(call, run, f"{index},{swizzle},{raster}")
+            cases.append(Case(f"{op} {tile} swizzle {swizzle} along {raster}", dtype, one, check, "part"))
     for case in cases:
         case.flops = 2.0 * tokens * d_model * d_ff
     return Problem(tokens, d_model, d_ff, 0.9, cases)

@@ -20,8 +20,15 @@ struct HiddenType<DType::kFloat16> {
 
 // Tile and cluster; select_linear_config.cpp holds the same sizes for the host. Rows of 128 cover the padding of the
 // metadata.
-struct DenseTile {
+template <LinearTile>
+struct DenseTile;
+template <>
+struct DenseTile<LinearTile::k128x128> {
   static constexpr int kM = 128, kN = 128, kClusterM = 2;
+};
+template <>
+struct DenseTile<LinearTile::k128x192> {
+  static constexpr int kM = 128, kN = 192, kClusterM = 2;
 };
 
 // What is multiplied; leading dimensions are multiples of 16 bytes.
@@ -34,7 +41,7 @@ struct DenseProduct {
 };
 
 // Epilogue: one of ours in an adapter that CUTLASS's kernel layer can host.
-template <DType kDType, Major kBMajor, class Epilogue>
+template <DType kDType, Major kBMajor, class Tile, class Epilogue>
 struct DenseSm90 {
   static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
   using Element = typename GemmElement<kDType>::type;
@@ -43,9 +50,8 @@ struct DenseSm90 {
   static constexpr int kAlignment = 16 / sizeof(Element);
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
-      LayoutB, kAlignment, float,
-      cute::Shape<cute::Int<DenseTile::kM>, cute::Int<DenseTile::kN>, cute::Int<kFp8 ? 128 : 64>>,
-      cute::Shape<cute::Int<DenseTile::kClusterM>, cute::_1, cute::_1>, GemmStages<Epilogue>,
+      LayoutB, kAlignment, float, cute::Shape<cute::Int<Tile::kM>, cute::Int<Tile::kN>, cute::Int<kFp8 ? 128 : 64>>,
+      cute::Shape<cute::Int<Tile::kClusterM>, cute::_1, cute::_1>, GemmStages<Epilogue>,
       GemmSchedule<kFp8, /*kPingpong=*/true>>::CollectiveOp;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
 

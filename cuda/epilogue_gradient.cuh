@@ -21,7 +21,7 @@ struct GradientParams {
   const void* y;        // kept values
   const uint8_t* meta;  // theirs and those of dh
   void* dh;
-  TokenParams y_tokens, dh_tokens;  // null, counts too: not wanted
+  TokenParams along_tokens[2];  // y and dh; null, counts too: not wanted
   int32_t* counts;
   int quarter;  // of the tokens; 0: not interleaved
 };
@@ -50,53 +50,53 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     constexpr int kRows = decltype(size<1>(acc))::value;
     constexpr int kParts = kBlocks / kStep * kRows;
     static_assert(kBlocks % kStep == 0 && decltype(size<2>(acc))::value == 1, "one MMA spans the columns");
-
-    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
+    constexpr int kSteps = kBlocks / kStep, kPart = 4 * kStep;
     const int lane = threadIdx.x & 31, q = lane & 3;
-    const int m = get<0>(block_coord) * kTileM - lane / 4, n = get<1>(block_coord) * kTileN - 2 * q;
-    // Parts of 16 rows x 64 columns per warp, those of the same columns after each other.
-    const auto first_row = [&](int part) {
-      return m + get<0>(coords(make_coord(_0{}, _0{}, _0{}), part % kRows, _0{}));
-    };
-    const auto feature = [&](int part) {
-      return n + get<1>(coords(make_coord(_0{}, _0{}, part / kRows * kStep), _0{}, _0{}));
-    };
+    const int m = get<0>(block_coord) * kTileM + thread_idx / 32 * 16, n = get<1>(block_coord) * kTileN;
+    // Parts of 16 rows x 64 columns per warp, those of the same rows after each other, as their accumulators are.
+    const auto first_row = [&](int part) { return m + part / kSteps * 64; };
+    const auto feature = [&](int part) { return n + part % kSteps * 64; };
+    float of_parts[kParts * kPart];
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kParts * kPart; ++i) of_parts[i] = acc(i);
 
     Forward next = load(first_row(0), feature(0), lane);
-    CUTLASS_PRAGMA_UNROLL
-    for (int step = 0; step < kBlocks; step += kStep) {
-      NonZeros nonzeros;
+    // A loop, with the accumulators of the next part moved to where the code expects them: unrolled, a tile's 7,000
+    // instructions fill the instruction cache.
+    CUTLASS_PRAGMA_NO_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const int r = first_row(part), f = feature(part);
+      uint32_t dy01[kStep], dy23[kStep];
       CUTLASS_PRAGMA_UNROLL
-      for (int mi = 0; mi < kRows; ++mi) {
-        const int part = step / kStep * kRows + mi;
-        const int r = first_row(part), f = feature(part);
-        const KeptFeatures y = next.arranged(q);
-        KeptFeatures dh = y;
-        CUTLASS_PRAGMA_UNROLL
-        for (int b = 0; b < kStep; ++b) {
-          uint32_t dy01 = pack2(T{}, acc(make_coord(_0{}, _0{}, step + b), mi, _0{}),
-                                acc(make_coord(_1{}, _0{}, step + b), mi, _0{}));
-          uint32_t dy23 = pack2(T{}, acc(make_coord(_0{}, _1{}, step + b), mi, _0{}),
-                                acc(make_coord(_1{}, _1{}, step + b), mi, _0{}));
-          transpose_pair<1>(dy01, dy23, q & 1);  // four columns of this lane's row
-          // Bytes 2 i0, 2 i0 + 1, 2 i1, 2 i1 + 1 of the four.
-          const uint32_t nibble = y.nibble(b, q >> 1);
-          const uint32_t selector = 0x1010u + (nibble & 3) * 0x22u + (nibble >> 2) * 0x2200u;
-          // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
-          // theirs.
-          const bool valid = row(r, lane) < p_.tokens && f + 8 * b < p_.features;
-          dh.pairs[b] = times_root(valid ? permute_bytes(dy01, dy23, selector) : 0u, y.pairs[b]);
-        }
-        // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
-        if (part + 1 < kParts) next = load(first_row(part + 1), feature(part + 1), lane);
-        store(dh, r, f, lane);
-        if (!p_.counts) continue;
-        NotCounted not_counted;
-        const TokenPart of_warp{p_.tokens, p_.features, r, f};
-        store_tokens<T>(p_.y_tokens, of_warp, y, nonzeros);
-        store_tokens<T>(p_.dh_tokens, of_warp, dh, not_counted);
+      for (int b = 0; b < kStep; ++b) {
+        dy01[b] = pack2(T{}, of_parts[4 * b], of_parts[4 * b + 1]);
+        dy23[b] = pack2(T{}, of_parts[4 * b + 2], of_parts[4 * b + 3]);
+        transpose_pair<1>(dy01[b], dy23[b], q & 1);  // four columns of this lane's row
       }
-      if (p_.counts) nonzeros.collect(p_.counts, feature(step / kStep * kRows), p_.features);
+      KeptFeatures kept[2];
+      KeptFeatures &y = kept[0], &dh = kept[1];
+      y = next.arranged(q, interleaved_token(row(r, lane), p_.quarter) & 8);
+      dh = y;
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < kStep; ++b) {
+        // Bytes 2 i0, 2 i0 + 1, 2 i1, 2 i1 + 1 of the four.
+        const uint32_t nibble = y.nibble(b, q >> 1);
+        const uint32_t selector = 0x1010u + (nibble & 3) * 0x22u + (nibble >> 2) * 0x2200u;
+        // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
+        // theirs.
+        const bool valid = row(r, lane) < p_.tokens && f + 8 * b < p_.features;
+        dh.pairs[b] = times_root(valid ? permute_bytes(dy01[b], dy23[b], selector) : 0u, y.pairs[b]);
+      }
+      // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
+      if (part + 1 < kParts) next = load(first_row(part + 1), feature(part + 1), lane);
+      store(dh, r, f, lane);
+      if (p_.counts) {
+        NonZeros nonzeros;
+        store_tokens<T>(p_.along_tokens, {p_.tokens, p_.features, r, f}, kept, nonzeros);
+        nonzeros.collect(p_.counts, f, p_.features);
+      }
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < (kParts - 1) * kPart; ++i) of_parts[i] = of_parts[i + kPart];
     }
   }
 
@@ -112,10 +112,11 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   // What a lane loads of 16 rows x 64 columns: 16 neighbouring columns of its row, twice, and the metadata of all 64.
   struct Forward {
     uint4 values[2];
-    uint32_t nibbles[2];
+    uint2 meta[2];  // as they lie in memory: to arrange them is to wait for them
 
     // The exchange of the forward's stores, its own inverse.
-    CUTLASS_DEVICE KeptFeatures arranged(int q) const {
+    // `lower`: the token is one of the second eight of its 16.
+    CUTLASS_DEVICE KeptFeatures arranged(int q, bool lower) const {
       KeptFeatures kept;
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -128,8 +129,15 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
           transpose_pair<2>(low, high, q >> 1);
         }
       }
-      kept.nibbles[0] = nibbles[0];
-      kept.nibbles[1] = nibbles[1];
+      if constexpr (kFp8Meta) {
+        kept.nibbles[0] = meta[0].x;
+        kept.nibbles[1] = meta[0].y;
+      } else {
+        // k0 and k2 of both tokens, then k1 and k3.
+        const uint32_t selector = lower ? 0x7632 : 0x5410;
+        kept.nibbles[0] = permute_bytes(meta[0].x, meta[1].x, selector);
+        kept.nibbles[1] = permute_bytes(meta[0].y, meta[1].y, selector);
+      }
       return kept;
     }
   };
@@ -137,7 +145,8 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   // Zeros that keep (0, 1) beyond the last row and column. Not load16: the kernel may have started while the one before
   // it was writing these, so they are not read-only to it.
   CUTLASS_DEVICE Forward load(int first, int feature, int lane) const {
-    Forward out{{}, {0x44444444u, 0x44444444u}};
+    constexpr uint2 kFirstTwo{0x44444444u, 0x44444444u};
+    Forward out{{}, {kFirstTwo, kFirstTwo}};
     if (row(first, lane) >= p_.tokens || feature >= p_.features) return out;
     const int64_t t = interleaved_token(row(first, lane), p_.quarter);
     CUTLASS_PRAGMA_UNROLL
@@ -150,15 +159,13 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     if constexpr (kFp8Meta) {
       // Half of the 16 bytes of 128 columns, in their order.
       const auto* of_token = p_.meta + (feature / 128 * m_meta + t) * 16 + feature % 128 / 8;
-      const uint2 nibbles = *reinterpret_cast<const uint2*>(of_token);
-      out.nibbles[0] = nibbles.x;
-      out.nibbles[1] = nibbles.y;
+      out.meta[0] = *reinterpret_cast<const uint2*>(of_token);
     } else {
-      // Two bytes for each 16 columns k0 .. k3, where format.h draws them.
+      // Two bytes for each 16 columns k0 .. k3, where format.h draws them, and those of the token eight further.
       const int64_t chunk = feature / 64 * (m_meta / 16) + t / 16;
-      const auto* of_token = reinterpret_cast<const uint16_t*>(p_.meta + chunk * 128 + t % 8 * 8 + t % 16 / 8 * 2);
-      out.nibbles[0] = pack16(of_token[0], of_token[32]);
-      out.nibbles[1] = pack16(of_token[2], of_token[34]);
+      const auto* of_tokens = p_.meta + chunk * 128 + t % 8 * 8;
+      out.meta[0] = *reinterpret_cast<const uint2*>(of_tokens);
+      out.meta[1] = *reinterpret_cast<const uint2*>(of_tokens + 64);
     }
     return out;
   }

@@ -46,16 +46,27 @@ struct Four {
     const uint32_t selector = 0x44444444u - (0x34u << 8 * (nibble & 3)) - (0x12u << 8 * (nibble >> 2));
     return {permute_bytes(pair, 0, selector & 0xffff), permute_bytes(pair, 0, selector >> 16)};
   }
-  // Four features of one token each to four tokens of one feature each, over bits 2 and 3 of the lane.
-  __device__ __forceinline__ Four transposed(int lane) const {
-    uint32_t a = w01, b = w23;  // two features of two tokens each: of tokens 0 and 2, or of 1 and 3
-    transpose_pair<8>(a, b, lane & 8);
-    const bool odd = lane & 4;
-    const uint32_t mine = __byte_perm(a, b, odd ? 0x7632 : 0x5410);
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, __byte_perm(a, b, odd ? 0x5410 : 0x7632), 4);
-    return {__byte_perm(mine, got, odd ? 0x1054 : 0x5410), __byte_perm(mine, got, odd ? 0x3276 : 0x7632)};
-  }
 };
+
+// Four features of one token each to four tokens of one feature each, over bits 2 and 3 of the lane. Several at a time:
+// exchanges keep their order in the program, so that one at a time each would wait for the one before.
+template <int kCount>
+__device__ __forceinline__ void transpose(Four (&f)[kCount], int lane) {
+  const bool odd = lane & 4;
+  // To two features of two tokens each: of tokens 0 and 2, or of 1 and 3.
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) transpose_pair<8>(f[i].w01, f[i].w23, lane & 8);
+  uint32_t got[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    got[i] = __shfl_xor_sync(0xffffffffu, __byte_perm(f[i].w01, f[i].w23, odd ? 0x5410 : 0x7632), 4);
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const uint32_t mine = __byte_perm(f[i].w01, f[i].w23, odd ? 0x7632 : 0x5410);
+    f[i] = {__byte_perm(mine, got[i], odd ? 0x1054 : 0x5410), __byte_perm(mine, got[i], odd ? 0x3276 : 0x7632)};
+  }
+}
 
 // How many tokens are not zero, by feature: byte b % 4 of word b / 4. A warp has no more than 255 tokens.
 struct NonZeros {
@@ -80,9 +91,6 @@ struct NonZeros {
     }
   }
 };
-struct NotCounted {
-  __device__ __forceinline__ void see(int, Four) {}
-};
 
 // Where the stored form goes: Operand::of(tokens, features, ..., Dim::kTokens) of format.h.
 struct TokenParams {
@@ -96,55 +104,78 @@ struct TokenPart {
   int token, feature;
 };
 
-// Compresses along tokens; T is a 16-bit type.
-template <class T, class Count>
-__device__ __forceinline__ void store_tokens(const TokenParams& p, const TokenPart& part, const KeptFeatures& kept,
-                                             Count& count) {
+// Compresses two matrices with the same pattern along tokens, and counts in the first; T is a 16-bit type. Both at
+// once: with one warp or two to a scheduler, independent instructions are what there is to hide latencies with.
+template <class T>
+__device__ __forceinline__ void store_tokens(const TokenParams (&p)[2], const TokenPart& part,
+                                             const KeptFeatures (&kept)[2], NonZeros& count) {
   const int lane = threadIdx.x & 31;
   const bool odd = lane & 1, high = lane >> 1 & 1;
   const int group = 2 * odd + (lane >> 4), place = lane >> 2 & 3;  // of tokens in the 16; in the four features
-  uint32_t complements[4] = {};                                    // 15 - nibble, of blocks 2j and 2j + 1
+  constexpr int kBlocks = 2;                                       // at once, of each matrix
+  uint32_t complements[2][4] = {};                                 // 15 - nibble, of blocks 2j and 2j + 1
 #pragma unroll
   for (int first = 0; first < 8; first += 4) {
-    uint32_t w[4];
+    uint32_t w[2][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int b = first + i;
-      const Four tokens = Four::of(kept.pairs[b], kept.nibble(b, high)).transposed(lane);
-      count.see(b, tokens);
-      const Kept two = Group<T, Activation::kNone>(tokens.w01, tokens.w23).kept;
-      w[i] = two.pair;
-      complements[b / 2] |= two.complement << (16 * (b % 2) + 4 * group);
+    for (int i = 0; i < 4; i += kBlocks) {
+      Four tokens[2 * kBlocks];  // of both matrices, by block
+#pragma unroll
+      for (int j = 0; j < 2 * kBlocks; ++j) {
+        const int b = first + i + j / 2;
+        tokens[j] = Four::of(kept[j % 2].pairs[b], kept[0].nibble(b, high));
+      }
+      transpose(tokens, lane);
+#pragma unroll
+      for (int j = 0; j < 2 * kBlocks; ++j) {
+        const int b = first + i + j / 2;
+        if (j % 2 == 0) count.see(b, tokens[j]);
+        const Kept two = Group<T, Activation::kNone>(tokens[j].w01, tokens[j].w23).kept;
+        w[j % 2][b % 4] = two.pair;
+        complements[j % 2][b / 2] |= two.complement << (16 * (b % 2) + 4 * group);
+      }
     }
     // Lanes that hold neighbouring features take a block each: 8 bytes of both rows of values.
-    transpose_quad<4>(w, place);
+#pragma unroll
+    for (int x = 0; x < 2; ++x) transpose_quad<4>(w[x], place);
     const int token = part.token + 4 * group, column = part.feature + 8 * (first + place) + 4 * high;
     if (token < part.tokens && column < part.features) {
-      T* values = static_cast<T*>(p.values) + int64_t(token / 2) * part.features + column;
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        *reinterpret_cast<uint2*>(values + i * int64_t(part.features)) =
-            make_uint2(__byte_perm(w[0], w[1], i ? 0x7632 : 0x5410), __byte_perm(w[2], w[3], i ? 0x7632 : 0x5410));
+      for (int x = 0; x < 2; ++x) {
+        T* values = static_cast<T*>(p[x].values) + int64_t(token / 2) * part.features + column;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          *reinterpret_cast<uint2*>(values + i * int64_t(part.features)) = make_uint2(
+              __byte_perm(w[x][0], w[x][1], i ? 0x7632 : 0x5410), __byte_perm(w[x][2], w[x][3], i ? 0x7632 : 0x5410));
+        }
       }
     }
   }
   // The four lanes that share features complete each other's 16 tokens, and take two blocks each: rows f and f + 8 of
   // 16, neighbours in the 128 bytes that format.h draws.
-  uint32_t half[2];
+  uint32_t half[2][2], nibbles[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? complements[i] : complements[i + 2], 1);
-    half[i] = (odd ? complements[i + 2] : complements[i]) | got;
+  for (int x = 0; x < 2; ++x) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t* c = complements[x];
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? c[i] : c[i + 2], 1);
+      half[x][i] = (odd ? c[i + 2] : c[i]) | got;
+    }
   }
-  const uint32_t got = __shfl_xor_sync(0xffffffffu, lane >> 4 ? half[0] : half[1], 16);
-  const uint32_t nibbles = ~((lane >> 4 ? half[1] : half[0]) | got);
+#pragma unroll
+  for (int x = 0; x < 2; ++x) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, lane >> 4 ? half[x][0] : half[x][1], 16);
+    nibbles[x] = ~((lane >> 4 ? half[x][1] : half[x][0]) | got);
+  }
   // With its padding: blocks of 64 tokens and 128 features. Orders of tiles with a swizzle have some that lie beyond.
   const int m_meta = int(round_up(part.features, kMetaRowPadding));
   if (part.token / 64 * 64 < part.tokens && part.feature < m_meta) {
     const int row = part.feature + 16 * group;
     const int64_t chunk = int64_t(part.token / 64) * (m_meta / 16) + row / 16;
     const int byte = part.token % 32 / 16 * 64 + (4 * high + place) * 8 + part.token % 64 / 32 * 4;
-    *reinterpret_cast<uint32_t*>(p.meta + chunk * 128 + byte) = nibbles;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) *reinterpret_cast<uint32_t*>(p[x].meta + chunk * 128 + byte) = nibbles[x];
   }
 }
 

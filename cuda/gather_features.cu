@@ -10,27 +10,34 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRows = 16;  // rows whose metadata of 64 or 128 columns is a block of 128 or 256 bytes (format.h)
 
-// A thread fetches one feature of 16 rows; its neighbours have the next features, so that stores are contiguous.
+// A thread fetches one feature of 16 rows; its neighbours have the next features, so that stores are contiguous. All
+// loads of a kind are on their way before one is waited for: rows beyond the last read the padding of the metadata and
+// keep nothing.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    gather_features_kernel(Operand a, Operand pattern, const T* values, const uint8_t* meta, const int64_t* features,
-                           int64_t count, T nan, T* out) {
+    gather_features_kernel(Operand a, Operand pattern, const T* __restrict__ values, const uint8_t* __restrict__ meta,
+                           const int64_t* __restrict__ features, int64_t count, T nan, T* __restrict__ out) {
   const int64_t h = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (h >= count) return;
-  const int64_t row0 = int64_t{blockIdx.x} * kRows, feature = features[h], g = feature / 4;
+  const int64_t row0 = int64_t{blockIdx.x} * kRows, feature = features[h];
   const bool exists = feature >= 0 && feature < a.k;
+  const int64_t g = exists ? feature / 4 : 0;
   const uint32_t place = feature % 4;
+  const int rows = int(min(int64_t{kRows}, a.m - row0));
+
+  uint32_t nibbles[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) nibbles[r] = meta[pattern.meta_byte(row0 + r, g)] >> Operand::meta_shift(g) & 0xf;
+  T got[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int64_t row = row0 + r;
-    if (row >= a.m) return;
-    T got = nan;
-    if (exists) {
-      const uint32_t nibble = meta[pattern.meta_byte(row, g)] >> Operand::meta_shift(g) & 0xf;
-      const bool first = place == (nibble & 3), second = place == nibble >> 2;
-      got = first || second ? values[a.value_index(row, 2 * g + second)] : T{0};
-    }
-    out[row * count + h] = got;
+    const bool first = place == (nibbles[r] & 3), second = place == nibbles[r] >> 2;
+    const bool kept = exists && r < rows && (first || second);
+    got[r] = kept ? values[a.value_index(row0 + r, 2 * g + second)] : exists ? T{0} : nan;
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if (r < rows) out[(row0 + r) * count + h] = got[r];
   }
 }
 

@@ -9,10 +9,10 @@
 #include <cutlass/epilogue/collective/detail.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 #include <cutlass/gemm/dispatch_policy.hpp>
-#include <cutlass/gemm/kernel/gemm_universal.hpp>
 #include <type_traits>
 
 #include "launch.cuh"
+#include "pingpong_order.cuh"
 #include "sparse24/device.h"
 
 namespace sparse24::cuda {

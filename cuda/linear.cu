@@ -9,27 +9,35 @@ namespace {
 
 struct Relu2Instance {
   DType dtype, hidden, y;
+  LinearTile tile;
   void (*launch)(const LinearRelu2Args&, const LinearConfig&, cudaStream_t);
 };
 struct CompressInstance {
   DType dtype, hidden, y, meta;
+  LinearTile tile;
   void (*launch)(const LinearCompressArgs&, const LinearConfig&, cudaStream_t);
 };
 
 constexpr Relu2Instance kRelu2Instances[] = {
-#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta)
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y) \
-  {DType::dtype, DType::hidden, DType::y, launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y>},
+#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile)
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)       \
+  {DType::dtype, DType::hidden, DType::y, LinearTile::tile, \
+   launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y, LinearTile::tile>},
 #include "linear_instances.def"
 #undef SPARSE24_LINEAR_RELU2
 #undef SPARSE24_LINEAR_COMPRESS
 };
 
 constexpr CompressInstance kCompressInstances[] = {
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y)
-#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta) \
-  {DType::dtype, DType::hidden, DType::y, DType::meta,   \
-   launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta>},
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)
+#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile) \
+  {                                                            \
+      DType::dtype,                                            \
+      DType::hidden,                                           \
+      DType::y,                                                \
+      DType::meta,                                             \
+      LinearTile::tile,                                        \
+      launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta, LinearTile::tile>},
 #include "linear_instances.def"
 #undef SPARSE24_LINEAR_RELU2
 #undef SPARSE24_LINEAR_COMPRESS
@@ -39,24 +47,25 @@ bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
   return args.dtype == dtype && args.hidden_dtype == hidden && args.y_dtype == y;
 }
 
-// The instance of one combination of types.
+// The instance of one combination of types and a tile.
 template <class Instance, size_t kCount, class Matches, class Args>
 void launch(const char* op, const Instance (&instances)[kCount], const Matches& match, const Args& args,
             const LinearConfig& config, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   if (linear.tokens == 0 || linear.out == 0) return;
   for (const Instance& i : instances) {
-    if (match(i)) return i.launch(args, config, stream);
+    if (i.tile == config.tile && match(i)) return i.launch(args, config, stream);
   }
   fail(op, ": expected a compiled kernel for x ", name_of(linear.dtype), ", h ", name_of(linear.hidden_dtype), ", y ",
-       name_of(linear.y_dtype), ", got none");
+       name_of(linear.y_dtype), ", ", to_string(config), ", got none");
 }
 
 }  // namespace
 
-LinearConfig choose_linear_config(DType dtype, int64_t tokens, int64_t out) {
-  LinearConfig config = select_linear_config(dtype, tokens, out, device_info().sm_count);
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 1)) {
+LinearConfig choose_linear_config(DType dtype, int64_t tokens, int64_t out, bool wide) {
+  LinearConfig config = select_linear_config(dtype, tokens, out, device_info().sm_count, wide);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", wide ? 2 : 1)) {
+    config.tile = wanted->tile == 0 ? LinearTile::k128x128 : LinearTile::k128x192;
     config.swizzle = wanted->order.swizzle;
     config.raster_along_m = wanted->order.along_m;
   }
@@ -76,11 +85,15 @@ void linear_compress(const LinearCompressArgs& args, const LinearConfig& config,
 }
 
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
-  linear_relu2(args, choose_linear_config(args.linear.dtype, args.linear.tokens, args.linear.out), stream);
+  const LinearArgs& l = args.linear;
+  const bool wide = has_wide_tile(l.dtype, l.y_dtype, l.y_dtype);
+  linear_relu2(args, choose_linear_config(l.dtype, l.tokens, l.out, wide), stream);
 }
 
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
-  linear_compress(args, choose_linear_config(args.linear.dtype, args.linear.tokens, args.linear.out), stream);
+  const LinearArgs& l = args.linear;
+  const bool wide = has_wide_tile(l.dtype, l.y_dtype, args.meta_dtype);
+  linear_compress(args, choose_linear_config(l.dtype, l.tokens, l.out, wide), stream);
 }
 
 }  // namespace sparse24::cuda

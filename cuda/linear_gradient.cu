@@ -31,7 +31,7 @@ void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config,
 }
 
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream) {
-  linear_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features), stream);
+  linear_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, /*wide=*/false), stream);
 }
 
 }  // namespace sparse24::cuda

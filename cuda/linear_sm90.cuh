@@ -8,28 +8,30 @@
 
 namespace sparse24::cuda {
 
-template <DType kDType, class Epilogue>
+template <DType kDType, class Tile, class Epilogue>
 void launch_linear_sm90(const LinearArgs& args, const LinearConfig& config, const typename Epilogue::Params& epilogue,
                         cudaStream_t stream, const char* what) {
   const DenseProduct product{args.tokens, args.out, args.in, args.x, args.in, args.w, args.in};
-  DenseSm90<kDType, Major::kColumn, TermsAdapter<Epilogue>>::launch(product, config, epilogue, stream, what);
+  DenseSm90<kDType, Major::kColumn, Tile, TermsAdapter<Epilogue>>::launch(product, config, epilogue, stream, what);
 }
 
-template <DType kDType, DType kHidden, DType kY>
+template <DType kDType, DType kHidden, DType kY, LinearTile kTile>
 void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
-  using Epilogue =
-      Relu2Epilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3, DenseTile::kM, DenseTile::kN>;
-  launch_linear_sm90<kDType, Epilogue>(args.linear, config, {HiddenParams::of(args.linear), args.y}, stream,
-                                       "sparse24.linear_relu2: launch");
+  using Tile = DenseTile<kTile>;
+  using Epilogue = Relu2Epilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3, Tile::kM, Tile::kN>;
+  launch_linear_sm90<kDType, Tile, Epilogue>(args.linear, config, {HiddenParams::of(args.linear), args.y}, stream,
+                                             "sparse24.linear_relu2: launch");
 }
 
-template <DType kDType, DType kHidden, DType kY, DType kMeta>
+template <DType kDType, DType kHidden, DType kY, DType kMeta, LinearTile kTile>
 void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
+  using Tile = DenseTile<kTile>;
   using Epilogue = CompressEpilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3,
-                                    kMeta == DType::kFloat8E4M3, DenseTile::kM, DenseTile::kN>;
+                                    kMeta == DType::kFloat8E4M3, Tile::kM, Tile::kN>;
   const Operand a = Operand::of(args.linear.tokens, args.linear.out, kMeta, Dim::kFeatures);
-  launch_linear_sm90<kDType, Epilogue>(args.linear, config, {HiddenParams::of(args.linear), a, args.values, args.meta},
-                                       stream, "sparse24.linear_compress: launch");
+  launch_linear_sm90<kDType, Tile, Epilogue>(args.linear, config,
+                                             {HiddenParams::of(args.linear), a, args.values, args.meta}, stream,
+                                             "sparse24.linear_compress: launch");
 }
 
 }  // namespace sparse24::cuda

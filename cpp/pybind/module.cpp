@@ -102,8 +102,8 @@ py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_
   return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
 }
 
-py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int sm_count) {
-  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, sm_count));
+py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int sm_count, bool wide) {
+  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, sm_count, wide));
 }
 
 py::dict build_info() {
@@ -123,7 +123,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
              "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
   module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "sm_count"_a,
-             "How linear_relu2 and linear_compress run for x [m, k] and w [n, k].");
+             "wide"_a, "How linear_relu2 and linear_compress run for x [m, k] and w [n, k]; wide: all is of 16 bits.");
   module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
              "Bytes of metadata of X [rows, cols] with values of dtype.");
   module.def("unpack_meta", &unpack_meta, "meta"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,

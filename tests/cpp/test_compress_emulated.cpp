@@ -54,11 +54,13 @@ class CompressEmulated : public testing::Test {
     ASSERT_TRUE(values.intact() && meta.intact());
     if (h.statistics) expect_equal(seen, expected);
   }
-  /// 16-bit values with both layouts of the metadata, or fp8 values.
+  /// 16-bit values with both layouts of the metadata, or fp8 values; where the tile is wide, as it is compiled.
   void compare(const HiddenCase& h, Order order = Order::kForward) {
-    if (h.out_scale != OutScale::kNone) return compare<true, true>(h, order);
-    compare<false, false>(h, order);
-    compare<false, true>(h, order);
+    if (h.out_scale == OutScale::kNone) compare<false, false>(h, order);
+    if constexpr (Tile::kN % 128 == 0) {  // columns that an atom of fp8 metadata has
+      if (h.out_scale != OutScale::kNone) return compare<true, true>(h, order);
+      compare<false, true>(h, order);
+    }
   }
 };
 TYPED_TEST_SUITE(CompressEmulated, HiddenKernels, HiddenKernelName);

@@ -126,12 +126,11 @@ class GradientEmulated : public testing::Test {
                                 y.data(),
                                 meta.data<uint8_t>(),
                                 dh.data(),
-                                y_tokens.params(),
-                                dh_tokens.params(),
+                                {y_tokens.params(), dh_tokens.params()},
                                 counts.data<int32_t>(),
                                 d.interleaved ? d.tokens / 4 : 0};
     if (!tokens) {
-      params.y_tokens = params.dh_tokens = {};
+      params.along_tokens[0] = params.along_tokens[1] = {};
       params.counts = nullptr;
     }
     using Epilogue = cuda::GradientEpilogue<T, Kind::kFp8Meta, Tile::kM, Tile::kN>;

@@ -63,20 +63,25 @@ class LinearGpu : public GpuTest {
     DeviceBuffer x, w, scale_x, scale_w, scale_y, bias, amax, saturated;
   };
 
-  /// The other raster order, with a swizzle that pads.
-  static LinearConfig other_order(const LinearArgs& args) {
-    LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out, 132);
+  /// Every tile that is compiled for these types, in an order with a swizzle that pads.
+  static std::vector<LinearConfig> other_configs(const LinearArgs& args, DType meta_dtype) {
+    LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out, 132, /*wide=*/false);
     config.raster_along_m = !config.raster_along_m;
     config.swizzle = 8;
-    return config;
+    std::vector<LinearConfig> configs{config};
+    if (has_wide_tile(args.dtype, args.y_dtype, meta_dtype)) {
+      config.tile = LinearTile::k128x192;
+      config.tile_n = 192;
+      configs.push_back(config);
+    }
+    return configs;
   }
 
-  /// With the library's choice of configuration, and with another.
+  /// With the library's choice of configuration, and with others.
   void compare_relu2(const LinearCase& c) {
     const DenseResult expected = cpu_linear_relu2(c);
     compare_relu2(c, expected, nullptr);
-    const LinearConfig other = other_order(c.args());
-    compare_relu2(c, expected, &other);
+    for (const LinearConfig& other : other_configs(c.args(), c.y_dtype)) compare_relu2(c, expected, &other);
   }
 
   void compare_relu2(const LinearCase& c, const DenseResult& expected, const LinearConfig* config) {
@@ -99,8 +104,9 @@ class LinearGpu : public GpuTest {
   void compare_compress(const LinearCase& c, DType meta_dtype) {
     const CompressedResult expected = cpu_linear_compress(c, meta_dtype);
     compare_compress(c, meta_dtype, expected, nullptr);
-    const LinearConfig other = other_order(c.args());
-    compare_compress(c, meta_dtype, expected, &other);
+    for (const LinearConfig& other : other_configs(c.args(), meta_dtype)) {
+      compare_compress(c, meta_dtype, expected, &other);
+    }
   }
 
   void compare_compress(const LinearCase& c, DType meta_dtype, const CompressedResult& expected,

@@ -74,7 +74,7 @@ class GradientGpu : public GpuTest {
   void compare(const GradientCase& c) {
     const GradientResult expected = cpu_linear_gradient(c);
     compare(c, expected, nullptr);
-    LinearConfig other = select_linear_config(c.grad.dtype(), c.tokens, c.features, 132);
+    LinearConfig other = select_linear_config(c.grad.dtype(), c.tokens, c.features, 132, /*wide=*/false);
     other.raster_along_m = !other.raster_along_m;
     other.swizzle = 8;
     compare(c, expected, &other);

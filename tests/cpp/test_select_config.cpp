@@ -124,8 +124,10 @@ TEST_P(SelectConfig, OrdersPadFewTiles) {
     for (int64_t n : {16, 1664, 1856, 2560, 6656, 8192, 15680, 16384}) {
       const MmConfig c = select(m, n, 16384);
       expect_few(ceil_div(m, c.tile_m * c.cluster_m), ceil_div(n, c.tile_n), c);
-      const LinearConfig l = select_linear_config(GetParam(), m, n, 132);
-      expect_few(ceil_div(m, l.tile_m * l.cluster_m), ceil_div(n, l.tile_n), l);
+      for (const bool wide : {false, true}) {
+        const LinearConfig l = select_linear_config(GetParam(), m, n, 132, wide);
+        expect_few(ceil_div(m, l.tile_m * l.cluster_m), ceil_div(n, l.tile_n), l);
+      }
     }
   }
 }
@@ -152,14 +154,27 @@ TEST(SelectTileOrder, IsSymmetric) {
 }
 
 TEST_P(SelectConfig, TheFirstGemmSaysWhatItRuns) {
-  const LinearConfig c = select_linear_config(GetParam(), 8192, 16384, 132);
+  const LinearConfig c = select_linear_config(GetParam(), 8192, 16384, 132, /*wide=*/false);
   const std::string depth = GetParam() == DType::kFloat8E4M3 ? "128" : "64";
   EXPECT_EQ(to_string(c), "128x128x" + depth + " cluster 2x1 swizzle 8 along N");
 }
 
+TEST(SelectLinearConfig, TakesTheWideTileWhereItsWavesCostLess) {
+  const auto tile = [](int64_t m, int64_t n, bool wide) {
+    return select_linear_config(DType::kBFloat16, m, n, 132, wide).tile;
+  };
+  for (const auto& [m, n] : {std::pair{16384, 16384}, {32768, 6656}, {16384, 18432}, {65536, 6144}}) {
+    EXPECT_EQ(tile(m, n, true), LinearTile::k128x192) << m << " x " << n;
+    EXPECT_EQ(tile(m, n, false), LinearTile::k128x128) << m << " x " << n;
+  }
+  // 128 clusters in two waves of 66 against 86 in two waves that are half as long again.
+  EXPECT_EQ(tile(128, 16384, true), LinearTile::k128x128);
+  EXPECT_EQ(tile(1024, 16384, true), LinearTile::k128x128);
+}
+
 TEST(SelectConfigFloat32, IsRefused) {
   EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error);
-  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 132), Error);
+  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 132, true), Error);
 }
 
 }  // namespace

@@ -31,9 +31,9 @@ def token_mask(a: Tensor, permute: bool) -> Tensor:
 
 
 def hot_features(y: Tensor, count: int) -> list[int]:
-    """The features that most tokens use, of equals the lower."""
+    """The features that most tokens use, of equals the lower, in ascending order."""
     used = (y != 0).sum(0).tolist()
-    return sorted(range(len(used)), key=lambda f: (-used[f], f))[:count]
+    return sorted(sorted(range(len(used)), key=lambda f: (-used[f], f))[:count])
 
 
 def operand_over_tokens(a: Tensor, recipe, hot: list[int]) -> Tensor:

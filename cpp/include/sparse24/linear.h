@@ -51,17 +51,25 @@ struct LinearCompressArgs {
   DType meta_dtype;  ///< y_dtype; or kFloat8E4M3 beside 16-bit values that are quantised afterwards
 };
 
-/// How one of these GEMMs runs; as `MmConfig`. There is one tile: 128x128, one for each of two warpgroups, so that the
-/// epilogue of one runs under the mainloop of the other.
+/// The tile shapes that are compiled, one tile for each of two warpgroups, so that the epilogue of one runs under the
+/// mainloop of the other. A wider tile reads less of the operands per product, but its accumulators leave fewer
+/// registers.
+enum class LinearTile { k128x128, k128x192 };
+
+/// True where 128x192 is compiled: all of x, w, y and its metadata are of one 16-bit type.
+constexpr bool has_wide_tile(DType x, DType y, DType meta) { return size_of(x) == 2 && x == y && y == meta; }
+
+/// How one of these GEMMs runs; as `MmConfig`.
 struct LinearConfig {
+  LinearTile tile;
   int tile_m, tile_n, tile_k;
   int cluster_m;
   int swizzle;
   bool raster_along_m;
 };
 
-/// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count);
+/// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function. `wide`: 128x192 may be chosen.
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count, bool wide);
 
 /// "128x128x64 cluster 2x1 swizzle 4 along M"
 std::string to_string(const LinearConfig& config);

@@ -86,7 +86,9 @@ struct HiddenKernel {
   static constexpr DType kHidden = kHidden_;
 };
 using HiddenKernels = testing::Types<HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>>;
+                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>,
+                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kFloat16, __half>>;
 struct HiddenKernelName {
   template <class Kernel>
   static std::string GetName(int) {
