@@ -1,0 +1,35 @@
+// Host side of linear_relu2_gradient: finds the kernel of linear_relu2_gradient_instances.def and launches it.
+#include "linear_launchers.h"
+#include "linear_relu2_gradient_launchers.h"
+#include "sparse24/error.h"
+
+namespace sparse24::cuda {
+namespace {
+
+struct Instance {
+  DType dtype;
+  void (*launch)(const LinearRelu2GradientArgs&, const LinearConfig&, cudaStream_t);
+};
+
+constexpr Instance kInstances[] = {
+#define SPARSE24_LINEAR_RELU2_GRADIENT(dtype) {DType::dtype, launch_linear_relu2_gradient_sm90<DType::dtype>},
+#include "linear_relu2_gradient_instances.def"
+#undef SPARSE24_LINEAR_RELU2_GRADIENT
+};
+
+}  // namespace
+
+void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
+  if (args.tokens == 0 || args.features == 0) return;
+  for (const Instance& i : kInstances) {
+    if (i.dtype == args.dtype && i.dtype == args.hidden_dtype) return i.launch(args, config, stream);
+  }
+  fail("sparse24.linear_relu2_gradient: expected a compiled kernel for grad ", name_of(args.dtype), ", dy ",
+       name_of(args.hidden_dtype), ", got none");
+}
+
+void linear_relu2_gradient(const LinearRelu2GradientArgs& args, cudaStream_t stream) {
+  linear_relu2_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features), stream);
+}
+
+}  // namespace sparse24::cuda
