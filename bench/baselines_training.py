@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from reference import FP8
 from torch.nn import functional as F
@@ -14,29 +12,23 @@ import sparse24
 FP8_GRADIENT = torch.float8_e5m2
 
 
-def root_gradient(dy: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The gradient of h from that of y = relu(h)^2, without h: dy * 2 sqrt(y)."""
-    return (dy.float() * (2 * y.float().sqrt())).to(dy.dtype)
-
-
 class FusedDense(torch.autograd.Function):
     """The dense FFN with relu^2 in the first GEMM's epilogue, which saves x and y and never the pre-activation.
 
-    `FusedDense.apply(x, w1, w2, gradient)`: `gradient` is `root_gradient`, compiled into one kernel or as it is.
+    Its derivative, 2 sqrt(y), is in the epilogue of the GEMM that gives the gradient of y.
     """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, gradient: Callable) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
         y = sparse24.linear_relu2(x, w1, statistics=False)[0]
         ctx.save_for_backward(x, w1, w2, y)
-        ctx.gradient = gradient
         return F.linear(y, w2)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, w1, w2, y = ctx.saved_tensors
-        dh = ctx.gradient(grad @ w2, y)
-        return dh @ w1, dh.t() @ x, grad.t() @ y, None
+        dh = sparse24.linear_relu2_gradient(grad, w2, y)
+        return dh @ w1, dh.t() @ x, grad.t() @ y
 
 
 def quantize(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

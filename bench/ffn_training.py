@@ -5,9 +5,9 @@
 Variants of the races "training" (forward and backward) and "forward" (with what backward needs saved): `sparse24`
 (relu2_mlp with the default recipe), `sparse24_dense_dw` (weight gradients by dense GEMMs), both also compiled (as part
 of a compiled model, where the operations between the GEMMs fuse), `torch_compile`,
-`fused_dense` (relu^2 in the first GEMM's epilogue, only y saved) and `scaled_mm_tensor` (torch.compile, all six GEMMs
-in fp8, weights quantised inside, as each optimizer step makes it necessary). The GEMMs alone are in the races of
-gemm_training.py.
+`fused_dense` (relu^2 and its derivative in epilogues of GEMMs, only y saved) and `scaled_mm_tensor` (torch.compile, all
+six GEMMs in fp8, weights quantised inside, as each optimizer step makes it necessary). The GEMMs alone are in the races
+of gemm_training.py.
 
 Verified against float64 with the mask held fixed: outputs and gradients of sparse24 may have twice the error of torch's
 bf16 under the same mask. masked_tokens.py finds the masks; the weight gradients of `sparse24` are compared with
@@ -193,14 +193,9 @@ def dense(step: Step, options: Options) -> list[Case]:
     def check(dtype: str) -> Callable[[Tensors], dict[str, float]]:
         return lambda output: expect(output, exact, [BOUNDS[dtype]] * len(NAMES))
 
-    gradient = compiled(baselines_training.root_gradient, options)
-
-    def fused(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-        return baselines_training.FusedDense.apply(x, w1, w2, gradient)
-
     return [
         *step.cases("torch_compile", "bf16", "dense", compiled(baselines.mlp, options), check("bf16")),
-        *step.cases("fused_dense", "bf16", "dense", fused, check("bf16")),
+        *step.cases("fused_dense", "bf16", "dense", baselines_training.FusedDense.apply, check("bf16")),
         *step.cases("scaled_mm_tensor", "fp8", "dense", compiled(baselines_training.mlp_float8, options), check("fp8")),
     ]
 

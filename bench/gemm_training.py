@@ -1,9 +1,9 @@
 """The six GEMMs of a training step alone, dense and sparse, on the same data.
 
 Races: "up" (x w1.T, and with the activation in its epilogue), "down" (y w2.T), "dy2" (dy w2, and with all that the
-sparse products multiply in its epilogue), "dx" (dh w1), "dw2" (dy.T y) and "dw1" (dh.T x). The operands of the sparse
-ones are 2:4 on both sides, so that all multiply the same zeros: y and dh along features, in the last two along tokens,
-in the order given.
+sparse products multiply in its epilogue, or with a dense dh), "dx" (dh w1), "dw2" (dy.T y) and "dw1" (dh.T x). The
+operands of the sparse ones are 2:4 on both sides, so that all multiply the same zeros: y and dh along features, in the
+last two along tokens, in the order given.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
     def gradient_in_epilogue(_: int) -> tuple[torch.Tensor, ...]:
         return sparse24.linear_gradient(dy, w2, values, meta)
 
+    def dense_gradient_in_epilogue(_: int) -> torch.Tensor:
+        return sparse24.linear_relu2_gradient(dy, w2, y)
+
     def check_gradient(output: tuple[torch.Tensor, ...]) -> dict[str, float]:
         """dh against float64; along tokens the bits of the separate steps."""
         kept_dh, *along_tokens, counts = output
@@ -49,8 +52,11 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
         for got, expected in zip(along_tokens, steps, strict=True):
             reference.expect_equal("what is kept along tokens", got, expected)
         reference.expect_equal("the counts", counts, y.count_nonzero(0).int())
+        return check_dense_gradient(dense_dh)
+
+    def check_dense_gradient(output: torch.Tensor) -> dict[str, float]:
         exact_dh = reference.product(dy, w2).mul_(2 * y.double().sqrt())
-        return {"rel_error": reference.expect_error(dense_dh, exact_dh, BOUND)}
+        return {"rel_error": reference.expect_error(output, exact_dh, BOUND)}
 
     exact_y = reference.product(x, w1.t()).relu_().square_()
     cases = [
@@ -59,6 +65,7 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
         *race("down", y, w2.t(), lambda _: F.linear(y, w2), lambda _: sparse24.mm(values, meta, w2.t())),
         *race("dy2", dy, w2, lambda _: dy @ w2),
         Case("linear_gradient", DTYPE, gradient_in_epilogue, check_gradient, "part", "dy2"),
+        Case("linear_relu2_gradient", DTYPE, dense_gradient_in_epilogue, check_dense_gradient, "part", "dy2"),
         *race("dx", dh, w1, lambda _: dh @ w1, lambda _: sparse24.mm(dh_values, meta, w1)),
         *race(
             "dw2",

@@ -9,6 +9,9 @@
 
 namespace sparse24::cuda {
 
+// Of an epilogue that needs no shared memory.
+struct NoStorage {};
+
 // Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
 // Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter, or by TermsAdapter.
 template <class Params_, class Shared>

@@ -26,9 +26,6 @@ struct GradientParams {
   int quarter;  // of the tokens; 0: not interleaved
 };
 
-// It needs no shared memory.
-struct NoStorage {};
-
 // T: the 16-bit type. kFp8Meta: the layout of the metadata of y; along tokens it is that of T.
 template <class T, bool kFp8Meta, int kTileM, int kTileN>
 class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
@@ -85,7 +82,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
         // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
         // theirs.
         const bool valid = row(r, lane) < p_.tokens && f + 8 * b < p_.features;
-        dh.pairs[b] = times_root(valid ? permute_bytes(dy01[b], dy23[b], selector) : 0u, y.pairs[b]);
+        dh.pairs[b] = times_root<T>(valid ? permute_bytes(dy01[b], dy23[b], selector) : 0u, y.pairs[b]);
       }
       // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
       if (part + 1 < kParts) next = load(first_row(part + 1), feature(part + 1), lane);
@@ -187,13 +184,6 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
         store16(static_cast<T*>(p_.dh) + index(interleaved_token(r, p_.quarter), column), w[0], w[1], w[2], w[3]);
     }
   }
-
-  // Two elements of dy * 2 sqrt(y), rounded once.
-  CUTLASS_DEVICE static uint32_t times_root(uint32_t dy, uint32_t y) {
-    return pack2(T{}, times_root(to_float(T{}, uint16_t(dy)), to_float(T{}, uint16_t(y))),
-                 times_root(to_float(T{}, uint16_t(dy >> 16)), to_float(T{}, uint16_t(y >> 16))));
-  }
-  CUTLASS_DEVICE static float times_root(float dy, float y) { return __fmul_rn(dy, __fmul_rn(2.f, square_root<T>(y))); }
 };
 
 }  // namespace sparse24::cuda

@@ -104,6 +104,15 @@ __device__ __forceinline__ float square_root(float x) {
 }
 #endif
 
+// Two elements of dy * 2 sqrt(y), the gradient of h from that of y = relu(h)^2; rounded once.
+template <class T>
+__device__ __forceinline__ uint32_t times_root(uint32_t dy, uint32_t y) {
+  const auto product = [](uint16_t dy_bits, uint16_t y_bits) {
+    return __fmul_rn(to_float(T{}, dy_bits), __fmul_rn(2.f, square_root<T>(to_float(T{}, y_bits))));
+  };
+  return pack2(T{}, product(uint16_t(dy), uint16_t(y)), product(uint16_t(dy >> 16), uint16_t(y >> 16)));
+}
+
 // ---- fp8 ------------------------------------------------------------------------------------------------------
 
 // Two values to e4m3, rounded to nearest even, saturating; the first in the low byte.

@@ -1,12 +1,11 @@
 /// @file
 /// The plain form of linear_gradient: the product, then the separate steps that the kernels fuse.
-#include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "gradient.h"
 #include "groups.h"
 #include "numeric.h"
-#include "product.h"
 #include "sparse24/compress.h"
 #include "sparse24/linear_gradient.h"
 
@@ -25,12 +24,10 @@ int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleav
 /// dy [tokens, features], tokens in their own order.
 template <class In, class H>
 void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
-  const std::vector<float> w = widen<In>(args.w, args.in, args.features, Major::kRow, args.features);
-  for_each_sum(args.tokens, args.features, args.in, dense_products<In>(args.grad, args.ld_grad, w, args.features),
-               [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
-                 auto* row = dy + token_of(args, r) * args.features;
-                 for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
-               });
+  for_each_gradient<In>(args, [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
+    auto* row = dy + token_of(args, r) * args.features;
+    for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
+  });
 }
 
 /// The values of a matrix with groups of features, once more with groups of tokens; the dense one, in the order of the
@@ -51,9 +48,7 @@ void finish(const LinearGradientArgs& args, Bytes& dy) {
   const auto* y = static_cast<const typename H::Storage*>(args.y);
   auto* dh = static_cast<typename H::Storage*>(args.dh);
   compress_like({dy.data(), args.hidden_dtype, args.tokens, args.features, Dim::kFeatures, args.meta, dh});
-  for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) {
-    dh[i] = H::round(H::load(dh[i]) * (2.0f * std::sqrt(H::load(y[i]))));
-  }
+  for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) dh[i] = times_root<H>(dh[i], y[i]);
   if (!args.counts) return;
   Bytes& dense = dy;  // no longer needed
   turn(args, dh, args.dh_tokens, dense);

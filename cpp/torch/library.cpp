@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool tokens=True, "
       "bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, "
       "Tensor y_tokens_meta, Tensor counts)");
+  library.def("linear_relu2_gradient(Tensor grad, Tensor w, Tensor y) -> Tensor");
 }
 
 namespace {
@@ -57,6 +58,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("linear_relu2", TORCH_BOX(&torch_ops::linear_relu2));
   library.impl("linear_compress", TORCH_BOX(&torch_ops::linear_compress));
   library.impl("linear_gradient", TORCH_BOX(&torch_ops::linear_gradient));
+  library.impl("linear_relu2_gradient", TORCH_BOX(&torch_ops::linear_relu2_gradient));
 }
 
 }  // namespace

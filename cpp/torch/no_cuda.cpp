@@ -24,5 +24,6 @@ void mm(const MmArgs&, cudaStream_t) { refuse("sparse24.mm"); }
 void linear_relu2(const LinearRelu2Args&, cudaStream_t) { refuse("sparse24.linear_relu2"); }
 void linear_compress(const LinearCompressArgs&, cudaStream_t) { refuse("sparse24.linear_compress"); }
 void linear_gradient(const LinearGradientArgs&, cudaStream_t) { refuse("sparse24.linear_gradient"); }
+void linear_relu2_gradient(const LinearRelu2GradientArgs&, cudaStream_t) { refuse("sparse24.linear_relu2_gradient"); }
 
 }  // namespace sparse24::cuda

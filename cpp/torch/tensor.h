@@ -129,5 +129,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const
                                                                            const Tensor& values, const Tensor& meta,
                                                                            bool interleaved, bool tokens,
                                                                            bool fp8_meta);
+Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y);
 
 }  // namespace sparse24::torch_ops

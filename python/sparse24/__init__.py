@@ -2,9 +2,10 @@
 
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, here with documentation: `compress`, `compress_fp8`, `compress_like`,
-`decompress`, `linear_compress`, `linear_gradient`, `linear_relu2`, `mm`, `quantize_fp8`. `convert` makes the networks
-of an existing model run that way, `revert` and `disabled` undo it for good and for a while. `activation_stats` measures
-what pruning an activation drops; `build_info` and ``python -m sparse24 info`` tell what was built.
+`decompress`, `linear_compress`, `linear_gradient`, `linear_relu2`, `linear_relu2_gradient`, `mm`, `quantize_fp8`.
+`convert` makes the networks of an existing model run that way, `revert` and `disabled` undo it for good and for a
+while. `activation_stats` measures what pruning an activation drops; `build_info` and ``python -m sparse24 info`` tell
+what was built.
 """
 
 from sparse24 import _library, nn
@@ -22,6 +23,7 @@ from sparse24.ops import (
     linear_compress,
     linear_gradient,
     linear_relu2,
+    linear_relu2_gradient,
     mm,
     quantize_fp8,
     quantize_fp8_predict,
@@ -50,6 +52,7 @@ __all__ = [
     "linear_compress",
     "linear_gradient",
     "linear_relu2",
+    "linear_relu2_gradient",
     "mm",
     "nn",
     "print_env",

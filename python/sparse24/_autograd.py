@@ -152,6 +152,7 @@ def register() -> None:
         ("linear_relu2", _linear_relu2_backward, _linear_setup),
         ("linear_compress", _linear_compress_backward, _linear_setup),
         ("linear_gradient", _refusing_backward("linear_gradient", "it is a part of one"), None),
+        ("linear_relu2_gradient", _refusing_backward("linear_relu2_gradient", "it is a part of one"), None),
         ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
         ("quantize_fp8_predict", _refusing_backward("quantize_fp8_predict"), None),
     ):

@@ -195,6 +195,18 @@ def _linear_compress(
     )
 
 
+def _check_gradient(op: str, grad: Tensor, w: Tensor, multiple: int, name: str, y: Tensor) -> tuple[int, int]:
+    """Tokens and features of ``grad @ w``. `name` is that of y, which has a row for each token."""
+    for argument, t in (("grad", grad), ("w", w), (name, y)):
+        _expect(t.dim() == 2, op, f"{argument} to have 2 dimensions", t.dim())
+    rows, depth = grad.shape
+    features = w.shape[1]
+    _expect(w.shape[0] == depth, op, f"w to have {depth} rows (columns of grad)", w.shape[0])
+    _expect(features % multiple == 0, op, f"w to have a multiple of {multiple} columns", features)
+    _expect(y.shape[0] == rows, op, f"{name} to have {rows} rows (rows of grad)", y.shape[0])
+    return rows, features
+
+
 def _linear_gradient(
     grad: Tensor,
     w: Tensor,
@@ -204,21 +216,10 @@ def _linear_gradient(
     tokens: bool = True,
     fp8_meta: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    for name, t in (("grad", grad), ("w", w), ("values", values)):
-        _expect(t.dim() == 2, "linear_gradient", f"{name} to have 2 dimensions", t.dim())
-    rows, depth = grad.shape
-    features, multiple = w.shape[1], 32 if fp8_meta else 16
-    for condition, rule, got in (
-        (w.shape[0] == depth, f"w to have {depth} rows (columns of grad)", w.shape[0]),
-        (features % multiple == 0, f"w to have a multiple of {multiple} columns", features),
-        (values.shape[0] == rows, f"values to have {rows} rows (rows of grad)", values.shape[0]),
-        (
-            values.shape[1] == features // 2,
-            f"values to have {features // 2} columns (half the columns of w)",
-            values.shape[1],
-        ),
-    ):
-        _expect(condition, "linear_gradient", rule, got)
+    op = "linear_gradient"
+    rows, features = _check_gradient(op, grad, w, 32 if fp8_meta else 16, "values", values)
+    half = features // 2
+    _expect(values.shape[1] == half, op, f"values to have {half} columns (half the columns of w)", values.shape[1])
 
     def along_tokens() -> tuple[Tensor, Tensor]:
         if not tokens:
@@ -230,6 +231,13 @@ def _linear_gradient(
 
     counts = grad.new_empty(features if tokens else 0, dtype=torch.int32)
     return grad.new_empty(rows, features // 2), *along_tokens(), *along_tokens(), counts
+
+
+def _linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    op = "linear_relu2_gradient"
+    rows, features = _check_gradient(op, grad, w, 8, "y", y)
+    _expect(y.shape[1] == features, op, f"y to have {features} columns (columns of w)", y.shape[1])
+    return grad.new_empty(rows, features)
 
 
 def register() -> None:
@@ -246,6 +254,7 @@ def register() -> None:
         "linear_relu2": _linear_relu2,
         "linear_compress": _linear_compress,
         "linear_gradient": _linear_gradient,
+        "linear_relu2_gradient": _linear_relu2_gradient,
     }
     for name, function in functions.items():
         torch.library.register_fake(f"sparse24::{name}", function)

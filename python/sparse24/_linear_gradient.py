@@ -1,4 +1,7 @@
-"""The second GEMM of the feed-forward network backwards, with all that the sparse products after it multiply."""
+"""The second GEMM of the feed-forward network backwards, with the derivative of the squared ReLU in its epilogue.
+
+For a 2:4 activation with all that the sparse products after it multiply; or for a dense one. Part of `sparse24.ops`.
+"""
 
 import torch
 from torch import Tensor
@@ -6,6 +9,7 @@ from torch import Tensor
 from sparse24 import _library  # noqa: F401  (registers the ops)
 
 _linear_gradient = torch.ops.sparse24.linear_gradient.default
+_linear_relu2_gradient = torch.ops.sparse24.linear_relu2_gradient.default
 
 
 def linear_gradient(
@@ -76,3 +80,47 @@ def linear_gradient(
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
     return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta)
+
+
+def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    """Differentiate ``y @ w.T`` and the squared ReLU that gave y, where y is dense.
+
+    ``dy = grad @ w`` in float32, rounded to grad's dtype; ``dh = dy * (2 * sqrt(y))`` in float32, rounded once. dy does
+    not reach memory: y is read once and dh written once. Given the same dy, the result is bit for bit the product with
+    the root.
+
+    Parameters
+    ----------
+    grad : Tensor [T, D]
+        The gradient of ``y @ w.T``: bfloat16 or float16; on the CPU also float32.
+    w : Tensor [D, F]
+        As ``torch.nn.Linear`` stores it, of grad's dtype. F: a multiple of 8, as `linear_relu2` needs it.
+    y : Tensor [T, F]
+        ``relu(h)^2``, of grad's dtype: from `linear_relu2`. The root stands for the pre-activation h, which need not be
+        saved.
+
+    Returns
+    -------
+    Tensor [T, F]
+        dh, of grad's dtype; contiguous.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, device or rank; sizes of grad, w and y that do not fit each other; backward, which is not defined.
+
+    Notes
+    -----
+    On CUDA grad is copied where D is not a multiple of 8.
+
+    Source: the dense counterpart of Haziza et al. 2025, arXiv 2503.16672.
+
+    Examples
+    --------
+    >>> x, w1, w2 = torch.randn(3, 8), torch.randn(32, 8), torch.randn(8, 32)
+    >>> y = sparse24.linear_relu2(x, w1)[0]
+    >>> grad = torch.randn(3, 8)
+    >>> dh = sparse24.linear_relu2_gradient(grad, w2, y)
+    >>> torch.testing.assert_close(dh, (grad @ w2) * 2 * y.sqrt())
+    """
+    return _linear_relu2_gradient(grad, w, y)

@@ -22,7 +22,15 @@ from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
 from sparse24._tokens import densest_features, interleave, weight_gradient
-from sparse24.ops import compress, decompress, gather_features, linear_gradient, mm, quantize_fp8
+from sparse24.ops import (
+    compress,
+    decompress,
+    gather_features,
+    linear_gradient,
+    linear_relu2_gradient,
+    mm,
+    quantize_fp8,
+)
 from sparse24.training import Recipe
 
 _DENSE = Recipe(weight_gradients="dense")
@@ -177,7 +185,7 @@ def _separate(
     if not need_dh:
         dh = None
     elif y.meta is None:
-        dh = _times_root(grad @ w2, y.values)
+        dh = _gradient_of_dense(grad, w2, y.values)
     else:
         dh = linear_gradient(grad, w2, y.values, y.meta, tokens=False, fp8_meta=y.fp8)[0]
     dx = _gradient_of_x(y, dh, w1) if need_x else None
@@ -217,8 +225,11 @@ def _again(x: Tensor) -> Tensor:
     return x - x.new_empty(0).sum() if torch.compiler.is_compiling() else x
 
 
-def _times_root(dy: Tensor, y: Tensor) -> Tensor:
-    """``dy * 2 sqrt(y)``, rounded once: y = h^2 has the derivative 2 h."""
+def _gradient_of_dense(grad: Tensor, w2: Tensor, y: Tensor) -> Tensor:
+    """``(grad @ w2) * 2 sqrt(y)``: y = h^2 has the derivative 2 h."""
+    if w2.shape[1] % 8 == 0:  # as linear_relu2_gradient needs it
+        return linear_relu2_gradient(grad, w2, y)
+    dy = grad @ w2
     # In place: without a compiler each step would be a float32 tensor of its own.
     return y.float().sqrt().mul_(2).mul_(dy).to(dy.dtype)
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _autograd, _fake
-from sparse24._linear_gradient import linear_gradient
+from sparse24._linear_gradient import linear_gradient, linear_relu2_gradient
 from sparse24.linear import OutputScaling, linear_compress, linear_relu2
 
 Activation = Literal["none", "relu", "relu2"]
@@ -52,6 +52,7 @@ __all__ = [
     "linear_compress",
     "linear_gradient",
     "linear_relu2",
+    "linear_relu2_gradient",
     "mm",
     "quantize_fp8",
     "quantize_fp8_predict",

@@ -7,6 +7,7 @@
 
 #include "device_buffer.h"
 #include "linear_case.h"
+#include "linear_configs.h"
 
 namespace sparse24::test {
 namespace {
@@ -63,18 +64,8 @@ class LinearGpu : public GpuTest {
     DeviceBuffer x, w, scale_x, scale_w, scale_y, bias, amax, saturated;
   };
 
-  /// Every tile that is compiled for these types, in an order with a swizzle that pads.
   static std::vector<LinearConfig> other_configs(const LinearArgs& args, DType meta_dtype) {
-    LinearConfig config = select_linear_config(args.dtype, args.tokens, args.out, 132, /*wide=*/false);
-    config.raster_along_m = !config.raster_along_m;
-    config.swizzle = 8;
-    std::vector<LinearConfig> configs{config};
-    if (has_wide_tile(args.dtype, args.y_dtype, meta_dtype)) {
-      config.tile = LinearTile::k128x192;
-      config.tile_n = 192;
-      configs.push_back(config);
-    }
-    return configs;
+    return other_linear_configs(args.dtype, args.tokens, args.out, has_wide_tile(args.dtype, args.y_dtype, meta_dtype));
   }
 
   /// With the library's choice of configuration, and with others.

@@ -7,6 +7,7 @@
 
 #include "device_buffer.h"
 #include "gradient_case.h"
+#include "linear_configs.h"
 
 namespace sparse24::test {
 namespace {
@@ -74,10 +75,9 @@ class GradientGpu : public GpuTest {
   void compare(const GradientCase& c) {
     const GradientResult expected = cpu_linear_gradient(c);
     compare(c, expected, nullptr);
-    LinearConfig other = select_linear_config(c.grad.dtype(), c.tokens, c.features, 132, /*wide=*/false);
-    other.raster_along_m = !other.raster_along_m;
-    other.swizzle = 8;
-    compare(c, expected, &other);
+    for (const LinearConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, /*wide=*/false)) {
+      compare(c, expected, &other);
+    }
   }
 };
 

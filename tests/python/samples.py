@@ -62,6 +62,8 @@ class Case:
             return self._linear(device, laid_out, seed)
         if self.op == "linear_gradient":
             return self._gradient(device, laid_out, x, seed)
+        if self.op == "linear_relu2_gradient":
+            return Sample(self.op, (*self._product(device, laid_out, seed), laid_out(torch.relu(x).square())))
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -101,12 +103,15 @@ class Case:
         return Sample(self.op, (x, w, scale_x, scale_w, bias, torch.full((ROWS, 1), 0.25, device=device)))
 
     def _gradient(self, device: str, laid_out: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Sample:
-        """Small integers, as in `_linear`."""
-        grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
-        w = laid_out(integers(48, COLS, dtype=self.dtype, seed=seed + 1).to(device))
         values, meta = sparse24.compress(x, "relu2")
         pattern = sparse24.compress_fp8(x, activation="relu2")[1] if self.fp8_meta else meta
-        return Sample(self.op, (grad, w, laid_out(values), pattern), {"fp8_meta": self.fp8_meta})
+        operands = self._product(device, laid_out, seed)
+        return Sample(self.op, (*operands, laid_out(values), pattern), {"fp8_meta": self.fp8_meta})
+
+    def _product(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
+        """grad and w: small integers, as in `_linear`."""
+        grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
+        return grad, laid_out(integers(48, COLS, dtype=self.dtype, seed=seed + 1).to(device))
 
 
 def _cases() -> list[Case]:
@@ -119,7 +124,8 @@ def _cases() -> list[Case]:
     cases += [Case("gather_features", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
-    cases += [Case("linear_gradient", dtype, -1, differentiable=False) for dtype in DTYPES]
+    for op in ("linear_gradient", "linear_relu2_gradient"):
+        cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("gather_features", "linear_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False, fp8_meta=True) for dtype in DTYPES]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]

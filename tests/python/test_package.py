@@ -113,6 +113,7 @@ def test_schemas():
         "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, "
         "bool tokens=True, bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, "
         "Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)",
+        "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y) -> Tensor",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")
@@ -121,7 +122,8 @@ def test_schemas():
 
 def test_every_op_is_documented():
     ops = ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8")
-    for name in (*ops, "linear_compress", "linear_gradient", "linear_relu2", "relu2_mlp"):
+    linear = ("linear_compress", "linear_gradient", "linear_relu2", "linear_relu2_gradient")
+    for name in (*ops, *linear, "relu2_mlp"):
         text = getattr(sparse24, name).__doc__
         for section in ("Parameters", "Returns", "Raises"):
             assert f"{section}\n" in text, f"{name} lacks {section}"

@@ -118,6 +118,9 @@ def test_wrappers_pass_every_argument(device):
     assert_same_results(
         actual, ops.linear_gradient(x[:, :32], w, kept, eight, interleaved=True, tokens=False, fp8_meta=True)
     )
+    y = torch.relu(x).square()
+    actual = sparse24.linear_relu2_gradient(grad=x[:, :32], w=w, y=y)
+    assert_same_bits(actual, ops.linear_relu2_gradient(x[:, :32], w, y))
     features = torch.tensor([3, 40], device=device)
     actual = sparse24.gather_features(kept, eight, features, fp8_meta=True)
     assert_same_bits(actual, ops.gather_features(kept, eight, features, True))

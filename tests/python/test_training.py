@@ -41,6 +41,22 @@ def test_every_recipe_exactly(device, dtype, tokens, recipe):
             assert_same_bits(actual + 0.0, exact.float().to(dtype) + 0.0, name)
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+@pytest.mark.parametrize("features", [HIDDEN, 24, 20, 7])
+def test_dense_exactly(device, dtype, features, fused):
+    """With a backward pass of its own, also where linear_relu2_gradient takes no such number of features."""
+    x, w1, w2, b1, b2, grad = exact_operands(65, dtype, device)
+    leaves = x, w1[:features], w2[:, :features], b1[:features], b2
+    x, w1, w2, b1, b2 = (t.double() for t in leaves)
+    h = torch.relu(F.linear(x, w1, b1))
+    g, y = grad.double(), h.square()
+    dh = ((g @ w2) * (2 * h)).to(dtype).double()
+    expected = F.linear(y, w2, b2), dh @ w1, dh.t() @ x, g.t() @ y, dh.sum(0), g.sum(0)
+    actual = run(leaves, grad, sparse=False, recompute=True, fused=fused)
+    for name, a, e in zip(("out", *NAMES), actual, expected, strict=True):
+        assert_same_bits(a + 0.0, e.float().to(dtype) + 0.0, name)
+
+
 def test_recipes_are_immutable_values():
     recipe = Recipe(dense_features=0.1)
     for change in (lambda: setattr(recipe, "residual", True), lambda: delattr(recipe, "residual")):

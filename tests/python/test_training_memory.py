@@ -67,7 +67,7 @@ def test_x_is_saved_for_w1_only(device):
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("precision", ["16bit", "fp8"])
 def test_recomputation_has_the_same_bits(device, precision, fused, sparse):
-    """Of the dense network in 16 bits, torch's own backward pass rounds elsewhere where it is not fused."""
+    """Of the dense network in 16 bits torch's own backward pass, without recomputation, adds and rounds elsewhere."""
     *leaves, grad = (exact_operands if not sparse else operands)(64, torch.bfloat16, device)
     options = {"precision": precision, "fused": fused, "sparse": sparse}
     if precision == "fp8":

@@ -1,0 +1,61 @@
+/// @file
+/// What linear_gradient and linear_relu2_gradient share: grad @ w, checked and prepared. `Args` are those of either.
+#pragma once
+
+#include "tensor.h"
+
+namespace sparse24::torch_ops {
+
+/// A tensor beside grad: same device and dtype, two dimensions.
+inline void check_beside(OpName op, const char* argument, const Tensor& t, const Tensor& grad, DType dtype) {
+  check_device(op, argument, t, "grad", grad);
+  check_sizes(op, argument, t, 2);
+  expect(t.scalar_type() == grad.scalar_type(), op, argument, " to be ", name_of(dtype), " (the dtype of grad), got ",
+         dtype_text(t.scalar_type()));
+}
+
+/// Sizes and dtypes of grad and w, checked.
+template <class Args>
+Args check_product(OpName op, const Tensor& grad, const Tensor& w) {
+  Args args{};
+  check_sizes(op, "grad", grad, 2);
+  args.dtype = args.hidden_dtype = check_dtype(op, "grad", grad, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
+  args.tokens = grad.size(0);
+  args.in = grad.size(1);
+  check_beside(op, "w", w, grad, args.dtype);
+  expect(w.size(0) == args.in, op, "w to have ", args.in, " rows (columns of grad), got ", w.size(0));
+  args.features = w.size(1);
+  return args;
+}
+
+/// What owns the memory of grad and w that `Args` point to.
+struct ProductOwners {
+  Tensor grad, w;
+};
+
+/// Copies what the kernels cannot read, and points `args` to it. They always have something to multiply, if only zeros.
+template <class Args>
+ProductOwners prepare_product(const Tensor& grad, const Tensor& w, Args& args) {
+  ProductOwners owners{grad, w};
+  const int64_t step = 16 / size_of(args.dtype), in = args.in;
+  args.ld_grad = in;
+  if (grad.is_cuda() && in == 0) {
+    args.in = args.ld_grad = step;
+    owners.grad = torch::stable::new_zeros(grad, {args.tokens, step});
+    owners.w = torch::stable::new_zeros(w, {step, args.features});
+  } else if (grad.is_cuda() && in % step != 0) {
+    args.ld_grad = round_up(in, step);
+    owners.grad = new_empty(grad, {args.tokens, args.ld_grad}, grad.scalar_type());
+    Tensor target = torch::stable::narrow(owners.grad, 1, 0, in);
+    torch::stable::copy_(target, grad);
+    owners.w = contiguous_aligned(w);
+  } else {
+    owners.grad = contiguous_aligned(grad);
+    owners.w = contiguous_aligned(w);
+  }
+  args.grad = owners.grad.const_data_ptr();
+  args.w = owners.w.const_data_ptr();
+  return owners;
+}
+
+}  // namespace sparse24::torch_ops

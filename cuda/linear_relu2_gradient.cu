@@ -1,0 +1,38 @@
+// Host side of linear_relu2_gradient: finds the kernel of linear_relu2_gradient_instances.def and launches it.
+#include "linear_launchers.h"
+#include "linear_relu2_gradient_launchers.h"
+#include "sparse24/error.h"
+
+namespace sparse24::cuda {
+namespace {
+
+struct Instance {
+  DType dtype;
+  LinearTile tile;
+  void (*launch)(const LinearRelu2GradientArgs&, const LinearConfig&, cudaStream_t);
+};
+
+constexpr Instance kInstances[] = {
+#define SPARSE24_LINEAR_RELU2_GRADIENT(dtype, tile) \
+  {DType::dtype, LinearTile::tile, launch_linear_relu2_gradient_sm90<DType::dtype, LinearTile::tile>},
+#include "linear_relu2_gradient_instances.def"
+#undef SPARSE24_LINEAR_RELU2_GRADIENT
+};
+
+}  // namespace
+
+void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
+  if (args.tokens == 0 || args.features == 0) return;
+  for (const Instance& i : kInstances) {
+    if (i.dtype == args.dtype && i.dtype == args.hidden_dtype && i.tile == config.tile)
+      return i.launch(args, config, stream);
+  }
+  fail("sparse24.linear_relu2_gradient: expected a compiled kernel for grad ", name_of(args.dtype), ", dy ",
+       name_of(args.hidden_dtype), ", ", to_string(config), ", got none");
+}
+
+void linear_relu2_gradient(const LinearRelu2GradientArgs& args, cudaStream_t stream) {
+  linear_relu2_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, /*wide=*/true), stream);
+}
+
+}  // namespace sparse24::cuda
