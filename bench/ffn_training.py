@@ -3,8 +3,8 @@
     python bench/ffn_training.py --out bench/results/<gpu>/ffn_training.json
 
 Variants of the races "training" (forward and backward) and "forward" (with what backward needs saved): `sparse24`
-(relu2_mlp with the default recipe), `sparse24_dense_dw` (weight gradients by dense GEMMs), both also compiled (as part
-of a compiled model, where the operations between the GEMMs fuse), `torch_compile`,
+(relu2_mlp with the default recipe), `sparse24_compiled` (the same as part of a compiled model), `sparse24_no_split`
+(without the densest features' dense product), `sparse24_dense_dw` (weight gradients by dense GEMMs), `torch_compile`,
 `fused_dense` (relu^2 and its derivative in epilogues of GEMMs, only y saved) and `scaled_mm_tensor` (torch.compile, all
 six GEMMs in fp8, weights quantised inside, as each optimizer step makes it necessary). The GEMMs alone are in the races
 of gemm_training.py.
@@ -201,47 +201,58 @@ def dense(step: Step, options: Options) -> list[Case]:
 
 
 def sparse(step: Step, options: Options) -> list[Case]:
-    default, dense_products = sparse24.Recipe(), sparse24.Recipe(weight_gradients="dense")
+    default, no_split = sparse24.Recipe(), sparse24.Recipe(dense_features=0.0)
+    dense_dw = ffn_of(sparse24.Recipe(weight_gradients="dense"))
 
-    def ours(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=default)
-
-    def dense_dw(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=dense_products)
-
-    x, w1, w2 = step.operands
+    x, w1, _ = step.operands
     features = masked_tokens.kept_activation(dense_dw, x, w1)
     exact = step.exact(features)
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact, features)]
+    check = check_tokens(step, ffn_of(default), features, exact)
+    return [
+        *step.cases("sparse24", "bf16", "sparse24", ffn_of(default), check),
+        *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(ffn_of(default), options), check),
+        *step.cases(
+            "sparse24_no_split",
+            "bf16",
+            "sparse24",
+            ffn_of(no_split),
+            check_tokens(step, ffn_of(no_split), features, exact),
+        ),
+        *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, lambda out: expect(out, exact, limits)),
+    ]
 
+
+def ffn_of(recipe: sparse24.Recipe) -> FFN:
+    def ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=recipe)
+
+    return ffn
+
+
+def check_tokens(step: Step, ffn: FFN, features: torch.Tensor, exact: Tensors) -> Callable[[Tensors], dict[str, float]]:
+    """A check of an FFN with sparse weight gradients, against what it keeps along tokens on top of `features`."""
+    x, w1, w2 = step.operands
     y, dh = step.exact_hidden()
     masked_tokens.check_features(features, y)
     tokens = (
-        masked_tokens.kept_activation(ours, x, w1),
-        masked_tokens.kept_gradient(ours, x.detach(), w1.detach(), w2, step.dy),
+        masked_tokens.kept_activation(ffn, x, w1),
+        masked_tokens.kept_gradient(ffn, x.detach(), w1.detach(), w2, step.dy),
     )
     dropped = masked_tokens.check_tokens("y", tokens[0], y * features)
     dropped |= masked_tokens.check_tokens("dh", tokens[1], dh * features)
     del y, dh
-    exact_tokens = step.exact(features, tokens)
-    limits_tokens = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact_tokens, features, tokens)]
+    pruned = step.exact(features, tokens)
+    limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(pruned, features, tokens)]
 
     def check(output: Tensors) -> dict[str, float]:
-        return expect(output, exact, limits)
-
-    def check_tokens(output: Tensors) -> dict[str, float]:
-        facts = expect(output, exact_tokens, limits_tokens)
+        facts = expect(output, pruned, limits)
         if len(output) > 1:
             facts |= {f"{name}_error": e for name, e in zip(NAMES[2:], errors(output[2:], exact[2:]), strict=True)}
             facts |= dropped
         return facts
 
-    return [
-        *step.cases("sparse24", "bf16", "sparse24", ours, check_tokens),
-        *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(ours, options), check_tokens),
-        *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, check),
-        *step.cases("sparse24_dense_dw_compiled", "bf16", "sparse24", compiled(dense_dw, options), check),
-    ]
+    return check
 
 
 if __name__ == "__main__":

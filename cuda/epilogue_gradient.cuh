@@ -38,7 +38,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma,
             class Residue>
   CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
-                                 cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, Residue const&,
+                                 cute::Tensor<Engine, Layout> const& acc, TiledMma const&, Residue const&,
                                  int thread_idx, char*) const {
     using namespace cute;
     static_assert(kTileM % kMetaRowPadding == 0 && kTileN % kMetaRowPadding == 0, "tiles cover the metadata's padding");
@@ -47,6 +47,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     constexpr int kRows = decltype(size<1>(acc))::value;
     constexpr int kParts = kBlocks / kStep * kRows;
     static_assert(kBlocks % kStep == 0 && decltype(size<2>(acc))::value == 1, "one MMA spans the columns");
+    static_assert(decltype(size(TiledMma{}))::value == 128, "one warpgroup owns the tile, 64 rows at a time");
     constexpr int kSteps = kBlocks / kStep, kPart = 4 * kStep;
     const int lane = threadIdx.x & 31, q = lane & 3;
     const int m = get<0>(block_coord) * kTileM + thread_idx / 32 * 16, n = get<1>(block_coord) * kTileN;
