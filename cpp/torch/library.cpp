@@ -23,6 +23,7 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
               R"(-> (Tensor values, Tensor meta, Tensor scale))");
   library.def("compress_like(Tensor x, Tensor meta, int dim=-1) -> Tensor");
   library.def("decompress(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor");
+  library.def("densest_features(Tensor counts, SymInt k) -> Tensor");
   library.def("gather_features(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor");
   library.def(
       "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
@@ -51,6 +52,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("compress_fp8", TORCH_BOX(&torch_ops::compress_fp8));
   library.impl("compress_like", TORCH_BOX(&torch_ops::compress_like));
   library.impl("decompress", TORCH_BOX(&torch_ops::decompress));
+  library.impl("densest_features", TORCH_BOX(&torch_ops::densest_features));
   library.impl("gather_features", TORCH_BOX(&torch_ops::gather_features));
   library.impl("mm", TORCH_BOX(&torch_ops::mm));
   library.impl("quantize_fp8", TORCH_BOX(&torch_ops::quantize_fp8));

@@ -111,6 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
                                                 const Word& activation, int64_t dim, const Word& scaling);
 Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
 Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
+Tensor densest_features(const Tensor& counts, int64_t k);
 Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features, bool fp8_meta);
 std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
 std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);

@@ -147,6 +147,7 @@ def register() -> None:
         ("compress_fp8", _refusing_backward("compress_fp8"), None),
         ("compress_like", _compress_like_backward, _compress_like_setup),
         ("decompress", _decompress_backward, _decompress_setup),
+        ("densest_features", _refusing_backward("densest_features", "its input and output are integers"), None),
         ("gather_features", _refusing_backward("gather_features", "it is a part of one"), None),
         ("mm", _mm_backward, _mm_setup),
         ("linear_relu2", _linear_relu2_backward, _linear_setup),

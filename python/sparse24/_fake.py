@@ -85,6 +85,14 @@ def _decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: int = -
     return values.new_empty(rows, cols)
 
 
+def _densest_features(counts: Tensor, k: int) -> Tensor:
+    _expect(counts.dim() == 1, "densest_features", "counts to have 1 dimension", counts.dim())
+    features = counts.shape[0]
+    rule = f"k to be at least 0 and at most {features} (elements of counts)"
+    _expect(0 <= k <= features, "densest_features", rule, k)
+    return counts.new_empty(k, dtype=torch.int64)
+
+
 def _gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
     _expect(values.dim() == 2, "gather_features", "values to have 2 dimensions", values.dim())
     _expect(features.dim() == 1, "gather_features", "features to have 1 dimension", features.dim())
@@ -247,6 +255,7 @@ def register() -> None:
         "compress_fp8": _compress_fp8,
         "compress_like": _compress_like,
         "decompress": _decompress,
+        "densest_features": _densest_features,
         "gather_features": _gather_features,
         "mm": _mm,
         "quantize_fp8": _quantize_fp8,

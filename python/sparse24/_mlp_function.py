@@ -21,10 +21,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
-from sparse24._tokens import densest_features, interleave, weight_gradient
+from sparse24._tokens import interleave, weight_gradient
 from sparse24.ops import (
     compress,
     decompress,
+    densest_features,
     gather_features,
     linear_gradient,
     linear_relu2_gradient,
@@ -153,7 +154,7 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
 
     if hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse":
         count = recipe.hot_features(w1.shape[0])
-        hot = densest_features(y.count_nonzero(0), count) if count else None
+        hot = densest_features(y.count_nonzero(0).int(), count) if count else None
     dw1 = weight_gradient(dh, x, recipe, hot) if need_w1 else None
     dw2 = weight_gradient(y, grad, recipe, hot, transpose=True) if need_w2 else None
     return dx, dw1, dw2, _sum(dh) if need_b1 else None, db2

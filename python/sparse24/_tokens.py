@@ -22,16 +22,6 @@ def interleave(t: Tensor) -> Tensor:
     return t.index_select(0, torch.where(row < 4 * quarter, row % 4 * quarter + row // 4, row))
 
 
-def densest_features(tokens: Tensor, count: int) -> Tensor:
-    """Find the features that the most tokens use, of equals the lower: int64 [count], from the numbers of tokens [F].
-
-    They come in ascending order, so that what gathers or scatters them finds neighbours in memory. No synchronisation:
-    they stay on the device.
-    """
-    # A stable sort: what topk does with equals is not defined.
-    return tokens.sort(descending=True, stable=True).indices[:count].sort().values
-
-
 def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *, transpose: bool = False) -> Tensor:
     """``A.T @ B`` [F, N] of a [T, F] and b [T, N], or its transpose, in their dtype.
 

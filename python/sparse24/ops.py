@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _autograd, _fake
+from sparse24._densest_features import densest_features
 from sparse24._linear_gradient import linear_gradient, linear_relu2_gradient
 from sparse24.linear import OutputScaling, linear_compress, linear_relu2
 
@@ -48,6 +49,7 @@ __all__ = [
     "compress_fp8",
     "compress_like",
     "decompress",
+    "densest_features",
     "gather_features",
     "linear_compress",
     "linear_gradient",

@@ -40,6 +40,44 @@ TEST(Block, ExchangesValuesWithinEachWarp) {
   }
 }
 
+TEST(Block, VotesScansAndCombines) {
+  EXPECT_EQ(error_of(64,
+                     [] {
+                       const unsigned x = threadIdx.x, lane = x % 32;
+                       EXPECT_EQ(__ballot_sync(0xffffffffu, lane % 3 == 0), 0x49249249u);
+                       EXPECT_EQ(__shfl_up_sync(0xffffffffu, x, 4), lane < 4 ? x : x - 4);
+                       EXPECT_EQ(__reduce_or_sync(0xffffffffu, 1u << lane / 4), 0xffu);
+                       EXPECT_EQ(__reduce_add_sync(0xffffffffu, 0x80000001u), 32u);
+                     }),
+            "");
+}
+
+TEST(Block, WaitsForAllAtABarrier) {
+  for (Order order : kOrders) {
+    int before = 0, between = 0;
+    EXPECT_EQ(error_of(
+                  96,
+                  [&] {
+                    ++before;
+                    __syncthreads();
+                    EXPECT_EQ(before, 96);
+                    ++between;
+                    __syncthreads();
+                    EXPECT_EQ(between, 96);
+                  },
+                  order),
+              "");
+  }
+}
+
+TEST(Block, FailsWhereAThreadMissesABarrier) {
+  const auto error = error_of(64, [] {
+    if (threadIdx.x != 160) __syncthreads();
+  });
+  EXPECT_NE(error.find("128 at bar.sync 0"), std::string::npos) << error;
+  EXPECT_EQ(error.find("160 at"), std::string::npos) << error;
+}
+
 TEST(Block, TransposesMatricesOf16Bits) {
   EXPECT_EQ(error_of(32,
                      [] {

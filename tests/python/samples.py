@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """A way to make a sample. `dtype` is that of the values."""
+    """A way to make a sample. `dtype` is that of the values, or of the counts."""
 
     op: str
     dtype: torch.dtype
@@ -46,6 +46,9 @@ class Case:
         return f"{name}-fp8_meta" if self.fp8_meta else name
 
     def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
+        if self.op == "densest_features":
+            counts = integers(ROWS, COLS, dtype=self.dtype, seed=seed).to(device)
+            return Sample(self.op, (relayout(counts, layout)[:, 3], 5))
         fp8 = self.dtype == FP8
         x = activations(ROWS, COLS, torch.bfloat16 if fp8 else self.dtype, seed=seed, specials=False).to(device)
 
@@ -122,6 +125,7 @@ def _cases() -> list[Case]:
         for op in ("compress_fp8", "compress_like", "decompress", "mm"):
             cases.append(Case(op, FP8, dim, differentiable=False))
     cases += [Case("gather_features", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
+    cases.append(Case("densest_features", torch.int32, -1, differentiable=False))
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     for op in ("linear_gradient", "linear_relu2_gradient"):

@@ -110,6 +110,7 @@ def test_schemas():
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
+        "densest_features": "(Tensor counts, SymInt k) -> Tensor",
         "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, "
         "bool tokens=True, bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, "
         "Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)",
@@ -121,7 +122,7 @@ def test_schemas():
 
 
 def test_every_op_is_documented():
-    ops = ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8")
+    ops = ("compress", "compress_fp8", "compress_like", "decompress", "densest_features", "mm", "quantize_fp8")
     linear = ("linear_compress", "linear_gradient", "linear_relu2", "linear_relu2_gradient")
     for name in (*ops, *linear, "relu2_mlp"):
         text = getattr(sparse24, name).__doc__

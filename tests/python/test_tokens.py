@@ -6,8 +6,8 @@ import training_reference as reference
 from compare import assert_same_bits
 from data import integers, normal
 
-from sparse24 import Recipe
-from sparse24._tokens import densest_features, interleave, weight_gradient
+from sparse24 import Recipe, densest_features
+from sparse24._tokens import interleave, weight_gradient
 
 F, N = 72, 40
 RECIPES = {
@@ -39,7 +39,7 @@ def test_groups_are_a_quarter_apart(device):
 def test_densest_features(device, count):
     """Few tokens: many features are equal, and the lower ones come first."""
     a, _ = operands(6, torch.bfloat16, device)
-    assert densest_features(a.count_nonzero(0), count).tolist() == reference.hot_features(a, count)
+    assert densest_features(a.count_nonzero(0).int(), count).tolist() == reference.hot_features(a, count)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

@@ -35,7 +35,9 @@ def test_opcheck(device, case, requires_grad):
 
 
 @pytest.mark.parametrize("layout", ["transposed", "offset", "expanded"])
-@pytest.mark.parametrize("case", [c for c in CASES if c.dtype in (torch.bfloat16, FP8) and c.dim == -1], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.dtype in (torch.bfloat16, torch.int32, FP8) and c.dim == -1], ids=str
+)
 def test_opcheck_of_views(device, case, layout):
     opcheck(make_or_skip(case, device, layout), ["test_schema", "test_autograd_registration", "test_faketensor"])
 
@@ -124,6 +126,8 @@ def test_wrappers_pass_every_argument(device):
     features = torch.tensor([3, 40], device=device)
     actual = sparse24.gather_features(kept, eight, features, fp8_meta=True)
     assert_same_bits(actual, ops.gather_features(kept, eight, features, True))
+    counts = torch.arange(8, dtype=torch.int32, device=device)
+    assert_same_bits(sparse24.densest_features(counts=counts, k=3), ops.densest_features(counts, 3))
     expected = ops.linear_compress(x, w, None, None, None, None, activation="relu2", scaling="row", out_dtype=FP8)
     actual = sparse24.linear_compress(x, w, activation="relu2", scaling="row", out_dtype=FP8)
     assert_same_results(actual, expected)

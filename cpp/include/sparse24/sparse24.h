@@ -3,6 +3,7 @@
 #pragma once
 
 #include "sparse24/compress.h"
+#include "sparse24/densest_features.h"
 #include "sparse24/device.h"
 #include "sparse24/error.h"
 #include "sparse24/format.h"

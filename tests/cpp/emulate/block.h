@@ -1,7 +1,8 @@
 /// @file
-/// The threads of a thread block on one host thread, for code that works by the warp.
+/// The threads of a thread block on one host thread, for code that works by the warp or the block.
 ///
-/// Each is a fiber that runs until it meets an instruction of its warp where others are still missing. Who runs when is
+/// Each is a fiber that runs until it meets an instruction of its warp, or a barrier of the block, where others are
+/// still missing. Who runs when is
 /// fixed by `Order`: results are reproducible. What would hang or be undefined on the device, threads that come to
 /// different instructions or not at all, is an exception.
 #pragma once
@@ -70,9 +71,11 @@ class Block {
     // Two sets: a lane that goes on may come to the next instruction before the others have read this one's values.
     Lanes& lanes = warp.lanes[warp.round % 2];
     lanes[running_ % 32] = value;
-    meet(warp, instruction, immediate);
+    meet(warp, 32, instruction, immediate);
     return lanes;
   }
+  /// A barrier of all threads. Unlike the device's it does not do without those that have returned.
+  void synchronize() { meet(all_, static_cast<int>(fibers_.size()), "bar.sync", 0); }
 
  private:
   static constexpr size_t kStackBytes = 256 << 10;
@@ -131,7 +134,7 @@ class Block {
     fibers_[self].done = true;
   }
 
-  void meet(Meeting& meeting, std::string_view instruction, int immediate) {
+  void meet(Meeting& meeting, int expected, std::string_view instruction, int immediate) {
     if (meeting.arrived == 0) {
       meeting.instruction = instruction;
       meeting.immediate = immediate;
@@ -144,7 +147,7 @@ class Block {
     Fiber& self = fibers_[running_];
     self.at = &meeting;
     self.round = meeting.round;
-    if (++meeting.arrived < 32) {
+    if (++meeting.arrived < expected) {
       swapcontext(&self.context, &scheduler_);
     } else {
       meeting.arrived = 0;
@@ -168,6 +171,7 @@ class Block {
   Order order_;
   std::vector<Fiber> fibers_;
   std::vector<Meeting> warps_;
+  Meeting all_;
   ucontext_t scheduler_;
   size_t running_ = 0;
   const std::function<void()>* thread_ = nullptr;

@@ -1,5 +1,6 @@
 /// @file
-/// The CUDA built-ins that the epilogues use, exact, for a host compiler; and the names that CUTLASS's headers expect.
+/// The CUDA built-ins that the epilogues and densest_features use, exact, for a host compiler; and the names that
+/// CUTLASS's headers expect.
 ///
 /// The conversions and the arithmetic of bfloat16, float16 and fp8 are those of the toolkit's own headers, which have
 /// host versions of them.
@@ -43,6 +44,10 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   return out;
 }
 
+inline int __clz(int v) { return v == 0 ? 32 : __builtin_clz(static_cast<unsigned>(v)); }
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __ffs(int v) { return __builtin_ffs(v); }
+
 // One host thread runs them all: nothing comes between.
 inline int atomicMax(int* to, int v) {
   const int old = *to;
@@ -84,12 +89,41 @@ inline int __reduce_add_sync(unsigned mask, int v) {
   return int(sum);
 }
 
+inline unsigned __reduce_add_sync(unsigned mask, unsigned v) { return __reduce_add_sync(mask, int(v)); }
+
+inline unsigned __reduce_or_sync(unsigned mask, unsigned v) {
+  sparse24::emulate::expect_whole_warp(mask);
+  uint32_t all = 0;
+  for (uint32_t lane : sparse24::emulate::Block::current().exchange("redux.or", 0, v)) all |= lane;
+  return all;
+}
+
+/// The lanes below `distance` keep their values.
+inline unsigned __shfl_up_sync(unsigned mask, unsigned v, unsigned distance) {
+  sparse24::emulate::expect_whole_warp(mask);
+  const auto& lanes = sparse24::emulate::Block::current().exchange("shfl.up", int(distance), v);
+  const unsigned lane = threadIdx.x % 32;
+  return lanes[lane < distance ? lane : lane - distance];
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  sparse24::emulate::expect_whole_warp(mask);
+  unsigned bits = 0;
+  const auto& lanes = sparse24::emulate::Block::current().exchange("vote.ballot", 0, predicate != 0);
+  for (unsigned lane = 0; lane < 32; ++lane) bits |= lanes[lane] << lane;
+  return bits;
+}
+
+// ---- of the block
+// ----------------------------------------------------------------------------------------------------
+
+inline void __syncthreads() { sparse24::emulate::Block::current().synchronize(); }
+
 // ---- named by CUTLASS's headers, in what is never called here
 // --------------------------------------------------------
 
 inline uint3 blockIdx{};
 inline dim3 blockDim, gridDim;
-void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffffu);
 int __dp4a(int, int, int);
 __half2 __hfma2(__half2, __half2, __half2);
