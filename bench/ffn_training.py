@@ -239,8 +239,8 @@ def check_tokens(step: Step, ffn: FFN, features: torch.Tensor, exact: Tensors) -
         masked_tokens.kept_activation(ffn, x, w1),
         masked_tokens.kept_gradient(ffn, x.detach(), w1.detach(), w2, step.dy),
     )
-    dropped = masked_tokens.check_tokens("y", tokens[0], y * features)
-    dropped |= masked_tokens.check_tokens("dh", tokens[1], dh * features)
+    dropped = masked_tokens.check_tokens("y", tokens[0], features, y)
+    dropped |= masked_tokens.check_tokens("dh", tokens[1], features, dh)
     del y, dh
     pruned = step.exact(features, tokens)
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(pruned, features, tokens)]

@@ -202,5 +202,8 @@ def test_kept_entries_are_those_of_the_ffn(monkeypatch):
     y_mask = masked_tokens.kept_activation(Masked.apply, x, w1)
     assert torch.equal(y_mask, active & kept_y)
     assert torch.equal(masked_tokens.kept_gradient(Masked.apply, x, w1, w2, dy), active & kept_dh)
+    y = (x @ w1.t()).relu().square()
     with pytest.raises(Unverified, match="to drop at most"):  # half, not the smaller ones
-        masked_tokens.check_tokens("y", y_mask, (x @ w1.t()).relu().square())
+        masked_tokens.check_tokens("y", y_mask, active, y)
+    with pytest.raises(Unverified, match="no entry of y that the forward pass dropped"):
+        masked_tokens.check_tokens("y", y_mask, active & ~y_mask, y)

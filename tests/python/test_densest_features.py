@@ -69,11 +69,12 @@ def test_cuda_equals_cpu(cuda, kind):
     assert torch.equal(got.cpu(), sparse24.densest_features(counts, 3277))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_needs_no_synchronisation(cuda):
     counts = some("tokens", 16384).to(cuda)
     sparse24.densest_features(counts, 819)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         sparse24.densest_features(counts, 819)
     finally:
         torch.cuda.set_sync_debug_mode("default")
