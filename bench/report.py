@@ -25,7 +25,9 @@ def write_json(path: Path, records: list[Record]) -> None:
 
 
 def read_json(paths: Iterable[Path]) -> list[Record]:
-    return [record for path in paths for record in json.loads(path.read_text())]
+    """Records of files that hold a list of them, or one (a run of train_gpt.py)."""
+    contents = [json.loads(path.read_text()) for path in paths]
+    return [record for content in contents for record in (content if isinstance(content, list) else [content])]
 
 
 def problem_of(record: Record) -> tuple:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ffn_tables
 import report
+import train_table
+import training_tables
 from markdown_table import rate, table, us, zeros
 
 
@@ -14,6 +16,8 @@ def markdown(records: list[report.Record]) -> str:
 
 
 def _of_one_gpu(records: list[report.Record]) -> str:
+    runs = [r for r in records if r["bench"] == "train_gpt"]
+    records = [r for r in records if r["bench"] != "train_gpt"]
     usual = [r for r in records if report.usual(r)]
     parts = [_headline(usual)]
     for bench, make in (
@@ -21,6 +25,7 @@ def _of_one_gpu(records: list[report.Record]) -> str:
         ("mm", _mm_table),
         ("ffn_forward", ffn_tables.all_tables),
         ("gemm1", _gemm1_table),
+        ("ffn_training", training_tables.step_table),
         ("models", _models_table),
         ("accuracy", _accuracy_table),
     ):
@@ -28,6 +33,8 @@ def _of_one_gpu(records: list[report.Record]) -> str:
         chosen = [r for r in (records if bench in ("ffn_forward", "accuracy") else usual) if r["bench"] == bench]
         if chosen:
             parts.append(make(chosen))
+    if runs:
+        parts.append(_gpt_table(runs))
     return "\n\n".join(parts)
 
 
@@ -124,6 +131,15 @@ def _models_table(records: list[report.Record]) -> str:
         "and speed-up over bfloat16 before it. In the last column the FFNs are fp8 too, and gain by that as well"
     )
     return table(title, ["model", "T, D, F", "zeros", "phase", "before", "converted", "converted, fp8"], rows)
+
+
+def _gpt_table(records: list[report.Record]) -> str:
+    first = records[0]
+    title = (
+        f"**A GPT in training**, 12 layers, 768 wide, {first['tokens'] / 1e6:.0f} million tokens of Python sources, "
+        f"commit {first['commit'][:12]}. Loss on held-out text, mean over the seeds"
+    )
+    return f"{title}\n\n{train_table.table(train_table.in_order(records))}"
 
 
 def _accuracy_table(records: list[report.Record]) -> str:

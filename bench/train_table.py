@@ -27,7 +27,10 @@ HEAD = (
 
 def read(folder: Path) -> list[Record]:
     """All runs of a folder, dense ones first."""
-    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))]
+    return in_order([json.loads(path.read_text()) for path in sorted(folder.glob("*_seed*.json"))])
+
+
+def in_order(records: list[Record]) -> list[Record]:
     return sorted(records, key=lambda r: (r["ffn"], r["recipe"] != "default", r["recipe"], r["seed"]))
 
 
