@@ -10,7 +10,8 @@ float32 FFN: ``|out - reference| / |reference|`` (Frobenius norms, all tokens). 
 * `dense fp8 row-wise`, `dense fp8 tensor-wise`: x, the weights and the activation with exact scales, in plain torch
 * `2:4 fp8 row`: relu2_mlp with the exact scale of each token, composed (one rounding to float8) and fused (to bf16
   before); `delayed`: one scale, from the largest activation of the batch before; `static`: one scale, from training
-  text; `predicted`: per token, a factor from training text times |x_row|^2; `x 2`: twice that scale
+  text; `predicted`: per token, a factor from training text times |x_row|^2; `bound`: the factor with which nothing can
+  saturate, from the weights alone; `x 2`: twice that scale
 
 The static scale and the factor are the smallest that saturated nothing of the training text. What saturates elsewhere,
 and what is so small that it becomes zero, is counted. With an exact scale the largest value of a row is 448 and not
@@ -68,6 +69,7 @@ class Layer:
         amax, factors = zip(*(self._observe(x) for x in calibration), strict=True)
         self.amax = torch.stack(amax)
         self.factor = torch.stack(factors).amax().reshape(1)
+        self.bound = sparse24.bounding_factor(self.q1, self.s1)
 
     def _observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The largest activation of a batch, and the factor of |x_row|^2 that saturates none of it."""
@@ -95,6 +97,7 @@ class Layer:
             "delayed": [before / FP8_MAX for before in amax],
             "static": [static] * len(batches),
             "predicted": [sparse24.quantize_fp8_predict(x, self.factor)[2] for x in batches],
+            "bound": [sparse24.quantize_fp8_predict(x, self.bound)[2] for x in batches],
         }
 
     def count(self, x: Tensor, scale_y: Tensor, into: Statistics) -> None:

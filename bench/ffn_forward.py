@@ -15,9 +15,11 @@ activation and the fp8 cast in its epilogue as linear_compress has, and a dense 
 first GEMM, relu^2 and pruning in one compiled pass, then torch's own compression and sparse GEMM. Weights are quantised
 before on all sides. torch.compile gets static shapes, so each size is compiled anew.
 
-In fp8 `sparse24_fused_static`, `fused_dense` and `cusparselt` are given one scale for the activation, as calibration or
-a delayed maximum gives it, `sparse24_fused_predicted` a factor of |x_row|^2; the others compute exact scales. The GEMMs
-alone are in the races gemm1 (records of bench "gemm1") and gemm2; cuSPARSELt's gemm2 is without its compression.
+In fp8 `sparse24` is given the factor of |x_row|^2 that bounds the activation (`bounding_factor`, from the weights
+alone, where there is no bias), `sparse24_fused_static`, `fused_dense` and `cusparselt` one scale for the activation, as
+calibration or a delayed maximum gives it, `sparse24_fused_predicted` a factor from calibration; the others compute
+exact scales. The GEMMs alone are in the races gemm1 (records of bench "gemm1") and gemm2; cuSPARSELt's gemm2 is without
+its compression.
 
 Verified against a float64 second GEMM of the activation that the same first GEMM gives: the dense variants against the
 whole activation, the sparse ones against its 2:4 pruned form. `pruning_error` is the distance between those two

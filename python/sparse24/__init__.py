@@ -9,6 +9,7 @@ what was built.
 """
 
 from sparse24 import _library, nn
+from sparse24._bounding_factor import bounding_factor
 from sparse24._convert_forward import disabled
 from sparse24.analyze import ActivationStats, activation_stats
 from sparse24.convert import ConvertConfig, ConvertReport, convert, revert
@@ -42,6 +43,7 @@ __all__ = [
     "Schedule",
     "__version__",
     "activation_stats",
+    "bounding_factor",
     "build_info",
     "compress",
     "compress_fp8",

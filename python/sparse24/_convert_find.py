@@ -136,7 +136,7 @@ def _further_problem(candidate: Candidate) -> str | None:
     """Name what a network of two layers does not have: gates, norms, adapters, parametrisations."""
     known = {candidate.up, candidate.down}
     for name in known.copy():
-        known |= {f"{name}.{part}" for part in ("weight", "bias", "weight_scale", "input_scale")}
+        known |= {f"{name}.{part}" for part in ("weight", "bias", "weight_scale", "input_scale", "scale_y_factor")}
     module = candidate.module
     tensors = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     tensors += [name for name, _ in module.named_buffers(remove_duplicate=False)]

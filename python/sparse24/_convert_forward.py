@@ -183,8 +183,10 @@ def _run(module: Any, x: Tensor) -> Tensor:
     conversion = module._sparse24
     w1, b1, w1_scale = layer_weights(module, conversion.up)
     w2, b2, w2_scale = layer_weights(module, conversion.down)
-    # The static scale of a quantised second layer's input is that of the activation.
+    # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = None if w2_scale is None else getattr(getattr(module, conversion.down.name), "input_scale", None)
+    bounded = w1_scale is not None and scale_y is None and b1 is None
+    factor = getattr(getattr(module, conversion.up.name), "scale_y_factor", None) if bounded else None
     return relu2_mlp(
         x,
         w1,
@@ -195,6 +197,7 @@ def _run(module: Any, x: Tensor) -> Tensor:
         w1_scale=w1_scale,
         w2_scale=w2_scale,
         scale_y=scale_y,
+        scale_y_factor=factor,
         min_tokens=conversion.min_tokens,
         recipe=conversion.recipe,
         recompute=conversion.recompute,

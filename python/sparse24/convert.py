@@ -127,7 +127,8 @@ def convert(
     guard on hooks: register them before. The same holds for inputs that the kernels do not take, such as float32 on
     CUDA without autocast. Hooks for all modules of the process see the network and not its children.
     Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
-    activation; the input of the first is quantised per token.
+    activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
+    quantised per token.
 
     A converted module gets a class of its own, a subclass of what it was, and can be copied and pickled (not loaded
     without this library). It has two switches, read at each call and guarded on by `torch.compile`: `sparse` (False:

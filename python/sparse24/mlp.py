@@ -80,17 +80,18 @@ def relu2_mlp(
     scale_y : Tensor, optional
         fp8 only: the dequantising multiplier of the activation, float32, one per token or a single one (see `scale_out`
         of `sparse24.linear_compress`). What exceeds 448 times it saturates. Default: computed per token, which costs a
-        pass over the compressed activation.
+        pass over the activation.
     scale_y_factor : Tensor [1], optional
         fp8 only, instead of `scale_y`: predict it as ``factor * |x_t|^2`` (`sparse24.quantize_fp8_predict`), which
-        costs nothing.
+        costs nothing. `sparse24.bounding_factor` gives one with which nothing saturates.
     min_tokens : int, optional
         Default: `sparse24.mlp.DEFAULT_MIN_TOKENS` on CUDA, 0 on the CPU. The comparison is a Python one on the shape:
         constant for static shapes, one guard for dynamic ones.
     fused : bool, optional
         True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
         GEMM, then a compressing pass. Default: what was faster where it was measured (README), which is True but for
-        sparse fp8. In fp8 without `scale_y` False also saves one rounding of the activation, to bfloat16.
+        sparse fp8 with neither `scale_y` nor `scale_y_factor`. There False also saves one rounding of the activation,
+        to bfloat16.
     recipe : Recipe, optional
         How the backward pass treats the token direction. Default: ``Recipe()``.
     hot_features : Tensor [H], optional
@@ -151,7 +152,9 @@ def relu2_mlp(
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
     sparse = sparse and tokens.shape[0] >= min_tokens and w1.shape[0] % (32 if fp8 else 16) == 0
-    mode = Mode(fp8, sparse, fused=not (fp8 and sparse) if fused is None else fused)
+    if fused is None:
+        fused = not (fp8 and sparse) or scale_y is not None or scale_y_factor is not None
+    mode = Mode(fp8, sparse, fused)
     # Differentiable casts: float32 master weights get float32 gradients.
     first = Weight(w1 if w1_scale is not None else w1.to(dtype), w1_scale)
     second = Weight(w2 if w2_scale is not None else w2.to(dtype), w2_scale)

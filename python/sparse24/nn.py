@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sparse24._bounding_factor import bounding_factor
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.ops import quantize_fp8
 from sparse24.training import Recipe
@@ -70,8 +71,12 @@ class ReLU2MLP(nn.Module):
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, scale_y: Tensor | None = None) -> Tensor:
-        """Compute [..., D_out] of x [..., D]; `scale_y` as in `sparse24.relu2_mlp`."""
+        """Compute [..., D_out] of x [..., D]; `scale_y` as in `sparse24.relu2_mlp`.
+
+        Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a bias it is computed.
+        """
         up, down = self.up_proj, self.down_proj
+        factor = getattr(up, "scale_y_factor", None) if scale_y is None and up.bias is None else None
         return relu2_mlp(
             x,
             up.weight,
@@ -82,6 +87,7 @@ class ReLU2MLP(nn.Module):
             w1_scale=getattr(up, "weight_scale", None),
             w2_scale=getattr(down, "weight_scale", None),
             scale_y=scale_y,
+            scale_y_factor=factor,
             min_tokens=self.min_tokens,
             recipe=self.recipe,
             recompute=self.recompute,
@@ -92,8 +98,8 @@ class ReLU2MLP(nn.Module):
     def quantize_(self) -> "ReLU2MLP":
         """Replace the weights by float8_e4m3fn with one scale per row, for inference. In place; returns the module.
 
-        The children become `QuantizedLinear`: buffers ``weight`` and ``weight_scale`` instead of a parameter. There is
-        no way back, and float8 weights get no gradient.
+        The children become `QuantizedLinear`: buffers ``weight``, ``weight_scale`` and ``scale_y_factor`` instead of a
+        parameter. There is no way back, and float8 weights get no gradient.
         """
         if self.precision == "16bit":
             raise RuntimeError(
@@ -115,12 +121,15 @@ class ReLU2MLP(nn.Module):
 class QuantizedLinear(nn.Module):
     """A linear layer whose weight is float8_e4m3fn [out, in] with float32 scales [out].
 
-    Moving the model to another device moves them; casting the model (``.bfloat16()``, ``.to(dtype)``) leaves both as
+    `scale_y_factor` [1] is `sparse24.bounding_factor` of both: whoever replaces them has to replace it.
+
+    Moving the model to another device moves them; casting the model (``.bfloat16()``, ``.to(dtype)``) leaves them as
     they are, since a float8 weight means nothing without its scale.
     """
 
     weight: Tensor
     weight_scale: Tensor
+    scale_y_factor: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -132,6 +141,7 @@ class QuantizedLinear(nn.Module):
         values, scale = quantize_fp8(weight)
         self.register_buffer("weight", values)
         self.register_buffer("weight_scale", scale.reshape(-1))
+        self.register_buffer("scale_y_factor", bounding_factor(values, scale))
         self.register_parameter("bias", linear.bias)
         self.train(linear.training)
 
@@ -150,7 +160,7 @@ class QuantizedLinear(nn.Module):
         self._buffers["weight"] = self._buffers["weight"].view(torch.float8_e4m3fn)
 
     def _apply(self, fn, recurse=True):
-        kept = {name: self._buffers[name] for name in ("weight", "weight_scale")}
+        kept = {name: self._buffers[name] for name in ("weight", "weight_scale", "scale_y_factor")}
         super()._apply(fn, recurse)
         for name, old in kept.items():
             new = self._buffers[name]

@@ -2,6 +2,8 @@
 /// quantize_fp8: the dense counterpart of compress_fp8, for the operands that stay dense (x and the weights).
 #pragma once
 
+#include <cfloat>
+
 #include "sparse24/types.h"
 
 namespace sparse24 {
@@ -29,11 +31,13 @@ constexpr int e4m3_units(uint8_t code) {
   return exponent == 0 ? mantissa : (8 + mantissa) << (exponent - 1);
 }
 
-/// factor * |row|^2 of a row whose codes have `squares` as the sum of their squared units.
+/// factor * |row|^2 of a row whose codes have `squares` as the sum of their squared units; not below the smallest
+/// normal number, so that its inverse is finite.
 constexpr float predicted_scale(int64_t squares, float scale, float factor) {
   if (squares == 0) return 1.0f;
   const float norm = static_cast<float>(squares) * 0x1p-18f * scale * scale;
-  return norm * factor;
+  const float predicted = norm * factor;
+  return predicted < FLT_MIN ? FLT_MIN : predicted;  // NaN stays
 }
 
 namespace cpu {
