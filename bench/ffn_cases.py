@@ -187,7 +187,9 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
         Case("scaled_mm_tensor", "fp8", lambda _: run_tensor(x, t1, u1, t2, u2, b1, b2), dense_tensor),
         Case("fused_dense", "fp8", fused_dense, expected_static.check_dense),
         *attempt(cusparselt, variant="cusparselt", dtype="fp8", role="cusparselt"),
-        Case("sparse24", "fp8", partial(ours, scale_y_factor=bound), sparse, "sparse24"),
+        Case(
+            "sparse24", "fp8", partial(ours, scale_y_factor=bound), sparse_given if b1 is None else sparse, "sparse24"
+        ),
         Case("sparse24_composed", "fp8", partial(ours, fused=False), sparse, "part"),
         Case("sparse24_fused", "fp8", partial(ours, fused=True), sparse, "part"),
         Case("sparse24_fused_static", "fp8", partial(ours, fused=True, scale_y=static), sparse_given, "part"),

@@ -90,7 +90,7 @@ def test_accuracy_adds_up(tmp_path):
     assert "trained 3 steps" in printed and "2:4 fp8 predicted x 2" in printed
     records = json.loads(out.read_text())
     names = [r["variant"] for r in records if r["layer"] == 0]
-    assert len(set(names)) == len(names) == 13 and len(records) == 4 * 13
+    assert len(set(names)) == len(names) == 15 and len(records) == 4 * 15
     for layer in range(4):
         error = {r["variant"]: r["rel_error"] for r in records if r["layer"] == layer}
         assert 0.03 < error["pruning alone"] < 0.2 and 1e-3 < error["dense bf16"] < 1e-2
