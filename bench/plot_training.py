@@ -25,6 +25,7 @@ STEP_VARIANTS = {
     "scaled_mm_tensor": "#e8a33d",
     "sparse24_dense_dw": "#7aa5f0",
     "sparse24": "#2f6fde",
+    "sparse24_no_split": "#4b9b6e",
 }
 RUN_COLOURS = ["#616e7c", "#2f6fde", "#e8a33d", "#c2554d", "#4b9b6e", "#8a63c9"]
 

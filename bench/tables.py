@@ -35,7 +35,7 @@ def _of_one_gpu(records: list[report.Record]) -> str:
             parts.append(make(chosen))
     if runs:
         parts.append(_gpt_table(runs))
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _headline(records: list[report.Record]) -> str:

@@ -43,7 +43,7 @@ def step_table(records: list[report.Record]) -> str:
         "**Training step of the FFN**, forward and backward, bf16, 90 % zeros. In brackets without the split of the "
         "densest features. Last column: bytes kept for the backward pass beside x, over those of torch.compile"
     )
-    return table(title, list(HEAD), rows)
+    return table(title, list(HEAD), rows) if rows else ""
 
 
 def _gains(rival: report.Record, ours: report.Record, no_split: report.Record | None) -> str:

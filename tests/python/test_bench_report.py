@@ -1,5 +1,6 @@
 """Tables, drawings, the threshold and the merging of benchmark records, on records made up here."""
 
+import json
 import re
 import subprocess
 import sys
@@ -257,3 +258,50 @@ def test_models_before_and_after_conversion():
         ["Mini-4B", "8192, 3072, 9216", "90 %", "prefill", "2000", "1600, 1.25", "1000, 2.00"],
         ["Mini-4B", "8192, 3072, 9216", "90 %", "training", "6000", "not verified", ""],
     ]
+
+
+def test_a_training_step_beside_its_rivals():
+    import tables
+
+    times = {"torch_compile": 120.0, "fused_dense": 110.0, "sparse24": 100.0, "sparse24_no_split": 96.0}
+    saved = {"torch_compile": 4.5, "sparse24": 1.62}  # bytes per element of the activation, a half of it x
+    records = [
+        record(
+            1024,
+            WIDE,
+            "bf16",
+            name,
+            "sparse24" if name.startswith("sparse24") else "dense",
+            time,
+            bench="ffn_training",
+            race="training",
+            saved_bytes=int(saved.get(name, 2) * 1024 * WIDE[1]),
+        )
+        for name, time in times.items()
+    ]
+    records.append(record(1024, WIDE, "bf16", "dense", "part", 9.0, bench="ffn_training", race="dx"))
+    text = tables.markdown(records)
+    row = "| 1024, 4096, 16384 | 100 | 96.0 |  | 120 | 110 |  | 1.20 (1.25) | 1.10 (1.15) | 0.28 |"
+    assert row in text and text.count("| 1024, 4096, 16384 |") == 1
+    # Without its rivals there is nothing to compare.
+    assert "1024, 4096" not in tables.markdown([r for r in records if r["variant"] != "fused_dense"])
+
+
+def test_runs_of_training_are_files_of_one_record(tmp_path):
+    import report
+    import tables
+
+    losses = {("dense", ""): 2.0, ("sparse", "no_split"): 2.02, ("sparse", "default"): 1.99}
+    paths = []
+    for (ffn, recipe), loss in losses.items():
+        run = FACTS | {"bench": "train_gpt", "variant": f"{ffn}_{recipe}".rstrip("_"), "ffn": ffn, "recipe": recipe}
+        run |= {"seed": 0, "complete": True, "verified": True, "held_out_loss": loss, "tokens": 20_000_000}
+        run |= {"tokens_per_s": {ffn: 1e6}, "peak_bytes": {ffn: 1e9}, "activations": [{"zeros": [0.9, 0.8]}]}
+        paths.append(tmp_path / f"{run['variant']}_seed0.json")
+        paths[-1].write_text(json.dumps(run))
+    report.write_json(tmp_path / "ffn.json", size(1024, WIDE, "bf16", 1.1))
+    text = tables.markdown(report.read_json([*paths, tmp_path / "ffn.json"]))
+    assert text.index("**FFN forward**") < text.index("**A GPT in training**, 12 layers, 768 wide, 20 million")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| dense", "| sparse_"))]
+    assert [row[0] for row in rows] == ["| dense", "| sparse_default", "| sparse_no_split"]
+    assert [row[4] for row in rows] == ["", "-0.50", "+1.00"]
