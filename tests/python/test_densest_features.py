@@ -100,6 +100,7 @@ ERRORS = {
     "scalar": (lambda c: (c[0], 0), r"counts to have 1 dimension, got 0 with shape \(\)"),
     "int64": (lambda c: (c.long(), 1), "counts to be int32, got int64"),
     "float32": (lambda c: (c.float(), 1), "counts to be int32, got float32"),
+    "too many": (lambda c: (c[:1].expand(2**31), 1), r"counts to have sizes below 2\^31, got \(2147483648\)"),
     "negative k": (lambda c: (c, -1), r"k to be at least 0 and at most 16 \(elements of counts\), got -1"),
     "large k": (lambda c: (c, 17), r"k to be at least 0 and at most 16 \(elements of counts\), got 17"),
     "k of nothing": (lambda c: (c[:0], 1), r"k to be at least 0 and at most 0 \(elements of counts\), got 1"),
