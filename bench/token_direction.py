@@ -25,7 +25,7 @@ import sparse24
 from sparse24._tokens import interleave
 
 CPU = torch.device("cpu")
-SHARES = (0.0, 0.05, 0.10)
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.10)
 TILE_TOKENS, TILE_FEATURES = 128, 64
 
 
