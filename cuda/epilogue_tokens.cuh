@@ -104,8 +104,8 @@ struct TokenPart {
   int token, feature;
 };
 
-// Compresses two matrices with the same pattern along tokens, and counts in the first; T is a 16-bit type. Both at
-// once: with one warp or two to a scheduler, independent instructions are what there is to hide latencies with.
+// Compresses two matrices with the same pattern along tokens, and counts in the first; T is a 16-bit type. In one loop:
+// what follows from the pattern, and the places of both, are the same.
 template <class T>
 __device__ __forceinline__ void store_tokens(const TokenParams (&p)[2], const TokenPart& part,
                                              const KeptFeatures (&kept)[2], NonZeros& count) {

@@ -63,13 +63,14 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
 }  // namespace
 
 LinearConfig choose_linear_config(DType dtype, int64_t tokens, int64_t out, bool wide) {
-  LinearConfig config = select_linear_config(dtype, tokens, out, device_info().sm_count, wide);
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", wide ? 2 : 1)) {
-    config.tile = wanted->tile == 0 ? LinearTile::k128x128 : LinearTile::k128x192;
+  const auto configs = linear_configs(dtype, wide);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", int(configs.size()))) {
+    LinearConfig config = configs[wanted->tile];
     config.swizzle = wanted->order.swizzle;
     config.raster_along_m = wanted->order.along_m;
+    return config;
   }
-  return config;
+  return select_linear_config(dtype, tokens, out, device_info().sm_count, wide);
 }
 
 void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {

@@ -11,7 +11,8 @@ void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& c
 template <DType kDType, DType kHidden, DType kY, DType kMeta, LinearTile kTile>
 void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream);
 
-// The library's choice; SPARSE24_LINEAR_CONFIG="tile,swizzle,m|n" overrides it, for tuning: tile 1 where `wide`.
+// The library's choice; SPARSE24_LINEAR_CONFIG="tile,swizzle,m|n" overrides it: tile is an index into linear_configs.
+// For tuning.
 LinearConfig choose_linear_config(DType dtype, int64_t tokens, int64_t out, bool wide);
 
 }  // namespace sparse24::cuda

@@ -1,6 +1,5 @@
 // How the first GEMM of the feed-forward network runs (bench/NOTES.md).
 #include <algorithm>
-#include <iterator>
 
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
@@ -17,24 +16,33 @@ struct Tile {
 };
 constexpr Tile kTiles[] = {
     {LinearTile::k128x128, 128, 128, 2, 1.00},
-    {LinearTile::k128x192, 128, 192, 2, 1.04},
+    {LinearTile::k128x192, 128, 192, 2, 1.04},  // the last: wide
 };
 
 // Waves of clusters, times the time that one takes.
-double predicted_time(const Tile& tile, int64_t m, int64_t n, int sm_count) {
-  const int64_t clusters = ceil_div(m, int64_t{tile.m} * tile.cluster_m) * ceil_div(n, tile.n);
-  return double(ceil_div(clusters, std::max(sm_count / tile.cluster_m, 1))) * tile.n / tile.throughput;
+double predicted_time(const LinearConfig& config, int64_t m, int64_t n, int sm_count) {
+  const int64_t clusters = ceil_div(m, int64_t{config.tile_m} * config.cluster_m) * ceil_div(n, config.tile_n);
+  const int64_t waves = ceil_div(clusters, std::max(sm_count / config.cluster_m, 1));
+  return double(waves) * config.tile_n / kTiles[int(config.tile)].throughput;
 }
 
 }  // namespace
 
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count, bool wide) {
+std::vector<LinearConfig> linear_configs(DType dtype, bool wide) {
   check(dtype != DType::kFloat32, "sparse24: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
-  const auto faster = [&](const Tile& a, const Tile& b) {
+  const int tile_k = dtype == DType::kFloat8E4M3 ? 128 : 64;
+  std::vector<LinearConfig> configs;
+  for (const Tile& t : kTiles) configs.push_back({t.tile, t.m, t.n, tile_k, t.cluster_m, /*swizzle=*/1, true});
+  if (!wide) configs.pop_back();
+  return configs;
+}
+
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count, bool wide) {
+  const std::vector<LinearConfig> configs = linear_configs(dtype, wide);
+  const auto faster = [&](const LinearConfig& a, const LinearConfig& b) {
     return predicted_time(a, m, n, sm_count) < predicted_time(b, m, n, sm_count);
   };
-  const Tile& tile = *std::min_element(std::begin(kTiles), std::end(kTiles) - (wide ? 0 : 1), faster);
-  LinearConfig config{tile.tile, tile.m, tile.n, dtype == DType::kFloat8E4M3 ? 128 : 64, tile.cluster_m, 1, true};
+  LinearConfig config = *std::min_element(configs.begin(), configs.end(), faster);
   const int cluster_rows = config.tile_m * config.cluster_m;
   // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
   const TileTraffic traffic{double(cluster_rows), double(config.tile_n), 0.53 * config.tile_m * config.tile_n};

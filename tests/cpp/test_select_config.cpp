@@ -159,6 +159,17 @@ TEST_P(SelectConfig, TheFirstGemmSaysWhatItRuns) {
   EXPECT_EQ(to_string(c), "128x128x" + depth + " cluster 2x1 swizzle 8 along N");
 }
 
+TEST(SelectLinearConfig, ListsWhatItChoosesFrom) {
+  EXPECT_EQ(linear_configs(DType::kBFloat16, /*wide=*/false).size(), 1u);
+  const std::vector<LinearConfig> configs = linear_configs(DType::kBFloat16, /*wide=*/true);
+  ASSERT_EQ(configs.size(), 2u);
+  EXPECT_EQ(to_string(configs[1]), "128x192x64 cluster 2x1 swizzle 1 along M");
+  for (int64_t m : {128, 16384}) {
+    const LinearConfig chosen = select_linear_config(DType::kBFloat16, m, 16384, 132, /*wide=*/true);
+    EXPECT_EQ(chosen.tile_n, configs[int(chosen.tile)].tile_n);
+  }
+}
+
 TEST(SelectLinearConfig, TakesTheWideTileWhereItsWavesCostLess) {
   const auto tile = [](int64_t m, int64_t n, bool wide) {
     return select_linear_config(DType::kBFloat16, m, n, 132, wide).tile;

@@ -68,6 +68,10 @@ struct LinearConfig {
   bool raster_along_m;
 };
 
+/// Every configuration that `select_linear_config` can return for `dtype`, before it orders the tiles. `wide`: 128x192
+/// too.
+std::vector<LinearConfig> linear_configs(DType dtype, bool wide);
+
 /// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function. `wide`: 128x192 may be chosen.
 LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count, bool wide);
 
