@@ -208,17 +208,14 @@ def sparse(step: Step, options: Options) -> list[Case]:
     features = masked_tokens.kept_activation(dense_dw, x, w1)
     exact = step.exact(features)
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact, features)]
-    check = check_tokens(step, ffn_of(default), features, exact)
+    hidden = step.exact_hidden()
+    masked_tokens.check_features(features, hidden[0])
+    check, check_no_split = (check_tokens(step, ffn_of(r), features, hidden, exact) for r in (default, no_split))
+    del hidden
     return [
         *step.cases("sparse24", "bf16", "sparse24", ffn_of(default), check),
         *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(ffn_of(default), options), check),
-        *step.cases(
-            "sparse24_no_split",
-            "bf16",
-            "sparse24",
-            ffn_of(no_split),
-            check_tokens(step, ffn_of(no_split), features, exact),
-        ),
+        *step.cases("sparse24_no_split", "bf16", "sparse24", ffn_of(no_split), check_no_split),
         *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, lambda out: expect(out, exact, limits)),
     ]
 
@@ -230,18 +227,18 @@ def ffn_of(recipe: sparse24.Recipe) -> FFN:
     return ffn
 
 
-def check_tokens(step: Step, ffn: FFN, features: torch.Tensor, exact: Tensors) -> Callable[[Tensors], dict[str, float]]:
+def check_tokens(
+    step: Step, ffn: FFN, features: torch.Tensor, hidden: Tensors, exact: Tensors
+) -> Callable[[Tensors], dict[str, float]]:
     """A check of an FFN with sparse weight gradients, against what it keeps along tokens on top of `features`."""
     x, w1, w2 = step.operands
-    y, dh = step.exact_hidden()
-    masked_tokens.check_features(features, y)
     tokens = (
         masked_tokens.kept_activation(ffn, x, w1),
         masked_tokens.kept_gradient(ffn, x.detach(), w1.detach(), w2, step.dy),
     )
-    dropped = masked_tokens.check_tokens("y", tokens[0], features, y)
-    dropped |= masked_tokens.check_tokens("dh", tokens[1], features, dh)
-    del y, dh
+    dropped = {}
+    for what, mask, dense_values in zip(("y", "dh"), tokens, hidden, strict=True):
+        dropped |= masked_tokens.check_tokens(what, mask, features, dense_values)
     pruned = step.exact(features, tokens)
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(pruned, features, tokens)]
 

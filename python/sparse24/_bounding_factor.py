@@ -16,7 +16,7 @@ def bounding_factor(w: Tensor, scale: Tensor | None = None) -> Tensor:
 
     It needs no calibration, and unlike an exact scale no pass over the activation. It is loose, 250 to 600 times at
     D = 1024 and 2048, which float8 hardly feels: up to a thousand times looser than exact, the values that matter are
-    normal numbers with all their bits (README).
+    normal numbers with all their bits (bench/NOTES.md).
 
     Parameters
     ----------
@@ -58,6 +58,13 @@ def bounding_factor(w: Tensor, scale: Tensor | None = None) -> Tensor:
             _fail(f"scale to have 1 or {w.shape[0]} elements (rows of w)", scale.numel())
         norms = norms * scale.reshape(-1)
     return (norms.amax().square() * (_ROUNDING / _E4M3_MAX)).reshape(1)
+
+
+def factor_of(layer: object, scale_y: Tensor | None) -> Tensor | None:
+    """Return the factor that a first layer bounds its activation with: None where a scale is given, or with a bias."""
+    if scale_y is not None or getattr(layer, "bias", None) is not None:
+        return None
+    return getattr(layer, "scale_y_factor", None)
 
 
 def _fail(rule: str, got: object) -> None:

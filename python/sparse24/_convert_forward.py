@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from sparse24._bounding_factor import factor_of
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.training import Recipe
 
@@ -185,8 +186,7 @@ def _run(module: Any, x: Tensor) -> Tensor:
     w2, b2, w2_scale = layer_weights(module, conversion.down)
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = None if w2_scale is None else getattr(getattr(module, conversion.down.name), "input_scale", None)
-    bounded = w1_scale is not None and scale_y is None and b1 is None
-    factor = getattr(getattr(module, conversion.up.name), "scale_y_factor", None) if bounded else None
+    factor = None if w1_scale is None else factor_of(getattr(module, conversion.up.name), scale_y)
     return relu2_mlp(
         x,
         w1,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparse24._bounding_factor import bounding_factor
+from sparse24._bounding_factor import bounding_factor, factor_of
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.ops import quantize_fp8
 from sparse24.training import Recipe
@@ -76,7 +76,6 @@ class ReLU2MLP(nn.Module):
         Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a bias it is computed.
         """
         up, down = self.up_proj, self.down_proj
-        factor = getattr(up, "scale_y_factor", None) if scale_y is None and up.bias is None else None
         return relu2_mlp(
             x,
             up.weight,
@@ -87,7 +86,7 @@ class ReLU2MLP(nn.Module):
             w1_scale=getattr(up, "weight_scale", None),
             w2_scale=getattr(down, "weight_scale", None),
             scale_y=scale_y,
-            scale_y_factor=factor,
+            scale_y_factor=factor_of(up, scale_y),
             min_tokens=self.min_tokens,
             recipe=self.recipe,
             recompute=self.recompute,
