@@ -15,6 +15,7 @@ import torch
 from ffn_checks import BOUNDS, Expected, check_kept, expect_rows
 from harness import Case, attempt, compiled
 from options import Options
+from precompile import Job, Operand
 from torch.nn import functional as F
 
 import sparse24
@@ -37,6 +38,25 @@ class Operands:
     @property
     def hidden_shape(self) -> torch.Size:
         return torch.Size((self.x.shape[0], self.w1.shape[0]))
+
+
+def compilations(tokens: int, d_model: int, d_ff: int, bias: bool) -> list[Job]:
+    """What `bf16` and `fp8` have compiled, as they call it; `pruned_relu2` first, which all sizes share."""
+    fp8, fp32 = reference.FP8, torch.float32
+    x, pre, one = Operand((tokens, d_model)), Operand((tokens, d_ff)), Operand((1, 1), fp32)
+    up, down = (d_ff, d_model), (d_model, d_ff)
+    biases = (Operand((d_ff,)), Operand((d_model,))) if bias else (None, None)
+    rows = (Operand(up, fp8), Operand((d_ff, 1), fp32), Operand(down, fp8), Operand((d_model, 1), fp32))
+    tensors = (Operand(up, fp8), one, Operand(down, fp8), one)
+    # The output, and [tokens, d_ff] in 16 bits twice, in fp8 twice.
+    workspace = x.bytes + 3 * pre.bytes
+    return [
+        Job(baselines.pruned_relu2, (pre,), workspace, dynamic=True),
+        Job(baselines.pruned_relu2, (pre, Operand((1,), fp32)), workspace, dynamic=True),
+        Job(baselines.mlp, (x, Operand(up), Operand(down), *biases), workspace),
+        Job(baselines.mlp_fp8_rows, (x, *rows, *biases), workspace),
+        Job(baselines.mlp_fp8_tensor, (x, *tensors, *biases), workspace),
+    ]
 
 
 def bf16(ffn: Operands, options: Options) -> list[Case]:

@@ -3,6 +3,7 @@
     python bench/ffn_forward.py --out bench/results/<gpu>/ffn_forward.json --budget 400
     python bench/ffn_forward.py --out ffn_forward.json --resume ffn_forward.json --budget 400    # the rest
     python bench/ffn_forward.py --out new.json --compile-cache graphs --sizes large,sweep        # compiles only once
+    python bench/ffn_forward.py --out new.json --workers 12      # compiles in 12 processes before it times
 
 The sizes come in the order of their weight: four large ones, few to many tokens at one of them, the sizes of all models
 that users run, the same sweep over a narrow FFN, then 50 and 95 % zeros at the large ones. bench/threshold.py finds
@@ -40,6 +41,7 @@ from data import biases, mlp_inputs
 from ffn_checks import sampled_rows
 from harness import Problem, attempt, main
 from options import Options
+from precompile import Job
 from torch.nn import functional as F
 
 
@@ -60,6 +62,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    for label, name, size, zeros in labelled(options):
+        yield label, partial(problem, name, size, zeros, options)
+
+
+def compilations(options: Options) -> Iterator[tuple[str, list[Job]]]:
+    """What each problem has compiled."""
+    for label, _, size, _ in labelled(options):
+        yield label, ffn_cases.compilations(*size[:3], size.bias)
+
+
+def labelled(options: Options) -> Iterator[tuple[str, str, sizes.Size, float]]:
     if options.smoke:
         named = [("smoke", size) for size in sizes.SMOKE]
     elif options.quick:
@@ -68,7 +81,7 @@ def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
         named = sizes.chosen(options.extra.sizes)
     for name, size, zeros in sizes.with_zeros(named, options.extra.zeros):
         label = f"T {size.tokens}, D {size.d_model}, F {size.d_ff}, {100 * zeros:.0f} % zeros {size.model}"
-        yield label.rstrip(), partial(problem, name, size, zeros, options)
+        yield label.rstrip(), name, size, zeros
 
 
 def problem(name: str, size: sizes.Size, zeros: float, options: Options) -> Problem:
@@ -90,4 +103,4 @@ def problem(name: str, size: sizes.Size, zeros: float, options: Options) -> Prob
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("ffn_forward", problems, __doc__, arguments=arguments))
+    raise SystemExit(main("ffn_forward", problems, __doc__, arguments=arguments, compilations=compilations))

@@ -33,6 +33,7 @@ from data_training import step_inputs
 from gemm_training import gemm_cases
 from harness import Case, Options, Problem, attempt, compiled, main
 from masked_tokens import FFN
+from precompile import Job, Operand
 from torch.nn import functional as F
 
 import sparse24
@@ -55,6 +56,22 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    for label, size, sparsity in labelled(options):
+        yield label, partial(problem, *size, sparsity, options)
+
+
+def compilations(options: Options) -> Iterator[tuple[str, list[Job]]]:
+    """What each problem has compiled."""
+    for label, (tokens, d_model, d_ff), _ in labelled(options):
+        shapes = ((tokens, d_model), (d_ff, d_model), (d_model, d_ff))
+        operands = tuple(Operand(shape, requires_grad=True) for shape in shapes)
+        # Gradients, and of [tokens, d_ff] in 16 bits what is saved, its gradient, and copies.
+        workspace = 2 * sum(operand.bytes for operand in operands) + 8 * Operand((tokens, d_ff)).bytes
+        functions = (baselines.mlp, baselines_training.mlp_float8, default_ffn)
+        yield label, [Job(function, operands, workspace) for function in functions]
+
+
+def labelled(options: Options) -> Iterator[tuple[str, tuple[int, int, int], Sparsity]]:
     """90 % zeros at every size; then recorded patterns and other shares of zeros, the first sizes first."""
     sizes = SMOKE_SIZES if options.smoke else SIZES
     others = [*recorded(options.patterns), *map(Sparsity, OTHER_ZEROS)]
@@ -63,7 +80,7 @@ def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
     order = [(size, Sparsity(0.9)) for size in sizes] + [(size, other) for size in sizes for other in others]
     for size, sparsity in order:
         name = f"{100 * sparsity.zeros:.0f} % zeros" if sparsity.pattern is None else sparsity.name
-        yield "T {}, D {}, F {}, ".format(*size) + name, partial(problem, *size, sparsity, options)
+        yield "T {}, D {}, F {}, ".format(*size) + name, size, sparsity
 
 
 def problem(tokens: int, d_model: int, d_ff: int, sparsity: Sparsity, options: Options) -> Problem:
@@ -201,7 +218,7 @@ def dense(step: Step, options: Options) -> list[Case]:
 
 
 def sparse(step: Step, options: Options) -> list[Case]:
-    default, no_split = sparse24.Recipe(), sparse24.Recipe(dense_features=0.0)
+    no_split = ffn_of(sparse24.Recipe(dense_features=0.0))
     dense_dw = ffn_of(sparse24.Recipe(weight_gradients="dense"))
 
     x, w1, _ = step.operands
@@ -210,12 +227,12 @@ def sparse(step: Step, options: Options) -> list[Case]:
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact, features)]
     hidden = step.exact_hidden()
     masked_tokens.check_features(features, hidden[0])
-    check, check_no_split = (check_tokens(step, ffn_of(r), features, hidden, exact) for r in (default, no_split))
+    check, check_no_split = (check_tokens(step, ffn, features, hidden, exact) for ffn in (default_ffn, no_split))
     del hidden
     return [
-        *step.cases("sparse24", "bf16", "sparse24", ffn_of(default), check),
-        *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(ffn_of(default), options), check),
-        *step.cases("sparse24_no_split", "bf16", "sparse24", ffn_of(no_split), check_no_split),
+        *step.cases("sparse24", "bf16", "sparse24", default_ffn, check),
+        *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(default_ffn, options), check),
+        *step.cases("sparse24_no_split", "bf16", "sparse24", no_split, check_no_split),
         *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, lambda out: expect(out, exact, limits)),
     ]
 
@@ -225,6 +242,11 @@ def ffn_of(recipe: sparse24.Recipe) -> FFN:
         return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=recipe)
 
     return ffn
+
+
+def default_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """With the default recipe; no closure, for the processes that compile it to find it."""
+    return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0)
 
 
 def check_tokens(
@@ -253,4 +275,4 @@ def check_tokens(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("ffn_training", problems, __doc__))
+    raise SystemExit(main("ffn_training", problems, __doc__, compilations=compilations))

@@ -15,11 +15,13 @@ from typing import Any
 
 import compile_cache
 import environment
+import precompile
 import reference
 import report
 import timing
 import torch
 from options import Arguments, Options, parse, resumed
+from precompile import Job
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 Check = Callable[[Any], dict[str, Any] | None]
@@ -112,11 +114,13 @@ def main(
     argv: list[str] | None = None,
     top: int | None = None,
     arguments: Arguments | None = None,
+    compilations: Callable[[Options], Iterable[tuple[str, list[Job]]]] | None = None,
 ) -> int:
     """Run all problems of a bench file; 0 if every sparse24 case was verified and timed.
 
     `top` prints only that many of a problem's cases, fastest first, and ours. `arguments` adds options of the bench
-    file to the command line, which it finds in `Options.extra`.
+    file to the command line, which it finds in `Options.extra`. `compilations` names what each problem has compiled,
+    for `--workers` to do it before; their share of the budget is half.
     """
     options, args = parse(description, argv, arguments)
     started = time.perf_counter()
@@ -127,6 +131,9 @@ def main(
     if before:
         print(f"{len(records)} records of {len(before)} problems are from before", flush=True)
     compile_cache.load(args.compile_cache)
+    if args.workers and compilations and not options.smoke:  # the smoke run compiles nothing
+        jobs = [job for label, some in compilations(options) if label not in before for job in some]
+        precompile.run(jobs, args.workers, options.device, args.budget / 2)
     skipped = []
     for label, build in problems(options):
         if label in before:
@@ -163,17 +170,20 @@ def run_problem(
     header: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Build the data, verify all cases, time the verified ones, make records of all."""
+    marks = [time.perf_counter()]
     try:
         problem = build()
     except Exception as error:
         failed = Case("sparse24", "", _unavailable, _unavailable, role="sparse24", error=describe(error))
         return [_record(bench, label, Problem(0, 0, 0, 0.0, []), failed, None, header)]
+    marks.append(time.perf_counter())
     for case in problem.cases:
         if case.error is None:
             try:
                 case.verify()
             except Exception as error:
                 case.error = describe(error)
+    marks.append(time.perf_counter())
     sound = [case for case in problem.cases if case.error is None]
     timings: dict[int, timing.Timing] = {}
     try:
@@ -193,6 +203,9 @@ def run_problem(
     except Exception as error:
         for case in sound:
             case.error = case.error or f"timing: {describe(error)}"
+    marks.append(time.perf_counter())
+    phases = zip(("build", "verify", "time"), marks, marks[1:], strict=False)
+    print(", ".join(f"{name} {end - start:.1f} s" for name, start, end in phases), flush=True)
     # The first GEMM is a bench of its own wherever it is timed.
     names = ["gemm1" if case.race == "gemm1" else bench for case in problem.cases]
     return [
@@ -216,7 +229,7 @@ def compiled(
 
     `dynamic` is for elementwise functions, which lose nothing by it: the next size finds their kernel in the cache.
     """
-    return function if options.smoke else torch.compile(function, dynamic=dynamic, fullgraph=True)
+    return function if options.smoke else precompile.compiled(function, dynamic)
 
 
 def describe(error: BaseException) -> str:

@@ -41,6 +41,9 @@ def parse(
     parser.add_argument("--out", type=Path, help="JSON file for the records (rewritten after every problem)")
     parser.add_argument("--resume", type=Path, help="go on from these records, which stand in --out too; may be --out")
     parser.add_argument("--compile-cache", type=Path, help="file of compiled graphs: loaded if it exists, then written")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that compile before the timing, where a bench compiles much"
+    )
     parser.add_argument("--rounds", type=int, default=25, help="samples per variant (at least 15 on a GPU)")
     parser.add_argument("--seconds", type=float, default=2.0, help="timing of one problem before rounds are cut to 15")
     parser.add_argument("--budget", type=float, default=90.0, help="seconds after which no new problem is started")

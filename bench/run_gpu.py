@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
 BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "models", "train_gpt")
+#: Compile every size anew: in parallel, before they time.
+COMPILING = ("ffn_forward", "ffn_training")
 #: Each has a CUDA context, of about half a gigabyte.
 MOST_WORKERS = 12
 SANITIZERS = ("memcheck", "initcheck")
@@ -91,6 +93,10 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def workers() -> int:
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
 def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
@@ -136,7 +142,7 @@ def pytest(runner: Runner, args: argparse.Namespace, env: dict[str, str]) -> Ste
     result = args.out / "pytest.xml"
     options = ["-m", "gpu", "-q", "-ra", "--durations=10", "-p", "no:cacheprovider", f"--junitxml={result}"]
     if find_spec("xdist"):  # most tests wait for the host
-        options += ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS))]
+        options += ["-n", str(workers())]
     command = python("-m", "pytest", str(ROOT / "tests" / "python"), *options, *args.pytest_args.split())
     return runner.command("pytest", command, env=env, timeout=360, cwd=ROOT, detail=lambda: counts(result))
 
@@ -173,6 +179,7 @@ def bench(name: str, args: argparse.Namespace) -> tuple[list[str], Path, float]:
     """Command, its records, and after how many seconds it is stopped."""
     result = args.out / f"{name}.json"
     command = python(str(BENCH / f"{name}.py"), "--out", str(result), "--budget", str(args.budget))
+    command += ["--workers", str(workers())] if name in COMPILING else []
     command += ["--quick"] if args.quick else []
     command += ["--patterns", str(args.patterns.resolve())] if args.patterns else []
     return command, result, args.budget + 90
