@@ -153,6 +153,8 @@ def main(
     if args.out:
         report.write_json(args.out, records)
     compile_cache.save(args.compile_cache)
+    if args.workers and not options.smoke:
+        print(f"\n{precompile.graphs()}", flush=True)
     if skipped:
         print(f"\nnot started, over the budget of {args.budget:.0f} s: {'; '.join(skipped)}", flush=True)
     ours = [r for r in records if r["role"] == "sparse24"]

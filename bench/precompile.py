@@ -108,6 +108,12 @@ def run(jobs: Iterable[Job], workers: int, device: torch.device, seconds: float)
     print(f"{finished} functions compiled in {time.perf_counter() - started:.1f} s{text}", flush=True)
 
 
+def graphs() -> str:
+    """What this process found in torch's caches: shows whether the workers' operands are those of the bench."""
+    counted = torch._dynamo.utils.counters["inductor"]
+    return f"{counted['fxgraph_cache_hit']} graphs found, {counted['fxgraph_cache_miss']} compiled"
+
+
 def _distinct(jobs: Iterable[Job]) -> list[Job]:
     """Each once; of dynamic ones the first, whose graph takes other sizes too."""
     found: dict[object, Job] = {}

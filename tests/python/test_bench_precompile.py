@@ -31,8 +31,7 @@ if __name__ == "__main__":
     sizes.QUICK, bench.SIZES, bench.OTHER_ZEROS = sizes.SMOKE[1:], [(128, 64, 512)], []
     extra = dict(arguments=bench.arguments) if hasattr(bench, "arguments") else dict()
     harness.main({name!r}, bench.problems, "", sys.argv[1:], compilations=bench.compilations, **extra)
-    for group, count in (("inductor", "fxgraph_cache"), ("aot_autograd", "autograd_cache")):
-        print("counted", counters[group][count + "_hit"], counters[group][count + "_miss"])
+    print("AOT", counters["aot_autograd"]["autograd_cache_hit"])
 """
 
 FAILING_JOBS = """
@@ -76,9 +75,8 @@ def test_a_bench_compiles_nothing_that_workers_compiled(tmp_path, name, zeros, j
     script = COMPILED_BENCH.format(bench=str(BENCH), name=name)
     printed = run(script, tmp_path, "--device", "cpu", "--smoke", "--workers", "2", "--budget", "300", *zeros)
     assert f"\n{jobs} functions compiled in " in printed and ", 0 of them not verified" in printed
-    inductor, autograd = ([int(n) for n in line.split()[1:]] for line in printed.splitlines() if "counted" in line)
-    assert inductor == [graphs, 0]
-    assert autograd[0] >= aot
+    assert f"\n{graphs} graphs found, 0 compiled" in printed
+    assert int(printed.split("\nAOT ")[1]) >= aot
 
 
 def test_failures_are_told_and_left_to_the_bench(tmp_path):
