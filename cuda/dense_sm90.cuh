@@ -1,7 +1,9 @@
-// A dense GEMM for Hopper in pingpong, A [M, K] K-major, B [K, N] of either major, with an epilogue of ours.
+// The dense GEMMs for Hopper, A [M, K] K-major, B [K, N] of either major, with an epilogue of ours: in pingpong, where
+// two warpgroups work on a tile each, one's epilogue under the other's products, or overlapped (overlapped_sm90.cuh).
 #pragma once
 
 #include "gemm_sm90.cuh"
+#include "overlapped_sm90.cuh"
 #include "sparse24/linear.h"
 #include "vocabulary.cuh"
 
@@ -25,10 +27,33 @@ struct DenseTile;
 template <>
 struct DenseTile<LinearTile::k128x128> {
   static constexpr int kM = 128, kN = 128, kClusterM = 2;
+  static constexpr bool kPingpong = true;
 };
 template <>
 struct DenseTile<LinearTile::k128x192> {
   static constexpr int kM = 128, kN = 192, kClusterM = 2;
+  static constexpr bool kPingpong = true;
+};
+template <>
+struct DenseTile<LinearTile::k128x256> {
+  static constexpr int kM = 128, kN = 256, kClusterM = 2;
+  static constexpr bool kPingpong = false;
+};
+
+// As many stages of operands as fit beside the rest, and the kernel.
+template <class Epilogue, bool kPingpong>
+struct DenseKernelOf {
+  using Stages = GemmStages<Epilogue>;
+  template <class Mainloop>
+  using Kernel = GemmKernel<Mainloop, Epilogue>;
+};
+template <class Epilogue>
+struct DenseKernelOf<Epilogue, false> {
+  // Barriers and alignment take less than 1 KB.
+  using Stages = cutlass::gemm::collective::StageCountAutoCarveout<
+      static_cast<int>(sizeof(TermsStages<typename Epilogue::Terms>)) + 1024>;
+  template <class Mainloop>
+  using Kernel = OverlappedGemm<Mainloop, Epilogue>;
 };
 
 // What is multiplied; leading dimensions are multiples of 16 bytes.
@@ -40,20 +65,21 @@ struct DenseProduct {
   int64_t ldb;
 };
 
-// Epilogue: one of ours in an adapter that CUTLASS's kernel layer can host.
+// Epilogue: in pingpong one of ours in an adapter that CUTLASS's kernel layer can host, else one in steps.
 template <DType kDType, Major kBMajor, class Tile, class Epilogue>
 struct DenseSm90 {
   static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
   using Element = typename GemmElement<kDType>::type;
   using LayoutB =
       std::conditional_t<kBMajor == Major::kColumn, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
+  using Of = DenseKernelOf<Epilogue, Tile::kPingpong>;
   static constexpr int kAlignment = 16 / sizeof(Element);
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
       LayoutB, kAlignment, float, cute::Shape<cute::Int<Tile::kM>, cute::Int<Tile::kN>, cute::Int<kFp8 ? 128 : 64>>,
-      cute::Shape<cute::Int<Tile::kClusterM>, cute::_1, cute::_1>, GemmStages<Epilogue>,
-      GemmSchedule<kFp8, /*kPingpong=*/true>>::CollectiveOp;
-  using Kernel = GemmKernel<Mainloop, Epilogue>;
+      cute::Shape<cute::Int<Tile::kClusterM>, cute::_1, cute::_1>, typename Of::Stages,
+      GemmSchedule<kFp8, Tile::kPingpong>>::CollectiveOp;
+  using Kernel = typename Of::template Kernel<Mainloop>;
 
   static void launch(const DenseProduct& product, const LinearConfig& config, const typename Epilogue::Params& epilogue,
                      cudaStream_t stream, const char* what) {

@@ -53,6 +53,36 @@ struct HiddenParams {
   }
 };
 
+// The pre-activations of a thread, rounded to T: of block b the pairs of row r and of row r + 8.
+template <class T, int kColumns>
+struct HiddenFragment {
+  static constexpr int kBlocks = kColumns / 8;
+  uint32_t of[kBlocks][2] = {};
+
+  // `row`: of r in the tile.
+  template <class Fragment, class Terms>
+  __device__ __forceinline__ void take(const HiddenParams& p, int row, Fragment const& acc, Terms const& terms) {
+    if (!p.scale_x && !p.scale_w && !p.bias) {
+#pragma unroll
+      for (int i = 0; i < 2 * kBlocks; ++i) of[i / 2][i % 2] = pack2(T{}, acc(2 * i), acc(2 * i + 1));
+      return;
+    }
+    const int q = threadIdx.x & 3;
+    const float scale_x[2] = {terms.rows[row].scale, terms.rows[row + 8].scale};
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      if (b % 8 == 0) asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
+      const auto of_columns = terms.columns[4 * b + q];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float h0 = acc(4 * b + 2 * half) * scale_x[half] * of_columns.scale[0];
+        const float h1 = acc(4 * b + 2 * half + 1) * scale_x[half] * of_columns.scale[1];
+        of[b][half] = pack2(T{}, h0 + of_columns.shift[0], h1 + of_columns.shift[1]);
+      }
+    }
+  }
+};
+
 // Running statistics of a thread. y is not negative, so its bits order like integers; fmaxf drops NaN.
 struct HiddenStatistics {
   float amax = 0.f;

@@ -1,10 +1,11 @@
 // The epilogue of linear_relu2: y = relu(h)^2, dense, straight from the accumulators.
 //
-// The fragment is that of epilogue_store.cuh. 16-bit results are transposed over the quad four blocks of 8 columns at a
-// time, fp8 results eight, so that each lane stores 16 bytes of one row.
+// 16-bit results of the fragment that epilogue_steps.cuh draws are transposed over the quad four blocks of 8 columns at
+// a time, fp8 results eight, so that each lane stores 16 bytes of one row.
 #pragma once
 
 #include "epilogue_hidden.cuh"
+#include "epilogue_steps.cuh"
 #include "quad.cuh"
 
 namespace sparse24::cuda {
@@ -17,106 +18,75 @@ struct Relu2Params {
 
 // T: the type that h is rounded to. kFp8: y is e4m3; otherwise T.
 template <class T, bool kFp8, int kTileM, int kTileN>
-class Relu2Epilogue : public EpilogueBase<Relu2Params, TermsStages<TileTerms<kTileM, kTileN>>> {
-  using Base = EpilogueBase<Relu2Params, TermsStages<TileTerms<kTileM, kTileN>>>;
-  using Base::p_;
-
+class Relu2Epilogue {
  public:
-  using Base::Base;
+  using Params = Relu2Params;
   using Terms = TileTerms<kTileM, kTileN>;
+  static constexpr int kSteps = kTileN / 16;  // of two blocks
 
-  template <class Problem, class BlockShape, class BlockCoord>
-  CUTLASS_DEVICE void fetch(int lane, Problem const&, BlockShape const&, BlockCoord const& block_coord,
-                            Terms& terms) const {
-    using namespace cute;
-    p_.hidden.template fetch<T>(lane, get<0>(block_coord) * kTileM, get<1>(block_coord) * kTileN, terms);
+  CUTLASS_DEVICE explicit Relu2Epilogue(Params const& params) : p_(params) {}
+
+  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
+    p.hidden.template fetch<T>(lane, m, n, terms);
   }
 
-  template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma>
-  CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
-                                 cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, int thread_idx,
-                                 Terms const& terms) const {
-    using namespace cute;
-    static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Shape<Int<kTileM>, Int<kTileN>>>, "terms of this tile");
-    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
-    const int m_tile = get<0>(block_coord) * kTileM, n_tile = get<1>(block_coord) * kTileN;
-    // One decision for the whole tile: the loops below are too long to decide in.
+  template <class Fragment>
+  CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
+    row_ = m + row;
+    column_ = n;
+    if constexpr (kFp8) {
+      inverse_scale_[0] = terms.rows[row].out_scale;
+      inverse_scale_[1] = terms.rows[row + 8].out_scale;
+    }
+    h_.take(p_.hidden, row, acc, terms);
+  }
+
+  template <int kStep>
+  CUTLASS_DEVICE void finish() {
     if (p_.hidden.amax || p_.hidden.saturated) {
-      store<true>(m_tile, n_tile, acc, coords, terms);
+      finish<kStep, true>();
     } else {
-      store<false>(m_tile, n_tile, acc, coords, terms);
+      finish<kStep, false>();
     }
   }
 
  private:
-  static constexpr int kStep = kFp8 ? 8 : 4;  // blocks whose columns of one row fill 4 x 16 bytes
+  static constexpr int kPerStore = kFp8 ? 8 : 4;  // blocks whose columns of one row fill 4 x 16 bytes
 
-  template <bool kStatistics, class Acc, class Coords>
-  CUTLASS_DEVICE void store(int m_tile, int n_tile, Acc const& acc, Coords const& coords, Terms const& terms) const {
-    using namespace cute;
-    const HiddenParams& hidden = p_.hidden;
-    constexpr int kBlocks = decltype(size<0, 2>(acc))::value;
-    constexpr int kRows = decltype(size<1>(acc))::value;
-    static_assert(kBlocks % kStep == 0, "a step's columns lie in one MMA");
-
-    const int q = threadIdx.x & 3;
-    HiddenStatistics seen;
+  template <int kStep, bool kStatistics>
+  CUTLASS_DEVICE void finish() {
     CUTLASS_PRAGMA_UNROLL
-    for (int mi = 0; mi < kRows; ++mi) {
-      const int r = get<0>(coords(make_coord(_0{}, _0{}, _0{}), mi, _0{})), m = m_tile + r;  // the other is r + 8
-      const typename Terms::Row of_row[2] = {terms.rows[r], terms.rows[r + 8]};
+    for (int b = 2 * kStep; b < 2 * kStep + 2; ++b) {
       CUTLASS_PRAGMA_UNROLL
-      for (int ni = 0; ni < size<2>(acc); ++ni) {
-        CUTLASS_PRAGMA_UNROLL
-        for (int step = 0; step < kBlocks; step += kStep) {
-          const int column = get<1>(coords(make_coord(_0{}, _0{}, step), mi, ni));  // of this lane, in the tile
-          const int n = n_tile + column - 2 * q;
-          uint32_t w[2][4] = {};
-          CUTLASS_PRAGMA_UNROLL
-          for (int first = 0; first < kStep; first += 4) {
-            if ((step + first) % 8 == 0) asm volatile("" ::: "memory");  // as in epilogue_compress.cuh
-            typename Terms::Columns of_columns[4];
-            CUTLASS_PRAGMA_UNROLL
-            for (int i = 0; i < 4; ++i) of_columns[i] = terms.columns[column / 2 + 4 * (first + i)];
-            CUTLASS_PRAGMA_UNROLL
-            for (int half = 0; half < 2; ++half) {
-              CUTLASS_PRAGMA_UNROLL
-              for (int i = 0; i < 4; ++i) {
-                const int b = first + i;
-                const float h0 =
-                    acc(make_coord(_0{}, half, step + b), mi, ni) * of_row[half].scale * of_columns[i].scale[0];
-                const float h1 =
-                    acc(make_coord(_1{}, half, step + b), mi, ni) * of_row[half].scale * of_columns[i].scale[1];
-                const uint32_t h = pack2(T{}, h0 + of_columns[i].shift[0], h1 + of_columns[i].shift[1]);
-                const float y0 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h)));
-                const float y1 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h >> 16)));
-                const float inverse = kFp8 ? of_row[half].out_scale : 0.f;
-                if constexpr (kStatistics) {
-                  if (m + 8 * half < hidden.rows) {
-                    seen.see(y0, inverse);
-                    seen.see(y1, inverse);
-                  }
-                }
-                if constexpr (kFp8) {
-                  // Blocks 2i and 2i + 1 share word i.
-                  const uint32_t pair = to_e4m3x2(__fmul_rn(y0, inverse), __fmul_rn(y1, inverse));
-                  w[half][b / 2] |= pair << (16 * (b % 2));
-                } else {
-                  w[half][b] = pack2(T{}, y0, y1);
-                }
-              }
-            }
-          }
-          CUTLASS_PRAGMA_UNROLL
-          for (int half = 0; half < 2; ++half) store_row(w[half], m + 8 * half, n + kStep * 2 * q, q);
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t h = h_.of[b][half];
+        const float y0 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h)));
+        const float y1 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h >> 16)));
+        const float inverse = inverse_scale_[half];
+        if (kStatistics && row_ + 8 * half < p_.hidden.rows) {
+          seen_.see(y0, inverse);
+          seen_.see(y1, inverse);
         }
+        if constexpr (kFp8) {
+          // Blocks 2i and 2i + 1 share word i.
+          const uint32_t pair = to_e4m3x2(__fmul_rn(y0, inverse), __fmul_rn(y1, inverse));
+          uint32_t& word = words_[half][b % kPerStore / 2];
+          word = b % 2 ? word | pair << 16 : pair;
+        } else {
+          words_[half][b % kPerStore] = pack2(T{}, y0, y1);
+        }
+        if ((b + 1) % kPerStore == 0) store(words_[half], row_ + 8 * half, column_ + 8 * (b + 1 - kPerStore));
       }
     }
-    if constexpr (kStatistics) seen.collect(hidden);
+    if constexpr (kStatistics && kStep == kSteps - 1) {
+      seen_.collect(p_.hidden);
+      seen_ = {};
+    }
   }
 
   // 16 bytes of one row, after the quad has traded words.
-  CUTLASS_DEVICE void store_row(uint32_t (&w)[4], int m, int column, int q) const {
+  CUTLASS_DEVICE void store(uint32_t (&w)[4], int m, int n) const {
+    const int q = threadIdx.x & 3, column = n + 2 * kPerStore * q;
     transpose_quad(w, q);
     if (m >= p_.hidden.rows || column >= p_.hidden.cols) return;
     const int64_t index = int64_t(m) * p_.hidden.cols + column;
@@ -127,6 +97,13 @@ class Relu2Epilogue : public EpilogueBase<Relu2Params, TermsStages<TileTerms<kTi
       store16(static_cast<T*>(p_.y) + index, w[0], w[1], w[2], w[3]);
     }
   }
+
+  Params const& p_;
+  int row_ = kNowhere, column_ = 0;  // of the first element of the upper row
+  float inverse_scale_[2] = {};      // 0: y is not scaled
+  HiddenFragment<T, kTileN> h_;
+  uint32_t words_[2][4] = {};
+  HiddenStatistics seen_;
 };
 
 }  // namespace sparse24::cuda

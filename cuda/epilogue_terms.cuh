@@ -13,6 +13,7 @@ namespace sparse24::cuda {
 
 template <int kTileM, int kTileN>
 struct TileTerms {
+  static constexpr int kM = kTileM, kN = kTileN;
   // Of two neighbouring columns: acc * scale + shift.
   struct alignas(16) Columns {
     float scale[2];

@@ -31,7 +31,8 @@ void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config,
 }
 
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream) {
-  linear_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, /*wide=*/false), stream);
+  const LinearTile widest = LinearTile::k128x128;
+  linear_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, args.in, widest), stream);
 }
 
 }  // namespace sparse24::cuda

@@ -32,7 +32,8 @@ void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const LinearConf
 }
 
 void linear_relu2_gradient(const LinearRelu2GradientArgs& args, cudaStream_t stream) {
-  linear_relu2_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, /*wide=*/true), stream);
+  const LinearTile widest = LinearTile::k128x192;
+  linear_relu2_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, args.in, widest), stream);
 }
 
 }  // namespace sparse24::cuda

@@ -8,11 +8,13 @@
 
 namespace sparse24::cuda {
 
+// Epilogue: in steps.
 template <DType kDType, class Tile, class Epilogue>
 void launch_linear_sm90(const LinearArgs& args, const LinearConfig& config, const typename Epilogue::Params& epilogue,
                         cudaStream_t stream, const char* what) {
   const DenseProduct product{args.tokens, args.out, args.in, args.x, args.in, args.w, args.in};
-  DenseSm90<kDType, Major::kColumn, Tile, TermsAdapter<Epilogue>>::launch(product, config, epilogue, stream, what);
+  using Hosted = std::conditional_t<Tile::kPingpong, TermsAdapter<AtOnce<Epilogue>>, Epilogue>;
+  DenseSm90<kDType, Major::kColumn, Tile, Hosted>::launch(product, config, epilogue, stream, what);
 }
 
 template <DType kDType, DType kHidden, DType kY, LinearTile kTile>

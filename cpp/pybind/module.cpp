@@ -102,8 +102,9 @@ py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_
   return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
 }
 
-py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int sm_count, bool wide) {
-  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, sm_count, wide));
+py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool wide) {
+  const auto widest = wide ? sparse24::LinearTile::k128x256 : sparse24::LinearTile::k128x128;
+  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, k, sm_count, widest));
 }
 
 py::dict build_info() {
@@ -122,8 +123,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
   module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
              "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
-  module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "sm_count"_a, "wide"_a,
-             "How linear_relu2 and linear_compress run for x [m, k] and w [n, k]; wide: all is of 16 bits.");
+  module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "wide"_a,
+             "How linear_relu2 and linear_compress run for x [m, k] and w [n, k]; wide: all is of one type.");
   module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
              "Bytes of metadata of X [rows, cols] with values of dtype.");
   module.def("unpack_meta", &unpack_meta, "meta"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,

@@ -65,7 +65,7 @@ class LinearGpu : public GpuTest {
   };
 
   static std::vector<LinearConfig> other_configs(const LinearArgs& args, DType meta_dtype) {
-    return other_linear_configs(args.dtype, args.tokens, args.out, has_wide_tile(args.dtype, args.y_dtype, meta_dtype));
+    return other_linear_configs(args.dtype, args.tokens, args.out, widest_tile(args.dtype, args.y_dtype, meta_dtype));
   }
 
   /// With the library's choice of configuration, and with others.

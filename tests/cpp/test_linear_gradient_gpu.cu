@@ -75,7 +75,7 @@ class GradientGpu : public GpuTest {
   void compare(const GradientCase& c) {
     const GradientResult expected = cpu_linear_gradient(c);
     compare(c, expected, nullptr);
-    for (const LinearConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, /*wide=*/false)) {
+    for (const LinearConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, LinearTile::k128x128)) {
       compare(c, expected, &other);
     }
   }

@@ -37,7 +37,8 @@ class Relu2Emulated : public testing::Test {
     Guarded y(expected.y.bytes());
     test::LinearStatistics seen;
     const cuda::Relu2Params params{params_of(c, h.statistics ? &seen : nullptr), y.data()};
-    run_epilogue<cuda::Relu2Epilogue<T, kFp8, Tile::kM, Tile::kN>, Tile>(params, h.tokens, h.out, h.sums(), order);
+    using Steps = cuda::Relu2Epilogue<T, kFp8, Tile::kM, Tile::kN>;
+    run_epilogue<typename Kernel::template Hosted<Steps>, Tile>(params, h.tokens, h.out, h.sums(), order);
     Array got(c.y_dtype, expected.y.size());
     std::memcpy(got.data(), y.data(), got.bytes());
     const int64_t at = got.first_difference(expected.y);

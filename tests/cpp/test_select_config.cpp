@@ -115,6 +115,8 @@ TEST_P(SelectConfig, TheNumbersOfATileMatchItsName) {
 INSTANTIATE_TEST_SUITE_P(Types, SelectConfig, testing::Values(DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
+constexpr LinearTile kWidest[] = {LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
+
 TEST_P(SelectConfig, OrdersPadFewTiles) {
   const auto expect_few = [](int64_t clusters, int64_t tiles, const auto& c) {
     const int64_t padded = round_up(clusters, int64_t{c.swizzle}) * round_up(tiles, int64_t{c.swizzle});
@@ -124,8 +126,8 @@ TEST_P(SelectConfig, OrdersPadFewTiles) {
     for (int64_t n : {16, 1664, 1856, 2560, 6656, 8192, 15680, 16384}) {
       const MmConfig c = select(m, n, 16384);
       expect_few(ceil_div(m, c.tile_m * c.cluster_m), ceil_div(n, c.tile_n), c);
-      for (const bool wide : {false, true}) {
-        const LinearConfig l = select_linear_config(GetParam(), m, n, 132, wide);
+      for (const LinearTile widest : kWidest) {
+        const LinearConfig l = select_linear_config(GetParam(), m, n, 4096, 132, widest);
         expect_few(ceil_div(m, l.tile_m * l.cluster_m), ceil_div(n, l.tile_n), l);
       }
     }
@@ -154,38 +156,53 @@ TEST(SelectTileOrder, IsSymmetric) {
 }
 
 TEST_P(SelectConfig, TheFirstGemmSaysWhatItRuns) {
-  const LinearConfig c = select_linear_config(GetParam(), 8192, 16384, 132, /*wide=*/false);
+  const LinearConfig c = select_linear_config(GetParam(), 8192, 16384, 4096, 132, LinearTile::k128x128);
   const std::string depth = GetParam() == DType::kFloat8E4M3 ? "128" : "64";
   EXPECT_EQ(to_string(c), "128x128x" + depth + " cluster 2x1 swizzle 8 along N");
 }
 
 TEST(SelectLinearConfig, ListsWhatItChoosesFrom) {
-  EXPECT_EQ(linear_configs(DType::kBFloat16, /*wide=*/false).size(), 1u);
-  const std::vector<LinearConfig> configs = linear_configs(DType::kBFloat16, /*wide=*/true);
-  ASSERT_EQ(configs.size(), 2u);
-  EXPECT_EQ(to_string(configs[1]), "128x192x64 cluster 2x1 swizzle 1 along M");
-  for (int64_t m : {128, 16384}) {
-    const LinearConfig chosen = select_linear_config(DType::kBFloat16, m, 16384, 132, /*wide=*/true);
-    EXPECT_EQ(chosen.tile_n, configs[int(chosen.tile)].tile_n);
+  EXPECT_EQ(linear_configs(DType::kBFloat16, LinearTile::k128x128).size(), 1u);
+  for (const auto& [widest, name] :
+       {std::pair{LinearTile::k128x192, "128x192x64"}, {LinearTile::k128x256, "128x256x64"}}) {
+    const std::vector<LinearConfig> configs = linear_configs(DType::kBFloat16, widest);
+    ASSERT_EQ(configs.size(), 2u);
+    EXPECT_EQ(to_string(configs[1]), name + std::string(" cluster 2x1 swizzle 1 along M"));
+    for (int64_t m : {128, 16384}) {
+      const LinearConfig chosen = select_linear_config(DType::kBFloat16, m, 16384, 4096, 132, widest);
+      EXPECT_EQ(chosen.tile_n, configs[chosen.tile == widest].tile_n);
+    }
   }
 }
 
-TEST(SelectLinearConfig, TakesTheWideTileWhereItsWavesCostLess) {
-  const auto tile = [](int64_t m, int64_t n, bool wide) {
-    return select_linear_config(DType::kBFloat16, m, n, 132, wide).tile;
-  };
-  for (const auto& [m, n] : {std::pair{16384, 16384}, {32768, 6656}, {16384, 18432}, {65536, 6144}}) {
-    EXPECT_EQ(tile(m, n, true), LinearTile::k128x192) << m << " x " << n;
-    EXPECT_EQ(tile(m, n, false), LinearTile::k128x128) << m << " x " << n;
+TEST(SelectLinearConfig, TakesAWiderTileWhereItsWavesCostLess) {
+  for (const LinearTile widest : {LinearTile::k128x192, LinearTile::k128x256}) {
+    const auto tile = [&](int64_t m, int64_t n) {
+      return select_linear_config(DType::kBFloat16, m, n, 4096, 132, widest).tile;
+    };
+    for (const auto& [m, n] : {std::pair{16384, 16384}, {32768, 6656}, {16384, 18432}, {65536, 6144}}) {
+      EXPECT_EQ(tile(m, n), widest) << m << " x " << n;
+    }
   }
   // 128 clusters in two waves of 66 against 86 in two waves that are half as long again.
-  EXPECT_EQ(tile(128, 16384, true), LinearTile::k128x128);
-  EXPECT_EQ(tile(1024, 16384, true), LinearTile::k128x128);
+  EXPECT_EQ(select_linear_config(DType::kBFloat16, 128, 16384, 4096, 132, LinearTile::k128x192).tile,
+            LinearTile::k128x128);
+}
+
+/// 128x256 runs at least 16 K tiles, of 64 columns in 16 bits and of 128 in fp8.
+TEST(SelectLinearConfig, TakesTheWidestTileForManyColumns) {
+  const auto tile = [](DType dtype, int64_t k) {
+    return select_linear_config(dtype, 32768, 6656, k, 132, LinearTile::k128x256).tile;
+  };
+  EXPECT_EQ(tile(DType::kBFloat16, 768), LinearTile::k128x128);
+  EXPECT_EQ(tile(DType::kBFloat16, 1024), LinearTile::k128x256);
+  EXPECT_EQ(tile(DType::kFloat8E4M3, 1664), LinearTile::k128x128);
+  EXPECT_EQ(tile(DType::kFloat8E4M3, 2560), LinearTile::k128x256);
 }
 
 TEST(SelectConfigFloat32, IsRefused) {
   EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error);
-  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 132, true), Error);
+  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 64, 132, LinearTile::k128x256), Error);
 }
 
 }  // namespace

@@ -51,13 +51,16 @@ struct LinearCompressArgs {
   DType meta_dtype;  ///< y_dtype; or kFloat8E4M3 beside 16-bit values that are quantised afterwards
 };
 
-/// The tile shapes that are compiled, one tile for each of two warpgroups, so that the epilogue of one runs under the
-/// mainloop of the other. A wider tile reads less of the operands per product, but its accumulators leave fewer
-/// registers.
-enum class LinearTile { k128x128, k128x192 };
+/// The tile shapes of these GEMMs. k128x128 and k128x192: a tile for each of two warpgroups, so that the epilogue of
+/// one runs under the products of the other. k128x256: they share a tile, and the epilogue runs under the next tile's
+/// products, which are at least 16 K tiles. A wider tile reads less of the operands per product, but its accumulators
+/// leave fewer registers.
+enum class LinearTile { k128x128, k128x192, k128x256 };
 
-/// True where 128x192 is compiled: all of x, w, y and its metadata are of one 16-bit type.
-constexpr bool has_wide_tile(DType x, DType y, DType meta) { return size_of(x) == 2 && x == y && y == meta; }
+/// The widest tile that is compiled for the first GEMM: 128x256 where x, w, y and its metadata are of one type.
+constexpr LinearTile widest_tile(DType x, DType y, DType meta) {
+  return x == y && y == meta ? LinearTile::k128x256 : LinearTile::k128x128;
+}
 
 /// How one of these GEMMs runs; as `MmConfig`.
 struct LinearConfig {
@@ -68,12 +71,12 @@ struct LinearConfig {
   bool raster_along_m;
 };
 
-/// Every configuration that `select_linear_config` can return for `dtype`, before it orders the tiles. `wide`: 128x192
-/// too.
-std::vector<LinearConfig> linear_configs(DType dtype, bool wide);
+/// Every configuration that `select_linear_config` can return for `dtype`, before it orders the tiles: 128x128 and
+/// `widest`.
+std::vector<LinearConfig> linear_configs(DType dtype, LinearTile widest);
 
-/// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function. `wide`: 128x192 may be chosen.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int sm_count, bool wide);
+/// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, LinearTile widest);
 
 /// "128x128x64 cluster 2x1 swizzle 4 along M"
 std::string to_string(const LinearConfig& config);

@@ -17,6 +17,7 @@
 #include <cute/tensor.hpp>
 
 #include "emulate/guarded.h"
+#include "epilogue_steps.cuh"
 
 namespace sparse24::emulate {
 
@@ -24,6 +25,7 @@ namespace sparse24::emulate {
 enum class Schedule {
   kCooperative,  ///< rows of one tile
   kPingpong,     ///< a tile each
+  kOverlapped,   ///< rows of one tile, which they finish under the next; for epilogues in steps
 };
 
 /// A tile of kM x kN and its MMA. `kSparse`: that of the sparse mainloop. Clusters of kClusterM tiles run even where
@@ -41,10 +43,15 @@ struct Tile {
       return cute::GMMA::ss_op_selector<Element, Element, float, Shape>();
     }
   }
-  using Warpgroups =
-      cute::Layout<cute::Shape<cute::Int<kSchedule == Schedule::kCooperative ? 2 : 1>, cute::_1, cute::_1>>;
+  using Warpgroups = cute::Layout<cute::Shape<cute::Int<kSchedule == Schedule::kPingpong ? 1 : 2>, cute::_1, cute::_1>>;
   using Mma = decltype(cute::make_tiled_mma(atom(), Warpgroups{}));
 };
+
+/// True for epilogues in steps (epilogue_steps.cuh), which finish a tile under the next one.
+template <class Epilogue, class = void>
+struct HasSteps : std::false_type {};
+template <class Epilogue>
+struct HasSteps<Epilogue, std::void_t<decltype(Epilogue::kSteps)>> : std::true_type {};
 
 /// True for epilogues that TermsAdapter hosts; the others are hosted by CUTLASS's own adapter.
 template <class Epilogue, class = void>
@@ -61,7 +68,13 @@ std::vector<Guarded> fetch_terms(const Params& params, const Problem& problem, i
     all.assign(tiles, Guarded(sizeof(Terms)));
     for (int tile = 0; tile < tiles; ++tile) {
       for (int lane = 0; lane < 32; ++lane) {
-        Epilogue(params).fetch(lane, problem, Shape{}, place(tile), *all[tile].template data<Terms>());
+        Terms& of_tile = *all[tile].template data<Terms>();
+        if constexpr (HasSteps<Epilogue>::value) {
+          const auto [m, n, k, batch] = place(tile);
+          Epilogue::fetch(params, lane, m * Terms::kM, n * Terms::kN, of_tile);
+        } else {
+          Epilogue(params).fetch(lane, problem, Shape{}, place(tile), of_tile);
+        }
       }
       if (!all[tile].intact()) throw std::runtime_error("the epilogue fetched outside of its terms");
     }
@@ -100,13 +113,18 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
       for (int i = 0; i < size(acc); ++i) {
         acc(i) = accumulator(m * Tile::kM + int(get<0>(coords(i))), n * Tile::kN + int(get<1>(coords(i))), batch);
       }
-      if constexpr (HasTerms<Epilogue>::value) {
+      if constexpr (HasSteps<Epilogue>::value) {
+        cuda::finish_all(epilogue);  // the tile before
+        epilogue.take(m * Tile::kM, n * Tile::kN, int(get<0>(coords(0))), acc(_, _0{}, _0{}),
+                      *terms[tile].template data<const typename Epilogue::Terms>());
+      } else if constexpr (HasTerms<Epilogue>::value) {
         const auto& of_tile = *terms[tile].template data<const typename Epilogue::Terms>();
         epilogue(problem, Shape{}, place(tile), acc, mma, thread, of_tile);
       } else {
         epilogue(problem, Shape{}, place(tile), acc, mma, /*residue=*/0, thread, /*shared=*/nullptr);
       }
     }
+    if constexpr (HasSteps<Epilogue>::value) cuda::finish_all(epilogue);
   });
 }
 

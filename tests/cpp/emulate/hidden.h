@@ -84,11 +84,14 @@ struct HiddenKernel {
   using Tile = emulate::Tile<kM, kN, kSchedule>;
   using Hidden = Hidden_;
   static constexpr DType kHidden = kHidden_;
+  /// An epilogue in steps, as this kernel hosts it.
+  template <class Steps>
+  using Hosted = std::conditional_t<kSchedule == Schedule::kOverlapped, Steps, cuda::AtOnce<Steps>>;
 };
 using HiddenKernels = testing::Types<HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
                                      HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>,
-                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kFloat16, __half>>;
+                                     HiddenKernel<128, 256, Schedule::kOverlapped, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 256, Schedule::kOverlapped, DType::kFloat16, __half>>;
 struct HiddenKernelName {
   template <class Kernel>
   static std::string GetName(int) {
