@@ -9,7 +9,8 @@ The sizes come in the order of their weight: four large ones, few to many tokens
 that users run, the same sweep over a narrow FFN, then 50 and 95 % zeros at the large ones. bench/threshold.py finds
 from the sweeps from which number of tokens on 2:4 pays.
 
-Variants: `sparse24` (relu2_mlp as it comes), `sparse24_fused` (the first GEMM compresses in its epilogue),
+Variants: `sparse24` (relu2_mlp as it comes, but sparse for any number of tokens), `sparse24_fallback` (below its
+threshold: dense, as it comes), `sparse24_fused` (the first GEMM compresses in its epilogue),
 `sparse24_composed` (GEMM, compress, GEMM), `torch_compile` and `eager` in bf16, `scaled_mm_row` and `scaled_mm_tensor`
 (torch.compile around `_scaled_mm`, x and the activation quantised inside), `fused_dense`: linear_relu2, which has the
 activation and the fp8 cast in its epilogue as linear_compress has, and a dense second GEMM; and `cusparselt`: torch's
