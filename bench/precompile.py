@@ -135,8 +135,12 @@ def _prepare() -> None:
     from torch._inductor import config
     from torch._inductor.runtime.autotune_cache import AutotuneCache
 
+    # Under its own name: graphs are pickled with this method, by name.
+    def save(self: AutotuneCache, *_: object, **__: object) -> None:
+        pass
+
     config.compile_threads = 1  # no part of the caches' keys
-    AutotuneCache.save = lambda *_, **__: None
+    AutotuneCache.save = save
 
 
 def _compile(job: Job, device: str) -> str | None:

@@ -53,21 +53,9 @@ class CompressEpilogue {
     h_.take(p_.hidden, row, acc, terms);
   }
 
-  template <int kStep>
-  CUTLASS_DEVICE void finish() {
-    if (p_.hidden.amax || p_.hidden.saturated) {
-      finish<kStep, true>();
-    } else {
-      finish<kStep, false>();
-    }
-  }
+  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
- private:
-  static constexpr int kAtom = kFp8Meta ? 16 : 8;       // blocks of a metadata atom
-  static constexpr int kPerStore = kFp8Values ? 8 : 4;  // blocks whose values fill 2 x 16 bytes
-  static_assert(kTileN / 8 % kAtom == 0, "whole atoms");
-
-  template <int kStep, bool kStatistics>
+  template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
     const int q = threadIdx.x & 3;
     const bool valid = row_ < p_.hidden.rows;
@@ -77,7 +65,7 @@ class CompressEpilogue {
       transpose_pair<1>(x01, x23, q & 1);
       // Rows beyond the last are zeros, whatever w holds: NaN times their zero is none of theirs.
       const Group<T, Activation::kRelu2> group(valid ? x01 : 0u, valid ? x23 : 0u);
-      if constexpr (kStatistics) {  // the largest of a group is always kept
+      if constexpr (kCounts) {  // the largest of a group is always kept
         seen_.see(group.y(0), inverse_scale_);
         seen_.see(group.y(1), inverse_scale_);
       }
@@ -87,11 +75,16 @@ class CompressEpilogue {
       if ((b + 1) % kPerStore == 0) store_values(column_ + 8 * (b + 1 - kPerStore), q);
       if ((b + 1) % kAtom == 0) store_meta(column_ + 8 * (b + 1 - kAtom), q);
     }
-    if constexpr (kStatistics && kStep == kSteps - 1) {
+    if constexpr (kCounts && kStep == kSteps - 1) {
       seen_.collect(p_.hidden);
       seen_ = {};
     }
   }
+
+ private:
+  static constexpr int kAtom = kFp8Meta ? 16 : 8;       // blocks of a metadata atom
+  static constexpr int kPerStore = kFp8Values ? 8 : 4;  // blocks whose values fill 2 x 16 bytes
+  static_assert(kTileN / 8 % kAtom == 0, "whole atoms");
 
   // kept_[b]: the kept pair of group 2b + (q >> 1). Lanes q and q ^ 2 share a row: after trading halves each holds the
   // neighbouring pairs of 16 bytes.

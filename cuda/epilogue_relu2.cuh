@@ -41,19 +41,9 @@ class Relu2Epilogue {
     h_.take(p_.hidden, row, acc, terms);
   }
 
-  template <int kStep>
-  CUTLASS_DEVICE void finish() {
-    if (p_.hidden.amax || p_.hidden.saturated) {
-      finish<kStep, true>();
-    } else {
-      finish<kStep, false>();
-    }
-  }
+  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
- private:
-  static constexpr int kPerStore = kFp8 ? 8 : 4;  // blocks whose columns of one row fill 4 x 16 bytes
-
-  template <int kStep, bool kStatistics>
+  template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
     CUTLASS_PRAGMA_UNROLL
     for (int b = 2 * kStep; b < 2 * kStep + 2; ++b) {
@@ -63,7 +53,7 @@ class Relu2Epilogue {
         const float y0 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h)));
         const float y1 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h >> 16)));
         const float inverse = inverse_scale_[half];
-        if (kStatistics && row_ + 8 * half < p_.hidden.rows) {
+        if (kCounts && row_ + 8 * half < p_.hidden.rows) {
           seen_.see(y0, inverse);
           seen_.see(y1, inverse);
         }
@@ -78,11 +68,14 @@ class Relu2Epilogue {
         if ((b + 1) % kPerStore == 0) store(words_[half], row_ + 8 * half, column_ + 8 * (b + 1 - kPerStore));
       }
     }
-    if constexpr (kStatistics && kStep == kSteps - 1) {
+    if constexpr (kCounts && kStep == kSteps - 1) {
       seen_.collect(p_.hidden);
       seen_ = {};
     }
   }
+
+ private:
+  static constexpr int kPerStore = kFp8 ? 8 : 4;  // blocks whose columns of one row fill 4 x 16 bytes
 
   // 16 bytes of one row, after the quad has traded words.
   CUTLASS_DEVICE void store(uint32_t (&w)[4], int m, int n) const {

@@ -7,7 +7,8 @@
 //     fetch(params, lane, m, n, terms)             by the lanes of a warp
 //     Epilogue(params)                             nothing is taken: the steps store nothing
 //     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it
-//     finish<step>(), step = 0 .. kSteps - 1       in this order
+//     counts()                                     whether statistics are wanted
+//     finish<step, counts>(), step = 0 .. kSteps-1 in this order
 //
 // The fragment of a lane 4 r + q holds, per block b of 8 columns (PTX ISA, wgmma D fragments):
 //
@@ -23,11 +24,30 @@ namespace sparse24::cuda {
 // Of the place of an epilogue that has taken nothing: beyond every row.
 constexpr int kNowhere = 1 << 30;
 
-template <int kStep = 0, class Epilogue>
-CUTLASS_DEVICE void finish_all(Epilogue& epilogue) {
+template <int kStep, class Epilogue>
+CUTLASS_DEVICE void finish_step(Epilogue& epilogue) {
+  if (epilogue.counts()) {
+    epilogue.template finish<kStep, true>();
+  } else {
+    epilogue.template finish<kStep, false>();
+  }
+}
+
+template <bool kCounts, int kStep, class Epilogue>
+CUTLASS_DEVICE void finish_from(Epilogue& epilogue) {
   if constexpr (kStep < Epilogue::kSteps) {
-    epilogue.template finish<kStep>();
-    finish_all<kStep + 1>(epilogue);
+    epilogue.template finish<kStep, kCounts>();
+    finish_from<kCounts, kStep + 1>(epilogue);
+  }
+}
+
+// All steps, with one decision for all: between branches the compiler could not interleave them.
+template <class Epilogue>
+CUTLASS_DEVICE void finish_all(Epilogue& epilogue) {
+  if (epilogue.counts()) {
+    finish_from<true, 0>(epilogue);
+  } else {
+    finish_from<false, 0>(epilogue);
   }
 }
 

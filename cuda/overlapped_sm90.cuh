@@ -225,7 +225,7 @@ class OverlappedGemm {
                                                  Accumulators& accumulators, Epilogue& epilogue) {
     if constexpr (kStep < Epilogue::kSteps) {
       multiply_k_tile(pipeline, state, mma, of_a, of_b, accumulators);
-      epilogue.template finish<kStep>();
+      finish_step<kStep>(epilogue);
       if constexpr (kStep > 0) release(pipeline, done, accumulators);
       multiply_and_finish<kStep + 1>(pipeline, state, done, mma, of_a, of_b, accumulators, epilogue);
     }
