@@ -1,4 +1,4 @@
-// The sparse GEMM for Hopper: a warp-specialised wgmma.sp mainloop with the epilogue of epilogue_store.cuh.
+// The sparse GEMM for Hopper: CUTLASS's warp-specialised wgmma.sp mainloop with the epilogue of epilogue_store.cuh.
 //
 // A [M, K] is 2:4 and comes compressed with its metadata E, B [K, N] is dense; fp8 accumulates fast (no promotion).
 #pragma once
@@ -11,7 +11,6 @@
 #include "gemm_sm90.cuh"
 #include "mm_launchers.h"
 #include "mm_splits.h"
-#include "sparse_mainloop.cuh"
 
 namespace sparse24::cuda {
 
@@ -58,7 +57,7 @@ struct MmSm90 {
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
       kAlignmentB, float, TileShape, ClusterShape, GemmStages<Epilogue>,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
-  using Kernel = GemmKernel<SparseMainloop<Mainloop>, Epilogue>;
+  using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
   using LayoutOfA = decltype(SparseConfig::fill_layoutA(cute::Shape<int, int, int, int>{}));
