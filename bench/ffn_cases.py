@@ -13,7 +13,7 @@ import baselines
 import reference
 import torch
 from ffn_checks import BOUNDS, Expected, check_kept, expect_rows
-from harness import Case, attempt, compiled
+from harness import Case, Check, attempt, compiled
 from options import Options
 from precompile import Job, Operand
 from torch.nn import functional as F
@@ -39,10 +39,11 @@ class Operands:
     def hidden_shape(self) -> torch.Size:
         return torch.Size((self.x.shape[0], self.w1.shape[0]))
 
-    @property
-    def falls_back(self) -> bool:
-        """True where relu2_mlp runs dense unless it is told otherwise."""
-        return self.x.shape[0] < DEFAULT_MIN_TOKENS
+    def fallback(self, dtype: str, ours: Callable[..., torch.Tensor], dense: Check) -> list[Case]:
+        """`ours` with its own threshold, where it runs dense by that."""
+        if self.x.shape[0] >= DEFAULT_MIN_TOKENS:
+            return []
+        return [Case("sparse24_fallback", dtype, partial(ours, min_tokens=DEFAULT_MIN_TOKENS), dense, "part")]
 
 
 def compilations(tokens: int, d_model: int, d_ff: int, bias: bool) -> list[Job]:
@@ -85,12 +86,8 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, ffn.hidden_shape, rows, exact_y, limit)
 
-    def ours(_: int, fused: bool | None = None) -> torch.Tensor:
-        return sparse24.relu2_mlp(x, *weights, precision="16bit", min_tokens=0, fused=fused)
-
-    def fallback() -> list[Case]:
-        run = partial(sparse24.relu2_mlp, x, *weights, precision="16bit", min_tokens=DEFAULT_MIN_TOKENS)
-        return [Case("sparse24_fallback", "bf16", lambda _: run(), expected.check_dense, "part")]
+    def ours(_: int, fused: bool | None = None, min_tokens: int = 0) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, *weights, precision="16bit", min_tokens=min_tokens, fused=fused)
 
     def first_relu2(_: int) -> torch.Tensor:
         return sparse24.linear_relu2(x, w1, bias=b1, statistics=False)[0]
@@ -119,7 +116,7 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
         Case("sparse24", "bf16", ours, sparse, "sparse24"),
         Case("sparse24_fused", "bf16", partial(ours, fused=True), sparse, "part"),
         Case("sparse24_composed", "bf16", partial(ours, fused=False), sparse, "part"),
-        *(fallback() if ffn.falls_back else []),
+        *ffn.fallback("bf16", ours, dense),
         Case("dense", "bf16", lambda _: F.linear(x, w1, b1), check_first, "part", "gemm1"),
         Case("linear_relu2", "bf16", first_relu2, check_relu2, "part", "gemm1"),
         Case("linear_compress", "bf16", first_compress, check_compress, "part", "gemm1"),
@@ -162,14 +159,9 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, ffn.hidden_shape, rows, exact_y / static.double(), limit)
 
-    def ours(_: int, fused: bool | None = None, **scale: torch.Tensor | None) -> torch.Tensor:
+    def ours(_: int, fused: bool | None = None, min_tokens: int = 0, **scale: torch.Tensor | None) -> torch.Tensor:
         scales = {"w1_scale": s1, "w2_scale": s2} | scale
-        return sparse24.relu2_mlp(x, q1, q2, b1, b2, precision="fp8", min_tokens=0, fused=fused, **scales)
-
-    def fallback() -> list[Case]:
-        weights = {"w1_scale": s1, "w2_scale": s2, "scale_y_factor": bound}
-        run = partial(sparse24.relu2_mlp, x, q1, q2, b1, b2, precision="fp8", min_tokens=DEFAULT_MIN_TOKENS, **weights)
-        return [Case("sparse24_fallback", "fp8", lambda _: run(), expected.check_dense, "part")]
+        return sparse24.relu2_mlp(x, q1, q2, b1, b2, precision="fp8", min_tokens=min_tokens, fused=fused, **scales)
 
     def predicted(_: int) -> torch.Tensor:
         q, s, scale = sparse24.quantize_fp8_predict(x, factor)
@@ -226,7 +218,7 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
             "sparse24", "fp8", partial(ours, scale_y_factor=bound), sparse_given if b1 is None else sparse, "sparse24"
         ),
         Case("sparse24_composed", "fp8", partial(ours, fused=False), sparse, "part"),
-        *(fallback() if ffn.falls_back else []),
+        *ffn.fallback("fp8", partial(ours, scale_y_factor=bound), dense),
         Case("sparse24_fused", "fp8", partial(ours, fused=True), sparse, "part"),
         Case("sparse24_fused_static", "fp8", partial(ours, fused=True, scale_y=static), sparse_given, "part"),
         Case("sparse24_fused_predicted", "fp8", predicted, sparse_given, "part"),

@@ -7,7 +7,6 @@ each other; `main` does the rest and writes one record per case.
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -149,7 +148,7 @@ def main(
         records += new
         if args.out:
             report.write_json(args.out, records)
-        release()
+        precompile.release()
     if args.out:
         report.write_json(args.out, records)
     compile_cache.save(args.compile_cache)
@@ -214,14 +213,6 @@ def run_problem(
         _record(name, label, problem, case, timings.get(id(case)), header)
         for name, case in zip(names, problem.cases, strict=True)
     ]
-
-
-def release() -> None:
-    """Give back what the last problem held: its data, and compiled functions (the recompile limit is per code)."""
-    gc.collect()
-    torch._dynamo.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def compiled(

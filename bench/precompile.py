@@ -69,6 +69,14 @@ def compiled(function: Function, dynamic: bool = False) -> Function:
     return torch.compile(function, dynamic=dynamic, fullgraph=True)
 
 
+def release() -> None:
+    """Give back what the last problem held: its data, and compiled functions (the recompile limit is per code)."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def run(jobs: Iterable[Job], workers: int, device: torch.device, seconds: float) -> None:
     """Compile all jobs, in their order as far as memory allows; none is started after `seconds`."""
     waiting = _distinct(jobs)
@@ -151,10 +159,7 @@ def _compile(job: Job, device: str) -> str | None:
     except Exception as error:
         return _describe(error)
     finally:
-        gc.collect()
-        torch._dynamo.reset()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()
 
 
 def _call(job: Job, device: str) -> None:
