@@ -21,22 +21,23 @@ struct HiddenType<DType::kFloat16> {
 };
 
 // Tile and cluster; select_linear_config.cpp holds the same sizes for the host. Rows of 128 cover the padding of the
-// metadata.
+// metadata. A cluster shares the longer operand of its tiles; of square ones the rows, so that few tokens leave no tile
+// of a cluster empty.
 template <LinearTile>
 struct DenseTile;
 template <>
 struct DenseTile<LinearTile::k128x128> {
-  static constexpr int kM = 128, kN = 128, kClusterM = 2;
+  static constexpr int kM = 128, kN = 128, kClusterM = 1, kClusterN = 2;
   static constexpr bool kPingpong = true;
 };
 template <>
 struct DenseTile<LinearTile::k128x192> {
-  static constexpr int kM = 128, kN = 192, kClusterM = 2;
+  static constexpr int kM = 128, kN = 192, kClusterM = 2, kClusterN = 1;
   static constexpr bool kPingpong = true;
 };
 template <>
 struct DenseTile<LinearTile::k128x256> {
-  static constexpr int kM = 128, kN = 256, kClusterM = 2;
+  static constexpr int kM = 128, kN = 256, kClusterM = 2, kClusterN = 1;
   static constexpr bool kPingpong = false;
 };
 
@@ -77,7 +78,7 @@ struct DenseSm90 {
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
       LayoutB, kAlignment, float, cute::Shape<cute::Int<Tile::kM>, cute::Int<Tile::kN>, cute::Int<kFp8 ? 128 : 64>>,
-      cute::Shape<cute::Int<Tile::kClusterM>, cute::_1, cute::_1>, typename Of::Stages,
+      cute::Shape<cute::Int<Tile::kClusterM>, cute::Int<Tile::kClusterN>, cute::_1>, typename Of::Stages,
       GemmSchedule<kFp8, Tile::kPingpong>>::CollectiveOp;
   using Kernel = typename Of::template Kernel<Mainloop>;
 

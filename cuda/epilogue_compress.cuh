@@ -30,19 +30,14 @@ struct CompressParams {
 
 // T: the type that h is rounded to. kFp8Values: of the values; otherwise T. kFp8Meta: the layout of the metadata.
 template <class T, bool kFp8Values, bool kFp8Meta, int kTileM, int kTileN>
-class CompressEpilogue {
+class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN> {
+  using Base = HiddenEpilogue<CompressParams, T, kTileM, kTileN>;
+  using Base::h_, Base::p_, Base::seen_;
   static_assert(kTileM % kMetaRowPadding == 0, "tiles cover the metadata's padding");
 
  public:
-  using Params = CompressParams;
-  using Terms = TileTerms<kTileM, kTileN>;
-  static constexpr int kSteps = kTileN / 16;  // of two blocks
-
-  CUTLASS_DEVICE explicit CompressEpilogue(Params const& params) : p_(params) {}
-
-  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
-    p.hidden.template fetch<T>(lane, m, n, terms);
-  }
+  using Base::Base;
+  using typename Base::Terms;
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
@@ -52,8 +47,6 @@ class CompressEpilogue {
     if constexpr (kFp8Values) inverse_scale_ = terms.rows[row + lower].out_scale;
     h_.take(p_.hidden, row, acc, terms);
   }
-
-  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
@@ -75,10 +68,7 @@ class CompressEpilogue {
       if ((b + 1) % kPerStore == 0) store_values(column_ + 8 * (b + 1 - kPerStore), q);
       if ((b + 1) % kAtom == 0) store_meta(column_ + 8 * (b + 1 - kAtom), q);
     }
-    if constexpr (kCounts && kStep == kSteps - 1) {
-      seen_.collect(p_.hidden);
-      seen_ = {};
-    }
+    this->template collect<kStep, kCounts>();
   }
 
  private:
@@ -135,14 +125,11 @@ class CompressEpilogue {
     }
   }
 
-  Params const& p_;
   int64_t row_ = kNowhere;  // the one that this lane selects for
   int column_ = 0;
   float inverse_scale_ = 0.f;
-  HiddenFragment<T, kTileN> h_;
   uint32_t kept_[kPerStore] = {};
   uint32_t complements_[kAtom / 4] = {};
-  HiddenStatistics seen_;
 };
 
 }  // namespace sparse24::cuda

@@ -105,4 +105,35 @@ struct HiddenStatistics {
   }
 };
 
+// What the epilogues in steps (epilogue_steps.cuh) of linear_compress and linear_relu2 have in common: two blocks a
+// step. T: the type that h is rounded to.
+template <class Params_, class T, int kTileM, int kTileN>
+class HiddenEpilogue {
+ public:
+  using Params = Params_;
+  using Terms = TileTerms<kTileM, kTileN>;
+  static constexpr int kSteps = kTileN / 16;
+
+  CUTLASS_DEVICE explicit HiddenEpilogue(Params const& params) : p_(params) {}
+
+  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
+    p.hidden.template fetch<T>(lane, m, n, terms);
+  }
+  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
+
+ protected:
+  // Behind a step.
+  template <int kStep, bool kCounts>
+  CUTLASS_DEVICE void collect() {
+    if constexpr (kCounts && kStep == kSteps - 1) {
+      seen_.collect(p_.hidden);
+      seen_ = {};
+    }
+  }
+
+  Params const& p_;
+  HiddenFragment<T, kTileN> h_;
+  HiddenStatistics seen_;
+};
+
 }  // namespace sparse24::cuda

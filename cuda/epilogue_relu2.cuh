@@ -18,17 +18,13 @@ struct Relu2Params {
 
 // T: the type that h is rounded to. kFp8: y is e4m3; otherwise T.
 template <class T, bool kFp8, int kTileM, int kTileN>
-class Relu2Epilogue {
+class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN> {
+  using Base = HiddenEpilogue<Relu2Params, T, kTileM, kTileN>;
+  using Base::h_, Base::p_, Base::seen_;
+
  public:
-  using Params = Relu2Params;
-  using Terms = TileTerms<kTileM, kTileN>;
-  static constexpr int kSteps = kTileN / 16;  // of two blocks
-
-  CUTLASS_DEVICE explicit Relu2Epilogue(Params const& params) : p_(params) {}
-
-  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
-    p.hidden.template fetch<T>(lane, m, n, terms);
-  }
+  using Base::Base;
+  using typename Base::Terms;
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
@@ -40,8 +36,6 @@ class Relu2Epilogue {
     }
     h_.take(p_.hidden, row, acc, terms);
   }
-
-  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
@@ -68,10 +62,7 @@ class Relu2Epilogue {
         if ((b + 1) % kPerStore == 0) store(words_[half], row_ + 8 * half, column_ + 8 * (b + 1 - kPerStore));
       }
     }
-    if constexpr (kCounts && kStep == kSteps - 1) {
-      seen_.collect(p_.hidden);
-      seen_ = {};
-    }
+    this->template collect<kStep, kCounts>();
   }
 
  private:
@@ -91,12 +82,9 @@ class Relu2Epilogue {
     }
   }
 
-  Params const& p_;
   int row_ = kNowhere, column_ = 0;  // of the first element of the upper row
   float inverse_scale_[2] = {};      // 0: y is not scaled
-  HiddenFragment<T, kTileN> h_;
   uint32_t words_[2][4] = {};
-  HiddenStatistics seen_;
 };
 
 }  // namespace sparse24::cuda

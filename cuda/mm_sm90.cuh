@@ -11,6 +11,7 @@
 #include "gemm_sm90.cuh"
 #include "mm_launchers.h"
 #include "mm_splits.h"
+#include "sparse_mainloop.cuh"
 
 namespace sparse24::cuda {
 
@@ -53,10 +54,12 @@ struct MmSm90 {
 
   using Epilogue = TermsAdapter<StoreEpilogue<Shape::kM, Shape::kN>>;
   // Tiles of 64 rows are too small to share.
-  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+  using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
       kAlignmentB, float, TileShape, ClusterShape, GemmStages<Epilogue>,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
+  using Mainloop =
+      std::conditional_t<kDType == DType::kFloat8E4M3 && kTile == MmTile::k128x256, SparseMainloopFp8<Stock>, Stock>;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
 

@@ -67,37 +67,31 @@ def down_projection(hidden: Hidden, w2: Weight, b2: Tensor | None, dtype: torch.
         return F.linear(values, w, b2) if meta is None else mm(values, meta, w.t(), bias=b2)
     w, w_scale = float8_weight(w2)
     if meta is None:
-        return linear_fp8(values, scale.reshape(-1, 1).expand(values.shape[0], 1).contiguous(), w, w_scale, b2).to(
-            dtype
-        )
+        return linear_fp8(values, scale, w, w_scale, b2).to(dtype)
     return mm(values, meta, w.t(), scale, w_scale, b2, out_dtype=dtype)
 
 
 def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``x_scale * w_scale * (x @ w.T) + bias`` in bfloat16: x [T, D] with scale [T, 1], w [F, D] with scale [F]."""
+    """``x_scale * w_scale * (x @ w.T) + bias`` in bfloat16: x [T, D], w [F, D], each with a scale per row or one."""
     bias = None if bias is None else bias.to(torch.bfloat16)
-    if x.is_cuda:
-        return torch._scaled_mm(
-            x,
-            w.t(),
-            scale_a=x_scale,
-            scale_b=w_scale.unsqueeze(0),
-            bias=bias,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
-    # The reference: dequantise after an fp32 product, as the kernels do.
-    out = (x.float() @ w.float().t()) * x_scale * w_scale
-    if bias is not None:
-        out = out + bias
-    return out.to(torch.bfloat16)
+    if not x.is_cuda:
+        # The reference: dequantise after an fp32 product, as the kernels do.
+        out = (x.float() @ w.float().t()) * x_scale.reshape(-1, 1) * w_scale
+        return (out if bias is None else out + bias).to(torch.bfloat16)
+    if x_scale.numel() != 1 or w_scale.numel() != 1:
+        # torch has a kernel for a scale per row of both. With one each it is cuBLAS, which is faster with few tokens.
+        x_scale = x_scale.reshape(-1, 1).expand(x.shape[0], 1).contiguous()
+        w_scale = w_scale.expand(w.shape[0]).contiguous().unsqueeze(0)
+    return torch._scaled_mm(
+        x, w.t(), scale_a=x_scale, scale_b=w_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 def float8_weight(weight: Weight) -> tuple[Tensor, Tensor]:
-    """float8 rows and one scale per row [rows], quantising what is not float8 yet."""
+    """float8 rows and one scale per row [rows] or of all [1], quantising what is not float8 yet."""
     w, scale = weight
     if scale is not None:
-        return w.contiguous(), scale.reshape(-1).expand(w.shape[0]).contiguous()
+        return w.contiguous(), scale.reshape(-1)
     values, scale = quantize_fp8(w)
     return values, scale.reshape(-1)
 

@@ -134,6 +134,26 @@ def test_given_scale_of_the_activation(device, kind):
     assert_accurate(dense, (y @ dequantised(w2).t() + b2.float()).to(torch.bfloat16), exact, magnitude)
 
 
+@pytest.mark.parametrize("scale_y", [None, 0.03], ids=["exact", "one_scale"])
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_one_scale_of_the_weights_is_that_of_every_row(device, sparse, scale_y):
+    """Dense with one scale of the activation too it is another kernel on CUDA: near, not the same bits."""
+    x, (w1, w2, b1, b2) = tokens(65, torch.bfloat16, device), weights(torch.bfloat16, device, bias=True)
+    one = torch.full((1,), 2.0**-8, device=device)
+    q1, q2 = ((w.float() / one).to(FP8) for w in (w1, w2))
+    given = None if scale_y is None else torch.full((1,), scale_y, device=device)
+
+    def run(s1, s2):
+        scales = {"w1_scale": s1, "w2_scale": s2, "scale_y": given}
+        return sparse24.relu2_mlp(x, q1, q2, b1, b2, **scales, min_tokens=0, sparse=sparse)
+
+    of_rows, of_all = run(one.expand(HIDDEN), one.expand(OUT)), run(one, one)
+    if given is None or sparse:
+        assert_same_bits(of_all, of_rows)
+    torch.testing.assert_close(of_all, of_rows, rtol=2**-7, atol=2**-7)
+    assert of_rows.abs().max() > 0.5
+
+
 @pytest.mark.parametrize("count", [1, 63, 129])
 @pytest.mark.parametrize("precision", ["16bit", "fp8"])
 def test_fused_is_unfused(device, precision, count):

@@ -62,11 +62,11 @@ constexpr LinearTile widest_tile(DType x, DType y, DType meta) {
   return x == y && y == meta ? LinearTile::k128x256 : LinearTile::k128x128;
 }
 
-/// How one of these GEMMs runs; as `MmConfig`.
+/// How one of these GEMMs runs; as `MmConfig`, with clusters along either side.
 struct LinearConfig {
   LinearTile tile;
   int tile_m, tile_n, tile_k;
-  int cluster_m;
+  int cluster_m, cluster_n;
   int swizzle;
   bool raster_along_m;
 };
@@ -78,7 +78,7 @@ std::vector<LinearConfig> linear_configs(DType dtype, LinearTile widest);
 /// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
 LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, LinearTile widest);
 
-/// "128x128x64 cluster 2x1 swizzle 4 along M"
+/// "128x128x64 cluster 1x2 swizzle 4 along M"
 std::string to_string(const LinearConfig& config);
 
 namespace cpu {

@@ -57,13 +57,15 @@ struct TileOrder {
   int swizzle;
   bool along_m;
 };
-/// Entries that come from memory for one column of K: for a row of clusters, for a column of tiles, and while the tiles
-/// of all multiprocessors are computed for that column.
+/// Entries that come from memory for one column of K: for a row and for a column of clusters, and while the tiles
+/// of all multiprocessors are computed for that column. `along_n`: the time of an order along N, by that along M, where
+/// both read enough.
 struct TileTraffic {
-  double cluster_row, tile_col, computing;
+  double cluster_row, cluster_col, computing;
+  double along_n = 1;
 };
-/// The order of `clusters_m` x `tiles_n` clusters of which `in_flight` run at the same time.
-TileOrder select_tile_order(int64_t clusters_m, int64_t tiles_n, int in_flight, const TileTraffic& traffic);
+/// The order of `clusters_m` x `clusters_n` clusters of which `in_flight` run at the same time.
+TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
 
 /// The configuration for one problem: a pure function of sizes, dtype and SM count.
 MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
