@@ -19,7 +19,7 @@ from precompile import Job, Operand
 from torch.nn import functional as F
 
 import sparse24
-from sparse24.mlp import DEFAULT_MIN_TOKENS, up_projection
+from sparse24.mlp import pays, up_projection
 
 RELU2 = "relu2"
 
@@ -39,11 +39,14 @@ class Operands:
     def hidden_shape(self) -> torch.Size:
         return torch.Size((self.x.shape[0], self.w1.shape[0]))
 
-    def fallback(self, dtype: str, ours: Callable[..., torch.Tensor], dense: Check) -> list[Case]:
-        """`ours` with its own threshold, where it runs dense by that."""
-        if self.x.shape[0] >= DEFAULT_MIN_TOKENS:
+    def as_it_comes(
+        self, name: str, dtype: str, ours: Callable[..., torch.Tensor], dense: Check, **how: bool
+    ) -> list[Case]:
+        """`ours` with relu2_mlp's own threshold, where it runs dense by that; `how` as `pays` takes it."""
+        if pays(self.x.shape[0], *self.w2.shape, fp8=dtype == "fp8", **how):
             return []
-        return [Case("sparse24_fallback", dtype, partial(ours, min_tokens=DEFAULT_MIN_TOKENS), dense, "part")]
+        # On the CPU there is no threshold: dense by hand.
+        return [Case(name, dtype, partial(ours, min_tokens=None if self.x.is_cuda else 1 << 30), dense, "part")]
 
 
 def compilations(tokens: int, d_model: int, d_ff: int, bias: bool) -> list[Job]:
@@ -86,7 +89,7 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, ffn.hidden_shape, rows, exact_y, limit)
 
-    def ours(_: int, fused: bool | None = None, min_tokens: int = 0) -> torch.Tensor:
+    def ours(_: int, fused: bool | None = None, min_tokens: int | None = 0) -> torch.Tensor:
         return sparse24.relu2_mlp(x, *weights, precision="16bit", min_tokens=min_tokens, fused=fused)
 
     def first_relu2(_: int) -> torch.Tensor:
@@ -116,7 +119,7 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
         Case("sparse24", "bf16", ours, sparse, "sparse24"),
         Case("sparse24_fused", "bf16", partial(ours, fused=True), sparse, "part"),
         Case("sparse24_composed", "bf16", partial(ours, fused=False), sparse, "part"),
-        *ffn.fallback("bf16", ours, dense),
+        *ffn.as_it_comes("sparse24_fallback", "bf16", ours, dense),
         Case("dense", "bf16", lambda _: F.linear(x, w1, b1), check_first, "part", "gemm1"),
         Case("linear_relu2", "bf16", first_relu2, check_relu2, "part", "gemm1"),
         Case("linear_compress", "bf16", first_compress, check_compress, "part", "gemm1"),
@@ -159,9 +162,15 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, ffn.hidden_shape, rows, exact_y / static.double(), limit)
 
-    def ours(_: int, fused: bool | None = None, min_tokens: int = 0, **scale: torch.Tensor | None) -> torch.Tensor:
+    def ours(
+        _: int, fused: bool | None = None, min_tokens: int | None = 0, **scale: torch.Tensor | None
+    ) -> torch.Tensor:
         scales = {"w1_scale": s1, "w2_scale": s2} | scale
         return sparse24.relu2_mlp(x, q1, q2, b1, b2, precision="fp8", min_tokens=min_tokens, fused=fused, **scales)
+
+    def one_scale(_: int, min_tokens: int | None = 0) -> torch.Tensor:
+        scales = {"w1_scale": s1, "w2_scale": u2, "scale_y": static}
+        return sparse24.relu2_mlp(x, q1, t2, b1, b2, precision="fp8", min_tokens=min_tokens, **scales)
 
     def predicted(_: int) -> torch.Tensor:
         q, s, scale = sparse24.quantize_fp8_predict(x, factor)
@@ -218,9 +227,10 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
             "sparse24", "fp8", partial(ours, scale_y_factor=bound), sparse_given if b1 is None else sparse, "sparse24"
         ),
         Case("sparse24_composed", "fp8", partial(ours, fused=False), sparse, "part"),
-        *ffn.fallback("fp8", partial(ours, scale_y_factor=bound), dense),
+        *ffn.as_it_comes("sparse24_fallback", "fp8", partial(ours, scale_y_factor=bound), dense),
         Case("sparse24_fused", "fp8", partial(ours, fused=True), sparse, "part"),
-        Case("sparse24_fused_static", "fp8", partial(ours, fused=True, scale_y=static), sparse_given, "part"),
+        Case("sparse24_fused_static", "fp8", one_scale, expected_static.check_sparse, "part"),
+        *ffn.as_it_comes("sparse24_fallback_static", "fp8", one_scale, expected_static.check_dense, one_scale=True),
         Case("sparse24_fused_predicted", "fp8", predicted, sparse_given, "part"),
         Case("dense", "fp8", first_dense, check_first, "part", "gemm1"),
         Case("linear_relu2", "fp8", first_relu2, check_relu2, "part", "gemm1"),

@@ -13,6 +13,18 @@ PATHS = ("fused", "composed", "fused_static", "fused_predicted")
 # What users run, and what else they could run in torch.
 TORCH = {"bf16": ("torch_compile", "eager"), "fp8": ("scaled_mm_row", "scaled_mm_tensor")}
 
+# By precision and scales of the activation and w2: dtype, relu2_mlp, the same where it runs dense, dense variants.
+DEFAULTS = {
+    "bf16": ("bf16", "sparse24", "sparse24_fallback", ("torch_compile", "eager", "fused_dense")),
+    "fp8, a scale per row": ("fp8", "sparse24", "sparse24_fallback", ("scaled_mm_row",)),
+    "fp8, one scale": (
+        "fp8",
+        "sparse24_fused_static",
+        "sparse24_fallback_static",
+        ("fused_dense", "scaled_mm_tensor"),
+    ),
+}
+
 
 def all_tables(records: list[report.Record]) -> str:
     """From the records of bench "ffn_forward" with independent zeros of any share."""
@@ -20,7 +32,7 @@ def all_tables(records: list[report.Record]) -> str:
     usual = [r for r in records if report.usual(r)]
     found = threshold.points(usual)
     large = [r for r in usual if r.get("sizes", "large") == "large"]
-    parts = [_variants(large), _sweeps(found), _models(usual, found), _shares(records)]
+    parts = [_variants(large), _sweeps(found), _as_it_comes(usual, found), _models(usual, found), _shares(records)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -64,6 +76,33 @@ def _sweeps(found: list[threshold.Point]) -> str:
         f"Not slower than the best dense: {limits}. relu2_mlp runs dense below `min_tokens`."
     )
     return table(title, head, rows)
+
+
+def _as_it_comes(records: list[report.Record], found: list[threshold.Point]) -> str:
+    """The sweeps again: what relu2_mlp runs by its own threshold, over the best dense variant with scales like its."""
+    swept = threshold.sweeps(found)
+    rows = []
+    for both in report.group(records).values():
+        first = both[0]
+        if (first["d_model"], first["d_ff"]) not in swept:
+            continue
+        row = [f"{first['d_model']}, {first['d_ff']}", f"{first['tokens']:,}"]
+        for dtype, ours, fallback, rivals in DEFAULTS.values():
+            by_name = {r["variant"]: r for r in both if r["dtype"] == dtype and r["median_us"]}
+            chosen = by_name.get(fallback, by_name.get(ours))
+            dense = min((by_name[n] for n in rivals if n in by_name), key=lambda r: r["median_us"], default=None)
+            if chosen is None or dense is None:
+                row += ["", ""]
+                continue
+            kind = "dense" if chosen["variant"] == fallback else "sparse"
+            row += [f"{us(chosen)} {kind}", f"{_gain(_ratio(dense, chosen))} {dense['variant']}"]
+        rows.append((first["d_model"], first["tokens"], row))
+    head = ["D, F", "T", *(text for name in DEFAULTS for text in (f"{name} us", "over best dense"))]
+    title = (
+        "**FFN forward as relu2_mlp runs it by default**, 90 % zeros: dense for few tokens (`sparse24.mlp.pays`), and "
+        "over the best dense variant whose activation and second weight have as many scales"
+    )
+    return table(title, head, [row for *_, row in sorted(rows, key=lambda r: (-r[0], r[1]))]) if rows else ""
 
 
 def _models(records: list[report.Record], found: list[threshold.Point]) -> str:

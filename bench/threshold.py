@@ -1,4 +1,4 @@
-"""From how many tokens on 2:4 pays: what sparse24.mlp.DEFAULT_MIN_TOKENS should be, from the sweeps of ffn_forward.
+"""From how many tokens on 2:4 pays, from the sweeps of ffn_forward: what sparse24.mlp.pays stands on.
 
     python bench/threshold.py bench/results/<gpu>/ffn_forward.json
     python bench/threshold.py bench/results/<gpu>/ffn_forward.json --tolerance 0.02
@@ -80,7 +80,9 @@ def main() -> int:
     for (d_model, d_ff), some in sweeps(found).items():
         for dtype in sorted({p.dtype for p in some}):
             mine = [p for p in some if p.dtype == dtype]
-            print(f"D {d_model}, F {d_ff}, {dtype}: from T = {threshold(mine, args.tolerance)}")
+            first = threshold(mine, args.tolerance)
+            products = f", {first * d_model * d_ff:.1e} multiply-adds" if first else ""
+            print(f"D {d_model}, F {d_ff}, {dtype}: from T = {first}{products}")
             for p in mine:
                 told = f"{p.speedup:.3f} over {p.dense['variant']}" if p.speedup else "not verified"
                 print(f"  T {p.tokens:>6}  {told}")

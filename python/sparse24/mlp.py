@@ -23,9 +23,13 @@ from sparse24.training import Recipe
 
 Precision = Literal["auto", "16bit", "fp8"]
 
-#: Tokens below which `relu2_mlp` runs dense on CUDA unless `min_tokens` says otherwise. With few tokens both GEMMs are
-#: bound by reading the weights, which 2:4 activations do not shrink.
-DEFAULT_MIN_TOKENS = 1024
+#: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
+#: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
+#: take longer than the products. Measured (bench/NOTES.md).
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 40e9}
+#: In fp8 with a scale per row, so many tokens run sparse for any size: torch's dense product for such scales takes 1.5
+#: times as long there as with single ones.
+FEW_TOKENS = 256
 
 _DEFAULT_RECIPE = Recipe()
 
@@ -55,7 +59,7 @@ def relu2_mlp(
     non-zeros, at random initialisation 19 %: train dense first (`sparse24.analyze` measures it).
 
     It runs dense, at the same precision and without pruning, where the sparse product does not pay or does not fit:
-    with fewer than `min_tokens` tokens, and where F is not a multiple of 16 (16-bit) or 32 (fp8); and with `sparse`
+    with too few tokens (`min_tokens`), and where F is not a multiple of 16 (16-bit) or 32 (fp8); and with `sparse`
     False, which is the warm-up of training.
 
     Parameters
@@ -85,8 +89,10 @@ def relu2_mlp(
         fp8 only, instead of `scale_y`: predict it as ``factor * |x_t|^2`` (`sparse24.quantize_fp8_predict`), which
         costs nothing. `sparse24.bounding_factor` gives one with which nothing saturates.
     min_tokens : int, optional
-        Default: `sparse24.mlp.DEFAULT_MIN_TOKENS` on CUDA, 0 on the CPU. The comparison is a Python one on the shape:
-        constant for static shapes, one guard for dynamic ones.
+        Fewer tokens run dense. Default: 0 on the CPU; on CUDA so many that the second GEMM has
+        `sparse24.mlp.DEFAULT_MIN_PRODUCTS` multiply-adds (`sparse24.mlp.pays`), such as 298 tokens in 16 bits for D =
+        4096 and F = 16384. The comparison is a Python one on shapes: constant for static shapes, one guard for dynamic
+        ones.
     fused : bool, optional
         True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
         GEMM, then a compressing pass. Default: what was faster where it was measured (README), which is True but for
@@ -141,9 +147,7 @@ def relu2_mlp(
     dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
     check_operands(x, w1, w2, b1, b2, dtype)
     fp8 = is_fp8(precision, w1, w2, w1_scale, w2_scale)
-    if min_tokens is None:
-        min_tokens = DEFAULT_MIN_TOKENS if x.is_cuda else 0
-    if min_tokens < 0:
+    if min_tokens is not None and min_tokens < 0:
         fail("min_tokens to be at least 0", min_tokens)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8)
@@ -151,7 +155,12 @@ def relu2_mlp(
     tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
-    sparse = sparse and tokens.shape[0] >= min_tokens and w1.shape[0] % (32 if fp8 else 16) == 0
+    if min_tokens is not None:
+        enough = tokens.shape[0] >= min_tokens
+    else:
+        one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
+        enough = not x.is_cuda or pays(tokens.shape[0], *w2.shape, fp8=fp8, one_scale=one_scale)
+    sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
     if fused is None:
         fused = not (fp8 and sparse) or scale_y is not None or scale_y_factor is not None
     mode = Mode(fp8, sparse, fused)
@@ -185,6 +194,23 @@ def relu2_mlp(
             )
     # Nothing else holds `out`: as a view FSDP2 would warn of it, where the network is wrapped on its own.
     return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
+
+
+def pays(tokens: int, d_out: int, d_ff: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
+    """Whether `relu2_mlp` runs sparse by default on CUDA: where that was not slower than dense.
+
+    Parameters
+    ----------
+    tokens, d_out, d_ff : int
+        Sizes of the second GEMM: [tokens, d_ff] times the transpose of w2 [d_out, d_ff].
+    fp8 : bool
+        Its precision.
+    one_scale : bool
+        fp8: the activation and w2 have a single scale each, not one per row.
+    """
+    if fp8 and not one_scale and tokens <= FEW_TOKENS:
+        return True
+    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS["fp8" if fp8 else "16bit"]
 
 
 def up_projection(

@@ -208,16 +208,32 @@ def test_dense_below_the_threshold(device, precision):
         assert_accurate(always, torchs, exact, magnitude)
 
 
-def test_the_default_threshold_is_documented(device):
-    from sparse24.mlp import DEFAULT_MIN_TOKENS
+@pytest.mark.parametrize("count", [2083, 2084])
+def test_the_default_threshold_counts_products(device, count):
+    """20e9 multiply-adds of 3000 x 3200: from 2,084 tokens on. Below it is dense on CUDA; the CPU is always sparse."""
+    x, w1 = integers(count, 16, dtype=torch.bfloat16, limit=2), integers(3200, 16, dtype=torch.bfloat16, limit=2)
+    w2 = integers(3000, 3200, dtype=torch.bfloat16, limit=1, seed=1)
+    if device == "cpu":
+        x, w2 = x[:20], w2[:16]  # the reference is slow
+    x, w1, w2 = (t.to(device) for t in (x, w1, w2))
+    expected = sparse24.relu2_mlp(x, w1, w2, sparse=device == "cpu" or count == 2084, min_tokens=0)
+    assert_same_bits(sparse24.relu2_mlp(x, w1, w2), expected)
+    other = sparse24.relu2_mlp(x, w1, w2, sparse=device != "cpu" and count == 2083, min_tokens=0)
+    assert not torch.equal(other, expected)
 
-    x, (w1, w2, _, _) = tokens(DEFAULT_MIN_TOKENS, torch.bfloat16, device), weights(torch.bfloat16, device)
-    sparse = sparse24.relu2_mlp(x, w1, w2, min_tokens=0)
-    assert_same_bits(sparse24.relu2_mlp(x, w1, w2), sparse)
-    few = x[: DEFAULT_MIN_TOKENS - 1]
-    expected = sparse24.relu2_mlp(few, w1, w2, min_tokens=0 if device == "cpu" else DEFAULT_MIN_TOKENS)
-    assert_same_bits(sparse24.relu2_mlp(few, w1, w2), expected)
-    assert "DEFAULT_MIN_TOKENS" in sparse24.relu2_mlp.__doc__
+
+def test_where_sparse_pays():
+    """What was measured on an H100 (bench/NOTES.md)."""
+    from sparse24.mlp import pays
+
+    assert not pays(1536, 1664, 6656) and pays(2048, 1664, 6656)
+    assert not pays(256, 4096, 16384) and pays(512, 4096, 16384)
+    assert not pays(4096, 768, 3072) and pays(16384, 768, 3072)
+    rows, single = {"fp8": True}, {"fp8": True, "one_scale": True}
+    assert pays(128, 1664, 6656, **rows) and not pays(512, 1664, 6656, **rows) and pays(4096, 1664, 6656, **rows)
+    assert not pays(128, 1664, 6656, **single) and pays(4096, 1664, 6656, **single)
+    assert not pays(512, 4096, 16384, **single) and pays(1024, 4096, 16384, **single)
+    assert "DEFAULT_MIN_PRODUCTS" in sparse24.relu2_mlp.__doc__
 
 
 def test_unaligned_features_run_dense(device):
