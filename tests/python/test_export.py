@@ -58,9 +58,9 @@ def example(device, tokens=21):
 def serve(folder, device, *, library=sparse24._library.LIBRARY_PATH):
     """Run the programs of a folder in a fresh process: outputs for SIZES by program, or what it wrote to stderr."""
     torch.save([example(device, tokens) for tokens in SIZES], folder / "inputs.pt")
-    command = [sys.executable, "-c", SERVE, library, str(folder)]
+    command = [sys.executable, "-X", "faulthandler", "-c", SERVE, library, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return torch.load(folder / "outputs.pt") if done.returncode == 0 else done.stderr
+    return torch.load(folder / "outputs.pt") if done.returncode == 0 else f"exit {done.returncode}: {done.stderr}"
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
