@@ -25,11 +25,13 @@ Precision = Literal["auto", "16bit", "fp8"]
 
 #: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
 #: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
-#: take longer than the products. Measured (bench/NOTES.md).
-DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 40e9}
+#: take longer than the products. Measured (bench/NOTES.md); `pays` says which is for what.
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 40e9, "fp8 one scale": 60e9, "fp8 one scale, narrow": 150e9}
 #: In fp8 with a scale per row, so many tokens run sparse for any size: torch's dense product for such scales takes 1.5
 #: times as long there as with single ones.
 FEW_TOKENS = 256
+#: Fewer features of x are narrow: in fp8 the epilogue of linear_compress is not hidden under so short a product.
+NARROW = 2048
 
 _DEFAULT_RECIPE = Recipe()
 
@@ -159,7 +161,7 @@ def relu2_mlp(
         enough = tokens.shape[0] >= min_tokens
     else:
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
-        enough = not x.is_cuda or pays(tokens.shape[0], *w2.shape, fp8=fp8, one_scale=one_scale)
+        enough = not x.is_cuda or pays(tokens.shape[0], *w1.shape, w2.shape[0], fp8=fp8, one_scale=one_scale)
     sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
     if fused is None:
         fused = not (fp8 and sparse) or scale_y is not None or scale_y_factor is not None
@@ -196,13 +198,13 @@ def relu2_mlp(
     return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
 
 
-def pays(tokens: int, d_out: int, d_ff: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
+def pays(tokens: int, d_ff: int, d_in: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
     """Whether `relu2_mlp` runs sparse by default on CUDA: where that was not slower than dense.
 
     Parameters
     ----------
-    tokens, d_out, d_ff : int
-        Sizes of the second GEMM: [tokens, d_ff] times the transpose of w2 [d_out, d_ff].
+    tokens, d_ff, d_in, d_out : int
+        Sizes: x [tokens, d_in], w1 [d_ff, d_in], w2 [d_out, d_ff].
     fp8 : bool
         Its precision.
     one_scale : bool
@@ -210,7 +212,10 @@ def pays(tokens: int, d_out: int, d_ff: int, *, fp8: bool = False, one_scale: bo
     """
     if fp8 and not one_scale and tokens <= FEW_TOKENS:
         return True
-    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS["fp8" if fp8 else "16bit"]
+    kind = "16bit" if not fp8 else "fp8" if not one_scale else "fp8 one scale"
+    if kind == "fp8 one scale" and d_in < NARROW:
+        kind = "fp8 one scale, narrow"
+    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[kind]
 
 
 def up_projection(

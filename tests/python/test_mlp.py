@@ -226,13 +226,16 @@ def test_where_sparse_pays():
     """What was measured on an H100 (bench/NOTES.md)."""
     from sparse24.mlp import pays
 
-    assert not pays(1536, 1664, 6656) and pays(2048, 1664, 6656)
-    assert not pays(256, 4096, 16384) and pays(512, 4096, 16384)
-    assert not pays(4096, 768, 3072) and pays(16384, 768, 3072)
-    rows, single = {"fp8": True}, {"fp8": True, "one_scale": True}
-    assert pays(128, 1664, 6656, **rows) and not pays(512, 1664, 6656, **rows) and pays(4096, 1664, 6656, **rows)
-    assert not pays(128, 1664, 6656, **single) and pays(4096, 1664, 6656, **single)
-    assert not pays(512, 4096, 16384, **single) and pays(1024, 4096, 16384, **single)
+    def where(d_model, d_ff, **how):
+        return [t for t in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if pays(t, d_ff, d_model, d_model, **how)]
+
+    assert where(4096, 16384) == [512, 1024, 2048, 4096, 8192, 16384]
+    assert where(1664, 6656) == [2048, 4096, 8192, 16384]
+    assert where(768, 3072) == [16384]
+    assert where(4096, 16384, fp8=True) == [128, 256, 1024, 2048, 4096, 8192, 16384]
+    assert where(1664, 6656, fp8=True) == [128, 256, 4096, 8192, 16384]
+    assert where(4096, 16384, fp8=True, one_scale=True) == [1024, 2048, 4096, 8192, 16384]
+    assert where(1664, 6656, fp8=True, one_scale=True) == [16384]
     assert "DEFAULT_MIN_PRODUCTS" in sparse24.relu2_mlp.__doc__
 
 
