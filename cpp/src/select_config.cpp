@@ -8,20 +8,22 @@
 namespace sparse24 {
 namespace {
 
-// A compiled tile and its throughput relative to 128x256, in 16 bits and in fp8, for tiles that fill the machine.
+// A compiled tile and its throughput relative to 128x256, in 16 bits and in fp8, for tiles that fill the machine; in
+// fp8 also where the product is so long that the board's power limits it.
 struct Tile {
   MmTile tile;
   int m, n, cluster_m;
-  double throughput, throughput_fp8;
+  double throughput, throughput_fp8, throughput_fp8_long;
   bool float16;  // compiled for float16 too
 };
+constexpr double kLong = 8e11;  // multiply-adds: 0.7 ms in fp8
 
 constexpr Tile kTiles[] = {
-    {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, true},   // many tokens
-    {MmTile::k256x192, 256, 192, 2, 1.06, 1.03, false},  // where it makes fewer waves
-    {MmTile::k128x128, 128, 128, 2, 0.72, 0.72, false},  // hundreds of tokens
-    {MmTile::k64x128, 64, 128, 2, 0.46, 0.46, true},     // few tokens
-    {MmTile::k64x64, 64, 64, 2, 0.28, 0.28, false},      // the fewest; its throughput is an estimate
+    {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, 1.00, true},    // many tokens
+    {MmTile::k256x192, 256, 192, 2, 1.06, 1.055, 0.97, false},  // where it makes fewer waves
+    {MmTile::k128x128, 128, 128, 2, 0.72, 0.72, 0.72, false},   // hundreds of tokens
+    {MmTile::k64x128, 64, 128, 2, 0.46, 0.46, 0.46, true},      // few tokens
+    {MmTile::k64x64, 64, 64, 2, 0.28, 0.28, 0.28, false},       // the fewest; its throughput is an estimate
 };
 
 constexpr bool is_compiled(const Tile& tile, DType dtype) { return dtype != DType::kFloat16 || tile.float16; }
@@ -33,7 +35,10 @@ double predicted_time(const Tile& tile, int splits, DType dtype, int64_t m, int6
   // A tile's time: its area over its throughput, times K and what filling and draining its pipeline costs: about 1,000
   // columns. The unit is fp8's time for an entry of a 128x256 tile and one column.
   const bool fp8 = dtype == DType::kFloat8E4M3;
-  const double unit = fp8 ? 1.05e-7 : 2.1e-7, throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
+  const double unit = fp8 ? 1.05e-7 : 2.1e-7;
+  const double throughput = !fp8                                        ? tile.throughput
+                            : double(m) * double(n) * double(k) < kLong ? tile.throughput_fp8
+                                                                        : tile.throughput_fp8_long;
   const double computing = double(waves) * tile.m * tile.n / throughput * (double(k) / splits + 1000) * unit;
   // All of B is read, at about 2.3 TB/s, and the shorter of both is not quite hidden.
   const double reading = double(n * k * size_of(dtype)) / 2.3e6;

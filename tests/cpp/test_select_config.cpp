@@ -171,6 +171,10 @@ TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
     EXPECT_EQ(tile(DType::kBFloat16, m, n), MmTile::k128x256) << m << " x " << n;
   EXPECT_EQ(tile(DType::kFloat8E4M3, 32768, 1664), MmTile::k256x192);
   EXPECT_EQ(tile(DType::kFloat8E4M3, 8192, 4096), MmTile::k128x256);
+  EXPECT_EQ(tile(DType::kFloat8E4M3, 16384, 2560), MmTile::k256x192);
+  // At the power limit the kernel with products in flight is faster, for as many waves too.
+  EXPECT_EQ(select_mm_config(DType::kFloat8E4M3, 16384, 6144, 24576, 132).tile, MmTile::k128x256);
+  EXPECT_EQ(select_mm_config(DType::kFloat8E4M3, 16384, 4096, 21504, 132).tile, MmTile::k128x256);
 }
 
 TEST(SelectTileOrder, IsSymmetric) {
