@@ -1,4 +1,4 @@
-"""The README's tables of the FFN forward: sizes of models, the sweeps with the region where dense is faster, zeros."""
+"""The tables of the FFN forward: sizes of models, the sweeps with the region where dense is faster, zeros."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""From records to files and tables: JSON, plain text for the terminal, the README's tables.
+"""From records to files and tables: JSON, plain text for the terminal, the README's table, and all tables.
 
-    python bench/report.py bench/results/<gpu>/*.json --readme README.md
+    python bench/report.py bench/results/<gpu>/*.json --readme README.md --tables bench/results/<gpu>/README.md
 
-replaces what stands between `<!-- bench:begin -->` and `<!-- bench:end -->`; without --readme it prints the tables.
+replaces what stands between `<!-- bench:begin -->` and `<!-- bench:end -->` in the one by a summary, and in the other
+by every table; with neither it prints the tables.
 """
 
 from __future__ import annotations
@@ -108,15 +109,18 @@ def replace_section(text: str, section: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", nargs="+", type=Path)
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--readme", type=Path, help="gets the summary")
+    parser.add_argument("--tables", type=Path, help="gets all tables")
     args = parser.parse_args()
-    from tables import markdown  # which imports this module
+    import summary  # both import this module
+    import tables
 
-    section = markdown(read_json(args.json))
-    if args.readme:
-        args.readme.write_text(replace_section(args.readme.read_text(), section))
-    else:
-        print(section)
+    records = read_json(args.json)
+    for path, markdown in ((args.readme, summary.markdown), (args.tables, tables.markdown)):
+        if path:
+            path.write_text(replace_section(path.read_text(), markdown(records)))
+    if not (args.readme or args.tables):
+        print(tables.markdown(records))
     return 0
 
 

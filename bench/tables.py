@@ -1,4 +1,4 @@
-"""The tables of the README, in markdown: report.py puts them there."""
+"""All tables of a GPU's records, in markdown: report.py puts them into bench/results/<gpu>/README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markdown_table import rate, table, us, zeros
 
 
 def markdown(records: list[report.Record]) -> str:
-    """All tables of the README, under a headline for each GPU."""
+    """All tables, under a headline for each GPU."""
     gpus = dict.fromkeys(r["gpu"] for r in records)
     return "\n\n".join(_of_one_gpu([r for r in records if r["gpu"] == gpu]) for gpu in gpus)
 

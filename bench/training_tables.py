@@ -1,4 +1,4 @@
-"""The README's table of a training step of the FFN."""
+"""The table of a training step of the FFN."""
 
 from __future__ import annotations
 

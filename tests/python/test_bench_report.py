@@ -135,6 +135,28 @@ def test_tables_show_where_it_loses():
     assert rows(text, "by the share of zeros") == [["8192, 3072, 9216", "fp8", "100, **0.50**", "100, 1.25"]]
 
 
+def test_the_readme_has_a_summary():
+    """What it runs by itself, over what users run and over the best dense; bold where that is faster."""
+    import summary
+
+    ffn, training = (8192, *WIDE), {"bench": "ffn_training", "race": "training"}
+    few = [
+        record(128, WIDE, "bf16", "torch_compile", "dense", 118.0),
+        record(128, WIDE, "bf16", "fused_dense", "dense", 99.0),
+        record(128, WIDE, "bf16", "sparse24", "sparse24", 120.0),
+        record(128, WIDE, "bf16", "sparse24_fallback", "part", 100.0),
+    ]
+    step = [
+        record(*ffn[:1], WIDE, "bf16", "torch_compile", "dense", 240.0, **training),
+        record(*ffn[:1], WIDE, "bf16", "sparse24", "sparse24", 200.0, **training),
+    ]
+    text = summary.markdown([*size(8192, WIDE, "fp8", 1.25, model="P"), *step, *few, *size(77, WIDE, "fp8", 2.0)])
+    assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
+        ["8192, 4096, 16384", "P", "", "", "", "100", "1.38", "1.25", "200", "1.20", ""],
+        ["128, 4096, 16384", "", "100 (dense)", "1.18", "**0.99**", "", "", "", "", "", ""],
+    ]
+
+
 def test_tables_stand_in_the_readme(tmp_path):
     import report
 
@@ -150,10 +172,14 @@ def test_tables_stand_in_the_readme(tmp_path):
     )
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    command = [sys.executable, BENCH / "report.py", tmp_path / "a.json", tmp_path / "accuracy.json", "--readme", readme]
+    command = [sys.executable, BENCH / "report.py", tmp_path / "a.json", tmp_path / "accuracy.json", "--tables", readme]
     subprocess.run(command, check=True, timeout=60)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
+    summary = [*command[:-2], "--readme", readme.with_name("SUMMARY.md")]
+    summary[-1].write_text(f"{report.BEGIN}{report.END}")
+    subprocess.run(summary, check=True, timeout=60)
+    assert "4096, 16384" in summary[-1].read_text() and "Error of" not in summary[-1].read_text()
     assert rows(text, "**Error of the FFN outputs**") == [
         ["share of zeros", "87 %", "", "", ""],
         ["pruning alone", "1.34 %", "", "", ""],
