@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import report
 import threshold
-from markdown_table import table, us, zeros
+from markdown_table import gain, table, us, zeros
 
 # relu2_mlp's other paths, by what their variants are called after "sparse24_".
 PATHS = ("fused", "composed", "fused_static", "fused_predicted")
@@ -48,7 +48,7 @@ def _variants(records: list[report.Record]) -> str:
         in_torch = [f"{us(by_name[name])} {name}" for name in TORCH[ours["dtype"]] if name in by_name]
         fused, cslt = (us(by_name[name]) if name in by_name else "" for name in ("fused_dense", "cusparselt"))
         rows.append([_size(ours), ours["dtype"], us(ours), ", ".join(paths), ", ".join(in_torch), fused, cslt])
-        rows[-1] += [_gain(_ratio(dense, ours)), f"{100 * ours['pruning_error']:.1f} %"]
+        rows[-1] += [gain(dense, ours), f"{100 * ours['pruning_error']:.1f} %"]
     head = ["T, D, F", "precision", "relu2_mlp us", "its paths", "dense in torch", "fused dense", "cuSPARSELt"]
     head += ["over best dense", "pruning error"]
     return table("**FFN forward**, 90 % zeros, all variants", head, rows) if rows else ""
@@ -95,7 +95,7 @@ def _as_it_comes(records: list[report.Record], found: list[threshold.Point]) -> 
                 row += ["", ""]
                 continue
             kind = "dense" if chosen["variant"] == fallback else "sparse"
-            row += [f"{us(chosen)} {kind}", f"{_gain(_ratio(dense, chosen))} {dense['variant']}"]
+            row += [f"{us(chosen)} {kind}", f"{gain(dense, chosen)} {dense['variant']}"]
         rows.append((first["d_model"], first["tokens"], row))
     head = ["D, F", "T", *(text for name in DEFAULTS for text in (f"{name} us", "over best dense"))]
     title = (
@@ -138,7 +138,7 @@ def _shares(records: list[report.Record]) -> str:
         row = [", ".join(map(str, size)), dtype]
         for share in columns:
             ours, dense = (report.fastest(by_share.get(share, []), role) for role in ("sparse24", "dense"))
-            row.append(f"{us(ours)}, {_gain(_ratio(dense, ours))}" if ours and dense else "")
+            row.append(f"{us(ours)}, {gain(dense, ours)}" if ours and dense else "")
         rows.append(row)
     head = ["T, D, F", "precision", *(f"{share} zeros" for share in columns)]
     return table("**FFN forward by the share of zeros**: us, and over the best dense", head, rows) if rows else ""
@@ -147,7 +147,7 @@ def _shares(records: list[report.Record]) -> str:
 def _point(point: threshold.Point | None) -> list[str]:
     if point is None or point.speedup is None:
         return ["", "", "" if point is None else "not verified"]
-    return [us(point.ours), f"{us(point.dense)} {point.dense['variant']}", _gain(point.speedup)]
+    return [us(point.ours), f"{us(point.dense)} {point.dense['variant']}", gain(point.dense, point.ours)]
 
 
 def _rivals(records: list[report.Record], in_torch: Iterable[str]) -> list[str]:
@@ -160,17 +160,8 @@ def _rivals(records: list[report.Record], in_torch: Iterable[str]) -> list[str]:
     compiled = report.fastest([r for r in records if r["variant"] in in_torch and r["variant"] != "eager"], "dense")
     for rival in (compiled, dense, report.fastest(records, "cusparselt")):
         name = f" {rival['variant']}" if rival is dense and rival else ""
-        cells.append(f"{_gain(_ratio(rival, ours))}{name}" if rival else "")
+        cells.append(f"{gain(rival, ours)}{name}" if rival else "")
     return cells
-
-
-def _ratio(rival: report.Record, ours: report.Record) -> float:
-    return rival["median_us"] / ours["median_us"]
-
-
-def _gain(ratio: float) -> str:
-    """Bold where we lose, be it by less than is printed."""
-    return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
 
 
 def _size(record: report.Record) -> str:

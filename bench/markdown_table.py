@@ -17,6 +17,12 @@ def zeros(record: report.Record) -> str:
     return f"{100 * record['zeros']:.0f} %"
 
 
+def gain(rival: report.Record, ours: report.Record) -> str:
+    """Our speed-up; bold where we lose, be it by less than is printed."""
+    ratio = rival["median_us"] / ours["median_us"]
+    return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
+
+
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:
     lines = [title, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

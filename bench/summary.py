@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import report
 import sizes
-from markdown_table import table, us
+from markdown_table import gain, table, us
 
 # The large sizes, more and fewer tokens, and a narrow network.
 SHOWN = (
@@ -58,11 +58,4 @@ def _cells(records: list[report.Record], bench: str, dtype: str, race: str, riva
     if not ours:
         return ["", "", ""]
     kind = " (dense)" if ours["variant"] == "sparse24_fallback" else ""
-    return [us(ours) + kind, *(_gain(by_name.get(name), ours) for name in (rival, "fused_dense"))]
-
-
-def _gain(rival: report.Record | None, ours: report.Record) -> str:
-    if rival is None:
-        return ""
-    ratio = rival["median_us"] / ours["median_us"]
-    return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
+    return [us(ours) + kind, *(gain(by_name[name], ours) if name in by_name else "" for name in (rival, "fused_dense"))]
