@@ -99,7 +99,7 @@ def _as_it_comes(records: list[report.Record], found: list[threshold.Point]) -> 
         rows.append((first["d_model"], first["tokens"], row))
     head = ["D, F", "T", *(text for name in DEFAULTS for text in (f"{name} us", "over best dense"))]
     title = (
-        "**FFN forward as relu2_mlp runs it by default**, 90 % zeros: dense for few tokens (`sparse24.mlp.pays`), and "
+        "**FFN forward as relu2_mlp runs it by default**, 90 % zeros: dense where `sparse24.mlp.pays` says so, and "
         "over the best dense variant whose activation and second weight have as many scales"
     )
     return table(title, head, [row for *_, row in sorted(rows, key=lambda r: (-r[0], r[1]))]) if rows else ""

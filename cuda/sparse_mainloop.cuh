@@ -94,8 +94,8 @@ struct SparseMainloopFp8 : Stock {
   CUTLASS_DEVICE static void multiply_next(MainloopPipeline& pipeline, PipelineState& read, PipelineState& done,
                                            TiledMma& mma, A const& of_a, B const& of_b, const uint8_t* bytes,
                                            Metadata& meta, Accumulators& accumulators) {
-    using Arrived = cutlass::BarrierStatus;
-    const bool arrived = __all_sync(0xffffffffu, pipeline.consumer_test_wait(read).get() == Arrived::WaitDone);
+    const auto status = pipeline.consumer_test_wait(read).get();
+    const bool arrived = __all_sync(0xffffffffu, status == cutlass::BarrierStatus::WaitDone);
     if (!arrived) {
       cute::warpgroup_wait<0>();
       pipeline.consumer_release(done);

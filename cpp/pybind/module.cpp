@@ -92,6 +92,12 @@ py::dict to_dict(const sparse24::MmConfig& config) {
   return out;
 }
 
+py::dict to_dict(const sparse24::LinearConfig& config) {
+  py::dict out = to_dict<sparse24::LinearConfig>(config);
+  out["cluster_n"] = config.cluster_n;
+  return out;
+}
+
 py::list mm_configs(const std::string& dtype) {
   py::list out;
   for (const auto& config : sparse24::mm_configs(parse_dtype(dtype))) out.append(to_dict(config));

@@ -113,8 +113,8 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
   // Per column of K: half of A's entries with metadata of an eighth of them, and meanwhile memory delivers 0.32 entries
   // for each entry of a tile.
   TileTraffic traffic{0.5625 * cluster_rows, double(best.tile_n), 0.32 * best.tile_m * best.tile_n};
-  // Measured at N = 1664, 2176 and 4480, not explained: 128x256 tiles whose last column is half full take 4 to 15 %
-  // more along N than along M.
+  // Measured at N = 1664, 2176 and 4480, not explained: 128x256 tiles whose last column is at most half full take 4 to
+  // 15 % more along N than along M.
   const int64_t in_last_column = n - (ceil_div(n, best.tile_n) - 1) * best.tile_n;
   if (best.tile == MmTile::k128x256 && 2 * in_last_column <= best.tile_n) traffic.along_n = 1.1;
   const TileOrder order = select_tile_order(ceil_div(m, cluster_rows), ceil_div(n, best.tile_n),

@@ -14,7 +14,7 @@ class BuildInfo(TypedDict):
     compiler: str
     torch_target: str
 
-class LinearConfig(TypedDict):
+class _Config(TypedDict):
     tile_m: int
     tile_n: int
     tile_k: int
@@ -23,7 +23,10 @@ class LinearConfig(TypedDict):
     raster: str
     text: str
 
-class MmConfig(LinearConfig):
+class LinearConfig(_Config):
+    cluster_n: int
+
+class MmConfig(_Config):
     splits: int
 
 version: str

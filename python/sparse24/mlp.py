@@ -93,8 +93,8 @@ def relu2_mlp(
     min_tokens : int, optional
         Fewer tokens run dense. Default: 0 on the CPU; on CUDA so many that the second GEMM has
         `sparse24.mlp.DEFAULT_MIN_PRODUCTS` multiply-adds (`sparse24.mlp.pays`), such as 298 tokens in 16 bits for D =
-        4096 and F = 16384. The comparison is a Python one on shapes: constant for static shapes, one guard for dynamic
-        ones.
+        4096 and F = 16384. fp8 with a scale per row is sparse again up to `sparse24.mlp.FEW_TOKENS` of them. The
+        comparison is a Python one on shapes: constant for static shapes, guards for dynamic ones.
     fused : bool, optional
         True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
         GEMM, then a compressing pass. Default: what was faster where it was measured (README), which is True but for
@@ -210,11 +210,14 @@ def pays(tokens: int, d_ff: int, d_in: int, d_out: int, *, fp8: bool = False, on
     one_scale : bool
         fp8: the activation and w2 have a single scale each, not one per row.
     """
-    if fp8 and not one_scale and tokens <= FEW_TOKENS:
+    if not fp8:
+        kind = "16bit"
+    elif one_scale:
+        kind = "fp8 one scale" if d_in >= NARROW else "fp8 one scale, narrow"
+    elif tokens <= FEW_TOKENS:
         return True
-    kind = "16bit" if not fp8 else "fp8" if not one_scale else "fp8 one scale"
-    if kind == "fp8 one scale" and d_in < NARROW:
-        kind = "fp8 one scale, narrow"
+    else:
+        kind = "fp8"
     return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[kind]
 
 
