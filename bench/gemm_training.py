@@ -3,7 +3,7 @@
 Races: "up" (x w1.T, and with the activation in its epilogue), "down" (y w2.T), "dy2" (dy w2, and with all that the
 sparse products multiply in its epilogue, or with a dense dh), "dx" (dh w1), "dw2" (dy.T y) and "dw1" (dh.T x). The
 operands of the sparse ones are 2:4 on both sides, so that all multiply the same zeros: y and dh along features, in the
-last two along tokens, in the order given.
+last two along interleaved tokens, as the default recipe has them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from harness import Case
 from torch.nn import functional as F
 
 import sparse24
+from sparse24._token_order import deinterleave, interleave
 
 BOUND = 1e-2
 DTYPE = "bf16"
@@ -29,29 +30,31 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
     y = sparse24.decompress(values, meta, *pre.shape)
     dh = ((dy @ w2).float() * (2 * y.float().sqrt())).to(dy.dtype)
     dh_values = sparse24.compress_like(dh, meta)
-    y_values, y_meta = sparse24.compress(y, "none", -2)
-    y_tokens = sparse24.decompress(y_values, y_meta, *pre.shape, -2)
-    dh_by_tokens = sparse24.compress_like(dh, y_meta, -2)
-    dh_tokens = sparse24.decompress(dh_by_tokens, y_meta, *pre.shape, -2)
+    y_values, y_meta = sparse24.compress(interleave(y), "none", -2)
+    y_tokens = deinterleave(sparse24.decompress(y_values, y_meta, *pre.shape, -2))
+    dh_by_tokens = sparse24.compress_like(interleave(dh), y_meta, -2)
+    dh_tokens = deinterleave(sparse24.decompress(dh_by_tokens, y_meta, *pre.shape, -2))
+    hot = sparse24.densest_features(sparse24.feature_counts(values, meta), sparse24.Recipe().hot_features(pre.shape[1]))
     del pre
 
     def compress_in_epilogue(_: int) -> tuple[torch.Tensor, torch.Tensor]:
         return sparse24.linear_compress(x, w1, statistics=False)[:2]
 
     def gradient_in_epilogue(_: int) -> tuple[torch.Tensor, ...]:
-        return sparse24.linear_gradient(dy, w2, values, meta)
+        return sparse24.linear_gradient(dy, w2, values, meta, interleaved=True, hot=hot)
 
     def dense_gradient_in_epilogue(_: int) -> torch.Tensor:
         return sparse24.linear_relu2_gradient(dy, w2, y)
 
     def check_gradient(output: tuple[torch.Tensor, ...]) -> dict[str, float]:
         """dh against float64; along tokens the bits of the separate steps."""
-        kept_dh, *along_tokens, counts = output
+        kept_dh, *along_tokens, _, y_hot, dh_hot = output
         dense_dh = sparse24.decompress(kept_dh, meta, *y.shape)
-        steps = *sparse24.compress(dense_dh, dim=-2), *sparse24.compress(y, dim=-2)
+        steps = *sparse24.compress(interleave(dense_dh), dim=-2), *sparse24.compress(interleave(y), dim=-2)
         for got, expected in zip(along_tokens, steps, strict=True):
             reference.expect_equal("what is kept along tokens", got, expected)
-        reference.expect_equal("the counts", counts, y.count_nonzero(0).int())
+        reference.expect_equal("the hot features of y", y_hot, y[:, hot].t())
+        reference.expect_equal("the hot features of dh", dh_hot, dense_dh[:, hot].t())
         return check_dense_gradient(dense_dh)
 
     def check_dense_gradient(output: torch.Tensor) -> dict[str, float]:
@@ -72,10 +75,14 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
             dy.t(),
             y_tokens,
             lambda _: dy.t() @ y_tokens,
-            lambda _: sparse24.mm(y_values, y_meta, dy, dim=-2, transpose_out=True),
+            lambda _: sparse24.mm(y_values, y_meta, dy, dim=-2, transpose_out=True, interleaved=True),
         ),
         *race(
-            "dw1", dh_tokens.t(), x, lambda _: dh_tokens.t() @ x, lambda _: sparse24.mm(dh_by_tokens, y_meta, x, dim=-2)
+            "dw1",
+            dh_tokens.t(),
+            x,
+            lambda _: dh_tokens.t() @ x,
+            lambda _: sparse24.mm(dh_by_tokens, y_meta, x, dim=-2, interleaved=True),
         ),
     ]
     for case in cases:

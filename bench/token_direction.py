@@ -22,7 +22,7 @@ from data import generator, recorded, tiled_pattern
 from environment import facts
 
 import sparse24
-from sparse24._tokens import interleave
+from sparse24._token_order import interleave
 
 CPU = torch.device("cpu")
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.10)

@@ -25,7 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no_mask_reuse": {"reuse_mask": False},
     "no_permutation": {"permute_tokens": False},
     "no_split": {"dense_features": 0.0},
-    "small_split": {"dense_features": 0.02},
+    "large_split": {"dense_features": 0.05},
     "dense_dw": {"weight_gradients": "dense"},
     "no_warmup": {},
 }

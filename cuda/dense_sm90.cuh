@@ -66,8 +66,13 @@ struct DenseProduct {
   int64_t ldb;
 };
 
-// Epilogue: in pingpong one of ours in an adapter that CUTLASS's kernel layer can host, else one in steps.
-template <DType kDType, Major kBMajor, class Tile, class Epilogue>
+// Rows of A in their own order: CUTLASS's loads.
+template <class Stock>
+using StockMainloop = Stock;
+
+// Epilogue: in pingpong one of ours in an adapter that CUTLASS's kernel layer can host, else one in steps. Loads: what
+// a mainloop of CUTLASS's becomes, with `more` arguments than it has.
+template <DType kDType, Major kBMajor, class Tile, class Epilogue, template <class> class Loads = StockMainloop>
 struct DenseSm90 {
   static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
   using Element = typename GemmElement<kDType>::type;
@@ -75,24 +80,30 @@ struct DenseSm90 {
       std::conditional_t<kBMajor == Major::kColumn, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
   using Of = DenseKernelOf<Epilogue, Tile::kPingpong>;
   static constexpr int kAlignment = 16 / sizeof(Element);
-  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+  using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
       LayoutB, kAlignment, float, cute::Shape<cute::Int<Tile::kM>, cute::Int<Tile::kN>, cute::Int<kFp8 ? 128 : 64>>,
       cute::Shape<cute::Int<Tile::kClusterM>, cute::Int<Tile::kClusterN>, cute::_1>, typename Of::Stages,
       GemmSchedule<kFp8, Tile::kPingpong>>::CollectiveOp;
+  using Mainloop = Loads<Stock>;
   using Kernel = typename Of::template Kernel<Mainloop>;
 
+  template <class... More>
   static void launch(const DenseProduct& product, const LinearConfig& config, const typename Epilogue::Params& epilogue,
-                     cudaStream_t stream, const char* what) {
+                     cudaStream_t stream, const char* what, const More&... more) {
     typename Mainloop::StrideA stride_a{};
     typename Mainloop::StrideB stride_b{};
     cute::get<0>(stride_a) = product.lda;
     cute::get<kBMajor == Major::kColumn ? 0 : 1>(stride_b) = product.ldb;
-    const typename Kernel::Arguments arguments{
-        cutlass::gemm::GemmUniversalMode::kGemm,
-        {int(product.m), int(product.n), int(product.k), 1},
-        {static_cast<Element const*>(product.a), stride_a, static_cast<Element const*>(product.b), stride_b},
-        epilogue};
+    typename Kernel::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm, {int(product.m), int(product.n), int(product.k), 1}, {}, epilogue};
+    const typename Stock::Arguments operands{static_cast<Element const*>(product.a), stride_a,
+                                             static_cast<Element const*>(product.b), stride_b};
+    if constexpr (sizeof...(More) > 0) {
+      arguments.mainloop = {operands, more...};
+    } else {
+      arguments.mainloop = operands;
+    }
     launch_gemm<Kernel>(arguments, config.swizzle, config.raster_along_m, stream, what);
   }
 };

@@ -1,19 +1,35 @@
 // The epilogue of linear_gradient: dh = dy * 2 sqrt(y) at the entries that the forward pass kept, straight from the
 // accumulators, and both y and dh once more with two of four along tokens.
 //
-// The fragment and its exchange are those of epilogue_compress.cuh, but nothing is selected: the forward's metadata
-// says what is kept. Values are read as that epilogue stores them, by the same lanes, so that every exchange runs
-// backwards.
+// The rows of the tile are in an order (place_of_row) in which the fragment of a thread holds groups of four tokens
+// whole, so that nothing is exchanged to select along tokens. Of 8 columns, lane 4 g + q holds
 //
-// Rows of the tile are tokens, in their own order or interleaved: groups of four rows are then tokens a quarter apart.
-// What is stored along features keeps the order of the forward pass; what is stored along tokens has that of the rows.
+//     rows g, g + 8, g + 64, g + 72 (+ 16 warp)  =  tokens 0 .. 3 of group 8 warp + g
+//     columns 2q, 2q + 1
+//
+// Along features two lanes share a group of four; they trade features for tokens:
+//
+//     lane q     before                           after
+//     even       tokens 0 .. 3, features 0, 1     tokens 0, 1, features 0 .. 3
+//     odd        tokens 0 .. 3, features 2, 3     tokens 2, 3, features 0 .. 3
+//
+// then dh is what the forward's metadata keeps, and both matrices go the way back. Whether the tokens of a group are
+// neighbours or a quarter apart is a matter of which rows of grad are loaded (grouped_rows.cuh).
 #pragma once
 
+#include "derivative.cuh"
 #include "epilogue_base.cuh"
 #include "epilogue_tokens.cuh"
 #include "sparse24/linear_gradient.h"
 
 namespace sparse24::cuda {
+
+// Groups of four tokens that a tile of 128 rows holds, and the place 4 * group + token of a row of the GEMM.
+inline constexpr int kTileGroups = 32;
+SPARSE24_HD constexpr int place_of_row(int row) {
+  const int group = row / 128 * kTileGroups + row % 64 / 16 * 8 + row % 8;
+  return 4 * group + row % 128 / 64 * 2 + row % 16 / 8;
+}
 
 // Arguments as the device sees them.
 struct GradientParams {
@@ -21,13 +37,48 @@ struct GradientParams {
   const void* y;        // kept values
   const uint8_t* meta;  // theirs and those of dh
   void* dh;
-  TokenParams along_tokens[2];  // y and dh; null, counts too: not wanted
-  int32_t* counts;
-  int quarter;  // of the tokens; 0: not interleaved
+  TokenParams along_tokens[2];  // y and dh; null: not wanted
+  int32_t* counts;              // null: not wanted
+  int quarter;                  // of the tokens; 0: not interleaved
+  const int32_t* slots;         // [features], the row of `hot` that a feature has, or -1; null: no such rows
+  void* hot[2];                 // [slots, tokens] of y and of dh: all tokens of a feature
 };
 
-// T: the 16-bit type. kFp8Meta: the layout of the metadata of y; along tokens it is that of T.
-template <class T, bool kFp8Meta, int kTileM, int kTileN>
+// The nibbles of 8 blocks of a token, four bits a byte: i0, i1 << 2 of the kept pair.
+struct Pattern {
+  uint32_t columns[2];  // 32 each
+
+  // The pair that is kept of four elements.
+  __device__ __forceinline__ uint32_t kept(int b, uint32_t w01, uint32_t w23) const {
+    // Each of i0 and i1, a nibble now, selects the bytes of its element: 0x10, 0x32, 0x54 or 0x76.
+    const uint32_t indices = (columns[b / 4] | columns[b / 4] << 2) & 0x33333333u;
+    return permute_bytes(w01, w23, permute_bytes(0x76543210u, 0, indices >> 8 * (b % 4)));
+  }
+  // The four elements, zeros but for the pair.
+  __device__ __forceinline__ void spread(int b, uint32_t pair, uint32_t& w01, uint32_t& w23) const {
+    // Selects for each element its two bytes of the pair (0x10, 0x32), or of a word of zeros (0x44).
+    const uint32_t shift0 = columns[b / 4] << 3 & 0x18181818u, shift1 = columns[b / 4] << 1 & 0x18181818u;
+    const uint32_t selector =
+        0x44444444u ^ shift_left(0x54u, shift0 >> 8 * (b % 4)) ^ shift_left(0x76u, shift1 >> 8 * (b % 4));
+    w01 = permute_bytes(pair, 0, selector & 0xffff);
+    w23 = permute_bytes(pair, 0, selector >> 16);
+  }
+};
+
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts
+__device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
+// The lane, found anew for each tile: what follows from it would otherwise be kept in registers from tile to tile, and
+// the accumulators leave none.
+__device__ __forceinline__ int lane_of_tile() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+#endif
+
+// T: the 16-bit type. kFp8Meta: the layout of the metadata of y; along tokens it is that of T. kCounts: whether
+// non-zeros are counted, if there is anything along tokens.
+template <class T, bool kFp8Meta, bool kCounts, int kTileM, int kTileN>
 class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   using Base = EpilogueBase<GradientParams, NoStorage>;
   using Base::p_;
@@ -41,100 +92,128 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
                                  cute::Tensor<Engine, Layout> const& acc, TiledMma const&, Residue const&,
                                  int thread_idx, char*) const {
     using namespace cute;
-    static_assert(kTileM % kMetaRowPadding == 0 && kTileN % kMetaRowPadding == 0, "tiles cover the metadata's padding");
+    static_assert(kTileM == 4 * kTileGroups && kTileN % kPartColumns == 0, "whole parts");
     static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Shape<Int<kTileM>, Int<kTileN>>>, "this tile");
-    constexpr int kBlocks = decltype(size<0, 2>(acc))::value;  // of 8 columns
-    constexpr int kRows = decltype(size<1>(acc))::value;
-    constexpr int kParts = kBlocks / kStep * kRows;
-    static_assert(kBlocks % kStep == 0 && decltype(size<2>(acc))::value == 1, "one MMA spans the columns");
-    static_assert(decltype(size(TiledMma{}))::value == 128, "one warpgroup owns the tile, 64 rows at a time");
-    constexpr int kSteps = kBlocks / kStep, kPart = 4 * kStep;
-    const int lane = threadIdx.x & 31, q = lane & 3;
-    const int m = get<0>(block_coord) * kTileM + thread_idx / 32 * 16, n = get<1>(block_coord) * kTileN;
-    // Parts of 16 rows x 64 columns per warp, those of the same rows after each other, as their accumulators are.
-    const auto first_row = [&](int part) { return m + part / kSteps * 64; };
-    const auto feature = [&](int part) { return n + part % kSteps * 64; };
-    float of_parts[kParts * kPart];
+    static_assert(decltype(size(TiledMma{}))::value == 128 && decltype(size<1>(acc))::value == 2,
+                  "one warpgroup owns the tile, 64 rows at a time");
+    constexpr int kParts = kTileN / kPartColumns;
+    const int lane = lane_of_tile();
+    const int group = get<0>(block_coord) * kTileGroups + thread_idx / 32 * 8 + lane / 4;
+    const int n = get<1>(block_coord) * kTileN;
+    // Rounded first: accumulators leave no registers for anything else.
+    Traded parts[kParts];
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kParts * kPart; ++i) of_parts[i] = acc(i);
-
-    Forward next = load(first_row(0), feature(0), lane);
-    // A loop, with the accumulators of the next part moved to where the code expects them: unrolled, a tile's 7,000
-    // instructions fill the instruction cache.
+    for (int i = 0; i < kParts; ++i) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int j = 0; j < 4 * kBlocks; ++j) {
+        const int b = j / 4, token = j % 4;
+        const auto of = [&](int c) { return acc(make_coord(c, token % 2, i * kBlocks + b), token / 2, 0); };
+        parts[i].of[b][token] = pack2(T{}, of(0), of(1));
+      }
+    }
+    compiler_fence();
+    const Tokens tokens = tokens_of(group, n, lane);
+    Forward next = load(tokens, n);
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kParts; ++i) trade_features_for_tokens(parts[i].of, lane);
+    // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
     CUTLASS_PRAGMA_NO_UNROLL
     for (int part = 0; part < kParts; ++part) {
-      const int r = first_row(part), f = feature(part);
-      uint32_t dy01[kStep], dy23[kStep];
+      const int feature = n + part * kPartColumns;
+      // Of features 2 lane and 2 lane + 1.
+      int2 slots{-1, -1};
+      if (p_.slots && feature + 2 * lane < p_.features)
+        slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
+      const Kept y = next.arranged(tokens, lane);
+      Pairs dh;
+      differentiate(parts[0].of, y, tokens, feature, dh);
+      // On its way while this part is stored; any earlier it would take registers from the roots.
+      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns);
+      if (p_.slots) store_hot(slots, y, dh, tokens, lane);
+      store(dh, tokens, feature, lane);
+      if (p_.along_tokens[0].values) store_tokens(y, dh, group, feature, lane);
       CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < kStep; ++b) {
-        dy01[b] = pack2(T{}, of_parts[4 * b], of_parts[4 * b + 1]);
-        dy23[b] = pack2(T{}, of_parts[4 * b + 2], of_parts[4 * b + 3]);
-        transpose_pair<1>(dy01[b], dy23[b], q & 1);  // four columns of this lane's row
-      }
-      KeptFeatures kept[2];
-      KeptFeatures &y = kept[0], &dh = kept[1];
-      y = next.arranged(q, interleaved_token(row(r, lane), p_.quarter) & 8);
-      dh = y;
-      CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < kStep; ++b) {
-        // Bytes 2 i0, 2 i0 + 1, 2 i1, 2 i1 + 1 of the four.
-        const uint32_t nibble = y.nibble(b, q >> 1);
-        const uint32_t selector = 0x1010u + (nibble & 3) * 0x22u + (nibble >> 2) * 0x2200u;
-        // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
-        // theirs.
-        const bool valid = row(r, lane) < p_.tokens && f + 8 * b < p_.features;
-        dh.pairs[b] = times_root<T>(valid ? permute_bytes(dy01[b], dy23[b], selector) : 0u, y.pairs[b]);
-      }
-      // On its way while this part is stored; any earlier it would share the registers with this part's accumulators.
-      if (part + 1 < kParts) next = load(first_row(part + 1), feature(part + 1), lane);
-      store(dh, r, f, lane);
-      if (p_.counts) {
-        NonZeros nonzeros;
-        store_tokens<T>(p_.along_tokens, {p_.tokens, p_.features, r, f}, kept, nonzeros);
-        nonzeros.collect(p_.counts, f, p_.features);
-      }
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < (kParts - 1) * kPart; ++i) of_parts[i] = of_parts[i + kPart];
+      for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
     }
   }
 
  private:
-  static constexpr int kStep = 8;  // blocks of one metadata atom
+  static constexpr int kPartColumns = 64, kBlocks = kPartColumns / 8;  // of one metadata atom
 
-  // The row that a lane finishes, of 16 from `first` on.
-  CUTLASS_DEVICE static int row(int first, int lane) { return first + lane / 4 + 8 * (lane & 1); }
+  // dy of 64 columns, features traded for tokens.
+  struct Traded {
+    uint32_t of[kBlocks][4];
+  };
 
+  // The tokens of a lane.
+  struct Tokens {
+    int place;      // 4 * group + token of the first of the two whose features it has when they are traded
+    bool loads;     // the token whose 64 features it loads and stores exists: lanes that differ in bit 1 share two
+    int64_t index;  // of that token's first kept value in the tile
+    const uint8_t* meta[2];  // of both tokens, in the first column of the metadata
+    bool lower[2];           // a token is one of the second eight of its 16
+  };
   // Of the first kept value of an even group of a token.
   CUTLASS_DEVICE int64_t index(int64_t token, int column) const { return token * (p_.features / 2) + column / 2; }
+  // Where the metadata of y lies, by token and by the first of 64 columns. fp8: 16 bytes a row for 128 columns. 16
+  // bits: two bytes for each 16 columns k0 .. k3 of 64, where format.h draws them, and those of the token eight
+  // further.
+  CUTLASS_DEVICE static int64_t meta_row(int64_t t) { return kFp8Meta ? t * 16 : t / 16 * 128 + t % 8 * 8; }
+  CUTLASS_DEVICE int64_t meta_column(int column) const {
+    const int64_t m_meta = round_up(p_.tokens, kMetaRowPadding);
+    return kFp8Meta ? column / 128 * m_meta * 16 + column % 128 / 8 : column / 64 * m_meta * 8;
+  }
+  CUTLASS_DEVICE Tokens tokens_of(int group, int n, int lane) const {
+    Tokens out{};
+    out.place = 4 * group + 2 * (lane & 1);
+    const int loaded = out.place + (lane >> 1 & 1);
+    out.loads = loaded < p_.tokens;
+    out.index = index(interleaved_token(loaded, p_.quarter), n);
+    CUTLASS_PRAGMA_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      const int64_t t = interleaved_token(out.place + s, p_.quarter);
+      out.meta[s] = p_.meta + meta_row(t);
+      out.lower[s] = t & 8;
+    }
+    return out;
+  }
 
-  // What a lane loads of 16 rows x 64 columns: 16 neighbouring columns of its row, twice, and the metadata of all 64.
+  // The kept pairs of two tokens, of one group of four features a block, and which of the four they are.
+  using Pairs = uint32_t[2][kBlocks];
+  struct Kept {
+    Pairs pairs;
+    Pattern pattern[2];
+  };
+
+  // What a lane loads of 64 columns: the values of one token, and the metadata of two.
   struct Forward {
-    uint4 values[2];
-    uint2 meta[2];  // as they lie in memory: to arrange them is to wait for them
+    uint4 values[4];
+    uint2 meta[2][2];  // as they lie in memory: to arrange them is to wait for them
 
-    // The exchange of the forward's stores, its own inverse.
-    // `lower`: the token is one of the second eight of its 16.
-    CUTLASS_DEVICE KeptFeatures arranged(int q, bool lower) const {
-      KeptFeatures kept;
+    CUTLASS_DEVICE Kept arranged(Tokens const& tokens, int lane) const {
+      Kept kept;
+      const int high = lane >> 1 & 1;
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < 4; ++i) {
         const uint32_t w[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
         CUTLASS_PRAGMA_UNROLL
         for (int j = 0; j < 2; ++j) {
-          uint32_t &low = kept.pairs[4 * i + j], &high = kept.pairs[4 * i + j + 2];
-          low = w[2 * j];
-          high = w[2 * j + 1];
-          transpose_pair<2>(low, high, q >> 1);
+          kept.pairs[0][2 * i + j] = w[2 * j];
+          kept.pairs[1][2 * i + j] = w[2 * j + 1];
+          transpose_pair<2>(kept.pairs[0][2 * i + j], kept.pairs[1][2 * i + j], high);
         }
       }
-      if constexpr (kFp8Meta) {
-        kept.nibbles[0] = meta[0].x;
-        kept.nibbles[1] = meta[0].y;
-      } else {
-        // k0 and k2 of both tokens, then k1 and k3.
-        const uint32_t selector = lower ? 0x7632 : 0x5410;
-        kept.nibbles[0] = permute_bytes(meta[0].x, meta[1].x, selector);
-        kept.nibbles[1] = permute_bytes(meta[0].y, meta[1].y, selector);
+      CUTLASS_PRAGMA_UNROLL
+      for (int s = 0; s < 2; ++s) {
+        uint32_t columns[2] = {meta[s][0].x, meta[s][0].y};  // 32 of them each
+        if constexpr (!kFp8Meta) {
+          // k0 and k2 of both tokens, then k1 and k3.
+          const uint32_t selector = tokens.lower[s] ? 0x7632 : 0x5410;
+          columns[0] = permute_bytes(meta[s][0].x, meta[s][1].x, selector);
+          columns[1] = permute_bytes(meta[s][0].y, meta[s][1].y, selector);
+        }
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < 2; ++i) kept.pattern[s].columns[i] = columns[i] >> 4 * high & 0x0f0f0f0fu;
       }
       return kept;
     }
@@ -142,47 +221,129 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
 
   // Zeros that keep (0, 1) beyond the last row and column. Not load16: the kernel may have started while the one before
   // it was writing these, so they are not read-only to it.
-  CUTLASS_DEVICE Forward load(int first, int feature, int lane) const {
+  CUTLASS_DEVICE Forward load(Tokens const& tokens, int feature) const {
     constexpr uint2 kFirstTwo{0x44444444u, 0x44444444u};
-    Forward out{{}, {kFirstTwo, kFirstTwo}};
-    if (row(first, lane) >= p_.tokens || feature >= p_.features) return out;
-    const int64_t t = interleaved_token(row(first, lane), p_.quarter);
+    Forward out{{}, {{kFirstTwo, kFirstTwo}, {kFirstTwo, kFirstTwo}}};
+    const int64_t column = meta_column(feature);
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int column = feature + 32 * i + 16 * (lane >> 1 & 1);
-      if (column < p_.features)
-        out.values[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(p_.y) + index(t, column));
+    for (int s = 0; s < 2; ++s) {
+      if (tokens.place + s >= p_.tokens || feature >= p_.features) continue;
+      out.meta[s][0] = *reinterpret_cast<const uint2*>(tokens.meta[s] + column);
+      if (!kFp8Meta) out.meta[s][1] = *reinterpret_cast<const uint2*>(tokens.meta[s] + column + 64);
     }
-    const int64_t m_meta = round_up(p_.tokens, kMetaRowPadding);
-    if constexpr (kFp8Meta) {
-      // Half of the 16 bytes of 128 columns, in their order.
-      const auto* of_token = p_.meta + (feature / 128 * m_meta + t) * 16 + feature % 128 / 8;
-      out.meta[0] = *reinterpret_cast<const uint2*>(of_token);
-    } else {
-      // Two bytes for each 16 columns k0 .. k3, where format.h draws them, and those of the token eight further.
-      const int64_t chunk = feature / 64 * (m_meta / 16) + t / 16;
-      const auto* of_tokens = p_.meta + chunk * 128 + t % 8 * 8;
-      out.meta[0] = *reinterpret_cast<const uint2*>(of_tokens);
-      out.meta[1] = *reinterpret_cast<const uint2*>(of_tokens + 64);
+    const T* values = static_cast<const T*>(p_.y) + tokens.index + feature % kTileN / 2;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (tokens.loads && feature + 16 * i < p_.features)
+        out.values[i] = *reinterpret_cast<const uint4*>(values + 8 * i);
     }
     return out;
   }
 
-  // The kept values of dh, where `load` found those of y.
-  CUTLASS_DEVICE void store(KeptFeatures const& dh, int first, int feature, int lane) const {
-    const bool high = lane >> 1 & 1;
+  // dh of what y keeps.
+  CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Tokens const& tokens, int feature,
+                                    Pairs& dh) const {
+    constexpr int kBatch = 4;  // pairs whose roots are taken in step
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 2; ++i) {
+    for (int b = 0; b < kBlocks; b += kBatch / 2) {
+      uint32_t kept[kBatch], of_y[kBatch];
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kBatch; ++i) {
+        const int s = i % 2, block = b + i / 2;
+        // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
+        // theirs.
+        const bool valid = tokens.place + s < p_.tokens && feature + 8 * block < p_.features;
+        kept[i] = valid ? y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) : 0u;
+        of_y[i] = y.pairs[s][block];
+      }
+      times_twice_roots<T>(kept, of_y);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kBatch; ++i) dh[i % 2][b + i / 2] = kept[i];
+    }
+  }
+
+  // The kept values of dh, where `load` found those of y.
+  CUTLASS_DEVICE void store(Pairs const& dh, Tokens const& tokens, int feature, int lane) const {
+    const bool high = lane >> 1 & 1;
+    T* values = static_cast<T*>(p_.dh) + tokens.index + feature % kTileN / 2;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 4; ++i) {
       uint32_t w[4];
       CUTLASS_PRAGMA_UNROLL
       for (int j = 0; j < 2; ++j) {
-        w[2 * j] = dh.pairs[4 * i + j];
-        w[2 * j + 1] = dh.pairs[4 * i + j + 2];
+        w[2 * j] = dh[0][2 * i + j];
+        w[2 * j + 1] = dh[1][2 * i + j];
         transpose_pair<2>(w[2 * j], w[2 * j + 1], high);
       }
-      const int column = feature + 32 * i + 16 * high, r = row(first, lane);
-      if (r < p_.tokens && column < p_.features)
-        store16(static_cast<T*>(p_.dh) + index(interleaved_token(r, p_.quarter), column), w[0], w[1], w[2], w[3]);
+      if (tokens.loads && feature + 16 * i < p_.features) store16(values + 8 * i, w[0], w[1], w[2], w[3]);
+    }
+  }
+
+  // Both along tokens, and how many tokens use a feature of y.
+  CUTLASS_DEVICE void store_tokens(Kept const& y, Pairs const& dh, int group, int feature, int lane) const {
+    const TokenPart part{p_.tokens, p_.features, group, feature, lane};
+    TokenStore<T> of_y(p_.along_tokens[0], part), of_dh(p_.along_tokens[1], part);
+    NonZeros nonzeros;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kBlocks / 2; ++i) {
+      const int b = 4 * (i & 1) + (i & 2);  // as TokenStore wants them
+      uint32_t w[4][4];                     // of y, then of dh: blocks b and b + 1, dense, two features a word
+      CUTLASS_PRAGMA_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        const int s = j % 2, block = b + j / 2 % 2;
+        const uint32_t pair = j < 4 ? y.pairs[s][block] : dh[s][block];
+        y.pattern[s].spread(block, pair, w[j / 2][s], w[j / 2][s + 2]);
+      }
+      trade_features_for_tokens(w, lane);
+      if constexpr (kCounts) {
+        nonzeros.see(b, w[0]);
+        nonzeros.see(b + 1, w[1]);
+      }
+      of_y.take(b, w[0], w[1]);
+      of_dh.take(b, w[2], w[3]);
+    }
+    of_y.store_meta();
+    of_dh.store_meta();
+    if constexpr (kCounts) nonzeros.collect(p_.counts, feature, p_.features, lane);
+  }
+
+  // Features that are kept whole, of the tokens and of the half of each block that this lane has. Lane l brings the
+  // slots of features 2l and 2l + 1: columns 2 (l % 4) and + 1 of block l / 4.
+  CUTLASS_DEVICE void store_hot(int2 slots, Kept const& y, Pairs const& dh, Tokens const& tokens, int lane) const {
+    uint32_t found = __ballot_sync(0xffffffffu, slots.x >= 0 || slots.y >= 0);
+    CUTLASS_PRAGMA_NO_UNROLL
+    while (found != 0) {
+      const int source = __ffs(int(found)) - 1, block = source / 4;
+      found &= found - 1;
+      const int of_source[2] = {__shfl_sync(0xffffffffu, slots.x, source), __shfl_sync(0xffffffffu, slots.y, source)};
+      // Registers have no index.
+      uint32_t pairs[2][2] = {}, nibbles[2] = {};
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        CUTLASS_PRAGMA_UNROLL
+        for (int s = 0; s < 2; ++s) {
+          if (b == block) {
+            pairs[0][s] = y.pairs[s][b];
+            pairs[1][s] = dh[s][b];
+            nibbles[s] = y.pattern[s].columns[b / 4] >> 8 * (b % 4) & 0xf;
+          }
+        }
+      }
+      if (source % 4 / 2 != (lane >> 1 & 1)) continue;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int c = i / 2, s = i % 2;
+        if (of_source[c] < 0 || tokens.place + s >= p_.tokens) continue;
+        const int64_t to = int64_t(of_source[c]) * p_.tokens + interleaved_token(tokens.place + s, p_.quarter);
+        const uint32_t place = 2 * (source & 1) + c;
+        CUTLASS_PRAGMA_UNROLL
+        for (int which = 0; which < 2; ++which) {
+          const uint32_t pair = pairs[which][s];
+          static_cast<uint16_t*>(p_.hot[which])[to] = nibbles[s] >> 2 == place    ? uint16_t(pair >> 16)
+                                                      : (nibbles[s] & 3) == place ? uint16_t(pair)
+                                                                                  : uint16_t{0};
+        }
+      }
     }
   }
 };

@@ -4,9 +4,9 @@
 // once it is rounded, and each lane multiplies and stores 16 bytes of one row where it loaded those of y.
 #pragma once
 
+#include "derivative.cuh"
 #include "epilogue_base.cuh"
 #include "quad.cuh"
-#include "vocabulary.cuh"
 
 namespace sparse24::cuda {
 
@@ -115,8 +115,10 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams, NoStorage
   CUTLASS_DEVICE void store(uint32_t const (&dy)[kStep], uint4 const& y, Place const& first, int rows,
                             int columns) const {
     if (!first.inside(rows, columns)) return;
-    store16(static_cast<T*>(p_.dh) + first.index(rows, columns), times_root<T>(dy[0], y.x), times_root<T>(dy[1], y.y),
-            times_root<T>(dy[2], y.z), times_root<T>(dy[3], y.w));
+    const uint32_t of_y[] = {y.x, y.y, y.z, y.w};
+    uint32_t dh[] = {dy[0], dy[1], dy[2], dy[3]};
+    times_twice_roots<T>(dh, of_y);
+    store16(static_cast<T*>(p_.dh) + first.index(rows, columns), dh[0], dh[1], dh[2], dh[3]);
   }
 };
 

@@ -1,19 +1,21 @@
 // Host side of linear_gradient: finds the kernel of linear_gradient_instances.def and launches it.
 #include "linear_gradient_launchers.h"
-#include "linear_launchers.h"
+#include "sparse24/device.h"
 #include "sparse24/error.h"
+#include "tuning.h"
 
 namespace sparse24::cuda {
 namespace {
 
 struct Instance {
   DType dtype, meta;
+  bool counts;
   void (*launch)(const LinearGradientArgs&, const LinearConfig&, cudaStream_t);
 };
 
 constexpr Instance kInstances[] = {
-#define SPARSE24_LINEAR_GRADIENT(dtype, meta) \
-  {DType::dtype, DType::meta, launch_linear_gradient_sm90<DType::dtype, DType::meta>},
+#define SPARSE24_LINEAR_GRADIENT(dtype, meta, counts) \
+  {DType::dtype, DType::meta, counts, launch_linear_gradient_sm90<DType::dtype, DType::meta, counts>},
 #include "linear_gradient_instances.def"
 #undef SPARSE24_LINEAR_GRADIENT
 };
@@ -22,8 +24,12 @@ constexpr Instance kInstances[] = {
 
 void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
   if (args.tokens == 0 || args.features == 0) return;
+  check(config.tile == kLinearGradientTile, "sparse24.linear_gradient: expected a tile of 128x192, got ",
+        to_string(config));
+  if (args.hot_count > 0) hot_slots(args, stream);
   for (const Instance& i : kInstances) {
-    if (i.dtype == args.dtype && i.dtype == args.hidden_dtype && i.meta == args.meta_dtype)
+    if (i.dtype == args.dtype && i.dtype == args.hidden_dtype && i.meta == args.meta_dtype &&
+        i.counts == (args.counts != nullptr))
       return i.launch(args, config, stream);
   }
   fail("sparse24.linear_gradient: expected a compiled kernel for grad ", name_of(args.dtype), ", dy ",
@@ -31,8 +37,12 @@ void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config,
 }
 
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream) {
-  const LinearTile widest = LinearTile::k128x128;
-  linear_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, args.in, widest), stream);
+  LinearConfig config = select_linear_gradient_config(args.dtype, args.tokens, args.features, device_info().sm_count);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 2)) {  // its order
+    config.swizzle = wanted->order.swizzle;
+    config.raster_along_m = wanted->order.along_m;
+  }
+  linear_gradient(args, config, stream);
 }
 
 }  // namespace sparse24::cuda

@@ -5,7 +5,13 @@
 
 namespace sparse24::cuda {
 
-template <DType kDType, DType kMeta>
+// Whether a kernel counts the non-zeros of y.
+inline constexpr bool kCounting = true, kNotCounting = false;
+
+template <DType kDType, DType kMeta, bool kCounts>
 void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream);
+
+// Fills args.hot_slots, and the rows of y_hot and dh_hot whose index is no feature's.
+void hot_slots(const LinearGradientArgs& args, cudaStream_t stream);
 
 }  // namespace sparse24::cuda

@@ -9,6 +9,7 @@
 
 #include "epilogue_store.cuh"
 #include "gemm_sm90.cuh"
+#include "interleaved_rows.cuh"
 #include "mm_launchers.h"
 #include "mm_splits.h"
 #include "sparse_mainloop.cuh"
@@ -39,6 +40,20 @@ struct MmTileShape<MmTile::k64x64> {
   static constexpr int kM = 64, kN = 64, kClusterM = 2;
 };
 
+// CUTLASS's mainloop, or ours from it.
+template <class Stock, bool kMayInterleave, bool kInFlight>
+struct MmMainloop {
+  using type = Stock;
+};
+template <class Stock>
+struct MmMainloop<Stock, true, false> {
+  using type = InterleavedRowsMainloop<Stock>;
+};
+template <class Stock>
+struct MmMainloop<Stock, false, true> {
+  using type = SparseMainloopFp8<Stock>;
+};
+
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
 struct MmSm90 {
   using Shape = MmTileShape<kTile>;
@@ -58,8 +73,9 @@ struct MmSm90 {
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
       kAlignmentB, float, TileShape, ClusterShape, GemmStages<Epilogue>,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
-  using Mainloop =
-      std::conditional_t<kDType == DType::kFloat8E4M3 && kTile == MmTile::k128x256, SparseMainloopFp8<Stock>, Stock>;
+  static constexpr bool kMayInterleave = kADim == Dim::kTokens;
+  static constexpr bool kInFlight = kDType == DType::kFloat8E4M3 && kTile == MmTile::k128x256;
+  using Mainloop = typename MmMainloop<Stock, kMayInterleave, kInFlight>::type;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
@@ -104,12 +120,16 @@ struct MmSm90 {
     store.bias = args.bias;
     store.bias_dtype = args.bias_dtype;
 
-    return {cutlass::gemm::GemmUniversalMode::kGemm,
-            {m, n, k, splits},
-            {reinterpret_cast<typename Mainloop::ElementA const*>(args.values), layout_a(args, k, splits),
-             reinterpret_cast<Element const*>(args.b), stride_b,
-             reinterpret_cast<typename Mainloop::ElementE const*>(args.meta), layout_e},
-            store};
+    typename Kernel::Arguments out{cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k, splits}, {}, store};
+    static_cast<typename Stock::Arguments&>(out.mainloop) = {
+        reinterpret_cast<typename Mainloop::ElementA const*>(args.values),
+        layout_a(args, k, splits),
+        reinterpret_cast<Element const*>(args.b),
+        stride_b,
+        reinterpret_cast<typename Mainloop::ElementE const*>(args.meta),
+        layout_e};
+    if constexpr (kMayInterleave) out.mainloop.interleaved = args.b_interleaved;
+    return out;
   }
 
   static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {

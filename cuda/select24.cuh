@@ -42,6 +42,33 @@ __device__ __forceinline__ uint32_t magnitudes(uint32_t word) {
   return reinterpret_cast<const uint32_t&>(m);
 }
 
+// Of two groups at once, whose elements are the low and the high halves of four words: the elements that are kept first
+// and second, and the nibbles, at bits 0 and 16.
+struct KeptPairs {
+  uint32_t first, second;
+  uint32_t nibbles;
+};
+
+// Keeps the two largest magnitudes of both. An element stays if it beats two of the other three; of equals the lower
+// position does. 16-bit halves are compared by one subtraction: magnitudes have 15 bits, so that with bit 15 set in the
+// minuend no half borrows from the other, and bit 15 says whether it was not the smaller one.
+template <class T>
+__device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&v)[4]) {
+  uint32_t m[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) m[i] = magnitudes<T, Activation::kNone>(v[i]);
+  const auto beats = [&](int i, int j) { return (m[i] | 0x80008000u) - m[j]; };
+  const auto majority = [](uint32_t a, uint32_t b, uint32_t c) { return (a & b) | (a & c) | (b & c); };
+  const uint32_t b01 = beats(0, 1), b02 = beats(0, 2), b03 = beats(0, 3);
+  const uint32_t b12 = beats(1, 2), b13 = beats(1, 3), b23 = beats(2, 3);
+  const uint32_t k0 = spread_signs(majority(b01, b02, b03)), k1 = spread_signs(majority(~b01, b12, b13));
+  const uint32_t k2 = spread_signs(majority(~b02, ~b12, b23)), k3 = spread_signs(majority(~b03, ~b13, ~b23));
+  const auto choose = [](uint32_t mask, uint32_t a, uint32_t b) { return (mask & a) | (~mask & b); };
+  const uint32_t i0 = ~k0 & ((k1 & 0x00030003u) ^ 0x00020002u);                 // 1 or 2
+  const uint32_t i1 = ((k2 & 0x000c000cu) ^ 0x00040004u) | (k3 & 0x000c000cu);  // 2 or 1, or 3, times 4
+  return {choose(k0, v[0], choose(k1, v[1], v[2])), choose(k3, v[3], choose(k2, v[2], v[1])), i0 | i1};
+}
+
 // One group of four 16-bit elements, chosen and activated.
 template <class T, Activation kAct>
 struct Group {

@@ -65,6 +65,18 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t lo, uint32_t hi, uint
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(lo), "r"(hi), "r"(selector));
   return out;
 }
+// By the last five bits of `shift`.
+__device__ __forceinline__ uint32_t shift_left(uint32_t w, uint32_t shift) {
+  uint32_t out;
+  asm("shf.l.wrap.b32 %0, 0, %1, %2;" : "=r"(out) : "r"(w), "r"(shift));
+  return out;
+}
+// Bits 15 and 31 to all bits of their halves.
+__device__ __forceinline__ uint32_t spread_signs(uint32_t w) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(out) : "r"(w));
+  return out;
+}
 #endif
 __device__ __forceinline__ uint32_t pack16(uint16_t lo, uint16_t hi) { return uint32_t(lo) | uint32_t(hi) << 16; }
 
@@ -85,32 +97,6 @@ __device__ __forceinline__ float activate(float x) {
   if constexpr (kAct == Activation::kNone) return x;
   const float y = relu(x);
   return kAct == Activation::kRelu2 ? __fmul_rn(y, y) : y;
-}
-
-// ---- its derivative -------------------------------------------------------------------------------------------------
-
-#ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts
-// The square root of a 16-bit number T, rounded to nearest: __fsqrt_rn without its branches, which zeros would take.
-template <class T>
-__device__ __forceinline__ float square_root(float x) {
-  // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none.
-  const bool tiny = std::is_same_v<T, __nv_bfloat16> && x < 0x1p-100f;
-  const float scaled = tiny ? x * 0x1p64f : x;
-  float inverse;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(scaled));
-  const float root = __fmul_rn(scaled, inverse);
-  const float corrected = __fmaf_rn(__fmaf_rn(-root, root, scaled), __fmul_rn(0.5f, inverse), root);
-  return x == 0.f || x == INFINITY ? x : tiny ? corrected * 0x1p-32f : corrected;
-}
-#endif
-
-// Two elements of dy * 2 sqrt(y), the gradient of h from that of y = relu(h)^2; rounded once.
-template <class T>
-__device__ __forceinline__ uint32_t times_root(uint32_t dy, uint32_t y) {
-  const auto product = [](uint16_t dy_bits, uint16_t y_bits) {
-    return __fmul_rn(to_float(T{}, dy_bits), __fmul_rn(2.f, square_root<T>(to_float(T{}, y_bits))));
-  };
-  return pack2(T{}, product(uint16_t(dy), uint16_t(y)), product(uint16_t(dy >> 16), uint16_t(y >> 16)));
 }
 
 // ---- fp8 ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 /// @file
 /// The plain form of linear_gradient: the product, then the separate steps that the kernels fuse.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -19,28 +21,45 @@ typename H::Storage* codes(Bytes& bytes) {
   return reinterpret_cast<typename H::Storage*>(bytes.data());
 }
 
+/// Of a row of what is compressed along tokens.
 int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleaved_token(row, args.quarter()); }
 
 /// dy [tokens, features], tokens in their own order.
 template <class In, class H>
 void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
   for_each_gradient<In>(args, [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
-    auto* row = dy + token_of(args, r) * args.features;
+    auto* row = dy + (args.grad_in_order ? token_of(args, r) : r) * args.features;
     for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
   });
 }
 
-/// The values of a matrix with groups of features, once more with groups of tokens; the dense one, in the order of the
-/// groups, goes to `dense`.
-void turn(const LinearGradientArgs& args, const void* values, const TokenCompressed& out, Bytes& dense) {
+/// All tokens of the hot features of a dense matrix.
+template <class H>
+void store_hot(const LinearGradientArgs& args, const typename H::Storage* dense, typename H::Storage* out) {
+  int64_t highest = -1;
+  for (int64_t i = 0; i < args.hot_count; ++i) {
+    const int64_t feature = args.hot[i];
+    const bool valid = highest < feature && feature < args.features;
+    for (int64_t t = 0; t < args.tokens; ++t) {
+      out[i * args.tokens + t] = valid ? dense[t * args.features + feature] : H::round(std::nanf(""));
+    }
+    highest = std::max(highest, feature);
+  }
+}
+
+/// The values of a matrix with groups of features, once more with groups of tokens, and its hot features; the dense one
+/// goes to `dense`.
+template <class H>
+void turn(const LinearGradientArgs& args, const void* values, const TokenCompressed& out, void* hot, Bytes& dense) {
   const int64_t t = args.tokens, f = args.features;
   const DType dtype = args.hidden_dtype;
-  Bytes natural(dense.size());
-  decompress({values, args.meta, dtype, t, f, Dim::kFeatures, natural.data()});
+  decompress({values, args.meta, dtype, t, f, Dim::kFeatures, dense.data()});
+  store_hot<H>(args, codes<H>(dense), static_cast<typename H::Storage*>(hot));
+  Bytes ordered(dense.size());
   const int64_t bytes = f * size_of(dtype);
   for (int64_t r = 0; r < t; ++r)
-    std::memcpy(dense.data() + r * bytes, natural.data() + token_of(args, r) * bytes, bytes);
-  compress({dense.data(), dtype, t, f, Dim::kTokens, Activation::kNone, dtype, out.values, out.meta});
+    std::memcpy(ordered.data() + r * bytes, dense.data() + token_of(args, r) * bytes, bytes);
+  compress({ordered.data(), dtype, t, f, Dim::kTokens, Activation::kNone, dtype, out.values, out.meta});
 }
 
 template <class H>
@@ -49,10 +68,11 @@ void finish(const LinearGradientArgs& args, Bytes& dy) {
   auto* dh = static_cast<typename H::Storage*>(args.dh);
   compress_like({dy.data(), args.hidden_dtype, args.tokens, args.features, Dim::kFeatures, args.meta, dh});
   for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) dh[i] = times_root<H>(dh[i], y[i]);
-  if (!args.counts) return;
+  if (!args.y_tokens.values) return;
   Bytes& dense = dy;  // no longer needed
-  turn(args, dh, args.dh_tokens, dense);
-  turn(args, y, args.y_tokens, dense);
+  turn<H>(args, dh, args.dh_tokens, args.dh_hot, dense);
+  turn<H>(args, y, args.y_tokens, args.y_hot, dense);
+  if (!args.counts) return;
   for (int64_t t = 0; t < args.tokens; ++t) {
     for (int64_t f = 0; f < args.features; ++f) {
       args.counts[f] += H::load(codes<H>(dense)[t * args.features + f]) != 0.0f;

@@ -16,13 +16,14 @@ void add_products(const MmArgs& args, const float* b, int64_t m, int64_t k_begin
                   int64_t n_end, float* sums) {
   const Operand& a = args.a;
   const auto* values = static_cast<const typename In::Storage*>(args.values);
+  const int64_t quarter = args.b_interleaved ? a.k / 4 : 0;
   for (int64_t g = k_begin / 4; g < ceil_div(k_end, 4); ++g) {
     const Pair pair = read_pair(args.meta, a, m, g);
     for (int slot = 0; slot < 2; ++slot) {
       const int64_t k = 4 * g + (slot == 0 ? pair.first : pair.second);
       if (k >= a.k) continue;  // a token of the padding
       const float value = In::load(values[a.value_index(m, 2 * g + slot)]);
-      const float* row = b + k * args.n + n_begin;
+      const float* row = b + interleaved_token(k, quarter) * args.n + n_begin;
       for (int64_t n = 0; n < n_end - n_begin; ++n) sums[n] += value * row[n];
     }
   }

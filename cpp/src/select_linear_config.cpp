@@ -3,6 +3,7 @@
 
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
+#include "sparse24/linear_gradient.h"
 #include "sparse24/mm.h"
 
 namespace sparse24 {
@@ -39,6 +40,18 @@ double predicted_time(const LinearConfig& config, int64_t m, int64_t n, int64_t 
   return (double(waves) + tile.tail) * config.tile_n / tile.throughput * padding;
 }
 
+// With the order of tiles that reads least.
+LinearConfig in_order(LinearConfig config, int64_t m, int64_t n, int sm_count) {
+  const int64_t rows = rows_of_cluster(config), columns = columns_of_cluster(config);
+  // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
+  const TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
+  const TileOrder order =
+      select_tile_order(ceil_div(m, rows), ceil_div(n, columns), clusters_in_flight(config, sm_count), traffic);
+  config.swizzle = order.swizzle;
+  config.raster_along_m = order.along_m;
+  return config;
+}
+
 }  // namespace
 
 std::vector<LinearConfig> linear_configs(DType dtype, LinearTile widest) {
@@ -57,15 +70,11 @@ LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, 
   const auto faster = [&](const LinearConfig& a, const LinearConfig& b) {
     return predicted_time(a, m, n, k, sm_count) < predicted_time(b, m, n, k, sm_count);
   };
-  LinearConfig config = *std::min_element(configs.begin(), configs.end(), faster);
-  const int64_t rows = rows_of_cluster(config), columns = columns_of_cluster(config);
-  // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
-  const TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
-  const TileOrder order =
-      select_tile_order(ceil_div(m, rows), ceil_div(n, columns), clusters_in_flight(config, sm_count), traffic);
-  config.swizzle = order.swizzle;
-  config.raster_along_m = order.along_m;
-  return config;
+  return in_order(*std::min_element(configs.begin(), configs.end(), faster), m, n, sm_count);
+}
+
+LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count) {
+  return in_order(linear_configs(dtype, kLinearGradientTile).back(), tokens, features, sm_count);
 }
 
 std::string to_string(const LinearConfig& c) {

@@ -24,10 +24,11 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
   library.def("compress_like(Tensor x, Tensor meta, int dim=-1) -> Tensor");
   library.def("decompress(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor");
   library.def("densest_features(Tensor counts, SymInt k) -> Tensor");
+  library.def("feature_counts(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor");
   library.def("gather_features(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor");
   library.def(
       "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
-      "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor");
+      "ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor");
   library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
   library.def("quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)");
   library.def(
@@ -39,8 +40,8 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
   library.def(
       "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool tokens=True, "
-      "bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, "
-      "Tensor y_tokens_meta, Tensor counts)");
+      "bool fp8_meta=False, Tensor? hot=None) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, "
+      "Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)");
   library.def("linear_relu2_gradient(Tensor grad, Tensor w, Tensor y) -> Tensor");
 }
 
@@ -53,6 +54,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("compress_like", TORCH_BOX(&torch_ops::compress_like));
   library.impl("decompress", TORCH_BOX(&torch_ops::decompress));
   library.impl("densest_features", TORCH_BOX(&torch_ops::densest_features));
+  library.impl("feature_counts", TORCH_BOX(&torch_ops::feature_counts));
   library.impl("gather_features", TORCH_BOX(&torch_ops::gather_features));
   library.impl("mm", TORCH_BOX(&torch_ops::mm));
   library.impl("quantize_fp8", TORCH_BOX(&torch_ops::quantize_fp8));

@@ -1,11 +1,14 @@
 /// @file
-/// sparse24.linear_gradient: every size against the others, one copy where rows are not aligned.
+/// sparse24.linear_gradient: every size against the others, one copy where rows are not aligned or tokens are odd.
 #include "gradient.h"
 
 namespace sparse24::torch_ops {
 namespace {
 
 constexpr OpName kOp = "sparse24.linear_gradient";
+
+/// Tokens that the kernels find the rows of by themselves: LinearGradientArgs::grad_in_order is for the others.
+constexpr int64_t kTokenMultiple = 32;
 
 /// Sizes and dtypes of everything, checked.
 LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta,
@@ -26,13 +29,23 @@ LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Ten
   return args;
 }
 
+/// The number of hot features, checked.
+int64_t check_hot(const Tensor& hot, const Tensor& grad, int64_t features, bool tokens) {
+  expect(tokens, kOp, "tokens to be True where hot is given, got False");
+  check_device(kOp, "hot", hot, "grad", grad);
+  check_sizes(kOp, "hot", hot, 1);
+  expect(hot.scalar_type() == ScalarType::Long, kOp, "hot to be int64, got ", dtype_text(hot.scalar_type()));
+  expect(hot.size(0) <= features, kOp, "hot to have at most ", features, " elements (columns of w), got ", hot.size(0));
+  return hot.size(0);
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
-                                                                           const Tensor& values, const Tensor& meta,
-                                                                           bool interleaved, bool tokens,
-                                                                           bool fp8_meta) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
+    const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta, bool interleaved, bool tokens,
+    bool fp8_meta, const std::optional<Tensor>& hot) {
   LinearGradientArgs args = check_operands(grad, w, values, meta, fp8_meta);
+  if (hot) args.hot_count = check_hot(*hot, grad, args.features, tokens);
   args.interleaved = interleaved;
   const DeviceScope scope(kOp, grad);
 
@@ -44,9 +57,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const
   const auto new_meta = [&] { return new_empty(grad, {tokens ? along_tokens.meta_bytes() : 0}, ScalarType::Byte); };
   const Tensor dh = new_empty(grad, {args.tokens, args.features / 2}, grad.scalar_type());
   const Tensor dh_tokens = new_values(), dh_meta = new_meta(), y_tokens = new_values(), y_meta = new_meta();
-  const Tensor counts = torch::stable::new_zeros(grad, {tokens ? args.features : 0}, ScalarType::Int);
+  const Tensor counts = torch::stable::new_zeros(grad, {tokens && !hot ? args.features : 0}, ScalarType::Int);
+  const auto new_rows = [&] { return new_empty(grad, {args.hot_count, args.tokens}, grad.scalar_type()); };
+  const Tensor y_hot = new_rows(), dh_hot = new_rows();
   if (args.tokens > 0 && args.features > 0) {
-    const ProductOwners owners = prepare_product(grad, w, args);
+    const ProductOwners owners = prepare_product(grad, w, args, {kTokenMultiple, interleaved});
+    args.grad_in_order = grad.is_cuda() && args.tokens % kTokenMultiple != 0;
     const Tensor owned_values = contiguous_aligned(values), owned_meta = contiguous_aligned(meta);
     args.y = owned_values.const_data_ptr();
     args.meta = owned_meta.const_data_ptr<uint8_t>();
@@ -54,11 +70,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const
     if (tokens) {
       args.dh_tokens = {dh_tokens.mutable_data_ptr(), dh_meta.mutable_data_ptr<uint8_t>()};
       args.y_tokens = {y_tokens.mutable_data_ptr(), y_meta.mutable_data_ptr<uint8_t>()};
-      args.counts = counts.mutable_data_ptr<int32_t>();
+      if (!hot) args.counts = counts.mutable_data_ptr<int32_t>();
+    }
+    Tensor owned_hot, slots;
+    if (args.hot_count > 0) {
+      owned_hot = torch::stable::contiguous(*hot);
+      args.hot = owned_hot.const_data_ptr<int64_t>();
+      args.y_hot = y_hot.mutable_data_ptr();
+      args.dh_hot = dh_hot.mutable_data_ptr();
+      slots = new_empty(grad, {grad.is_cuda() ? args.features : 0}, ScalarType::Int);
+      args.hot_slots = slots.mutable_data_ptr<int32_t>();
     }
     scope.run(cpu::linear_gradient, cuda::linear_gradient, args);
   }
-  return {dh, dh_tokens, dh_meta, y_tokens, y_meta, counts};
+  return {dh, dh_tokens, dh_meta, y_tokens, y_meta, counts, y_hot, dh_hot};
 }
 
 }  // namespace sparse24::torch_ops

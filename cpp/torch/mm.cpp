@@ -38,17 +38,18 @@ struct Dense {
   Tensor tensor;
   Major major;
   int64_t ld;
+  bool interleaved;  ///< still to be, by the product
 };
 
 /// b copied to `major`, with a leading dimension and an address that are multiples of 16 bytes.
-Dense copy_b(const Tensor& b, DType dtype, Major major) {
+Dense copy_b(const Tensor& b, DType dtype, Major major, bool interleaved) {
   const int64_t step = 16 / size_of(dtype);
   const int64_t outer = b.size(major == Major::kRow ? 0 : 1), inner = b.size(major == Major::kRow ? 1 : 0);
   Tensor buffer = new_empty(b, {outer, round_up(inner, step)}, to_torch(dtype));
   Tensor target = torch::stable::narrow(buffer, 1, 0, inner);
   if (major == Major::kColumn) target = torch::stable::transpose(target, 0, 1);
-  torch::stable::copy_(target, b);
-  return {buffer, major, round_up(inner, step)};
+  copy_rows(target, b, interleaved);
+  return {buffer, major, round_up(inner, step), false};
 }
 
 /// True if dimension `inner` of b has stride 1 and lines along it do not overlap.
@@ -57,23 +58,25 @@ bool is_major(const Tensor& b, int64_t inner) {
   return (b.size(inner) <= 1 || b.stride(inner) == 1) && (b.size(outer) <= 1 || b.stride(outer) >= b.size(inner));
 }
 
-/// b without a copy where its layout has a kernel.
-Dense prepare_b(const Tensor& b, const Operand& a) {
+/// b without a copy where its layout has a kernel. Copies are in the order of the product.
+Dense prepare_b(const Tensor& b, const Operand& a, bool interleaved) {
   const bool row = is_major(b, 1), column = is_major(b, 0);
   if (a.dtype == DType::kFloat8E4M3) {
-    if (!column) return copy_b(b, a.dtype, Major::kColumn);
+    // No fp8 kernel interleaves.
+    if (!column || (interleaved && b.is_cuda())) return copy_b(b, a.dtype, Major::kColumn, interleaved);
   } else {
     // The one combination without kernels on the GPU: K-major B for a sparse operand that is itself M-major.
     const bool missing = b.is_cuda() && a.m_contiguous() && !row;
-    if (missing || (!row && !column)) return copy_b(b, a.dtype, Major::kRow);
+    const bool remainder = b.is_cuda() && interleaved && a.k % 4 != 0;
+    if (missing || remainder || (!row && !column)) return copy_b(b, a.dtype, Major::kRow, interleaved);
   }
   // A single line may count as either; along it there is nothing to pad.
   const bool line_of_k = column && b.size(1) == 1 && !(b.is_cuda() && a.m_contiguous());
   const Major major = row && a.dtype != DType::kFloat8E4M3 && !line_of_k ? Major::kRow : Major::kColumn;
   const int64_t inner = major == Major::kRow ? 1 : 0, step = 16 / size_of(a.dtype);
   const int64_t ld = b.size(1 - inner) <= 1 ? round_up(b.size(inner), step) : b.stride(1 - inner);
-  if (b.is_cuda() && (ld % step != 0 || !is_aligned(b))) return copy_b(b, a.dtype, major);
-  return {b, major, ld};
+  if (b.is_cuda() && (ld % step != 0 || !is_aligned(b))) return copy_b(b, a.dtype, major, interleaved);
+  return {b, major, ld, interleaved};
 }
 
 ScalarType default_out_dtype(DType values) {
@@ -110,9 +113,10 @@ void fill_without_k(Tensor& d, const std::optional<Tensor>& bias, bool transpose
 
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
           const std::optional<Tensor>& scale_b, const std::optional<Tensor>& bias, int64_t dim,
-          std::optional<ScalarType> out_dtype, bool transpose_out) {
+          std::optional<ScalarType> out_dtype, bool transpose_out, bool interleaved) {
   MmArgs args{};
   const Dim parsed_dim = parse_dim(kOp, dim);
+  expect(!interleaved || parsed_dim == Dim::kTokens, kOp, "dim to be -2 with interleaved=True, got ", dim);
   check_sizes(kOp, "values", values, 2);
   const DType dtype =
       check_dtype(kOp, "values", values, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
@@ -150,12 +154,13 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
   }
 
   const Tensor kept = contiguous_aligned(values), pattern = contiguous_aligned(meta);
-  const Dense dense = prepare_b(b, args.a);
+  const Dense dense = prepare_b(b, args.a, interleaved);
   args.values = kept.const_data_ptr();
   args.meta = pattern.const_data_ptr<uint8_t>();
   args.b = dense.tensor.const_data_ptr();
   args.b_major = dense.major;
   args.ldb = dense.ld;
+  args.b_interleaved = dense.interleaved;
   args.d = d.mutable_data_ptr();
   args.d_major = transpose_out ? Major::kColumn : Major::kRow;
   std::optional<Tensor> contiguous_scale_a, contiguous_scale_b, contiguous_bias;

@@ -162,6 +162,21 @@ Tensor contiguous_aligned(const Tensor& t) {
   return is_aligned(out) ? out : torch::stable::clone(out);
 }
 
+void copy_rows(Tensor target, Tensor t, bool interleaved) {
+  const int64_t rows = t.size(0), columns = t.size(1), quarter = interleaved ? rows / 4 : 0;
+  if (quarter > 0) {
+    // Row 4 g + i of one is row i quarter + g of the other.
+    const int64_t by_group[] = {quarter, 4, columns}, by_quarter[] = {4, quarter, columns};
+    Tensor groups = torch::stable::view(torch::stable::narrow(target, 0, 0, 4 * quarter), by_group);
+    const Tensor quarters = torch::stable::view(torch::stable::narrow(t, 0, 0, 4 * quarter), by_quarter);
+    torch::stable::copy_(groups, torch::stable::transpose(quarters, 0, 1));
+  }
+  const int64_t done = 4 * quarter;
+  if (done == rows) return;
+  Tensor rest = torch::stable::narrow(target, 0, done, rows - done);
+  torch::stable::copy_(rest, torch::stable::narrow(t, 0, done, rows - done));
+}
+
 Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows) {
   Tensor scale =
       scaling == Scaling::kRow ? new_empty(x, {rows, 1}, ScalarType::Float) : new_empty(x, {1}, ScalarType::Float);

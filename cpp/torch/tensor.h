@@ -81,6 +81,9 @@ Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, Scala
 bool is_aligned(const Tensor& t);
 /// `t`, or a copy of it that is contiguous and aligned.
 Tensor contiguous_aligned(const Tensor& t);
+/// Copies t [rows, columns] to the first rows of `target`; interleaved: row r of `target` is row `interleaved_token(r)`
+/// of t.
+void copy_rows(Tensor target, Tensor t, bool interleaved);
 /// The scale tensor that an fp8 conversion returns: a copy of the given one, or room for the computed one.
 Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows);
 
@@ -112,12 +115,13 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
 Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
 Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
 Tensor densest_features(const Tensor& counts, int64_t k);
+Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples, bool fp8_meta);
 Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features, bool fp8_meta);
 std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
 std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
           const std::optional<Tensor>& scale_b, const std::optional<Tensor>& bias, int64_t dim,
-          std::optional<ScalarType> out_dtype, bool transpose_out);
+          std::optional<ScalarType> out_dtype, bool transpose_out, bool interleaved);
 std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x,
                                                 const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& scale_out,
@@ -126,10 +130,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
     const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(const Tensor& grad, const Tensor& w,
-                                                                           const Tensor& values, const Tensor& meta,
-                                                                           bool interleaved, bool tokens,
-                                                                           bool fp8_meta);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
+    const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta, bool interleaved, bool tokens,
+    bool fp8_meta, const std::optional<Tensor>& hot);
 Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y);
 
 }  // namespace sparse24::torch_ops

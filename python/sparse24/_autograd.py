@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._token_order import deinterleave, interleave
 
 _ops = torch.ops.sparse24
 
@@ -58,6 +59,7 @@ def _mm_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, 
     values, meta, b, scale_a, scale_b, bias = inputs
     ctx.dim = keyword_only_inputs["dim"]
     ctx.transpose_out = keyword_only_inputs["transpose_out"]
+    ctx.interleaved = keyword_only_inputs["interleaved"]
     ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(values, meta, b, scale_a, scale_b)
 
@@ -75,7 +77,8 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     g = g.to(values.dtype)
     grad_values = grad_b = None
     if ctx.needs_input_grad[0]:
-        grad_x = g @ b.t() if ctx.dim == -1 else b @ g.t()  # [R, C], dense: only kept entries are read
+        rows_of_b = interleave(b) if ctx.interleaved else b
+        grad_x = g @ b.t() if ctx.dim == -1 else rows_of_b @ g.t()  # [R, C], dense: only kept entries are read
         grad_values = _ops.compress_like.default(grad_x, meta, ctx.dim)
     if ctx.needs_input_grad[2]:
         if ctx.dim == -1:
@@ -84,6 +87,8 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             rows, cols = b.shape[0], values.shape[1]
         x = _ops.decompress.default(values, meta, rows, cols, ctx.dim)
         grad_b = (x.t() if ctx.dim == -1 else x) @ g
+        if ctx.interleaved:
+            grad_b = deinterleave(grad_b)
     return grad_values, None, grad_b, None, None, grad_bias
 
 
@@ -148,6 +153,7 @@ def register() -> None:
         ("compress_like", _compress_like_backward, _compress_like_setup),
         ("decompress", _decompress_backward, _decompress_setup),
         ("densest_features", _refusing_backward("densest_features", "its input and output are integers"), None),
+        ("feature_counts", _refusing_backward("feature_counts", "its output is integers"), None),
         ("gather_features", _refusing_backward("gather_features", "it is a part of one"), None),
         ("mm", _mm_backward, _mm_setup),
         ("linear_relu2", _linear_relu2_backward, _linear_setup),

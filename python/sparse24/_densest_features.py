@@ -17,14 +17,15 @@ def densest_features(counts: Tensor, k: int) -> Tensor:
     Parameters
     ----------
     counts : Tensor [F]
-        int32: numbers of tokens that use a feature, as `linear_gradient` counts them. Negative ones are ordered too.
+        int32: numbers of tokens that use a feature, as `feature_counts` and `linear_gradient` count them. Negative ones
+        are ordered too.
     k : int
         From 0 to F.
 
     Returns
     -------
     Tensor [k]
-        int64: the `features` of `gather_features`.
+        int64: the `hot` features of `linear_gradient`, or the `features` of `gather_features`.
 
     Raises
     ------

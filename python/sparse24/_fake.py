@@ -93,6 +93,12 @@ def _densest_features(counts: Tensor, k: int) -> Tensor:
     return counts.new_empty(k, dtype=torch.int64)
 
 
+def _feature_counts(values: Tensor, meta: Tensor, samples: int = 1024, fp8_meta: bool = False) -> Tensor:
+    _expect(values.dim() == 2, "feature_counts", "values to have 2 dimensions", values.dim())
+    _expect(samples >= 1, "feature_counts", "samples to be 1 or more", samples)
+    return values.new_empty(2 * values.shape[1], dtype=torch.int32)
+
+
 def _gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
     _expect(values.dim() == 2, "gather_features", "values to have 2 dimensions", values.dim())
     _expect(features.dim() == 1, "gather_features", "features to have 1 dimension", features.dim())
@@ -110,8 +116,10 @@ def _mm(
     dim: int = -1,
     out_dtype: torch.dtype | None = None,
     transpose_out: bool = False,
+    interleaved: bool = False,
 ) -> Tensor:
     _check_dim("mm", dim)
+    _expect(not interleaved or dim == -2, "mm", "dim to be -2 with interleaved=True", dim)
     _expect(values.dim() == 2, "mm", "values to have 2 dimensions", values.dim())
     _expect(b.dim() == 2, "mm", "b to have 2 dimensions", b.dim())
     if dim == -1:
@@ -223,11 +231,19 @@ def _linear_gradient(
     interleaved: bool = False,
     tokens: bool = True,
     fp8_meta: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hot: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     op = "linear_gradient"
     rows, features = _check_gradient(op, grad, w, 32 if fp8_meta else 16, "values", values)
     half = features // 2
     _expect(values.shape[1] == half, op, f"values to have {half} columns (half the columns of w)", values.shape[1])
+
+    hot_count = 0
+    if hot is not None:
+        _expect(tokens, op, "tokens to be True where hot is given", tokens)
+        _expect(hot.dim() == 1, op, "hot to have 1 dimension", hot.dim())
+        hot_count = hot.shape[0]
+        _expect(hot_count <= features, op, f"hot to have at most {features} elements (columns of w)", hot_count)
 
     def along_tokens() -> tuple[Tensor, Tensor]:
         if not tokens:
@@ -237,8 +253,9 @@ def _linear_gradient(
             grad.new_empty(_meta_bytes(rows, features, grad.dtype, -2), dtype=torch.uint8),
         )
 
-    counts = grad.new_empty(features if tokens else 0, dtype=torch.int32)
-    return grad.new_empty(rows, features // 2), *along_tokens(), *along_tokens(), counts
+    counts = grad.new_empty(features if tokens and hot is None else 0, dtype=torch.int32)
+    y_hot, dh_hot = (grad.new_empty(hot_count, rows) for _ in range(2))
+    return grad.new_empty(rows, features // 2), *along_tokens(), *along_tokens(), counts, y_hot, dh_hot
 
 
 def _linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -256,6 +273,7 @@ def register() -> None:
         "compress_like": _compress_like,
         "decompress": _decompress,
         "densest_features": _densest_features,
+        "feature_counts": _feature_counts,
         "gather_features": _gather_features,
         "mm": _mm,
         "quantize_fp8": _quantize_fp8,

@@ -20,7 +20,8 @@ def linear_gradient(
     interleaved: bool = False,
     tokens: bool = True,
     fp8_meta: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    hot: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``y @ w.T`` and the squared ReLU that gave y, and compress along tokens what comes of it.
 
     ``dy = grad @ w`` in float32, rounded to grad's dtype; ``dh = dy * (2 * sqrt(y))`` in float32, rounded once, at the
@@ -39,14 +40,18 @@ def linear_gradient(
     meta : Tensor
         Their positions.
     interleaved : bool
-        The rows of grad are ordered so that groups of four are tokens a quarter apart: row ``4 g + i`` is of token
-        ``i Q + g``, ``Q = T // 4``, and the last T % 4 rows are of their own tokens. What is compressed along tokens
-        has that order; `values`, `meta` and `dh_values` have that of the tokens.
+        The rows of what is compressed along tokens are ordered so that groups of four are tokens a quarter apart: row
+        ``4 g + i`` is of token ``i Q + g``, ``Q = T // 4``, and the last T % 4 rows are of their own tokens. `mm` with
+        the same flag multiplies it with tokens in their own order, which all other tensors here have.
     tokens : bool
         False: only dh along features is wanted, the other tensors are empty.
     fp8_meta : bool
         `meta` is in the layout of float8 values: of `compress_fp8` or fp8 `linear_compress`. Metadata along tokens is
         always in that of grad's dtype.
+    hot : Tensor [H], optional
+        int64: features of which all tokens are wanted, for dense products beside the sparse ones. They ascend, as
+        `densest_features` gives them. Nothing can refuse what lies on a device: one that is not above all before it, or
+        is not from 0 to F - 1, gives rows of NaN.
 
     Returns
     -------
@@ -57,17 +62,20 @@ def linear_gradient(
     y_tokens, y_tokens_meta : Tensor
         The same of y: for the gradient of w.
     counts : Tensor [F]
-        int32, in how many tokens a feature of y is not zero; NaN is not.
+        int32, in how many tokens a feature of y is not zero; NaN is not. With `hot` not counted, and empty.
+    y_hot, dh_hot : Tensor [H, T]
+        The `hot` features of y and dh: the bits of ``gather_features(values, meta, hot).t()``, and of dh_values.
+        Without `hot` H is 0.
 
     Raises
     ------
     RuntimeError
-        Wrong dtype, device or rank; sizes of grad, w, values and meta that do not fit each other; backward, which is
-        not defined.
+        Wrong dtype, device or rank; sizes of grad, w, values and meta that do not fit each other; more than F `hot`
+        features, or any without `tokens`; backward, which is not defined.
 
     Notes
     -----
-    On CUDA grad is copied where D is not a multiple of 8.
+    On CUDA grad is copied where D is not a multiple of 8 or T not one of 32.
 
     Source: Haziza et al. 2025, arXiv 2503.16672, whose backward pass uses the forward's pattern.
 
@@ -79,7 +87,7 @@ def linear_gradient(
     >>> dh, *_ = sparse24.linear_gradient(grad, w2, values, meta)
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
-    return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta)
+    return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot)
 
 
 def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:

@@ -21,11 +21,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
-from sparse24._tokens import interleave, weight_gradient
+from sparse24._tokens import weight_gradient
 from sparse24.ops import (
     compress,
     decompress,
     densest_features,
+    feature_counts,
     gather_features,
     linear_gradient,
     linear_relu2_gradient,
@@ -108,16 +109,16 @@ class _Activation(NamedTuple):
             values = values.to(dtype).mul_(scale.reshape(-1, 1))
         return _Activation(values, meta, fp8)
 
-    def columns(self, values: Tensor, features: Tensor) -> Tensor:
-        """Fetch some columns of the dense matrix with `values` at the pattern."""
-        return gather_features(values, self.meta, features, self.fp8)
-
     def dense(self, values: Tensor) -> Tensor:
-        """Fetch all of them."""
+        """Return the dense matrix with `values` at the pattern."""
         rows, columns = values.shape[0], 2 * values.shape[1]
         if not self.fp8:
             return decompress(values, self.meta, rows, columns)
-        return self.columns(values, torch.arange(columns, device=values.device))
+        return gather_features(values, self.meta, torch.arange(columns, device=values.device), fp8_meta=True)
+
+    def densest(self, count: int) -> Tensor:
+        """Find the features that the most tokens of a sample use."""
+        return densest_features(feature_counts(self.values, self.meta, fp8_meta=self.fp8), count)
 
 
 class _Operands(NamedTuple):
@@ -139,22 +140,28 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
     if not (need_dh or need_w2):
         return None, None, None, None, db2
 
+    # How many features to choose for a dense product.
+    split = hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse"
+    count = recipe.hot_features(w1.shape[0]) if split else 0
     first = Weight(w1, w1_scale)
     w1, w2 = _sixteen_bit(first, grad.dtype), _sixteen_bit(Weight(w2, w2_scale), grad.dtype)
     if not recipe.reuse_mask:
         y, dh, dx = _without_mask(F.linear(_again(x), w1, b1), grad @ w2 if need_dh else None, w1, need_x)
+        if count:
+            hot = densest_features(y.count_nonzero(0).int(), count)
     else:
         hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
         saved = _Activation.of(hidden, mode.fp8, grad.dtype)
+        if count:
+            hot = saved.densest(count)
+        elif hot is not None:
+            hot = hot.sort().values  # given in any order; linear_gradient wants them to ascend
         over_tokens = need_w1 and need_w2 and recipe.weight_gradients == "sparse" and not recipe.residual
         if over_tokens and x.shape[0] > 0:  # mm has no product over zero tokens
             dx, dw1, dw2, dh = _both_directions(saved, grad, x, w1, w2, recipe, hot, need_x)
             return dx, dw1, dw2, _sum(saved.dense(dh)) if need_b1 else None, db2
         y, dh, dx = _separate(saved, grad, w1, w2, need_x, need_dh, need_w1 or need_w2 or need_b1)
 
-    if hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse":
-        count = recipe.hot_features(w1.shape[0])
-        hot = densest_features(y.count_nonzero(0).int(), count) if count else None
     dw1 = weight_gradient(dh, x, recipe, hot) if need_w1 else None
     dw2 = weight_gradient(y, grad, recipe, hot, transpose=True) if need_w2 else None
     return dx, dw1, dw2, _sum(dh) if need_b1 else None, db2
@@ -164,18 +171,17 @@ def _both_directions(
     y: _Activation, grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, recipe: Recipe, hot: Tensor | None, need_x: bool
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     """Compute dx, dw1, dw2 and the kept values of dh: nothing of size [T, F] is dense in memory."""
-    grouped_grad, grouped_x = (interleave(grad), interleave(x)) if recipe.permute_tokens else (grad, x)
-    dh, dh_tokens, dh_meta, y_tokens, y_meta, counts = linear_gradient(
-        grouped_grad, w2, y.values, y.meta, recipe.permute_tokens, fp8_meta=y.fp8
+    permuted = recipe.permute_tokens
+    # Given features, if only none: linear_gradient need not count.
+    whole = grad.new_empty(0, dtype=torch.int64) if hot is None else hot
+    dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = linear_gradient(
+        grad, w2, y.values, y.meta, permuted, fp8_meta=y.fp8, hot=whole
     )
-    dw1 = mm(dh_tokens, dh_meta, grouped_x, dim=-2)
-    dw2 = mm(y_tokens, y_meta, grouped_grad, dim=-2, transpose_out=True)
-    count = recipe.hot_features(w1.shape[0])
-    if hot is None and count:
-        hot = densest_features(counts, count)
+    dw1 = mm(dh_tokens, dh_meta, x, dim=-2, interleaved=permuted)
+    dw2 = mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True, interleaved=permuted)
     if hot is not None:
-        dw1.index_copy_(0, hot, y.columns(dh, hot).t() @ x)
-        dw2.index_copy_(1, hot, grad.t() @ y.columns(y.values, hot))
+        dw1.index_copy_(0, hot, dh_hot @ x)
+        dw2.index_copy_(1, hot, grad.t() @ y_hot.t())
     return _gradient_of_x(y, dh, w1) if need_x else None, dw1, dw2, dh
 
 

@@ -7,19 +7,9 @@ A [T, F] is the activation or the gradient of the pre-activation, already 2:4 al
 import torch
 from torch import Tensor
 
+from sparse24._token_order import interleave
 from sparse24.ops import compress, decompress, mm
 from sparse24.training import Recipe
-
-
-def interleave(t: Tensor) -> Tensor:
-    """Row ``4 g + i`` of the result is row ``i Q + g`` of t [T, N], with ``Q = T // 4``; the last T % 4 rows stay.
-
-    Neighbouring tokens light the same features: a group of four is then made of tokens that are a quarter apart.
-    """
-    quarter = t.shape[0] // 4
-    row = torch.arange(t.shape[0], device=t.device)
-    # One gather, and while tracing no branch on the number of rows: views would be a graph for each remainder.
-    return t.index_select(0, torch.where(row < 4 * quarter, row % 4 * quarter + row // 4, row))
 
 
 def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *, transpose: bool = False) -> Tensor:
@@ -38,8 +28,7 @@ def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *,
     """
     if recipe.weight_gradients == "dense" or a.shape[0] == 0:  # mm has no product over zero tokens
         return b.t() @ a if transpose else a.t() @ b
-    grouped, other = (interleave(a), interleave(b)) if recipe.permute_tokens else (a, b.contiguous())
-    out = _sparse_product(grouped, other, recipe.residual, transpose)
+    out = _sparse_product(interleave(a) if recipe.permute_tokens else a, b.contiguous(), recipe, transpose)
     if hot is not None:
         columns = a.index_select(1, hot)
         if transpose:
@@ -49,14 +38,17 @@ def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *,
     return out
 
 
-def _sparse_product(a: Tensor, b: Tensor, residual: bool, transpose: bool) -> Tensor:
+def _sparse_product(a: Tensor, b: Tensor, recipe: Recipe, transpose: bool) -> Tensor:
+    """Of a with its tokens in the order of their groups, and of b with them in their own."""
     values, meta = compress(a, dim=-2)
-    if not residual:
-        return mm(values, meta, b, dim=-2, transpose_out=transpose)
+    permuted = recipe.permute_tokens
+    if not recipe.residual:
+        return mm(values, meta, b, dim=-2, transpose_out=transpose, interleaved=permuted)
     # At most two of four are left: a second 2:4 operand holds them all, and the sum is rounded once.
     kept = decompress(torch.ones_like(values), meta, *a.shape, -2)
     rest = compress(torch.where(kept == 0, a, 0), dim=-2)
     first, second = (
-        mm(*operand, b, dim=-2, out_dtype=torch.float32, transpose_out=transpose) for operand in ((values, meta), rest)
+        mm(*operand, b, dim=-2, out_dtype=torch.float32, transpose_out=transpose, interleaved=permuted)
+        for operand in ((values, meta), rest)
     )
     return (first + second).to(a.dtype)

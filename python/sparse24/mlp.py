@@ -104,7 +104,8 @@ def relu2_mlp(
         How the backward pass treats the token direction. Default: ``Recipe()``.
     hot_features : Tensor [H], optional
         int64: the features whose weight gradients are dense, H = ``recipe.hot_features(F)``. They may be those of an
-        earlier step, and have to be valid indices. Default: counted in the backward pass, without synchronisation.
+        earlier step, and have to be valid indices, each at most once. Default: chosen in the backward pass, from counts
+        in a sample of tokens, without synchronisation.
     recompute : bool
         Save x and the weights only, and run the first GEMM again in the backward pass. The same bits; dense in 16 bits
         the same up to the rounding of one product.

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from sparse24 import _autograd, _fake
 from sparse24._densest_features import densest_features
+from sparse24._feature_counts import feature_counts
 from sparse24._linear_gradient import linear_gradient, linear_relu2_gradient
 from sparse24.linear import OutputScaling, linear_compress, linear_relu2
 
@@ -50,6 +51,7 @@ __all__ = [
     "compress_like",
     "decompress",
     "densest_features",
+    "feature_counts",
     "gather_features",
     "linear_compress",
     "linear_gradient",
@@ -280,6 +282,7 @@ def mm(
     dim: Dim = -1,
     out_dtype: torch.dtype | None = None,
     transpose_out: bool = False,
+    interleaved: bool = False,
 ) -> Tensor:
     """Multiply a compressed matrix with a dense one.
 
@@ -307,6 +310,11 @@ def mm(
         bfloat16, float16 or float32. Default: the dtype of `values`, bfloat16 for float8.
     transpose_out : bool
         Store and return the transpose.
+    interleaved : bool
+        For dim=-2: the rows of X are ordered so that groups of four are tokens a quarter apart, as `linear_gradient`
+        gives them, and those of b are tokens in their own order. Row ``4 g + i`` of X is of token ``i Q + g``,
+        ``Q = K // 4``, and the last K % 4 rows are of their own tokens. On CUDA b is copied where K is not a multiple
+        of 4, and in float8.
 
     Returns
     -------
@@ -316,7 +324,8 @@ def mm(
     Raises
     ------
     RuntimeError
-        Wrong dtype, device, rank or majorness; sizes of values, meta, b, scales and bias that do not fit each other.
+        Wrong dtype, device, rank or majorness; sizes of values, meta, b, scales and bias that do not fit each other;
+        `interleaved` with dim=-1.
 
     Notes
     -----
@@ -333,7 +342,18 @@ def mm(
     >>> y = sparse24.mm(values, meta, w.t())
     >>> torch.testing.assert_close(y, sparse24.decompress(values, meta, 3, 32) @ w.t())
     """
-    return _mm(values, meta, b, scale_a, scale_b, bias, dim=dim, out_dtype=out_dtype, transpose_out=transpose_out)
+    return _mm(
+        values,
+        meta,
+        b,
+        scale_a,
+        scale_b,
+        bias,
+        dim=dim,
+        out_dtype=out_dtype,
+        transpose_out=transpose_out,
+        interleaved=interleaved,
+    )
 
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row") -> tuple[Tensor, Tensor]:

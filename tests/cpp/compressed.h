@@ -79,6 +79,7 @@ struct Product {
   Major d_major = Major::kRow;
   std::vector<float> scale_a = {}, scale_b = {};  ///< empty: none; one element, or one per row or column
   std::optional<Array> bias = {};
+  bool interleaved = false;  ///< A is of interleaved tokens, B is not
 
   int64_t ld(int64_t k) const { return ldb ? ldb : b_major == Major::kRow ? n : k; }
 };
@@ -95,7 +96,15 @@ inline MmArgs mm_args(const Compressed& a, const Array& b, const Product& p, Arr
     args.bias = p.bias->data();
     args.bias_dtype = p.bias->dtype();
   }
+  args.b_interleaved = p.interleaved;
   return args;
+}
+
+/// The rows of b [k, n], row-major and packed, in the order of interleaved tokens.
+inline Array interleave(const Array& b, int64_t k, int64_t n) {
+  Array out(b.dtype(), k * n);
+  for (int64_t i = 0; i < k * n; ++i) out.set_code(i, b.code(interleaved_token(i / n, k / 4) * n + i % n));
+  return out;
 }
 
 inline Array cpu_mm(const Compressed& a, const Array& b, const Product& p) {

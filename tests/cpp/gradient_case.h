@@ -18,6 +18,7 @@ struct GradientCase {
   std::vector<uint8_t> meta;  ///< of y, in the layout of meta_dtype
   DType meta_dtype;
   bool interleaved = false;
+  std::vector<int64_t> hot = {};  ///< features of which all tokens are wanted
 
   /// y = relu(h)^2 of h [tokens, features].
   GradientCase(int64_t t, int64_t d, int64_t f, Array grad_, Array w_, const Array& h)
@@ -58,17 +59,32 @@ struct GradientCase {
   }
 };
 
+/// The rows of grad that the kernels are given, each `c.in` long: tokens in their own order; where tokens are no
+/// multiple of 32, in that of what is compressed along tokens, with zeros up to the next
+/// (LinearGradientArgs::grad_in_order).
+inline Array rows_of_grad(const GradientCase& c) {
+  const int64_t rows = round_up(c.tokens, 32);
+  if (rows == c.tokens) return c.grad;
+  const Array ordered = c.interleaved ? interleave(c.grad, c.tokens, c.in) : c.grad;
+  Array out(c.grad.dtype(), std::vector<double>(rows * c.in, 0));
+  for (int64_t i = 0; i < ordered.size(); ++i) out.set_code(i, ordered.code(i));
+  return out;
+}
+
 /// Everything that linear_gradient writes.
 struct GradientResult {
   explicit GradientResult(const GradientCase& c)
       : dh(c.hidden(), c.y.values.size()),
         y_tokens(c.tokens, c.features, c.hidden(), Dim::kTokens),
         dh_tokens(c.tokens, c.features, c.hidden(), Dim::kTokens),
-        counts(c.features, 0) {}
+        counts(c.features, 0),
+        y_hot(c.hidden(), static_cast<int64_t>(c.hot.size()) * c.tokens),
+        dh_hot(y_hot) {}
 
   Array dh;
   Compressed y_tokens, dh_tokens;
   std::vector<int32_t> counts;
+  Array y_hot, dh_hot;
 };
 
 /// Arguments on host memory.
@@ -88,7 +104,12 @@ inline LinearGradientArgs gradient_args(const GradientCase& c, GradientResult& o
           {out.y_tokens.values.data(), out.y_tokens.meta.data()},
           {out.dh_tokens.values.data(), out.dh_tokens.meta.data()},
           out.counts.data(),
-          c.interleaved};
+          c.interleaved,
+          /*grad_in_order=*/false,
+          c.hot.data(),
+          static_cast<int64_t>(c.hot.size()),
+          out.y_hot.data(),
+          out.dh_hot.data()};
 }
 
 inline GradientResult cpu_linear_gradient(const GradientCase& c) {

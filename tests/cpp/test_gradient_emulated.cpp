@@ -23,7 +23,7 @@ struct DyCase {
   DType dtype;
   bool fp8_meta;             ///< y's metadata is in the layout of float8
   bool specials = false;     ///< NaN and infinities, in dy and in y
-  bool interleaved = false;  ///< the rows of dy are
+  bool interleaved = false;  ///< the rows of dy, as of what is compressed along tokens, are
 
   Sums dy() const { return {tokens, features, specials}; }
   /// The pre-activation: y is zero where it is negative.
@@ -101,7 +101,7 @@ template <class Kind>
 class GradientEmulated : public testing::Test {
  protected:
   using T = typename Kind::T;
-  using Tile = emulate::Tile<128, 128, Schedule::kPingpong>;
+  using Tile = emulate::Tile<128, 192, Schedule::kPingpong>;
 
   /// With as many features as the metadata allows.
   DyCase problem(int tokens, int features, bool specials = false, bool interleaved = false) const {
@@ -121,6 +121,12 @@ class GradientEmulated : public testing::Test {
     const std::vector<int32_t> zeros(c.features, 0);
     Guarded counts = guarded(zeros.data(), 4 * c.features);
 
+    const std::vector<int> hot{0, d.features / 2 + 1, d.features - 1};
+    std::vector<int32_t> slots(d.features, -1);
+    for (size_t i = 0; i < hot.size(); ++i) slots[hot[i]] = static_cast<int32_t>(i);
+    Guarded slot_of = guarded(slots.data(), 4 * d.features);
+    HotRows hot_y(d, c, c.y.values, hot), hot_dh(d, c, expected.dh, hot);
+
     cuda::GradientParams params{d.tokens,
                                 d.features,
                                 y.data(),
@@ -128,13 +134,19 @@ class GradientEmulated : public testing::Test {
                                 dh.data(),
                                 {y_tokens.params(), dh_tokens.params()},
                                 counts.data<int32_t>(),
-                                d.interleaved ? d.tokens / 4 : 0};
+                                d.interleaved ? d.tokens / 4 : 0,
+                                slot_of.data<int32_t>(),
+                                {hot_y.rows.data(), hot_dh.rows.data()}};
     if (!tokens) {
       params.along_tokens[0] = params.along_tokens[1] = {};
       params.counts = nullptr;
+      params.slots = nullptr;
     }
-    using Epilogue = cuda::GradientEpilogue<T, Kind::kFp8Meta, Tile::kM, Tile::kN>;
-    run_epilogue<Epilogue, Tile>(params, d.tokens, d.features, d.dy(), order);
+    using Epilogue = cuda::GradientEpilogue<T, Kind::kFp8Meta, true, Tile::kM, Tile::kN>;
+    const auto dy = [of_place = d.dy()](int row, int column, int batch) {
+      return of_place(cuda::place_of_row(row), column, batch);
+    };
+    run_epilogue<Epilogue, Tile>(params, d.tokens, d.features, dy, order);
 
     expect_equal(dh, expected.dh.data(), 2, "dh");
     EXPECT_TRUE(y.intact() && meta.intact());
@@ -142,6 +154,8 @@ class GradientEmulated : public testing::Test {
     y_tokens.expect_equal(expected.y_tokens, "y");
     dh_tokens.expect_equal(expected.dh_tokens, "dh");
     expect_equal(counts, expected.counts.data(), 4, "counts");
+    expect_equal(hot_y.rows, hot_y.expected.data(), 2, "rows of y");
+    expect_equal(hot_dh.rows, hot_dh.expected.data(), 2, "rows of dh");
   }
 
  private:
@@ -152,6 +166,20 @@ class GradientEmulated : public testing::Test {
     EXPECT_EQ((different - bytes) / size, got.bytes() / size) << "the first element that differs, of " << what;
     EXPECT_TRUE(got.intact()) << what;
   }
+
+  /// All tokens of some features.
+  struct HotRows {
+    HotRows(const DyCase& d, const GradientCase& c, const Array& values, const std::vector<int>& hot)
+        : expected(values.dtype(), static_cast<int64_t>(hot.size()) * d.tokens), rows(expected.bytes()) {
+      const Array in_rows = decompressed(d, c, values);
+      for (int64_t i = 0; i < expected.size(); ++i) {
+        const int64_t row = i % d.tokens, feature = hot[i / d.tokens];
+        expected.set_code(i / d.tokens * d.tokens + d.token(row), in_rows.code(row * d.features + feature));
+      }
+    }
+    Array expected;
+    Guarded rows;
+  };
 
   struct Output {
     explicit Output(const Compressed& like)

@@ -2,6 +2,8 @@
 /// The CPU linear_gradient: products that a person can check, and the separate steps.
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "gradient_case.h"
 
 namespace sparse24::test {
@@ -65,13 +67,12 @@ TEST(Interleaved, GroupsAreAQuarterApart) {
   EXPECT_EQ(tokens, (std::vector<int64_t>{0, 2, 4, 6, 1, 3, 5, 7, 8, 9}));
 }
 
-/// Rows of grad are tokens 0, 2, 4, 6, 1, ...: dh has them in their own order, the groups of tokens in that of the
-/// rows.
-TEST_P(GradientTypes, InterleavedRowsFindTheirTokens) {
+/// The groups of tokens are 0, 2, 4, 6 and 1, 3, 5, 7; everything else is in the order of tokens.
+TEST_P(GradientTypes, InterleavedGroupsFindTheirTokens) {
   Array h(GetParam(), Numbers(8 * 16, 0)), w(GetParam(), Numbers(16, 0));
   for (int t = 0; t < 8; ++t) h.set(16 * t, t + 1);
   w.set(0, 1);
-  GradientCase c{8, 1, 16, Array(GetParam(), Numbers{1, 3, 5, 7, 2, 4, 6, 8}), w, h};  // token t + 1
+  GradientCase c{8, 1, 16, Array(GetParam(), Numbers{1, 2, 3, 4, 5, 6, 7, 8}), w, h};
   c.interleaved = true;
   const GradientResult out = cpu_linear_gradient(c);
   for (int t = 0; t < 8; ++t) EXPECT_EQ(out.dh[8 * t], 2 * (t + 1) * (t + 1)) << t;
@@ -117,6 +118,79 @@ TEST_P(GradientTypes, MetadataOfFloat8ChangesNothingElse) {
   }
 }
 
+/// Of features 0, 3 and 15: their tokens, in their own order also where the groups have another.
+TEST_P(GradientTypes, HotFeaturesAreKeptWhole) {
+  GradientCase c = small(GetParam());
+  c.hot = {0, 3, 15};
+  const GradientResult out = cpu_linear_gradient(c);
+  EXPECT_EQ(out.y_hot.numbers(), (Numbers{9, 0, 0, 16, 0, 0}));
+  EXPECT_EQ(out.dh_hot.numbers(), (Numbers{6, 0, 0, -32, 0, 0}));
+
+  GradientCase many = GradientCase::integers(GetParam(), 131, 24, 208, 1, /*specials=*/true);
+  for (int64_t f = 0; f < 208; f += 1 + f % 7) many.hot.push_back(f);
+  for (bool interleaved : {false, true}) {
+    many.interleaved = interleaved;
+    const GradientResult natural = cpu_linear_gradient(many);
+    for (size_t i = 0; i < many.hot.size(); ++i) {
+      for (int64_t t = 0; t < 131; ++t) {
+        const int64_t f = many.hot[i], at = static_cast<int64_t>(i) * 131 + t;
+        const auto [i0, i1] = many.y.kept(t, f / 4);
+        const bool kept = f % 4 == i0 || f % 4 == i1;
+        const int64_t from = many.y.a.value_index(t, f / 4 * 2 + (f % 4 == i1));
+        ASSERT_EQ(natural.y_hot.code(at), kept ? many.y.values.code(from) : 0u) << f << ", token " << t;
+        ASSERT_EQ(natural.dh_hot.code(at), kept ? natural.dh.code(from) : 0u) << f << ", token " << t;
+      }
+    }
+  }
+}
+
+/// Which rows are NaN: those whose index is none, or not above all before it.
+TEST_P(GradientTypes, WrongHotFeaturesAreNan) {
+  constexpr int64_t kMin = std::numeric_limits<int64_t>::min(), kMax = std::numeric_limits<int64_t>::max();
+  const uint32_t nan = GetParam() == DType::kFloat32 ? 0x7FC00000 : 0x7FFF;
+  const std::pair<std::vector<int64_t>, std::vector<bool>> cases[] = {
+      {{-1, 0, 2, 2, 1, 3, 16}, {true, false, false, true, true, false, true}},
+      {{kMin, -5, 0, kMax, 3}, {true, true, false, true, true}},
+      {{2, 16, 3, 15}, {false, true, true, true}},
+      {{0, 1, 2, 3, 15}, {false, false, false, false, false}},
+  };
+  for (const auto& [hot, bad] : cases) {
+    GradientCase c = small(GetParam());
+    c.hot = hot;
+    const GradientResult out = cpu_linear_gradient(c);
+    for (size_t i = 0; i < 2 * hot.size(); ++i) {
+      const auto at = static_cast<int64_t>(i);
+      EXPECT_EQ(out.y_hot.code(at) == nan, bad[i / 2]) << testing::PrintToString(hot) << " " << i;
+      EXPECT_EQ(out.dh_hot.code(at) == nan, bad[i / 2]) << testing::PrintToString(hot) << " " << i;
+    }
+  }
+}
+
+/// What is along tokens does not depend on whether counts are, and neither is written where it is not wanted.
+TEST_P(GradientTypes, NotAllIsWanted) {
+  GradientCase c = GradientCase::integers(GetParam(), 37, 24, 48, 1);
+  c.hot = {5, 6, 47};
+  const GradientResult expected = cpu_linear_gradient(c);
+  GradientResult without_counts(c), without_tokens(c);
+  const GradientResult untouched(c);
+  LinearGradientArgs args = gradient_args(c, without_counts);
+  args.counts = nullptr;
+  cpu::linear_gradient(args);
+  EXPECT_EQ(without_counts.dh_tokens.values.first_difference(expected.dh_tokens.values), -1);
+  EXPECT_EQ(without_counts.y_tokens.meta, expected.y_tokens.meta);
+  EXPECT_EQ(without_counts.y_hot.first_difference(expected.y_hot), -1);
+  EXPECT_EQ(without_counts.counts, untouched.counts);
+
+  c.hot.clear();
+  args = gradient_args(c, without_tokens);
+  args.y_tokens = args.dh_tokens = {};
+  args.counts = nullptr;
+  cpu::linear_gradient(args);
+  EXPECT_EQ(without_tokens.dh.first_difference(expected.dh), -1);
+  EXPECT_EQ(without_tokens.dh_tokens.values.first_difference(untouched.dh_tokens.values), -1);
+  EXPECT_EQ(without_tokens.y_tokens.meta, untouched.y_tokens.meta);
+}
+
 TEST_P(GradientTypes, WithoutReductionThereIsNoGradient) {
   GradientCase c = small(GetParam());
   c.in = 0;
@@ -145,6 +219,27 @@ TEST_P(GradientTypes, RowsOfTheGradientMayBeApart) {
   EXPECT_EQ(out.dh.first_difference(cpu_linear_gradient(c).dh), -1);
 }
 
+/// What the kernels want where tokens are no multiple of 32: the same results.
+TEST_P(GradientTypes, TheGradientMayHaveTheOrderOfTheGroups) {
+  for (int64_t tokens : {3, 64, 131}) {
+    GradientCase c = GradientCase::integers(GetParam(), tokens, 24, 48, 1, /*specials=*/true);
+    for (bool interleaved : {false, true}) {
+      c.interleaved = interleaved;
+      const GradientResult expected = cpu_linear_gradient(c);
+      const Array ordered = interleaved ? interleave(c.grad, tokens, c.in) : c.grad;
+      GradientResult out(c);
+      LinearGradientArgs args = gradient_args(c, out);
+      args.grad = ordered.data();
+      args.grad_in_order = true;
+      cpu::linear_gradient(args);
+      EXPECT_EQ(out.dh.first_difference(expected.dh), -1);
+      EXPECT_EQ(out.y_tokens.meta, expected.y_tokens.meta);
+      EXPECT_EQ(out.dh_tokens.meta, expected.dh_tokens.meta);
+      EXPECT_EQ(out.dh_tokens.values.first_difference(expected.dh_tokens.values), -1);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GradientTypes, testing::Values(DType::kBFloat16, DType::kFloat16, DType::kFloat32),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
@@ -167,18 +262,18 @@ TEST(LinearGradient, NanCounts) {
 }
 
 /// dy by loops in double precision, which are exact here, then the separate steps.
-TEST_P(GradientTypes, EqualsTheSeparateSteps) {
-  const DType dtype = GetParam();
-  const GradientCase c = GradientCase::integers(dtype, 131, 70, 208, 1, /*specials=*/true);
+void expect_the_separate_steps(const GradientCase& c) {
+  const DType dtype = c.grad.dtype();
   Array dh(dtype, c.y.values.size()), dense[2] = {Array(dtype, Numbers(131 * 208)), Array(dtype, Numbers(131 * 208))};
   std::vector<int32_t> counts(c.features, 0);
-  for (int64_t t = 0; t < c.tokens; ++t) {
+  for (int64_t row = 0; row < c.tokens; ++row) {
+    const int64_t t = interleaved_token(row, c.interleaved ? c.tokens / 4 : 0);
     for (int64_t f = 0; f < c.features; ++f) {
       const auto [i0, i1] = c.y.kept(t, f / 4);
       if (f % 4 != i0 && f % 4 != i1) continue;
       double dy = 0;
       for (int64_t k = 0; k < c.in; ++k) dy += c.grad[t * c.in + k] * c.w[k * c.features + f];
-      const int64_t from = c.y.a.value_index(t, f / 4 * 2 + (f % 4 == i1)), to = t * c.features + f;
+      const int64_t from = c.y.a.value_index(t, f / 4 * 2 + (f % 4 == i1)), to = row * c.features + f;
       const bool infinite = c.y.values.code(from) == format_of(dtype).first_special;
       const float y = infinite ? INFINITY : static_cast<float>(c.y.values[from]);
       const float product = static_cast<float>(dy) * (2 * std::sqrt(y));
@@ -197,6 +292,13 @@ TEST_P(GradientTypes, EqualsTheSeparateSteps) {
     EXPECT_EQ(got[i]->values.first_difference(expected.values), -1);
     EXPECT_EQ(got[i]->meta, expected.meta);
   }
+}
+
+TEST_P(GradientTypes, EqualsTheSeparateSteps) {
+  GradientCase c = GradientCase::integers(GetParam(), 131, 70, 208, 1, /*specials=*/true);
+  expect_the_separate_steps(c);
+  c.interleaved = true;
+  expect_the_separate_steps(c);
 }
 
 }  // namespace

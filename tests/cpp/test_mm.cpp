@@ -89,6 +89,28 @@ TEST(Mm, PaddingTokensOfBAreNotRead) {
   EXPECT_EQ(cpu_mm(a, b, Product(1)).numbers(), Numbers(8, 1 + 2 + 5));
 }
 
+/// Ten tokens in the order 0, 2, 4, 6 | 1, 3, 5, 7 | 8, 9, of which A keeps the first two of each group.
+TEST(Mm, InterleavedTokensFindTheirRowsOfB) {
+  Numbers x(10 * 8, 0), b(10);
+  for (int row : {0, 1, 4, 5, 8, 9}) x[row * 8] = 1;
+  for (int token = 0; token < 10; ++token) b[token] = 1 << token;
+  const Compressed a = cpu_compress(Array(kFP32, x), 10, 8, kFP32, {Dim::kTokens});
+  Product p(1);
+  p.interleaved = true;
+  EXPECT_EQ(cpu_mm(a, Array(kFP32, b), p)[0], (1 << 0) + (1 << 2) + (1 << 1) + (1 << 3) + (1 << 8) + (1 << 9));
+}
+
+TEST(Mm, FewerTokensThanAGroupStayWhereTheyAre) {
+  for (int64_t tokens : {1, 2, 3}) {
+    const Compressed a = cpu_compress(random_integers(kFP32, tokens * 8, 3, 1), tokens, 8, kFP32, {Dim::kTokens});
+    const Array b = random_integers(kFP32, tokens * 5, 3, 2);
+    Product p(5);
+    const Array expected = cpu_mm(a, b, p);
+    p.interleaved = true;
+    EXPECT_EQ(cpu_mm(a, b, p).first_difference(expected), -1) << tokens;
+  }
+}
+
 class MmLayouts : public testing::TestWithParam<std::tuple<DType, Dim, Major, Major, DType>> {};
 
 TEST_P(MmLayouts, EqualTheLoopOverTheDecompressed) {
@@ -113,15 +135,21 @@ TEST_P(MmLayouts, EqualTheLoopOverTheDecompressed) {
   p.scale_b = {0.5f};
   p.bias = random_integers(d_dtype, n, 9, 4);
 
-  const Array d = cpu_mm(a, b, p);
   const Numbers dense = a.dense();
-  for (int64_t row = 0; row < m; ++row) {
-    for (int64_t col = 0; col < n; ++col) {
-      double sum = 0;
-      for (int64_t i = 0; i < k; ++i) sum += dense[row * a.a.k_values + i] * b[at(i, col)];
-      const double expected = p.scale_a[row] * p.scale_b[0] * sum + (*p.bias)[col];
-      const int64_t index = d_major == Major::kRow ? row * n + col : col * m + row;
-      ASSERT_EQ(d.code(index), encode(d_dtype, expected)) << "row " << row << " column " << col;
+  for (bool interleaved : {false, true}) {
+    if (interleaved && dim == Dim::kFeatures) continue;
+    p.interleaved = interleaved;
+    const Array d = cpu_mm(a, b, p);
+    for (int64_t row = 0; row < m; ++row) {
+      for (int64_t col = 0; col < n; ++col) {
+        double sum = 0;
+        for (int64_t i = 0; i < k; ++i) {
+          sum += dense[row * a.a.k_values + i] * b[at(interleaved_token(i, interleaved ? k / 4 : 0), col)];
+        }
+        const double expected = p.scale_a[row] * p.scale_b[0] * sum + (*p.bias)[col];
+        const int64_t index = d_major == Major::kRow ? row * n + col : col * m + row;
+        ASSERT_EQ(d.code(index), encode(d_dtype, expected)) << "row " << row << " column " << col;
+      }
     }
   }
 }

@@ -141,6 +141,41 @@ INSTANTIATE_TEST_SUITE_P(Fp8, MmLayoutsGpu,
                          testing::Combine(testing::Values(kFP8), testing::Values(Dim::kFeatures, Dim::kTokens),
                                           testing::Values(Major::kColumn), testing::ValuesIn(kProblems)));
 
+/// Tokens in multiples of four, off and on those of the tile and of its metadata; features and N with tails.
+const Problem kInterleaved[] = {{4, 64, 7},      {8, 32, 136},  {36, 160, 129},   {64, 1856, 1000},
+                                {300, 160, 264}, {512, 768, 8}, {1028, 520, 520}, {2048, 96, 136}};
+
+class MmInterleavedGpu : public MmGpu, public testing::WithParamInterface<std::tuple<DType, Problem>> {};
+
+TEST_P(MmInterleavedGpu, EqualsTheProductWithInterleavedRows) {
+  const auto [dtype, problem] = GetParam();
+  const Array x = random_integers(dtype, problem.rows * problem.cols, 3, 1);
+  const Compressed a = cpu_compress(x, problem.rows, problem.cols, dtype, {Dim::kTokens});
+  Product natural(problem.n), p(problem.n);
+  p.interleaved = true;
+  const Array numbers = random_integers(dtype, a.a.k * p.n, 3, 2);
+  const Array b = layout_b(numbers, a.a.k, p);
+  const Array ordered = interleave(numbers, a.a.k, p.n);
+  for (DType d_dtype : {dtype, kFP32}) {
+    for (Major d_major : {Major::kRow, Major::kColumn}) {
+      natural.d_dtype = p.d_dtype = d_dtype;
+      natural.d_major = p.d_major = d_major;
+      const Array expected = cpu_mm(a, ordered, natural);
+      for (const MmConfig& config : configs(a.a, p)) {
+        const Array got = gpu_mm(a, b, p, &config);
+        const int64_t at = got.first_difference(expected);
+        ASSERT_EQ(at, -1) << to_string(config) << ", D " << name_of(d_dtype)
+                          << (d_major == Major::kRow ? " row" : " column") << "-major: got " << got[at] << ", expected "
+                          << expected[at];
+      }
+      ASSERT_EQ(gpu_mm(a, b, p, nullptr).first_difference(expected), -1) << "own choice";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(SixteenBit, MmInterleavedGpu,
+                         testing::Combine(testing::Values(kBF16, kFP16), testing::ValuesIn(kInterleaved)));
+
 class MmAccuracyGpu : public MmGpu, public testing::WithParamInterface<DType> {};
 
 TEST_P(MmAccuracyGpu, LosesNoMoreThanTheAccumulatorsCan) {
@@ -199,6 +234,16 @@ TEST_F(MmGpu, WithoutRowsOrColumnsNothingIsWritten) {
   EXPECT_EQ(gpu_mm(none, Array(kBF16, 64), Product(1), nullptr).size(), 0);
   const Compressed some = cpu_compress(random_integers(kBF16, 2 * 64, 3, 1), 2, 64, kBF16);
   EXPECT_EQ(gpu_mm(some, Array(kBF16, 0), Product(0), nullptr).size(), 0);
+}
+
+TEST_F(MmGpu, WhatNoKernelInterleavesIsRefused) {
+  Product p(64);
+  p.interleaved = true;
+  const Compressed remainder = cpu_compress(random_integers(kBF16, 66 * 64, 3, 1), 66, 64, kBF16, {Dim::kTokens});
+  EXPECT_THROW(gpu_mm(remainder, layout_b(random_integers(kBF16, 66 * 64, 3, 2), 66, p), p, nullptr), Error);
+  const Compressed features = cpu_compress(random_integers(kBF16, 64 * 64, 3, 1), 64, 64, kBF16);
+  const Array b = layout_b(random_integers(kBF16, 64 * 64, 3, 2), 64, p);
+  EXPECT_THROW(gpu_mm(features, b, p, nullptr), Error);
 }
 
 TEST_F(MmGpu, ALayoutWithoutKernelIsRefused) {

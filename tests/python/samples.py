@@ -40,10 +40,12 @@ class Case:
     dim: int
     differentiable: bool = True
     fp8_meta: bool = False
+    interleaved: bool = False
+    hot: bool = False
 
     def __str__(self) -> str:
         name = f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
-        return f"{name}-fp8_meta" if self.fp8_meta else name
+        return name + "-fp8_meta" * self.fp8_meta + "-interleaved" * self.interleaved + "-hot" * self.hot
 
     def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
         if self.op == "densest_features":
@@ -70,6 +72,9 @@ class Case:
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
+        if self.op == "feature_counts":
+            pattern = sparse24.compress_fp8(x)[1] if self.fp8_meta else meta
+            return Sample("feature_counts", (laid_out(values), pattern, 16, self.fp8_meta))
         if self.op == "gather_features":
             pattern = sparse24.compress_fp8(x)[1] if self.fp8_meta else meta
             features = torch.tensor([5, 95, 0, 5], device=device)
@@ -86,9 +91,8 @@ class Case:
         out_dtype = torch.bfloat16 if fp8 else self.dtype
         bias = normal(N, dtype=out_dtype, seed=seed + 2).to(device).requires_grad_(requires_grad)
         values = values if fp8 else laid_out(values)
-        return Sample(
-            "mm", (values, meta, b, scale_a, scale_b, bias), {"dim": self.dim, "transpose_out": self.dim == -2}
-        )
+        options = {"dim": self.dim, "transpose_out": self.dim == -2, "interleaved": self.interleaved}
+        return Sample("mm", (values, meta, b, scale_a, scale_b, bias), options)
 
     def _linear(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> Sample:
         """Small integers, so that devices and layouts agree in every bit."""
@@ -109,7 +113,8 @@ class Case:
         values, meta = sparse24.compress(x, "relu2")
         pattern = sparse24.compress_fp8(x, activation="relu2")[1] if self.fp8_meta else meta
         operands = self._product(device, laid_out, seed)
-        return Sample(self.op, (*operands, laid_out(values), pattern), {"fp8_meta": self.fp8_meta})
+        hot = torch.tensor([0, 5, 6, 95], device=device) if self.hot else None
+        return Sample(self.op, (*operands, laid_out(values), pattern, self.interleaved, True, self.fp8_meta, hot))
 
     def _product(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
         """grad and w: small integers, as in `_linear`."""
@@ -124,14 +129,18 @@ def _cases() -> list[Case]:
             cases += [Case(op, dtype, dim) for dtype in DTYPES]
         for op in ("compress_fp8", "compress_like", "decompress", "mm"):
             cases.append(Case(op, FP8, dim, differentiable=False))
-    cases += [Case("gather_features", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
+    for op in ("feature_counts", "gather_features"):
+        cases += [Case(op, dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     cases.append(Case("densest_features", torch.int32, -1, differentiable=False))
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     for op in ("linear_gradient", "linear_relu2_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
-    for op in ("gather_features", "linear_gradient"):
+    for op in ("feature_counts", "gather_features", "linear_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False, fp8_meta=True) for dtype in DTYPES]
+    cases += [Case("mm", dtype, -2, differentiable=dtype != FP8, interleaved=True) for dtype in (*DTYPES, FP8)]
+    for options in ({"interleaved": True}, {"hot": True}):
+        cases += [Case("linear_gradient", dtype, -1, differentiable=False, **options) for dtype in DTYPES]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
 
 

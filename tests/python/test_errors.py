@@ -29,7 +29,8 @@ class Operands:
 
     def mm(self, *args, **changes) -> Tensor:
         parts = {"values": self.values, "meta": self.meta, "b": self.b, **changes}
-        options = {"dim": self.dim, **{k: parts.pop(k) for k in ("dim", "out_dtype", "transpose_out") if k in parts}}
+        names = ("dim", "out_dtype", "transpose_out", "interleaved")
+        options = {"dim": self.dim, **{k: parts.pop(k) for k in names if k in parts}}
         scales = {k: parts.pop(k, None) for k in ("scale_a", "scale_b", "bias")}
         return sparse24.mm(parts["values"], parts["meta"], parts["b"], *scales.values(), **options)
 
@@ -199,6 +200,32 @@ case(GATHER, "features int32", call, "features to be int64", "int32")
 call = lambda d: gather(d, features=torch.zeros(2, 1, dtype=torch.int64, device=d))  # noqa: E731
 case(GATHER, "features rank", call, "features to have 1 dimension", r"2\b.*")
 
+# ---- feature_counts --------------------------------------------------------------------------------------------------
+
+COUNTS = "feature_counts"
+
+
+def count(device, values=None, meta=None, dtype=BF16, **options):
+    o = good(device, dtype)
+    values, meta = o.values if values is None else values, o.meta if meta is None else meta
+    return sparse24.feature_counts(values, meta, **options)
+
+
+case(COUNTS, "values rank", lambda d: count(d, values=ones(d, 48)), "values to have 2 dimensions", "1 .*")
+case(COUNTS, "values int32", lambda d: count(d, values=ones(d, 48, 32).int()), "values to be bfloat16.*", "int32")
+case(COUNTS, "columns", lambda d: count(d, values=ones(d, 48, 36)), "values to have a multiple of 8 columns.*", "36")
+call = lambda d: count(d, values=ones(d, 48, 24, dtype=FP8), dtype=FP8)  # noqa: E731
+case(COUNTS, "columns of fp8", call, "values to have a multiple of 16 columns.*", "24")
+call = lambda d: count(d, values=ones(d, 48, 24), fp8_meta=True)  # noqa: E731
+case(COUNTS, "columns beside fp8 meta", call, r"values to have a multiple of 16 columns \(fp8_meta=True\)", "24")
+case(COUNTS, "meta of fp8", lambda d: count(d, meta=meta_of(d, FP8)), "meta to have 1024 elements.*", "2048")
+rule = r"meta to have 2048 elements \(a sparse operand of 48 x 64 in float8_e4m3fn\)"
+case(COUNTS, "no meta of fp8", lambda d: count(d, fp8_meta=True), rule, "1024")
+case(COUNTS, "meta int8", lambda d: count(d, meta=meta_of(d).view(torch.int8)), "meta to be uint8", "int8")
+case(COUNTS, "meta rank", lambda d: count(d, meta=meta_of(d)[None]), "meta to have 1 dimension", r"2\b.*")
+case(COUNTS, "no samples", lambda d: count(d, samples=0), "samples to be 1 or more", "0")
+case(COUNTS, "negative samples", lambda d: count(d, samples=-1), "samples to be 1 or more", "-1")
+
 # ---- decompress ------------------------------------------------------------------------------------------------------
 
 BACK = "decompress"
@@ -302,6 +329,7 @@ case("mm", "meta int32", lambda d: good(d).mm(meta=meta_of(d).int()), "meta to b
 case("mm", "meta rank", lambda d: good(d).mm(meta=meta_of(d)[None]), "meta to have 1 dimension", r"2\b.*")
 for dim in (0, 1, -3):
     case("mm", f"dim {dim}", lambda d, n=dim: good(d).mm(dim=n), "dim to be -1 or -2", str(dim))
+case("mm", "interleaved features", lambda d: good(d).mm(interleaved=True), "dim to be -2 with interleaved=True", "-1")
 for name, size in (("scale_a", 48), ("scale_b", 32)):
     for n in (0, 2, size - 1, size + 1):
         rule = f"{name} to have 1 or {size} elements.*"
@@ -344,10 +372,21 @@ def test_the_operands_of_the_cases_are_good(device):
             # Each group of four ones keeps two.
             assert (d.float() == (32 if dim == -1 else 24) * (448 if dtype == FP8 else 1)).all()
     assert (decompress(device, 48, 64).sum(1) == 32).all()
+    assert count(device).tolist() == [48, 48, 0, 0] * 16
 
 
 @pytest.mark.parametrize(
-    "op", ["compress", "compress_fp8", "quantize_fp8", "compress_like", "decompress", "gather_features", "mm"]
+    "op",
+    [
+        "compress",
+        "compress_fp8",
+        "quantize_fp8",
+        "compress_like",
+        "decompress",
+        "feature_counts",
+        "gather_features",
+        "mm",
+    ],
 )
 def test_float32_is_refused_on_cuda(cuda, op):
     x = ones(cuda, 48, 64, dtype=FP32)
@@ -357,6 +396,7 @@ def test_float32_is_refused_on_cuda(cuda, op):
         "quantize_fp8": lambda: sparse24.quantize_fp8(x),
         "compress_like": lambda: sparse24.compress_like(x, meta_of(cuda)),
         "decompress": lambda: sparse24.decompress(x[:, :32], meta_of(cuda), 48, 64),
+        "feature_counts": lambda: sparse24.feature_counts(x[:, :32], meta_of(cuda)),
         "gather_features": lambda: sparse24.gather_features(x[:, :32], meta_of(cuda), torch.ones(2).long().to(cuda)),
         "mm": lambda: sparse24.mm(x[:, :32], meta_of(cuda), x[:, :32].t()),
     }
@@ -394,6 +434,7 @@ def test_others_on_two_devices(cuda):
         "quantize_fp8: expected scale": lambda: sparse24.quantize_fp8(x, scale),
         "compress_like: expected meta": lambda: sparse24.compress_like(x, o.meta.cpu()),
         "decompress: expected meta": lambda: sparse24.decompress(o.values, o.meta.cpu(), 48, 64),
+        "feature_counts: expected meta": lambda: sparse24.feature_counts(o.values, o.meta.cpu()),
     }.items():
         with pytest.raises(RuntimeError, match=rf"^sparse24\.{op} to be on cuda:0 .*, got cpu"):
             call()

@@ -15,11 +15,11 @@ def of(*shape, dtype=BF16):
     return lambda device: torch.ones(shape, device=device).to(dtype)
 
 
-def call(device, fp8_meta=False, **changes):
+def call(device, fp8_meta=False, tokens=True, **changes):
     """The op with operands that fit each other, but for `changes`: functions of the device."""
     arguments = {"grad": of(40, 24), "w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
     tensors = {name: make(device) for name, make in (arguments | changes).items()}
-    return sparse24.linear_gradient(**tensors, fp8_meta=fp8_meta)
+    return sparse24.linear_gradient(**tensors, tokens=tokens, fp8_meta=fp8_meta)
 
 
 #: name: (changes, the sentence behind "expected ").
@@ -53,6 +53,17 @@ ERRORS = {
         {"meta": of(2048, dtype=torch.uint8)},
         r"meta to have 1024 elements \(a sparse operand of 40 x 64 in bfloat16\), got 2048",
     ),
+    "hot_dtype": ({"hot": of(8, dtype=torch.int32)}, "hot to be int64, got int32"),
+    "hot_rank": ({"hot": of(2, 4, dtype=torch.int64)}, r"hot to have 1 dimension, got 2 with shape \(2, 4\)"),
+    "hot_size": ({"hot": of(65, dtype=torch.int64)}, r"hot to have at most 64 elements \(columns of w\), got 65"),
+    "hot_without_tokens": (
+        {"hot": of(8, dtype=torch.int64), "tokens": False},
+        "tokens to be True where hot is given, got False",
+    ),
+    "no_hot_without_tokens": (
+        {"hot": of(0, dtype=torch.int64), "tokens": False},
+        "tokens to be True where hot is given, got False",
+    ),
 }
 
 
@@ -67,8 +78,11 @@ def test_one_sentence(device, name):
 
 def test_the_operands_of_the_errors_are_good(device):
     """Otherwise they would test something else than they say."""
-    dh, *_, counts = call(device, meta=lambda d: torch.full((1024,), 0x44, dtype=torch.uint8, device=d))
+    meta = lambda d: torch.full((1024,), 0x44, dtype=torch.uint8, device=d)  # noqa: E731
+    dh, *_, counts, _, _ = call(device, meta=meta)
     assert (dh == 48).all() and counts.sum() == 40 * 32
+    *_, y_hot, dh_hot = call(device, meta=meta, hot=lambda d: torch.tensor([1, 2], device=d))
+    assert y_hot[0].sum() == 40 and dh_hot[0].sum() == 40 * 48 and not y_hot[1].any() and not dh_hot[1].any()
 
 
 def test_float32_is_refused_on_cuda(cuda):
@@ -76,9 +90,10 @@ def test_float32_is_refused_on_cuda(cuda):
         call(cuda, grad=of(40, 24, dtype=FP32))
 
 
-@pytest.mark.parametrize("argument", ["w", "values", "meta"])
+@pytest.mark.parametrize("argument", ["w", "values", "meta", "hot"])
 def test_two_devices(cuda, argument):
     shapes = {"w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
+    shapes["hot"] = of(8, dtype=torch.int64)
     for here, there in ((cuda, "cpu"), ("cpu", cuda)):
         sentence = rf"expected {argument} to be on {here}.* \(the device of grad\), got {there}"
         with pytest.raises(RuntimeError, match=sentence):

@@ -102,7 +102,7 @@ def test_schemas():
         # rows and cols are ints to callers; SymInt lets torch.compile keep them symbolic.
         "decompress": "(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor",
         "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
-        "ScalarType? out_dtype=None, bool transpose_out=False) -> Tensor",
+        "ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor",
         "quantize_fp8": '(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale)',
         "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
         "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)",
@@ -111,9 +111,10 @@ def test_schemas():
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
         "densest_features": "(Tensor counts, SymInt k) -> Tensor",
+        "feature_counts": "(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor",
         "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, "
-        "bool tokens=True, bool fp8_meta=False) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, "
-        "Tensor y_tokens, Tensor y_tokens_meta, Tensor counts)",
+        "bool tokens=True, bool fp8_meta=False, Tensor? hot=None) -> (Tensor dh_values, Tensor dh_tokens, "
+        "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)",
         "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y) -> Tensor",
     }
     for op, schema in expected.items():
@@ -122,9 +123,10 @@ def test_schemas():
 
 
 def test_every_op_is_documented():
-    ops = ("compress", "compress_fp8", "compress_like", "decompress", "densest_features", "mm", "quantize_fp8")
+    ops = ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8")
+    features = ("densest_features", "feature_counts", "gather_features")
     linear = ("linear_compress", "linear_gradient", "linear_relu2", "linear_relu2_gradient")
-    for name in (*ops, *linear, "relu2_mlp"):
+    for name in (*ops, *features, *linear, "relu2_mlp"):
         text = getattr(sparse24, name).__doc__
         for section in ("Parameters", "Returns", "Raises"):
             assert f"{section}\n" in text, f"{name} lacks {section}"
@@ -134,9 +136,9 @@ def test_every_op_is_documented():
 def test_examples_of_the_documentation():
     import doctest
 
-    from sparse24 import _linear_gradient, linear, ops
+    from sparse24 import _densest_features, _feature_counts, _linear_gradient, linear, ops
 
-    for module in (ops, linear, _linear_gradient):
+    for module in (ops, linear, _densest_features, _feature_counts, _linear_gradient):
         results = doctest.testmod(module, extraglobs={"sparse24": sparse24})
         assert results.attempted > 0 and results.failed == 0
 

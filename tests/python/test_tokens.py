@@ -7,7 +7,8 @@ from compare import assert_same_bits
 from data import integers, normal
 
 from sparse24 import Recipe, densest_features
-from sparse24._tokens import interleave, weight_gradient
+from sparse24._token_order import deinterleave, interleave
+from sparse24._tokens import weight_gradient
 
 F, N = 72, 40
 RECIPES = {
@@ -35,11 +36,17 @@ def test_groups_are_a_quarter_apart(device):
     assert interleave(rows[:0]).shape == (0, 1)
 
 
+def test_the_order_can_be_undone(device):
+    for tokens in (0, 1, 3, 4, 10, 64, 67):
+        rows = normal(tokens, 3, dtype=torch.float32).to(device)
+        assert torch.equal(deinterleave(interleave(rows)), rows)
+
+
 @pytest.mark.parametrize("count", [1, 20, F])
 def test_densest_features(device, count):
     """Few tokens: many features are equal, and the lower ones come first."""
     a, _ = operands(6, torch.bfloat16, device)
-    assert densest_features(a.count_nonzero(0).int(), count).tolist() == reference.hot_features(a, count)
+    assert densest_features(a.count_nonzero(0).int(), count).tolist() == reference.hot_features(a, count, sampled=False)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

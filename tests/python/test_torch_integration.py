@@ -103,7 +103,7 @@ def test_wrappers_pass_every_argument(device):
     values, meta = sparse24.compress(x, "relu", -2)
     assert_same_bits(sparse24.compress_like(x, meta, -2), ops.compress_like(x, meta, -2))
     assert_same_bits(sparse24.decompress(values, meta, 64, 64, -2), ops.decompress(values, meta, 64, 64, -2))
-    options = {"dim": -2, "out_dtype": torch.float16, "transpose_out": True}
+    options = {"dim": -2, "out_dtype": torch.float16, "transpose_out": True, "interleaved": True}
     bias = torch.ones(8, device=device)
     actual = sparse24.mm(values, meta, b, scale_a=scale, scale_b=scale[:1], bias=bias, **options)
     assert_same_bits(actual, ops.mm(values, meta, b, scale, scale[:1], bias, **options))
@@ -120,12 +120,17 @@ def test_wrappers_pass_every_argument(device):
     assert_same_results(
         actual, ops.linear_gradient(x[:, :32], w, kept, eight, interleaved=True, tokens=False, fp8_meta=True)
     )
+    hot = torch.tensor([3, 40], device=device)
+    actual = sparse24.linear_gradient(x[:, :32], w, kept, pattern, hot=hot)
+    assert_same_results(actual, ops.linear_gradient(x[:, :32], w, kept, pattern, False, True, False, hot))
     y = torch.relu(x).square()
     actual = sparse24.linear_relu2_gradient(grad=x[:, :32], w=w, y=y)
     assert_same_bits(actual, ops.linear_relu2_gradient(x[:, :32], w, y))
     features = torch.tensor([3, 40], device=device)
     actual = sparse24.gather_features(kept, eight, features, fp8_meta=True)
     assert_same_bits(actual, ops.gather_features(kept, eight, features, True))
+    actual = sparse24.feature_counts(kept, eight, samples=20, fp8_meta=True)
+    assert_same_bits(actual, ops.feature_counts(kept, eight, 20, True))
     counts = torch.arange(8, dtype=torch.int32, device=device)
     assert_same_bits(sparse24.densest_features(counts=counts, k=3), ops.densest_features(counts, 3))
     expected = ops.linear_compress(x, w, None, None, None, None, activation="relu2", scaling="row", out_dtype=FP8)

@@ -121,8 +121,25 @@ def test_dropped_entries_get_no_gradient(device):
     assert (x.grad == 16 * 8 * 8 * 0.25).all()  # 16 features, dy2 = 8, 2 h = 8, w1 = 0.25
 
 
+@pytest.mark.parametrize("recipe", ["default", "natural", "residual", "no reuse"])
+def test_hot_features_are_chosen_from_a_sample(device, recipe):
+    """Of more than 1,024 tokens, on every path; without the mask of all tokens, dense as they are."""
+    *leaves, grad = exact_operands(2051, torch.bfloat16, device)
+    recipe = RECIPES[recipe] or Recipe()
+    expected = reference.step(*leaves, grad, recipe)
+    chosen = [reference.hot_features(expected.y, 64, sampled) for sampled in (True, False)]
+    assert chosen[0] != chosen[1], "the sample would not matter"
+    for options in ({"fused": True}, {"fused": False}, {"recompute": True}):
+        everything = run(leaves, grad, recipe=recipe, **options)
+        for name, actual, exact in zip(NAMES, everything[1:], expected.grads, strict=True):
+            assert_same_bits(actual + 0.0, exact.float().to(torch.bfloat16) + 0.0, name)
+        for name in ("w1", "w2"):  # one alone is composed of separate ops
+            alone = run(leaves, grad, needed=(name,), recipe=recipe, **options)
+            assert_same_bits(alone[1 + NAMES.index(name)], everything[1 + NAMES.index(name)], name)
+
+
 def test_given_hot_features(device):
-    """They need not be the densest ones, as long as their number is right."""
+    """They need not be the densest ones nor ascend, as long as their number is right."""
     *leaves, grad = exact_operands(511, torch.bfloat16, device)
     hot = list(range(HIDDEN - 1, HIDDEN - 65, -1))
     expected = reference.step(*leaves, grad, Recipe(), hot).grads

@@ -91,7 +91,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
-@pytest.mark.parametrize("tokens", [1, 7, 257])
+@pytest.mark.parametrize("tokens", [1, 7, 257, 2051])
 def test_fp8_gradients_are_the_documented_ones(device, dtype, tokens, recipe):
     """Of small integers dy is exact: then dh, the masks along tokens and the quantised dh are known to the bit."""
     x, w1, _, b1, b2, _ = operands(tokens, dtype, device)

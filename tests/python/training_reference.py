@@ -30,9 +30,17 @@ def token_mask(a: Tensor, permute: bool) -> Tensor:
     return mask.to(a.device)
 
 
-def hot_features(y: Tensor, count: int) -> list[int]:
-    """The features that most tokens use, of equals the lower, in ascending order."""
-    used = (y != 0).sum(0).tolist()
+def sampled_tokens(tokens: int, samples: int = 1024) -> list[int]:
+    """Whole blocks of 16 tokens, evenly spread: enough of them for so many samples."""
+    blocks = -(-tokens // 16)
+    taken = min(-(-samples // 16), blocks)
+    chosen = [i * blocks // taken for i in range(taken)]
+    return [t for block in chosen for t in range(16 * block, min(16 * block + 16, tokens))]
+
+
+def hot_features(y: Tensor, count: int, sampled: bool = True) -> list[int]:
+    """The features that most tokens use, or most of a sample of them, of equals the lower, in ascending order."""
+    used = (y[sampled_tokens(len(y))] if sampled else y).count_nonzero(0).tolist()
     return sorted(sorted(range(len(used)), key=lambda f: (-used[f], f))[:count])
 
 
@@ -72,7 +80,7 @@ def step(x, w1, w2, b1, b2, grad, recipe, hot: list[int] | None = None) -> Step:
         own = Pattern.of_meta(oracle.compress(dh.to(dtype))[1], *h.shape, dtype, -1).mask().to(x.device)
         dx = (dh * own) @ w1
     if hot is None:
-        hot = hot_features(y, recipe.hot_features(w1.shape[0]))
+        hot = hot_features(y, recipe.hot_features(w1.shape[0]), sampled=recipe.reuse_mask)
     y_tokens, dh_tokens = (operand_over_tokens(a.to(dtype), recipe, hot).double() for a in (y, dh))
     return Step(out, y, dh, (dx, dh_tokens.t() @ x, grad.t() @ y_tokens, dh.sum(0), grad.sum(0)))
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "sparse24/linear.h"
+#include "sparse24/token_order.h"
 
 namespace sparse24 {
 
@@ -18,12 +19,6 @@ struct TokenCompressed {
   void* values;
   uint8_t* meta;
 };
-
-/// The token in row `row` of an interleaved matrix, `quarter` = tokens / 4: groups of four rows are tokens a quarter
-/// apart, and the last tokens % 4 rows stay where they are. With a quarter of 0 all do.
-SPARSE24_HD constexpr int64_t interleaved_token(int64_t row, int64_t quarter) {
-  return row < 4 * quarter ? row % 4 * quarter + row / 4 : row;
-}
 
 /// grad [tokens, in] with rows `ld_grad` apart, w [in, features] row-major and contiguous; y and dh [tokens, features].
 struct LinearGradientArgs {
@@ -38,13 +33,29 @@ struct LinearGradientArgs {
   const uint8_t* meta;  ///< theirs, and those of dh, as `Operand::of(tokens, features, meta_dtype, Dim::kFeatures)`
   DType meta_dtype;     ///< hidden_dtype; or kFloat8E4M3: of values that were fp8 in the forward pass
   void* dh;             ///< values
-  TokenCompressed y_tokens, dh_tokens;  ///< all null, counts too: not wanted
-  int32_t* counts;                      ///< [features], zero before the call: tokens where y is not 0, as NaN is not
+  TokenCompressed y_tokens, dh_tokens;  ///< all null: not wanted, nor is anything below
+  int32_t* counts;  ///< [features], zero before the call: tokens where y is not 0, as NaN is not; null: not wanted
 
-  bool interleaved = false;  ///< the rows of grad, and those of y_tokens and dh_tokens, are `interleaved_token`s
+  bool interleaved = false;  ///< the rows of y_tokens and dh_tokens are `interleaved_token`s; of all others tokens
+  /// On the GPU, for tokens % 32 != 0: grad's rows already have the order of y_tokens, and are padded with zero rows to
+  /// a multiple of 32.
+  bool grad_in_order = false;
+
+  /// Features of which all tokens are wanted: y_hot and dh_hot [hot_count, tokens], tokens in their own order. Indices
+  /// ascend; one that does not, or is no feature, gives a row of NaN, because nothing can refuse it on the device.
+  const int64_t* hot = nullptr;
+  int64_t hot_count = 0;
+  void *y_hot = nullptr, *dh_hot = nullptr;  ///< of hidden_dtype
+  int32_t* hot_slots = nullptr;              ///< on the GPU: room for [features]
 
   int64_t quarter() const { return interleaved ? tokens / 4 : 0; }
 };
+
+/// The tile of linear_gradient. One of 128x128 reads more from L2 than there is time for, a wider one has no registers
+/// left.
+inline constexpr LinearTile kLinearGradientTile = LinearTile::k128x192;
+/// Its configuration: a pure function of sizes and SM count.
+LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count);
 
 namespace cpu {
 void linear_gradient(const LinearGradientArgs& args);
@@ -53,7 +64,7 @@ void linear_gradient(const LinearGradientArgs& args);
 namespace cuda {
 /// Chooses a configuration for the current device.
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream);
-/// With a configuration of the caller's: for tuning and for tests.
+/// With a configuration of the caller's, which has that tile: for tuning and for tests.
 void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream);
 }  // namespace cuda
 

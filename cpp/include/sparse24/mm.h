@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sparse24/format.h"
+#include "sparse24/token_order.h"
 
 namespace sparse24 {
 
@@ -32,6 +33,10 @@ struct MmArgs {
   DType bias_dtype = DType::kFloat32;
 
   float* workspace = nullptr;  ///< on the GPU: `cuda::mm_workspace_bytes`, 16-byte aligned; null: K is never split
+
+  /// Column k of A multiplies row `interleaved_token(k, a.k / 4)` of b: A is of interleaved tokens, b is not. On the
+  /// GPU only for a.m_contiguous(), b_major kRow and a.k % 4 == 0.
+  bool b_interleaved = false;
 };
 
 namespace cpu {

@@ -6,6 +6,7 @@
 #include "sparse24/densest_features.h"
 #include "sparse24/device.h"
 #include "sparse24/error.h"
+#include "sparse24/feature_counts.h"
 #include "sparse24/format.h"
 #include "sparse24/gather_features.h"
 #include "sparse24/linear.h"
@@ -13,4 +14,5 @@
 #include "sparse24/linear_relu2_gradient.h"
 #include "sparse24/mm.h"
 #include "sparse24/quantize.h"
+#include "sparse24/token_order.h"
 #include "sparse24/types.h"

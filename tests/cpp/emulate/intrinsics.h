@@ -31,6 +31,8 @@ inline int __float_as_int(float v) {
 }
 // Rounded to nearest: what the operators do, compiled without contraction.
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.f / a; }
 
@@ -82,6 +84,19 @@ T __shfl_xor_sync(unsigned mask, T v, int lane_mask) {
   return v;
 }
 
+template <class T>
+T __shfl_sync(unsigned mask, T v, int lane, int width = 32) {
+  static_assert(sizeof(T) == 4);
+  sparse24::emulate::expect_whole_warp(mask);
+  if (width != 32) throw std::runtime_error("expected lanes of the whole warp");
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  // Lanes may ask for different ones.
+  const auto& lanes = sparse24::emulate::Block::current().exchange("shfl.idx", 0, bits);
+  std::memcpy(&v, &lanes[lane % 32], 4);
+  return v;
+}
+
 inline int __reduce_add_sync(unsigned mask, int v) {
   sparse24::emulate::expect_whole_warp(mask);
   uint32_t sum = 0;
@@ -127,5 +142,3 @@ inline dim3 blockDim, gridDim;
 void __syncwarp(unsigned mask = 0xffffffffu);
 int __dp4a(int, int, int);
 __half2 __hfma2(__half2, __half2, __half2);
-template <class T>
-T __shfl_sync(unsigned mask, T v, int lane, int width = 32);

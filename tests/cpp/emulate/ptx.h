@@ -19,14 +19,27 @@ inline uint32_t permute_bytes(uint32_t lo, uint32_t hi, uint32_t selector) {
   return __byte_perm(lo, hi, selector);
 }
 
+/// shf.l.wrap.b32 of zeros and w.
+inline uint32_t shift_left(uint32_t w, uint32_t shift) { return w << (shift & 31); }
+
+/// prmt.b32 with selectors that replicate the signs of bytes 1 and 3.
+inline uint32_t spread_signs(uint32_t w) { return (w & 0x8000u ? 0xFFFFu : 0u) | (w >> 31 ? 0xFFFF0000u : 0u); }
+
 /// max.NaN.f32 with 0, which makes NaN canonical and of the zeros takes the positive one.
 inline float relu(float x) { return std::isnan(x) ? __uint_as_float(0x7fffffffu) : x > 0.f ? x : 0.f; }
 
-/// What the sequence of instructions computes for every 16-bit number.
-template <class T>
-float square_root(float x) {
-  return std::sqrt(x);
-}
+// ---- derivative.cuh
+// --------------------------------------------------------------------------------------------------
+
+/// The best approximation; rsqrt.approx.ftz is another, and what corrects either gives the nearest root.
+inline void hold(float&) {}
+inline float approximate_inverse_root(float x) { return x < 0x1p-126f ? INFINITY : 1 / std::sqrt(x); }
+
+// ---- epilogue_gradient.cuh
+// --------------------------------------------------------------------------------------------------
+
+inline void compiler_fence() {}
+inline int lane_of_tile() { return int(threadIdx.x % 32); }
 
 // ---- quad.cuh
 // --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,91 @@
+// The producer's half of CUTLASS's dense mainloop, with the rows of A in the order that epilogue_gradient.cuh wants.
+//
+// Row 64 h + 16 w + 8 e + g of a tile of 128 is token 2 h + e of group 8 w + g of the tile. A tensor map of five
+// dimensions says where the token lies: tokens of a group are neighbours, or a quarter of all tokens apart.
+//
+//     dimension      columns of A   g    e    w            h
+//     size           K              8    2    tokens / 32  2
+//     of one copy    64             8    2    4            2     (128 bytes x 128 rows)
+#pragma once
+
+#include <cutlass/cutlass.h>
+
+#include <cute/tensor.hpp>
+#include <cutlass/gemm/collective/collective_builder.hpp>
+
+#include "tensor_map.cuh"
+
+namespace sparse24::cuda {
+
+// Rows of A between the tokens of a group and between groups; the number of rows is a multiple of 32. And the columns
+// of B: the tiles may cover more.
+struct RowOrder {
+  int64_t token, group;
+  int columns;
+};
+
+// Stock: the collective that CUTLASS builds for tiles of 128 rows and clusters of two CTAs along M, each of which has
+// rows of its own. Its buffers, barriers and products, and the copies of B, stay as they are.
+template <class Stock>
+struct GroupedRowsMainloop : Stock {
+  using typename Stock::DispatchPolicy;
+  using typename Stock::MainloopPipeline;
+  using typename Stock::PipelineState;
+  using typename Stock::TensorStorage;
+  using typename Stock::TileShape;
+  static_assert(sizeof(typename Stock::ElementA) == 2 && cute::size<0>(TileShape{}) == 128 &&
+                    cute::size<2>(TileShape{}) == 64,
+                "a tile of 128 rows of 128 bytes");
+  static_assert(cute::size<0>(typename DispatchPolicy::ClusterShape{}) == 2 &&
+                    cute::size<1>(typename DispatchPolicy::ClusterShape{}) == 1,
+                "two CTAs share the columns");
+
+  struct Arguments : Stock::Arguments {
+    RowOrder order;
+  };
+  struct Params : Stock::Params {
+    cute::TmaDescriptor rows;
+  };
+
+  template <class ProblemShape>
+  static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
+    const auto [m, n, k, l] = shape;
+    const int64_t ld = cute::get<0>(args.dA), token = args.order.token * ld, group = args.order.group * ld;
+    const MapDim dims[] = {
+        {1, k, 64}, {group, 8, 8}, {token, 2, 2}, {8 * group, cute::ceil_div(int64_t(m), 32), 4}, {2 * token, 2, 2}};
+    return {Stock::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace),
+            map_16bit(args.ptr_A, dims, "sparse24.linear_gradient")};
+  }
+
+  CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
+    cute::prefetch_tma_descriptor(&params.rows);
+    cute::prefetch_tma_descriptor(params.tma_load_b.get_tma_descriptor());
+  }
+
+  template <class TensorA, class TensorB, class KTileIterator, class BlockCoord>
+  CUTLASS_DEVICE void load(Params const& params, MainloopPipeline pipeline, PipelineState write,
+                           cute::tuple<TensorA, TensorB> const& inputs, BlockCoord const& coord, KTileIterator k_tile,
+                           int k_tiles, int, uint32_t rank_in_cluster, TensorStorage& shared) {
+    using namespace cute;
+    if (!elect_one_sync()) return;
+    const Tensor b = make_tensor(make_smem_ptr(shared.smem_B.data()), typename Stock::SmemLayoutB{});
+    const auto [m, n, _k, l] = coord;
+    // The columns of B are the cluster's: each CTA loads half of them, for both.
+    const auto copy_b = params.tma_load_b.get_slice(rank_in_cluster);
+    const Tensor from_b = copy_b.partition_S(get<1>(inputs)(_, _, n, _, l));  // (TMA, TMA_N, TMA_K, k)
+    const Tensor to_b = copy_b.partition_D(b);                                // (TMA, TMA_N, TMA_K, stage)
+    constexpr int kTile = size<0>(TileShape{}) * size<2>(TileShape{});
+    constexpr uint16_t kBoth = 3;
+    constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
+    CUTLASS_PRAGMA_NO_UNROLL
+    for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
+      pipeline.producer_acquire(write);
+      auto* barrier = pipeline.producer_get_barrier(write);
+      SM90_TMA_LOAD_5D::copy(&params.rows, barrier, kHint, shared.smem_A.data() + write.index() * kTile,
+                             int(*k_tile) * 64, 0, 0, int(m) * 4, 0);
+      copy(params.tma_load_b.with(*barrier, kBoth), from_b(_, _, _, *k_tile), to_b(_, _, _, write.index()));
+    }
+  }
+};
+
+}  // namespace sparse24::cuda
