@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
-from sparse24._tokens import weight_gradient
+from sparse24._tokens import product_of_rows, weight_gradient
 from sparse24.ops import (
     compress,
     decompress,
@@ -180,8 +180,8 @@ def _both_directions(
     dw1 = mm(dh_tokens, dh_meta, x, dim=-2, interleaved=permuted)
     dw2 = mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True, interleaved=permuted)
     if hot is not None:
-        dw1.index_copy_(0, hot, dh_hot @ x)
-        dw2.index_copy_(1, hot, grad.t() @ y_hot.t())
+        dw1.index_copy_(0, hot, product_of_rows(dh_hot, x))
+        dw2.index_copy_(1, hot, product_of_rows(y_hot, grad, transpose=True))
     return _gradient_of_x(y, dh, w1) if need_x else None, dw1, dw2, dh
 
 

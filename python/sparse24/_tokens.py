@@ -38,6 +38,27 @@ def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *,
     return out
 
 
+def product_of_rows(a: Tensor, b: Tensor, *, transpose: bool = False) -> Tensor:
+    """Multiply a few rows a [H, T] with b [T, N]: ``a @ b``, or its transpose.
+
+    cuBLAS takes H x N in tiles, too few for all multiprocessors, and each of them takes all T. So here T is cut into
+    equal parts, whose products are rounded and summed up.
+    """
+    parts = _parts(a.shape[0] * b.shape[1], a.shape[1]) if a.is_cuda else 1
+    if parts == 1:
+        return b.t() @ a.t() if transpose else a @ b
+    rows, columns = a.unflatten(1, (parts, -1)).transpose(0, 1), b.unflatten(0, (parts, -1))
+    return (columns.mT @ rows.mT if transpose else rows @ columns).sum(0)
+
+
+def _parts(size: int, tokens: int) -> int:
+    """Count parts of 1,024 tokens or more, so that there are about as many tiles of 128 x 256 as multiprocessors."""
+    parts = 1
+    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and tokens % (parts * 2048) == 0:
+        parts *= 2
+    return parts
+
+
 def _sparse_product(a: Tensor, b: Tensor, recipe: Recipe, transpose: bool) -> Tensor:
     """Of a with its tokens in the order of their groups, and of b with them in their own."""
     values, meta = compress(a, dim=-2)

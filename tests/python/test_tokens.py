@@ -8,7 +8,7 @@ from data import integers, normal
 
 from sparse24 import Recipe, densest_features
 from sparse24._token_order import deinterleave, interleave
-from sparse24._tokens import weight_gradient
+from sparse24._tokens import _parts, product_of_rows, weight_gradient
 
 F, N = 72, 40
 RECIPES = {
@@ -87,3 +87,30 @@ def test_residual_rounds_once(device):
     exact = a.double().t() @ b.double()
     half_unit = torch.exp2(exact.abs().log2().floor() - 8)
     assert ((out - exact).abs() <= 1.01 * half_unit + 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "tokens", "parts"),
+    [
+        (384, 4096, 16384, 2),
+        (192, 1664, 32768, 8),
+        (384, 2560, 16384, 4),
+        (64, 64, 1024, 1),  # parts of fewer tokens cost more than they gain
+        (64, 64, 4096, 4),
+        (64, 64, 8191, 1),
+        (8192, 8192, 65536, 1),  # tiles enough
+    ],
+)
+def test_parts_of_the_tokens(rows, columns, tokens, parts):
+    assert _parts(rows * columns, tokens) == parts
+
+
+@pytest.mark.parametrize("tokens", [1, 300, 8192])
+def test_product_of_rows(device, tokens):
+    a, b = normal(24, tokens, dtype=torch.bfloat16).to(device), normal(tokens, 40, dtype=torch.bfloat16).to(device)
+    exact = a.double() @ b.double()
+    out, transposed = product_of_rows(a, b), product_of_rows(a, b, transpose=True)
+    assert out.dtype == torch.bfloat16 and transposed.is_contiguous()
+    own = (a @ b).double() - exact
+    for found in (out, transposed.t()):
+        assert (found.double() - exact).norm() <= 2 * own.norm() + 1e-6
