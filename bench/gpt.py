@@ -164,8 +164,8 @@ def learning_rate_at(step: int, steps: int) -> float:
 
 
 def sparse_mlp(recipe: sparse24.Recipe) -> Callable[[int, int], nn.Module]:
-    """Makes the FFNs of a sparse run."""
-    return lambda dim, hidden: sparse24.nn.ReLU2MLP(dim, hidden, recipe=recipe)
+    """Makes the FFNs of a sparse run: sparse for few tokens too, which is what is to be verified and evaluated."""
+    return lambda dim, hidden: sparse24.nn.ReLU2MLP(dim, hidden, recipe=recipe, min_tokens=0)
 
 
 def _cross_entropy(x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -316,18 +316,25 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       const int source = __ffs(int(found)) - 1, block = source / 4;
       found &= found - 1;
       const int of_source[2] = {__shfl_sync(0xffffffffu, slots.x, source), __shfl_sync(0xffffffffu, slots.y, source)};
-      // Registers have no index.
-      uint32_t pairs[2][2] = {}, nibbles[2] = {};
-      CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
+      uint32_t pairs[2][2], nibbles[2];
+      const auto take = [&](int b) {
         CUTLASS_PRAGMA_UNROLL
         for (int s = 0; s < 2; ++s) {
-          if (b == block) {
-            pairs[0][s] = y.pairs[s][b];
-            pairs[1][s] = dh[s][b];
-            nibbles[s] = y.pattern[s].columns[b / 4] >> 8 * (b % 4) & 0xf;
-          }
+          pairs[0][s] = y.pairs[s][b];
+          pairs[1][s] = dh[s][b];
+          nibbles[s] = y.pattern[s].columns[b / 4] >> 8 * (b % 4) & 0xf;
         }
+      };
+      static_assert(kBlocks == 8, "a case for each");
+      switch (block) {  // registers have no index
+        case 0: take(0); break;
+        case 1: take(1); break;
+        case 2: take(2); break;
+        case 3: take(3); break;
+        case 4: take(4); break;
+        case 5: take(5); break;
+        case 6: take(6); break;
+        default: take(7);
       }
       if (source % 4 / 2 != (lane >> 1 & 1)) continue;
       CUTLASS_PRAGMA_UNROLL
