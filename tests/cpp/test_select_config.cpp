@@ -7,6 +7,7 @@
 
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
+#include "sparse24/linear_gradient.h"
 #include "sparse24/mm.h"
 
 namespace sparse24 {
@@ -241,6 +242,23 @@ TEST(SelectLinearConfig, TakesTheWidestTileForManyColumns) {
 TEST(SelectConfigFloat32, IsRefused) {
   EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error);
   EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 64, 132, LinearTile::k128x256), Error);
+}
+
+/// One tile, whatever the sizes, and the order that the first GEMM would take with it.
+TEST(SelectLinearGradientConfig, IsTheOneTileInTheOrderThatReadsLeast) {
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    for (int64_t tokens : {1, 300, 8192, 65536}) {
+      for (int64_t features : {16, 6656, 28672}) {
+        const LinearConfig c = select_linear_gradient_config(dtype, tokens, features, 132);
+        EXPECT_EQ(c.tile, kLinearGradientTile);
+        EXPECT_EQ(c.tile_m, 128);
+        EXPECT_EQ(c.tile_n, 192);
+        const LinearConfig wide = select_linear_config(dtype, tokens, features, 4096, 132, kLinearGradientTile);
+        if (wide.tile != c.tile) continue;
+        EXPECT_EQ(to_string(c), to_string(wide));
+      }
+    }
+  }
 }
 
 }  // namespace
