@@ -20,6 +20,7 @@
 #include "derivative.cuh"
 #include "epilogue_base.cuh"
 #include "epilogue_tokens.cuh"
+#include "kept_pattern.cuh"
 #include "sparse24/linear_gradient.h"
 
 namespace sparse24::cuda {
@@ -42,27 +43,6 @@ struct GradientParams {
   int quarter;                  // of the tokens; 0: not interleaved
   const int32_t* slots;         // [features], the row of `hot` that a feature has, or -1; null: no such rows
   void* hot[2];                 // [slots, tokens] of y and of dh: all tokens of a feature
-};
-
-// The nibbles of 8 blocks of a token, four bits a byte: i0, i1 << 2 of the kept pair.
-struct Pattern {
-  uint32_t columns[2];  // 32 each
-
-  // The pair that is kept of four elements.
-  __device__ __forceinline__ uint32_t kept(int b, uint32_t w01, uint32_t w23) const {
-    // Each of i0 and i1, a nibble now, selects the bytes of its element: 0x10, 0x32, 0x54 or 0x76.
-    const uint32_t indices = (columns[b / 4] | columns[b / 4] << 2) & 0x33333333u;
-    return permute_bytes(w01, w23, permute_bytes(0x76543210u, 0, indices >> 8 * (b % 4)));
-  }
-  // The four elements, zeros but for the pair.
-  __device__ __forceinline__ void spread(int b, uint32_t pair, uint32_t& w01, uint32_t& w23) const {
-    // Selects for each element its two bytes of the pair (0x10, 0x32), or of a word of zeros (0x44).
-    const uint32_t shift0 = columns[b / 4] << 3 & 0x18181818u, shift1 = columns[b / 4] << 1 & 0x18181818u;
-    const uint32_t selector =
-        0x44444444u ^ shift_left(0x54u, shift0 >> 8 * (b % 4)) ^ shift_left(0x76u, shift1 >> 8 * (b % 4));
-    w01 = permute_bytes(pair, 0, selector & 0xffff);
-    w23 = permute_bytes(pair, 0, selector >> 16);
-  }
 };
 
 #ifdef __CUDACC__  // inline PTX; tests/cpp/emulate/ptx.h has it for hosts

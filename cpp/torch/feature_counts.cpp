@@ -9,16 +9,7 @@ namespace sparse24::torch_ops {
 Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples, bool fp8_meta) {
   constexpr OpName op = "sparse24.feature_counts";
   FeatureCountsArgs args{};
-  check_sizes(op, "values", values, 2);
-  const DType dtype =
-      check_dtype(op, "values", values, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
-  args.meta_dtype = fp8_meta ? DType::kFloat8E4M3 : dtype;
-  const int64_t multiple = feature_alignment(args.meta_dtype, Dim::kFeatures) / 2;
-  expect(values.size(1) % multiple == 0, op, "values to have a multiple of ", multiple, " columns (",
-         fp8_meta ? "fp8_meta=True" : name_of(dtype), "), got ", values.size(1));
-  args.a = Operand::of(values.size(0), 2 * values.size(1), dtype, Dim::kFeatures);
-  check_device(op, "meta", meta, "values", values);
-  check_meta(op, meta, args.pattern());
+  check_kept(op, values, meta, fp8_meta, args);
   expect(samples >= 1, op, "samples to be 1 or more, got ", samples);
   const DeviceScope scope(op, values);
 

@@ -7,16 +7,7 @@ namespace sparse24::torch_ops {
 Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features, bool fp8_meta) {
   constexpr OpName op = "sparse24.gather_features";
   GatherFeaturesArgs args{};
-  check_sizes(op, "values", values, 2);
-  const DType dtype =
-      check_dtype(op, "values", values, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
-  args.meta_dtype = fp8_meta ? DType::kFloat8E4M3 : dtype;
-  const int64_t multiple = feature_alignment(args.meta_dtype, Dim::kFeatures) / 2;
-  expect(values.size(1) % multiple == 0, op, "values to have a multiple of ", multiple, " columns (",
-         fp8_meta ? "fp8_meta=True" : name_of(dtype), "), got ", values.size(1));
-  args.a = Operand::of(values.size(0), 2 * values.size(1), dtype, Dim::kFeatures);
-  check_device(op, "meta", meta, "values", values);
-  check_meta(op, meta, args.pattern());
+  check_kept(op, values, meta, fp8_meta, args);
   check_device(op, "features", features, "values", values);
   check_sizes(op, "features", features, 1);
   expect(features.scalar_type() == ScalarType::Long, op, "features to be int64, got ",

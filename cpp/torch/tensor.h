@@ -68,6 +68,20 @@ void check_device(OpName op, const char* argument, const Tensor& t, const char* 
 void check_columns(OpName op, const char* argument, int64_t cols, DType values, Dim dim);
 /// dtype, rank and size of the metadata of `a`.
 void check_meta(OpName op, const Tensor& meta, const Operand& a);
+/// Values and metadata of dim=-1, `meta` in the layout of float8 with `fp8_meta`: checked, and described in `args`.
+template <class Args>
+void check_kept(OpName op, const Tensor& values, const Tensor& meta, bool fp8_meta, Args& args) {
+  check_sizes(op, "values", values, 2);
+  const DType dtype =
+      check_dtype(op, "values", values, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
+  args.meta_dtype = fp8_meta ? DType::kFloat8E4M3 : dtype;
+  const int64_t multiple = feature_alignment(args.meta_dtype, Dim::kFeatures) / 2;
+  expect(values.size(1) % multiple == 0, op, "values to have a multiple of ", multiple, " columns (",
+         fp8_meta ? "fp8_meta=True" : name_of(dtype), "), got ", values.size(1));
+  args.a = Operand::of(values.size(0), 2 * values.size(1), dtype, Dim::kFeatures);
+  check_device(op, "meta", meta, "values", values);
+  check_meta(op, meta, args.pattern());
+}
 /// A float32 scale with `elements` elements, or one if `one_allowed`; `meaning` says what the elements are.
 void check_scale(OpName op, const char* argument, const Tensor& scale, int64_t elements, bool one_allowed,
                  const char* meaning);
