@@ -89,6 +89,18 @@ class MmGpu : public GpuTest {
     }
     return out;
   }
+
+  /// The same bits from each kernel that there is, and from the one that is chosen.
+  void expect_of_every_configuration(const Compressed& a, const Array& b, const Product& p, const Array& expected) {
+    for (const MmConfig& config : configs(a.a, p)) {
+      const Array got = gpu_mm(a, b, p, &config);
+      const int64_t at = got.first_difference(expected);
+      ASSERT_EQ(at, -1) << to_string(config) << ", D " << name_of(p.d_dtype)
+                        << (p.d_major == Major::kRow ? " row" : " column") << "-major: got " << got[at] << ", expected "
+                        << expected[at];
+    }
+    ASSERT_EQ(gpu_mm(a, b, p, nullptr).first_difference(expected), -1) << "own choice";
+  }
 };
 
 using Layout = std::tuple<DType, Dim, Major, Problem>;
@@ -118,15 +130,7 @@ TEST_P(MmLayoutsGpu, EqualsTheReferenceOnIntegers) {
         p.scale_a = {0.25f};
         p.scale_b = {2.0f};
       }
-      const Array expected = cpu_mm(a, b, p);
-      for (const MmConfig& config : configs(a.a, p)) {
-        const Array got = gpu_mm(a, b, p, &config);
-        const int64_t at = got.first_difference(expected);
-        ASSERT_EQ(at, -1) << to_string(config) << ", D " << name_of(d_dtype)
-                          << (d_major == Major::kRow ? " row" : " column") << "-major: got " << got[at] << ", expected "
-                          << expected[at];
-      }
-      ASSERT_EQ(gpu_mm(a, b, p, nullptr).first_difference(expected), -1) << "own choice";
+      ASSERT_NO_FATAL_FAILURE(expect_of_every_configuration(a, b, p, cpu_mm(a, b, p)));
     }
   }
 }
@@ -160,15 +164,7 @@ TEST_P(MmInterleavedGpu, EqualsTheProductWithInterleavedRows) {
     for (Major d_major : {Major::kRow, Major::kColumn}) {
       natural.d_dtype = p.d_dtype = d_dtype;
       natural.d_major = p.d_major = d_major;
-      const Array expected = cpu_mm(a, ordered, natural);
-      for (const MmConfig& config : configs(a.a, p)) {
-        const Array got = gpu_mm(a, b, p, &config);
-        const int64_t at = got.first_difference(expected);
-        ASSERT_EQ(at, -1) << to_string(config) << ", D " << name_of(d_dtype)
-                          << (d_major == Major::kRow ? " row" : " column") << "-major: got " << got[at] << ", expected "
-                          << expected[at];
-      }
-      ASSERT_EQ(gpu_mm(a, b, p, nullptr).first_difference(expected), -1) << "own choice";
+      ASSERT_NO_FATAL_FAILURE(expect_of_every_configuration(a, b, p, cpu_mm(a, ordered, natural)));
     }
   }
 }
