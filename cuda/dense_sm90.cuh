@@ -21,10 +21,15 @@ struct HiddenType<DType::kFloat16> {
 };
 
 // Tile and cluster; select_linear_config.cpp holds the same sizes for the host. Rows of 128 cover the padding of the
-// metadata. A cluster shares the longer operand of its tiles; of square ones the rows, so that few tokens leave no tile
-// of a cluster empty.
+// metadata. A cluster shares the longer operand of its tiles; narrow ones share the rows, so that few tokens leave no
+// tile of a cluster empty.
 template <LinearTile>
 struct DenseTile;
+template <>
+struct DenseTile<LinearTile::k128x64> {
+  static constexpr int kM = 128, kN = 64, kClusterM = 1, kClusterN = 2;
+  static constexpr bool kPingpong = true;
+};
 template <>
 struct DenseTile<LinearTile::k128x128> {
   static constexpr int kM = 128, kN = 128, kClusterM = 1, kClusterN = 2;

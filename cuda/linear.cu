@@ -62,15 +62,15 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
 
 }  // namespace
 
-LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, LinearTile widest) {
-  const auto configs = linear_configs(dtype, widest);
+LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const LinearTiles& tiles) {
+  const auto configs = linear_configs(dtype, tiles);
   if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", int(configs.size()))) {
     LinearConfig config = configs[wanted->tile];
     config.swizzle = wanted->order.swizzle;
     config.raster_along_m = wanted->order.along_m;
     return config;
   }
-  return select_linear_config(dtype, m, n, k, device_info().sm_count, widest);
+  return select_linear_config(dtype, m, n, k, device_info().sm_count, tiles);
 }
 
 void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
@@ -87,14 +87,14 @@ void linear_compress(const LinearCompressArgs& args, const LinearConfig& config,
 
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
   const LinearArgs& l = args.linear;
-  const LinearTile widest = widest_tile(l.dtype, l.y_dtype, l.y_dtype);
-  linear_relu2(args, choose_linear_config(l.dtype, l.tokens, l.out, l.in, widest), stream);
+  const LinearTiles tiles = linear_relu2_tiles(l.dtype, l.y_dtype);
+  linear_relu2(args, choose_linear_config(l.dtype, l.tokens, l.out, l.in, tiles), stream);
 }
 
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
   const LinearArgs& l = args.linear;
-  const LinearTile widest = widest_tile(l.dtype, l.y_dtype, args.meta_dtype);
-  linear_compress(args, choose_linear_config(l.dtype, l.tokens, l.out, l.in, widest), stream);
+  const LinearTiles tiles = linear_compress_tiles(l.dtype, l.y_dtype, args.meta_dtype);
+  linear_compress(args, choose_linear_config(l.dtype, l.tokens, l.out, l.in, tiles), stream);
 }
 
 }  // namespace sparse24::cuda

@@ -13,6 +13,6 @@ void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearCon
 
 // The library's choice; SPARSE24_LINEAR_CONFIG="tile,swizzle,m|n" overrides it: tile is an index into linear_configs.
 // For tuning.
-LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, LinearTile widest);
+LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const LinearTiles& tiles);
 
 }  // namespace sparse24::cuda

@@ -32,8 +32,8 @@ void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const LinearConf
 }
 
 void linear_relu2_gradient(const LinearRelu2GradientArgs& args, cudaStream_t stream) {
-  const LinearTile widest = LinearTile::k128x192;
-  linear_relu2_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, args.in, widest), stream);
+  const LinearTiles tiles = linear_relu2_gradient_tiles();
+  linear_relu2_gradient(args, choose_linear_config(args.dtype, args.tokens, args.features, args.in, tiles), stream);
 }
 
 }  // namespace sparse24::cuda

@@ -104,13 +104,15 @@ py::list mm_configs(const std::string& dtype) {
   return out;
 }
 
-py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
-  return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
+py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool row_major) {
+  const auto b_major = row_major ? sparse24::Major::kRow : sparse24::Major::kColumn;
+  return to_dict(sparse24::select_mm_config(parse_dtype(dtype), b_major, m, n, k, sm_count));
 }
 
-py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool wide) {
-  const auto widest = wide ? sparse24::LinearTile::k128x256 : sparse24::LinearTile::k128x128;
-  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, k, sm_count, widest));
+py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool compress) {
+  const sparse24::DType t = parse_dtype(dtype);
+  const auto tiles = compress ? sparse24::linear_compress_tiles(t, t, t) : sparse24::linear_relu2_tiles(t, t);
+  return to_dict(sparse24::select_linear_config(t, m, n, k, sm_count, tiles));
 }
 
 py::dict build_info() {
@@ -127,10 +129,10 @@ PYBIND11_MODULE(_C, module) {
   module.attr("version") = sparse24::build_info().version;
   module.def("build_info", &build_info, "Facts fixed at compile time.");
   module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
-  module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
+  module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "row_major"_a,
              "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
-  module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "wide"_a,
-             "How linear_relu2 and linear_compress run for x [m, k] and w [n, k]; wide: all is of one type.");
+  module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
+             "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
   module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
              "Bytes of metadata of X [rows, cols] with values of dtype.");
   module.def("unpack_meta", &unpack_meta, "meta"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,

@@ -19,6 +19,7 @@ struct Tile {
   double tail;
 };
 constexpr Tile kTiles[] = {
+    {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 1, 0},
     {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1, 0},
     {LinearTile::k128x192, 128, 192, 2, 1, 1.04, 1, 0},
     {LinearTile::k128x256, 128, 256, 2, 1, 1.07, 16, 0.1},
@@ -54,19 +55,34 @@ LinearConfig in_order(LinearConfig config, int64_t m, int64_t n, int sm_count) {
 
 }  // namespace
 
-std::vector<LinearConfig> linear_configs(DType dtype, LinearTile widest) {
+// A kernel takes a minute to compile: float16, which is rare, and pairs of types have what they need.
+LinearTiles linear_relu2_tiles(DType x, DType y) {
+  if (x != y) return {LinearTile::k128x128};
+  if (x != DType::kBFloat16) return {LinearTile::k128x128, LinearTile::k128x256};
+  return {LinearTile::k128x64, LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
+}
+
+LinearTiles linear_compress_tiles(DType x, DType y, DType meta) {
+  if (x != y || y != meta) return {LinearTile::k128x128};
+  return {LinearTile::k128x128, LinearTile::k128x256};
+}
+
+LinearTiles linear_relu2_gradient_tiles() { return {LinearTile::k128x128, LinearTile::k128x192}; }
+
+std::vector<LinearConfig> linear_configs(DType dtype, const LinearTiles& tiles) {
   check(dtype != DType::kFloat32, "sparse24: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
   const int tile_k = dtype == DType::kFloat8E4M3 ? 128 : 64;
   std::vector<LinearConfig> configs;
   for (const Tile& t : kTiles) {
-    if (t.tile == LinearTile::k128x128 || t.tile == widest)
+    if (std::find(tiles.begin(), tiles.end(), t.tile) != tiles.end())
       configs.push_back({t.tile, t.m, t.n, tile_k, t.cluster_m, t.cluster_n, /*swizzle=*/1, true});
   }
   return configs;
 }
 
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, LinearTile widest) {
-  const std::vector<LinearConfig> configs = linear_configs(dtype, widest);
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count,
+                                  const LinearTiles& tiles) {
+  const std::vector<LinearConfig> configs = linear_configs(dtype, tiles);
   const auto faster = [&](const LinearConfig& a, const LinearConfig& b) {
     return predicted_time(a, m, n, k, sm_count) < predicted_time(b, m, n, k, sm_count);
   };
@@ -74,7 +90,7 @@ LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, 
 }
 
 LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count) {
-  return in_order(linear_configs(dtype, kLinearGradientTile).back(), tokens, features, sm_count);
+  return in_order(linear_configs(dtype, {kLinearGradientTile}).front(), tokens, features, sm_count);
 }
 
 std::string to_string(const LinearConfig& c) {

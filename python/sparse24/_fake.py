@@ -119,12 +119,12 @@ def _mm(
     interleaved: bool = False,
 ) -> Tensor:
     _check_dim("mm", dim)
-    _expect(not interleaved or dim == -2, "mm", "dim to be -2 with interleaved=True", dim)
     _expect(values.dim() == 2, "mm", "values to have 2 dimensions", values.dim())
     _expect(b.dim() == 2, "mm", "b to have 2 dimensions", b.dim())
     if dim == -1:
         k = 2 * values.shape[1]
-        _expect(b.shape[0] == k, "mm", f"b to have {k} rows (K of the sparse operand)", b.shape[0])
+        if not interleaved:
+            _expect(b.shape[0] == k, "mm", f"b to have {k} rows (K of the sparse operand)", b.shape[0])
     m = values.shape[1] if dim == -2 and values.dtype != _FP8 else values.shape[0]
     n = b.shape[1]
     if out_dtype is None:
@@ -248,9 +248,10 @@ def _linear_gradient(
     def along_tokens() -> tuple[Tensor, Tensor]:
         if not tokens:
             return grad.new_empty(0), grad.new_empty(0, dtype=torch.uint8)
+        padded = (rows + 15) // 16 * 16
         return (
-            grad.new_empty(_values_shape(rows, features, grad.dtype, -2)),
-            grad.new_empty(_meta_bytes(rows, features, grad.dtype, -2), dtype=torch.uint8),
+            grad.new_empty(features, padded // 2),
+            grad.new_empty(_meta_bytes(features, padded, grad.dtype, -1), dtype=torch.uint8),
         )
 
     counts = grad.new_empty(features if tokens and hot is None else 0, dtype=torch.int32)

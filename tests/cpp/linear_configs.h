@@ -8,10 +8,10 @@
 
 namespace sparse24::test {
 
-/// Every tile that is compiled, in the other raster order than the library would take, and with a swizzle that pads.
-inline std::vector<LinearConfig> other_linear_configs(DType dtype, int64_t m, int64_t n, LinearTile widest) {
-  const bool along_m = select_linear_config(dtype, m, n, 64, 132, LinearTile::k128x128).raster_along_m;
-  std::vector<LinearConfig> configs = linear_configs(dtype, widest);
+/// Every one of `tiles`, in the other raster order than the library would take, and with a swizzle that pads.
+inline std::vector<LinearConfig> other_linear_configs(DType dtype, int64_t m, int64_t n, const LinearTiles& tiles) {
+  const bool along_m = select_linear_config(dtype, m, n, 64, 132, {LinearTile::k128x128}).raster_along_m;
+  std::vector<LinearConfig> configs = linear_configs(dtype, tiles);
   for (LinearConfig& config : configs) {
     config.raster_along_m = !along_m;
     config.swizzle = 8;

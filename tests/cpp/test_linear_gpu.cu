@@ -64,15 +64,16 @@ class LinearGpu : public GpuTest {
     DeviceBuffer x, w, scale_x, scale_w, scale_y, bias, amax, saturated;
   };
 
-  static std::vector<LinearConfig> other_configs(const LinearArgs& args, DType meta_dtype) {
-    return other_linear_configs(args.dtype, args.tokens, args.out, widest_tile(args.dtype, args.y_dtype, meta_dtype));
+  static std::vector<LinearConfig> other_configs(const LinearArgs& args, const LinearTiles& tiles) {
+    return other_linear_configs(args.dtype, args.tokens, args.out, tiles);
   }
 
   /// With the library's choice of configuration, and with others.
   void compare_relu2(const LinearCase& c) {
     const DenseResult expected = cpu_linear_relu2(c);
     compare_relu2(c, expected, nullptr);
-    for (const LinearConfig& other : other_configs(c.args(), c.y_dtype)) compare_relu2(c, expected, &other);
+    const LinearTiles tiles = linear_relu2_tiles(c.args().dtype, c.y_dtype);
+    for (const LinearConfig& other : other_configs(c.args(), tiles)) compare_relu2(c, expected, &other);
   }
 
   void compare_relu2(const LinearCase& c, const DenseResult& expected, const LinearConfig* config) {
@@ -95,7 +96,8 @@ class LinearGpu : public GpuTest {
   void compare_compress(const LinearCase& c, DType meta_dtype) {
     const CompressedResult expected = cpu_linear_compress(c, meta_dtype);
     compare_compress(c, meta_dtype, expected, nullptr);
-    for (const LinearConfig& other : other_configs(c.args(), meta_dtype)) {
+    const LinearTiles tiles = linear_compress_tiles(c.args().dtype, c.y_dtype, meta_dtype);
+    for (const LinearConfig& other : other_configs(c.args(), tiles)) {
       compare_compress(c, meta_dtype, expected, &other);
     }
   }

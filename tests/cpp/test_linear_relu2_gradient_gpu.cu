@@ -52,9 +52,9 @@ class Relu2GradientGpu : public GpuTest {
   void compare(const Relu2GradientCase& c) {
     const Array expected = cpu_linear_relu2_gradient(c);
     compare(c, expected, nullptr);
-    for (const LinearConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, LinearTile::k128x192)) {
+    const LinearTiles tiles = linear_relu2_gradient_tiles();
+    for (const LinearConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, tiles))
       compare(c, expected, &other);
-    }
   }
 };
 

@@ -28,11 +28,12 @@ LAYOUTS = {
 }
 
 
-def operands(tokens, features, n, dtype, device):
+def operands(tokens, features, n, dtype, device, dim=-2):
     """Values, metadata and b: small integers, whose products have exact sums in every order."""
-    x = integers(tokens, features, dtype=torch.bfloat16 if dtype == FP8 else dtype).to(device)
+    shape = (tokens, features) if dim == -2 else (features, tokens)
+    x = integers(*shape, dtype=torch.bfloat16 if dtype == FP8 else dtype).to(device)
     b = integers(tokens, n, dtype=dtype, seed=1).to(device)
-    return *compressed(x, dtype, -2), k_major(b) if dtype == FP8 else b
+    return *compressed(x, dtype, dim), k_major(b) if dtype == FP8 else b
 
 
 def interleaved(b):
@@ -40,9 +41,9 @@ def interleaved(b):
     return k_major(rows) if b.dtype == FP8 else rows
 
 
-def check(values, meta, b, *scales_and_bias, **options):
-    expected = sparse24.mm(values, meta, interleaved(b), *scales_and_bias, dim=-2, **options)
-    actual = sparse24.mm(values, meta, b, *scales_and_bias, dim=-2, interleaved=True, **options)
+def check(values, meta, b, *scales_and_bias, dim=-2, **options):
+    expected = sparse24.mm(values, meta, interleaved(b), *scales_and_bias, dim=dim, **options)
+    actual = sparse24.mm(values, meta, b, *scales_and_bias, dim=dim, interleaved=True, **options)
     assert_same_bits(actual, expected)
     assert actual.is_contiguous()
 
@@ -53,6 +54,14 @@ def test_any_number_of_tokens(poisoned_memory, device, values_dtype, tokens):
         check(*operands(tokens, features, n, values_dtype, device))
 
 
+@pytest.mark.parametrize("tokens", [32, 64, 96, 320, 1024, 2048])
+def test_along_features(poisoned_memory, device, values_dtype, tokens):
+    """A of which tokens are the columns; the longest K is computed in parts."""
+    for features, n in ((1, 13), (72, 13), (136, 264)):
+        check(*operands(tokens, features, n, values_dtype, device, -1), dim=-1)
+        check(*operands(tokens, features, n, values_dtype, device, -1), dim=-1, transpose_out=True)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tokens", [64, 67])
 def test_layouts_of_b(device, values_dtype, tokens, layout):
@@ -61,6 +70,9 @@ def test_layouts_of_b(device, values_dtype, tokens, layout):
     for n in (72, 13, 1):
         values, meta, b = operands(tokens, 96, n, values_dtype, device)
         check(values, meta, LAYOUTS[layout](b))
+        if tokens == 64:
+            values, meta, b = operands(tokens, 96, n, values_dtype, device, -1)
+            check(values, meta, LAYOUTS[layout](b), dim=-1)
 
 
 @pytest.mark.parametrize("transpose_out", [False, True], ids=["mn", "nm"])
@@ -142,16 +154,16 @@ def composed(values, meta, b, bias, **options):
 
 
 @pytest.mark.parametrize("transpose_out", [False, True], ids=["mn", "nm"])
-@pytest.mark.parametrize("tokens", [3, 36, 39])
-def test_gradients(device, dtype, tokens, transpose_out):
+@pytest.mark.parametrize(("tokens", "dim"), [(3, -2), (36, -2), (39, -2), (48, -1)])
+def test_gradients(device, dtype, tokens, dim, transpose_out):
     """Those of the product with b interleaved before it."""
-    values, meta, b = operands(tokens, 96, 20, dtype, device)
+    values, meta, b = operands(tokens, 96, 20, dtype, device, dim)
     bias = integers(20, dtype=dtype, seed=2).to(device)
     grad = integers(*((20, 96) if transpose_out else (96, 20)), dtype=dtype, seed=3).to(device)
 
     def gradients(product):
         leaves = [t.detach().requires_grad_() for t in (values, b, bias)]
-        out = product(leaves[0], meta, *leaves[1:], dim=-2, transpose_out=transpose_out)
+        out = product(leaves[0], meta, *leaves[1:], dim=dim, transpose_out=transpose_out)
         return torch.autograd.grad(out, leaves, grad)
 
     for actual, expected in zip(gradients(natural), gradients(composed), strict=True):
@@ -193,13 +205,4 @@ def test_one_dynamic_graph_for_all_sizes(device):
         ):
             assert_same_bits(actual, expected)
     assert counter.frame_count == 1
-    torch._dynamo.reset()
-
-
-def test_another_dim_fails_while_tracing(device):
-    values, meta = sparse24.compress(torch.ones(8, 16, device=device, dtype=torch.bfloat16))
-    b = torch.ones(16, 8, device=device, dtype=torch.bfloat16)
-    compiled = torch.compile(sparse24.mm, backend="eager", fullgraph=True)
-    with pytest.raises(Exception, match=r"sparse24.mm: expected dim to be -2 with interleaved=True, got -1"):
-        compiled(values, meta, b, interleaved=True)
     torch._dynamo.reset()

@@ -51,16 +51,18 @@ struct LinearCompressArgs {
   DType meta_dtype;  ///< y_dtype; or kFloat8E4M3 beside 16-bit values that are quantised afterwards
 };
 
-/// The tile shapes of these GEMMs. k128x128 and k128x192: a tile for each of two warpgroups, so that the epilogue of
-/// one runs under the products of the other. k128x256: they share a tile, and the epilogue runs under the next tile's
-/// products, which are at least 16 K tiles. A wider tile reads less of the operands per product, but its accumulators
-/// leave fewer registers.
-enum class LinearTile { k128x128, k128x192, k128x256 };
+/// The tile shapes of these GEMMs. k128x64, k128x128 and k128x192: a tile for each of two warpgroups, so that the
+/// epilogue of one runs under the products of the other. k128x256: they share a tile, and the epilogue runs under the
+/// next tile's products, which are at least 16 K tiles. A wider tile reads less of the operands per product, but its
+/// accumulators leave fewer registers.
+enum class LinearTile { k128x64, k128x128, k128x192, k128x256 };
 
-/// The widest tile that is compiled for the first GEMM: 128x256 where x, w, y and its metadata are of one type.
-constexpr LinearTile widest_tile(DType x, DType y, DType meta) {
-  return x == y && y == meta ? LinearTile::k128x256 : LinearTile::k128x128;
-}
+/// The tiles that an op is compiled for.
+using LinearTiles = std::vector<LinearTile>;
+/// x: of x and w.
+LinearTiles linear_relu2_tiles(DType x, DType y);
+LinearTiles linear_compress_tiles(DType x, DType y, DType meta);
+LinearTiles linear_relu2_gradient_tiles();
 
 /// How one of these GEMMs runs; as `MmConfig`, with clusters along either side.
 struct LinearConfig {
@@ -71,12 +73,12 @@ struct LinearConfig {
   bool raster_along_m;
 };
 
-/// Every configuration that `select_linear_config` can return for `dtype`, before it orders the tiles: 128x128 and
-/// `widest`.
-std::vector<LinearConfig> linear_configs(DType dtype, LinearTile widest);
+/// The configurations of these tiles for `dtype`, narrow ones first: what `select_linear_config` chooses from, before
+/// it orders the tiles.
+std::vector<LinearConfig> linear_configs(DType dtype, const LinearTiles& tiles);
 
 /// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, LinearTile widest);
+LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, const LinearTiles& tiles);
 
 /// "128x128x64 cluster 1x2 swizzle 4 along M"
 std::string to_string(const LinearConfig& config);
