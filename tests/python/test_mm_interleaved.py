@@ -62,6 +62,18 @@ def test_along_features(poisoned_memory, device, values_dtype, tokens):
         check(*operands(tokens, features, n, values_dtype, device, -1), dim=-1, transpose_out=True)
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 17, 31, 33, 66, 116, 1020])
+def test_along_features_with_fewer_rows_of_b(poisoned_memory, device, values_dtype, tokens):
+    """Columns behind the last token are zeros: as many tokens along dim=-2 give the same bits."""
+    x = integers(tokens, 72, dtype=torch.bfloat16 if values_dtype == FP8 else values_dtype).to(device)
+    b = integers(tokens, 40, dtype=values_dtype, seed=1).to(device)
+    b = k_major(b) if values_dtype == FP8 else b
+    multiple = 32 if values_dtype == FP8 else 16
+    transpose = torch.nn.functional.pad(x.t(), (0, -tokens % multiple)).contiguous()
+    expected = sparse24.mm(*compressed(x, values_dtype, -2), b, dim=-2, interleaved=True)
+    assert_same_bits(sparse24.mm(*compressed(transpose, values_dtype, -1), b, interleaved=True), expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tokens", [64, 67])
 def test_layouts_of_b(device, values_dtype, tokens, layout):
