@@ -30,10 +30,10 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
     y = sparse24.decompress(values, meta, *pre.shape)
     dh = ((dy @ w2).float() * (2 * y.float().sqrt())).to(dy.dtype)
     dh_values = sparse24.compress_like(dh, meta)
-    y_values, y_meta = sparse24.compress(interleave(y).t().contiguous())
-    y_tokens = deinterleave(sparse24.decompress(y_values, y_meta, *pre.t().shape).t().contiguous())
-    dh_by_tokens = sparse24.compress_like(interleave(dh).t().contiguous(), y_meta)
-    dh_tokens = deinterleave(sparse24.decompress(dh_by_tokens, y_meta, *pre.t().shape).t().contiguous())
+    y_values, y_meta = sparse24.compress(interleave(y), "none", -2)
+    y_tokens = deinterleave(sparse24.decompress(y_values, y_meta, *pre.shape, -2))
+    dh_by_tokens = sparse24.compress_like(interleave(dh), y_meta, -2)
+    dh_tokens = deinterleave(sparse24.decompress(dh_by_tokens, y_meta, *pre.shape, -2))
     hot = sparse24.densest_features(sparse24.feature_counts(values, meta), sparse24.Recipe().hot_features(pre.shape[1]))
     del pre
 
@@ -50,8 +50,7 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
         """dh against float64; along tokens the bits of the separate steps."""
         kept_dh, *along_tokens, _, y_hot, dh_hot = output
         dense_dh = sparse24.decompress(kept_dh, meta, *y.shape)
-        transposes = (interleave(t).t().contiguous() for t in (dense_dh, y))
-        steps = [part for t in transposes for part in sparse24.compress(t)]
+        steps = *sparse24.compress(interleave(dense_dh), dim=-2), *sparse24.compress(interleave(y), dim=-2)
         for got, expected in zip(along_tokens, steps, strict=True):
             reference.expect_equal("what is kept along tokens", got, expected)
         reference.expect_equal("the hot features of y", y_hot, y[:, hot].t())
@@ -76,14 +75,14 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
             dy.t(),
             y_tokens,
             lambda _: dy.t() @ y_tokens,
-            lambda _: sparse24.mm(y_values, y_meta, dy, transpose_out=True, interleaved=True),
+            lambda _: sparse24.mm(y_values, y_meta, dy, dim=-2, transpose_out=True, interleaved=True),
         ),
         *race(
             "dw1",
             dh_tokens.t(),
             x,
             lambda _: dh_tokens.t() @ x,
-            lambda _: sparse24.mm(dh_by_tokens, y_meta, x, interleaved=True),
+            lambda _: sparse24.mm(dh_by_tokens, y_meta, x, dim=-2, interleaved=True),
         ),
     ]
     for case in cases:

@@ -70,16 +70,16 @@ def problem(tokens: int, out: int, reduction: int, sparsity: Sparsity, options: 
         if case.role == "sparse24":
             # The weight gradient is the product of Y.T [d_ff, tokens] and G [tokens, d_model].
             m, k = (reduction, tokens) if case.race == "weight gradient" else (tokens, reduction)
-            case.facts |= chosen_config(case.dtype, m, out, k, case.race != "forward", options.device)
+            case.facts |= chosen_config(case.dtype, m, out, k, options.device)
     return Problem(tokens, out, reduction, zero_share(pre), cases, sparsity.name)
 
 
-def chosen_config(dtype: str, m: int, n: int, k: int, row_major: bool, device: torch.device) -> dict[str, str]:
+def chosen_config(dtype: str, m: int, n: int, k: int, device: torch.device) -> dict[str, str]:
     """The kernel configuration that mm chooses for A [m, k] and b [k, n] on this device, for the record."""
     if device.type != "cuda":
         return {}
     sm_count = torch.cuda.get_device_properties(device).multi_processor_count
-    return {"config": sparse24._C.select_mm_config(DTYPES[dtype], m, n, k, sm_count, row_major)["text"]}
+    return {"config": sparse24._C.select_mm_config(DTYPES[dtype], m, n, k, sm_count)["text"]}
 
 
 def ours(build: Callable, pre: torch.Tensor, dense: torch.Tensor, dtype: str, race: str) -> list[Case]:

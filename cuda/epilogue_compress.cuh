@@ -51,14 +51,12 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
     const int q = threadIdx.x & 3;
-    const bool valid = row_ < p_.hidden.rows;
     CUTLASS_PRAGMA_UNROLL
     for (int b = 2 * kStep; b < 2 * kStep + 2; ++b) {
       uint32_t x01 = h_.of[b][0], x23 = h_.of[b][1];
       transpose_pair<1>(x01, x23, q & 1);
-      // Rows beyond the last are zeros, whatever w holds: NaN times their zero is none of theirs.
-      const Group<T, Activation::kRelu2> group(valid ? x01 : 0u, valid ? x23 : 0u);
-      if constexpr (kCounts) {  // the largest of a group is always kept
+      const Group<T, Activation::kRelu2> group(x01, x23);
+      if (kCounts && exists()) {  // the largest of a group is always kept
         seen_.see(group.y(0), inverse_scale_);
         seen_.see(group.y(1), inverse_scale_);
       }
@@ -72,9 +70,13 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   }
 
  private:
-  static constexpr int kAtom = kFp8Meta ? 16 : 8;       // blocks of a metadata atom
-  static constexpr int kPerStore = kFp8Values ? 8 : 4;  // blocks whose values fill 2 x 16 bytes
+  static constexpr int kAtom = kFp8Meta && kTileN % 128 == 0 ? 16 : 8;  // blocks whose metadata is stored at once
+  static constexpr int kPerStore = kFp8Values ? 8 : 4;                  // blocks whose values fill 2 x 16 bytes
   static_assert(kTileN / 8 % kAtom == 0, "whole atoms");
+  static constexpr uint32_t kPadding = 0x01010101u * kMetaPaddingByte;
+
+  // Rows beyond the last have metadata too, and are whatever w holds: NaN times their zero is none of theirs.
+  CUTLASS_DEVICE bool exists() const { return row_ < p_.hidden.rows; }
 
   // kept_[b]: the kept pair of group 2b + (q >> 1). Lanes q and q ^ 2 share a row: after trading halves each holds the
   // neighbouring pairs of 16 bytes.
@@ -105,12 +107,20 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   CUTLASS_DEVICE void store_meta(int n, int q) const {
     uint32_t nibbles[kAtom / 4];
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kAtom / 4; ++i)
+    for (int i = 0; i < kAtom / 4; ++i) {
       nibbles[i] = ~(complements_[i] | __shfl_xor_sync(0xffffffffu, complements_[i], 2));
+      if (!exists()) nibbles[i] = kPadding;
+    }
     const bool covered = row_ < p_.a.m_meta && n < p_.a.k_meta && q < 2;
     if constexpr (kFp8Meta) {
-      if (covered)
-        store16(p_.meta + (n / 128 * p_.a.m_meta + row_) * 16, nibbles[0], nibbles[1], nibbles[2], nibbles[3]);
+      uint8_t* meta = p_.meta + (n / 128 * p_.a.m_meta + row_) * 16 + n % 128 / 8;
+      if constexpr (kAtom == 16) {
+        if (covered) store16(meta, nibbles[0], nibbles[1], nibbles[2], nibbles[3]);
+      } else if (covered) {
+        *reinterpret_cast<uint2*>(meta) = make_uint2(nibbles[0], nibbles[1]);
+        // The second half of the last 128 columns may lie beyond the last tile.
+        if (n % 128 == 0 && n + 64 >= p_.a.k) *reinterpret_cast<uint2*>(meta + 8) = make_uint2(kPadding, kPadding);
+      }
     } else {
       // Even lanes store k0 and k2 of both rows, odd lanes k1 and k3: 8 of the 128 bytes that format.h draws.
       const bool odd = q & 1;

@@ -92,8 +92,8 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       }
     }
     compiler_fence();
-    const Tokens tokens = tokens_of(group, n, lane);
-    Forward next = load(tokens, n);
+    const Tokens tokens = tokens_of(group, lane);
+    Forward next = load(tokens, n, lane);
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kParts; ++i) trade_features_for_tokens(parts[i].of, lane);
     // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
@@ -108,7 +108,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       Pairs dh;
       differentiate(parts[0].of, y, tokens, feature, dh);
       // On its way while this part is stored; any earlier it would take registers from the roots.
-      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns);
+      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
       if (p_.slots) store_hot(slots, y, dh, tokens, lane);
       store(dh, tokens, feature, lane);
       if (p_.along_tokens[0].values) store_tokens(y, dh, group, feature, lane);
@@ -125,16 +125,22 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     uint32_t of[kBlocks][4];
   };
 
-  // The tokens of a lane.
+  // The two tokens whose features a lane has when they are traded.
   struct Tokens {
-    int place;      // 4 * group + token of the first of the two whose features it has when they are traded
-    bool loads;     // the token whose 64 features it loads and stores exists: lanes that differ in bit 1 share two
-    int64_t index;  // of that token's first kept value in the tile
-    const uint8_t* meta[2];  // of both tokens, in the first column of the metadata
+    int place;               // 4 * group + token of the first
+    int index[2];            // of both
+    const uint8_t* meta[2];  // theirs in the first column of the metadata
     bool lower[2];           // a token is one of the second eight of its 16
   };
-  // Of the first kept value of an even group of a token.
-  CUTLASS_DEVICE int64_t index(int64_t token, int column) const { return token * (p_.features / 2) + column / 2; }
+  // Lanes that differ in bit 1 have the same tokens, and share the kept values of 32 columns, a sector of 32 bytes: the
+  // index of a lane's first value of sector i of 64 columns.
+  CUTLASS_DEVICE int64_t value_index(int token, int feature, int i, int lane) const {
+    return int64_t(token) * (p_.features / 2) + feature / 2 + 16 * i + 8 * (lane >> 1 & 1);
+  }
+  // Those 16 bytes exist.
+  CUTLASS_DEVICE bool has_values(Tokens const& tokens, int s, int feature, int i, int lane) const {
+    return tokens.place + s < p_.tokens && feature + 32 * i + 16 * (lane >> 1 & 1) < p_.features;
+  }
   // Where the metadata of y lies, by token and by the first of 64 columns. fp8: 16 bytes a row for 128 columns. 16
   // bits: two bytes for each 16 columns k0 .. k3 of 64, where format.h draws them, and those of the token eight
   // further.
@@ -143,15 +149,13 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     const int64_t m_meta = round_up(p_.tokens, kMetaRowPadding);
     return kFp8Meta ? column / 128 * m_meta * 16 + column % 128 / 8 : column / 64 * m_meta * 8;
   }
-  CUTLASS_DEVICE Tokens tokens_of(int group, int n, int lane) const {
+  CUTLASS_DEVICE Tokens tokens_of(int group, int lane) const {
     Tokens out{};
     out.place = 4 * group + 2 * (lane & 1);
-    const int loaded = out.place + (lane >> 1 & 1);
-    out.loads = loaded < p_.tokens;
-    out.index = index(interleaved_token(loaded, p_.quarter), n);
     CUTLASS_PRAGMA_UNROLL
     for (int s = 0; s < 2; ++s) {
       const int64_t t = interleaved_token(out.place + s, p_.quarter);
+      out.index[s] = int(t);
       out.meta[s] = p_.meta + meta_row(t);
       out.lower[s] = t & 8;
     }
@@ -165,9 +169,9 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
     Pattern pattern[2];
   };
 
-  // What a lane loads of 64 columns: the values of one token, and the metadata of two.
+  // What a lane loads of 64 columns: half of each sector of values, and all of the metadata, of two tokens.
   struct Forward {
-    uint4 values[4];
+    uint4 values[2][2];
     uint2 meta[2][2];  // as they lie in memory: to arrange them is to wait for them
 
     CUTLASS_DEVICE Kept arranged(Tokens const& tokens, int lane) const {
@@ -175,13 +179,14 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       const int high = lane >> 1 & 1;
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const uint32_t w[4] = {values[i].x, values[i].y, values[i].z, values[i].w};
-        CUTLASS_PRAGMA_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          kept.pairs[0][2 * i + j] = w[2 * j];
-          kept.pairs[1][2 * i + j] = w[2 * j + 1];
-          transpose_pair<2>(kept.pairs[0][2 * i + j], kept.pairs[1][2 * i + j], high);
-        }
+        const int s = i / 2, b = 4 * (i % 2);
+        const uint4 w = values[s][i % 2];
+        // Two groups of each of two blocks: of all four blocks, the even groups for one lane, the odd ones for the
+        // other.
+        kept.pairs[s][b] = w.x, kept.pairs[s][b + 2] = w.y;
+        kept.pairs[s][b + 1] = w.z, kept.pairs[s][b + 3] = w.w;
+        transpose_pair<2>(kept.pairs[s][b], kept.pairs[s][b + 2], high);
+        transpose_pair<2>(kept.pairs[s][b + 1], kept.pairs[s][b + 3], high);
       }
       CUTLASS_PRAGMA_UNROLL
       for (int s = 0; s < 2; ++s) {
@@ -201,7 +206,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
 
   // Zeros that keep (0, 1) beyond the last row and column. Not load16: the kernel may have started while the one before
   // it was writing these, so they are not read-only to it.
-  CUTLASS_DEVICE Forward load(Tokens const& tokens, int feature) const {
+  CUTLASS_DEVICE Forward load(Tokens const& tokens, int feature, int lane) const {
     constexpr uint2 kFirstTwo{0x44444444u, 0x44444444u};
     Forward out{{}, {{kFirstTwo, kFirstTwo}, {kFirstTwo, kFirstTwo}}};
     const int64_t column = meta_column(feature);
@@ -211,11 +216,12 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       out.meta[s][0] = *reinterpret_cast<const uint2*>(tokens.meta[s] + column);
       if (!kFp8Meta) out.meta[s][1] = *reinterpret_cast<const uint2*>(tokens.meta[s] + column + 64);
     }
-    const T* values = static_cast<const T*>(p_.y) + tokens.index + feature % kTileN / 2;
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) {
-      if (tokens.loads && feature + 16 * i < p_.features)
-        out.values[i] = *reinterpret_cast<const uint4*>(values + 8 * i);
+      const int s = i / 2, sector = i % 2;
+      if (!has_values(tokens, s, feature, sector, lane)) continue;
+      const T* values = static_cast<const T*>(p_.y) + value_index(tokens.index[s], feature, sector, lane);
+      out.values[s][sector] = *reinterpret_cast<const uint4*>(values);
     }
     return out;
   }
@@ -245,17 +251,14 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
   // The kept values of dh, where `load` found those of y.
   CUTLASS_DEVICE void store(Pairs const& dh, Tokens const& tokens, int feature, int lane) const {
     const bool high = lane >> 1 & 1;
-    T* values = static_cast<T*>(p_.dh) + tokens.index + feature % kTileN / 2;
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) {
-      uint32_t w[4];
-      CUTLASS_PRAGMA_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        w[2 * j] = dh[0][2 * i + j];
-        w[2 * j + 1] = dh[1][2 * i + j];
-        transpose_pair<2>(w[2 * j], w[2 * j + 1], high);
-      }
-      if (tokens.loads && feature + 16 * i < p_.features) store16(values + 8 * i, w[0], w[1], w[2], w[3]);
+      const int s = i / 2, sector = i % 2, b = 4 * sector;
+      uint32_t w[4] = {dh[s][b], dh[s][b + 2], dh[s][b + 1], dh[s][b + 3]};
+      transpose_pair<2>(w[0], w[1], high);
+      transpose_pair<2>(w[2], w[3], high);
+      T* values = static_cast<T*>(p_.dh) + value_index(tokens.index[s], feature, sector, lane);
+      if (has_values(tokens, s, feature, sector, lane)) store16(values, w[0], w[1], w[2], w[3]);
     }
   }
 

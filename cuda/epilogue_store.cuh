@@ -9,7 +9,8 @@
 //     row r + 8  columns 2q, 2q + 1   (half 1)
 //
 // Four such blocks are transposed over the four lanes of a quad, so that each lane owns 8 neighbouring columns of one
-// block: 16-byte stores. For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows instead.
+// block: 16-byte stores. For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows instead;
+// then two lanes trade halves, so that together they store the 16 rows of one column, a sector of 32 bytes.
 #pragma once
 
 #include "epilogue_base.cuh"
@@ -143,6 +144,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
         for (int b = 0; b < 4; ++b) of_columns[b] = terms.columns[column / 2 + 4 * b];
         CUTLASS_PRAGMA_UNROLL
         for (int mi = 0; mi < kRows; ++mi) {
+          uint32_t w[2][4];  // of both halves
           CUTLASS_PRAGMA_UNROLL
           for (int half = 0; half < 2; ++half) {
             const int m = tile.m + row(mi, half);
@@ -164,11 +166,13 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
                 }
               }
             } else {
-              uint32_t w[4];
               CUTLASS_PRAGMA_UNROLL
-              for (int b = 0; b < 4; ++b) w[b] = pack2(T{}, value(b, 0), value(b, 1));
-              store_block<T>(w, m, n, tile);
+              for (int b = 0; b < 4; ++b) w[half][b] = pack2(T{}, value(b, 0), value(b, 1));
+              if (!p_.transposed) store_rows<T>(w[half], m, n, tile);
             }
+          }
+          if constexpr (kVectorised && sizeof(T) == 2) {
+            if (p_.transposed) store_columns<T>(w, tile.m + row(mi, 0), n, tile);
           }
         }
       }
@@ -180,21 +184,38 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
     return static_cast<T*>(p_.d) + (p_.transposed ? n * p_.ldd + m : (tile.batch + m) * p_.ldd + n);
   }
 
-  // 8 rows x 32 columns of a warp, (m, n) of this lane's first element; each lane stores 16 bytes: 8 columns of its row
-  // in block q, or, as a row of D.T, the 8 rows of one column of block q.
+  // 8 rows x 32 columns of a warp, (m, n) of this lane's first element: each lane stores 8 columns of its row, in block
+  // q.
   template <class T>
-  CUTLASS_DEVICE void store_block(uint32_t (&w)[4], int m, int n, Tile const& tile) const {
-    const int q = threadIdx.x & 3, r = (threadIdx.x & 31) >> 2;
+  CUTLASS_DEVICE void store_rows(uint32_t (&w)[4], int m, int n, Tile const& tile) const {
+    const int q = threadIdx.x & 3;
     n += 6 * q;  // 8 q columns into the 32, instead of 2 q
-    if (p_.transposed) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < 4; ++b) w[b] = transpose_8x8(w[b]);
-      m -= r;
-      n += r;
-    }
     transpose_quad(w, q);
     if (m < tile.M && n < tile.N) {
       *reinterpret_cast<uint4*>(address<T>(m, n, tile)) = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+  }
+
+  // 16 rows x 32 columns of a warp, both halves of its rows, as rows of D.T. Lane 4 r + q gets 8 rows of columns r of
+  // block q; neighbours r then share their two columns: one stores the first 8 rows of both, the other the last.
+  template <class T>
+  CUTLASS_DEVICE void store_columns(uint32_t (&w)[2][4], int m, int n, Tile const& tile) const {
+    const int q = threadIdx.x & 3, r = (threadIdx.x & 31) >> 2;
+    CUTLASS_PRAGMA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < 4; ++b) w[half][b] = transpose_8x8(w[half][b]);
+      transpose_quad(w[half], q);
+    }
+    CUTLASS_PRAGMA_UNROLL
+    for (int b = 0; b < 4; ++b) transpose_pair<4>(w[0][b], w[1][b], r & 1);
+    m += 8 * (r & 1) - r;
+    n += 6 * q + (r & 6);
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      if (m < tile.M && n + i < tile.N) {
+        *reinterpret_cast<uint4*>(address<T>(m, n + i, tile)) = make_uint4(w[i][0], w[i][1], w[i][2], w[i][3]);
+      }
     }
   }
 

@@ -1,8 +1,8 @@
-// Two of four along tokens, from the lanes that hold groups of four tokens whole: the rows of the transpose.
+// Two of four along tokens, from the lanes that hold groups of four tokens whole.
 //
 // A warp owns eight groups g of tokens, and 64 features at a time: 8 blocks b of 8. Lane 4 g + q holds of block b
 // features 2q and 2q + 1 of all four tokens, as words of two features. Both are selected at once, by keep_two_pairs, in
-// the order that compress has: results are bit-identical to decompress, a transpose and compress.
+// the order that compress has: results are bit-identical to decompress and compress.
 #pragma once
 
 #include "quad.cuh"
@@ -58,8 +58,7 @@ struct NonZeros {
   }
 };
 
-// Where the stored form of a transpose [features, tokens] goes (LinearGradientArgs::along_tokens). K-major values:
-// products over tokens take 4 % longer with MN-major ones.
+// Where the stored form goes: Operand::of(tokens, features, ..., Dim::kTokens) of format.h.
 struct TokenParams {
   void* values;
   uint8_t* meta;
@@ -81,9 +80,10 @@ class TokenStore {
   // Words of blocks b and b + 1: b = 0, 4, 2, 6 in this order.
   __device__ __forceinline__ void take(int b, const uint32_t (&first)[4], const uint32_t (&second)[4]) {
     const KeptPairs kept[2] = {keep_two_pairs<T>(first), keep_two_pairs<T>(second)};
+    store_values(b, kept[0].first, kept[1].first, 0);
+    store_values(b, kept[0].second, kept[1].second, 1);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      store_values(b + i, kept[i]);
       // The lanes whose groups are neighbours complete each other's 16 tokens: half of them take blocks 0 .. 3.
       const uint32_t nibbles = kept[i].nibbles << 4 * (part_.group & 3);
       if (b < 4) {
@@ -115,18 +115,15 @@ class TokenStore {
   }
 
  private:
-  // What is kept of features 2q and 2q + 1 of a block. Lanes with neighbouring groups take a feature each, so that four
-  // lanes write a sector of 32 bytes, of zeros beyond the last token.
-  __device__ __forceinline__ void store_values(int b, const KeptPairs& kept) {
-    const int pair = part_.group & 1, first_group = part_.group - pair;
-    const int64_t padded = round_up(part_.tokens, feature_alignment(DType::kBFloat16, Dim::kFeatures));
-    uint32_t own = permute_bytes(kept.first, kept.second, 0x5410),
-             other = permute_bytes(kept.first, kept.second, 0x7632);
-    transpose_pair<4>(own, other, pair);
-    if (4 * first_group < padded && part_.feature + 8 * b < part_.features) {
-      const int row = part_.feature + 8 * b + 2 * (part_.lane & 3) + pair;
-      T* values = static_cast<T*>(p_.values) + row * (padded / 2) + 2 * first_group;
-      *reinterpret_cast<uint2*>(values) = make_uint2(own, other);
+  // Row 2 group + i of the values. Lanes that hold neighbouring features take a block each, so that a quad writes a
+  // sector of 32 bytes.
+  __device__ __forceinline__ void store_values(int b, uint32_t first, uint32_t second, int i) {
+    const int lane = part_.lane, odd = lane & 1;
+    transpose_pair<1>(first, second, odd);
+    if (4 * part_.group < part_.tokens && part_.feature + 8 * b < part_.features) {
+      const int column = part_.feature + 8 * odd + 4 * (lane >> 1 & 1);
+      T* values = static_cast<T*>(p_.values) + int64_t(2 * part_.group + i) * part_.features + column;
+      *reinterpret_cast<uint2*>(values + 8 * b) = make_uint2(first, second);
     }
   }
 

@@ -7,22 +7,23 @@
 namespace sparse24::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kGroups = 32;  // of four features: a block's, one for each lane
 constexpr int kRows = int(FeatureCountsArgs::kBlock);
-constexpr int kBlocks = 4;  // of tokens, of one thread: atomics are what takes time
 
-// A thread counts one group of four features in kBlocks x 16 tokens. Elements are bits: Pair is two of them, and a
-// number is zero if nothing but its sign is set. All loads of a kind are on their way before one is waited for; rows
-// beyond the last read the padding of the metadata.
+// The warps of a block share the sampled tokens of its features, 16 at a time, and add up what they have counted:
+// neither atomics nor zeros before. Elements are bits: Pair is two of them, and a number is zero if nothing but its
+// sign is set. All loads of a kind are on their way before one is waited for; rows beyond the last read the padding of
+// the metadata.
 template <class Pair>
-__global__ void __launch_bounds__(kThreads) feature_counts_kernel(const FeatureCountsArgs args, Operand pattern) {
+__global__ void __launch_bounds__(kThreads, 2) feature_counts_kernel(const FeatureCountsArgs args, Operand pattern) {
   constexpr int kBits = 4 * sizeof(Pair);  // of an element
   constexpr uint32_t kMagnitude = (uint32_t{1} << (kBits - 1)) - 1;
-  const int64_t g = int64_t{blockIdx.y} * kThreads + threadIdx.x;
-  if (4 * g >= args.a.k) return;
-  uint32_t counts = 0;  // a byte each
-  for (int64_t block = int64_t{blockIdx.x} * kBlocks; block < (int64_t{blockIdx.x} + 1) * kBlocks; ++block) {
-    if (block >= args.sampled_blocks()) break;
+  __shared__ int counts[4][kWarps][kGroups];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t g = int64_t{blockIdx.x} * kGroups + lane;
+  int of_feature[4] = {};
+  for (int64_t block = warp; block < args.sampled_blocks() && 4 * g < args.a.k; block += kWarps) {
     const int64_t row0 = args.first_token(block);
     const int rows = int(min(int64_t{kRows}, args.a.m - row0));
     const auto* pairs = static_cast<const Pair*>(args.values) + row0 * (args.a.k / 4) + g;
@@ -33,23 +34,31 @@ __global__ void __launch_bounds__(kThreads) feature_counts_kernel(const FeatureC
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
       nibble[r] = args.meta[pattern.meta_byte(row0 + r, g)] >> Operand::meta_shift(g) & 0xf;
+    uint32_t bytes = 0;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      counts += uint32_t((pair[r] & kMagnitude) != 0) << 8 * (nibble[r] & 3);
-      counts += uint32_t((uint32_t(pair[r]) >> kBits & kMagnitude) != 0) << 8 * (nibble[r] >> 2);
+      bytes += uint32_t((pair[r] & kMagnitude) != 0) << 8 * (nibble[r] & 3);
+      bytes += uint32_t((uint32_t(pair[r]) >> kBits & kMagnitude) != 0) << 8 * (nibble[r] >> 2);
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) of_feature[i] += int(bytes >> 8 * i & 0xff);
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (const int count = int(counts >> 8 * i & 0xff)) atomicAdd(args.counts + 4 * g + i, count);
-  }
+  for (int i = 0; i < 4; ++i) counts[i][warp][lane] = of_feature[i];
+  __syncthreads();
+  const int64_t feature = 4 * g + warp;
+  if (warp >= 4 || feature >= args.a.k) return;
+  int sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) sum += counts[warp][w][lane];
+  args.counts[feature] = sum;
 }
 
 }  // namespace
 
 void feature_counts(const FeatureCountsArgs& args, cudaStream_t stream) {
   if (args.a.m == 0 || args.a.k == 0) return;
-  const dim3 grid(unsigned(ceil_div(args.sampled_blocks(), kBlocks)), unsigned(ceil_div(args.a.k / 4, kThreads)));
+  const unsigned grid = unsigned(ceil_div(args.a.k / 4, kGroups));
   const bool bytes = args.a.dtype == DType::kFloat8E4M3;
   (bytes ? feature_counts_kernel<uint16_t> : feature_counts_kernel<uint32_t>)<<<grid, kThreads, 0, stream>>>(
       args, args.pattern());

@@ -32,29 +32,27 @@ struct InterleavedRowsMainloop : Stock {
                 "two CTAs share the columns");
 
   struct Arguments : Stock::Arguments {
-    int rows;  // of B, in all parts of K
     bool interleaved;
   };
   struct Params : Stock::Params {
-    cute::TmaDescriptor map;
-    int rows_of_part;
+    cute::TmaDescriptor rows;
     bool interleaved;
   };
 
   template <class ProblemShape>
   static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
     const auto [m, n, k, l] = shape;
-    const int64_t ld = cute::get<1>(args.dB), quarter = args.rows / 4;
+    const int64_t ld = cute::get<1>(args.dB), quarter = k / 4;
     const MapDim interleaved[] = {{1, n, kColumns}, {quarter * ld, 4, 4}, {ld, quarter, kTileK / 8}};
-    const MapDim as_they_are[] = {{1, n, kColumns}, {ld, args.rows, kTileK / 2}, {ld, 1, 1}};
+    const MapDim as_they_are[] = {{1, n, kColumns}, {ld, k, kTileK / 2}, {ld, 1, 1}};
     return {Stock::to_underlying_arguments(shape, args, workspace),
-            map_16bit(args.ptr_B, args.interleaved ? interleaved : as_they_are, "sparse24.mm"), k, args.interleaved};
+            map_16bit(args.ptr_B, args.interleaved ? interleaved : as_they_are, "sparse24.mm"), args.interleaved};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
     cute::prefetch_tma_descriptor(params.tma_load_a.get_tma_descriptor());
     cute::prefetch_tma_descriptor(params.tma_load_e.get_tma_descriptor());
-    cute::prefetch_tma_descriptor(&params.map);
+    cute::prefetch_tma_descriptor(&params.rows);
   }
 
   template <class TensorA, class TensorB, class TensorE, class KTileIterator, class BlockCoord>
@@ -81,13 +79,12 @@ struct InterleavedRowsMainloop : Stock {
     for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
-      const int stage = write.index();
-      const int row = int(l) * params.rows_of_part + int(*k_tile) * kTileK + int(rank_in_cluster) * (kTileK / 2);
+      const int stage = write.index(), row = int(*k_tile) * kTileK + int(rank_in_cluster) * (kTileK / 2);
       copy(params.tma_load_a.with(*barrier, 0), from_a(_, _, _, *k_tile), to_a(_, _, _, stage));
       copy(params.tma_load_e.with(*barrier, 0), from_e(_, _, _, *k_tile), to_e(_, _, _, stage));
       CUTLASS_PRAGMA_UNROLL
       for (int c = 0; c < kTileN; c += kColumns) {
-        SM90_TMA_LOAD_MULTICAST_3D::copy(&params.map, barrier, kBoth, kHint, half_b + (stage * kTileN + c) * kTileK,
+        SM90_TMA_LOAD_MULTICAST_3D::copy(&params.rows, barrier, kBoth, kHint, half_b + (stage * kTileN + c) * kTileK,
                                          int(n) * kTileN + c, params.interleaved ? 0 : row,
                                          params.interleaved ? row / 4 : 0);
       }

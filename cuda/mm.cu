@@ -49,7 +49,7 @@ MmConfig choose_config(const MmArgs& args, bool split) {
     config.splits = split && splits_evenly(config, args.a.k, wanted->splits) ? wanted->splits : 1;
     return config;
   }
-  return select_mm_config(args.a.dtype, args.b_major, args.a.m, args.n, args.a.k, device_info().sm_count, split);
+  return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_info().sm_count, split);
 }
 
 }  // namespace
@@ -66,8 +66,8 @@ int64_t mm_workspace_bytes(const MmArgs& args) {
 void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
   if (args.a.m == 0 || args.n == 0) return;
   check(args.a.k > 0, "sparse24.mm: expected K to be above 0, got 0");
-  check(!args.b_interleaved || (args.b_major == Major::kRow && args.a.k % 4 == 0),
-        "sparse24.mm: expected B to be MN-major and K to be a multiple of 4 where it is interleaved, got K ", args.a.k);
+  check(!args.b_interleaved || (args.a.m_contiguous() && args.b_major == Major::kRow && args.a.k % 4 == 0),
+        "sparse24.mm: expected MN-major operands and K to be a multiple of 4 for an interleaved B, got K ", args.a.k);
   const Launcher launch = find(args, config.tile);
   if (config.splits == 1) return launch(args, config, stream);
   check(may_split(args) && args.workspace && splits_evenly(config, args.a.k, config.splits),

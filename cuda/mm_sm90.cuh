@@ -73,7 +73,7 @@ struct MmSm90 {
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
       kAlignmentB, float, TileShape, ClusterShape, GemmStages<Epilogue>,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
-  static constexpr bool kMayInterleave = kBMajor == Major::kRow;
+  static constexpr bool kMayInterleave = kADim == Dim::kTokens;
   static constexpr bool kInFlight = kDType == DType::kFloat8E4M3 && kTile == MmTile::k128x256;
   using Mainloop = typename MmMainloop<Stock, kMayInterleave, kInFlight>::type;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
@@ -128,10 +128,7 @@ struct MmSm90 {
         stride_b,
         reinterpret_cast<typename Mainloop::ElementE const*>(args.meta),
         layout_e};
-    if constexpr (kMayInterleave) {
-      out.mainloop.rows = int(args.a.k);
-      out.mainloop.interleaved = args.b_interleaved;
-    }
+    if constexpr (kMayInterleave) out.mainloop.interleaved = args.b_interleaved;
     return out;
   }
 

@@ -104,9 +104,8 @@ py::list mm_configs(const std::string& dtype) {
   return out;
 }
 
-py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool row_major) {
-  const auto b_major = row_major ? sparse24::Major::kRow : sparse24::Major::kColumn;
-  return to_dict(sparse24::select_mm_config(parse_dtype(dtype), b_major, m, n, k, sm_count));
+py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
 }
 
 py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool compress) {
@@ -129,7 +128,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("version") = sparse24::build_info().version;
   module.def("build_info", &build_info, "Facts fixed at compile time.");
   module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
-  module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "row_major"_a,
+  module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
              "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
   module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
              "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");

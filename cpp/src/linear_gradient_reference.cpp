@@ -21,7 +21,7 @@ typename H::Storage* codes(Bytes& bytes) {
   return reinterpret_cast<typename H::Storage*>(bytes.data());
 }
 
-/// In place `row` of what is compressed along tokens.
+/// Of a row of what is compressed along tokens.
 int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleaved_token(row, args.quarter()); }
 
 /// dy [tokens, features], tokens in their own order.
@@ -55,13 +55,11 @@ void turn(const LinearGradientArgs& args, const void* values, const TokenCompres
   const DType dtype = args.hidden_dtype;
   decompress({values, args.meta, dtype, t, f, Dim::kFeatures, dense.data()});
   store_hot<H>(args, codes<H>(dense), static_cast<typename H::Storage*>(hot));
-  const int64_t padded = args.along_tokens().k;
-  Bytes transposed(static_cast<size_t>(f * padded * size_of(dtype)));
-  for (int64_t r = 0; r < t; ++r) {
-    const auto* from = codes<H>(dense) + token_of(args, r) * f;
-    for (int64_t column = 0; column < f; ++column) codes<H>(transposed)[column * padded + r] = from[column];
-  }
-  compress({transposed.data(), dtype, f, padded, Dim::kFeatures, Activation::kNone, dtype, out.values, out.meta});
+  Bytes ordered(dense.size());
+  const int64_t bytes = f * size_of(dtype);
+  for (int64_t r = 0; r < t; ++r)
+    std::memcpy(ordered.data() + r * bytes, dense.data() + token_of(args, r) * bytes, bytes);
+  compress({ordered.data(), dtype, t, f, Dim::kTokens, Activation::kNone, dtype, out.values, out.meta});
 }
 
 template <class H>

@@ -21,8 +21,8 @@ struct Tile {
 constexpr Tile kTiles[] = {
     {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 1, 0},
     {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1, 0},
-    {LinearTile::k128x192, 128, 192, 2, 1, 1.04, 1, 0},
-    {LinearTile::k128x256, 128, 256, 2, 1, 1.07, 16, 0.1},
+    {LinearTile::k128x192, 128, 192, 2, 1, 1.08, 1, 0},
+    {LinearTile::k128x256, 128, 256, 2, 1, 1.10, 16, 0.1},
 };
 
 int64_t rows_of_cluster(const LinearConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
@@ -58,13 +58,15 @@ LinearConfig in_order(LinearConfig config, int64_t m, int64_t n, int sm_count) {
 // A kernel takes a minute to compile: float16, which is rare, and pairs of types have what they need.
 LinearTiles linear_relu2_tiles(DType x, DType y) {
   if (x != y) return {LinearTile::k128x128};
-  if (x != DType::kBFloat16) return {LinearTile::k128x128, LinearTile::k128x256};
+  if (x == DType::kFloat16) return {LinearTile::k128x128, LinearTile::k128x256};
+  if (x == DType::kFloat8E4M3) return {LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
   return {LinearTile::k128x64, LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
 }
 
 LinearTiles linear_compress_tiles(DType x, DType y, DType meta) {
   if (x != y || y != meta) return {LinearTile::k128x128};
-  return {LinearTile::k128x128, LinearTile::k128x256};
+  if (x == DType::kFloat16) return {LinearTile::k128x128, LinearTile::k128x256};
+  return {LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
 }
 
 LinearTiles linear_relu2_gradient_tiles() { return {LinearTile::k128x128, LinearTile::k128x192}; }

@@ -29,6 +29,7 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
   library.def(
       "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
       "ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor");
+  library.def("put_features(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()");
   library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
   library.def("quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)");
   library.def(
@@ -57,6 +58,7 @@ void register_ops(torch::stable::detail::StableLibrary& library) {
   library.impl("feature_counts", TORCH_BOX(&torch_ops::feature_counts));
   library.impl("gather_features", TORCH_BOX(&torch_ops::gather_features));
   library.impl("mm", TORCH_BOX(&torch_ops::mm));
+  library.impl("put_features", TORCH_BOX(&torch_ops::put_features));
   library.impl("quantize_fp8", TORCH_BOX(&torch_ops::quantize_fp8));
   library.impl("quantize_fp8_predict", TORCH_BOX(&torch_ops::quantize_fp8_predict));
   library.impl("linear_relu2", TORCH_BOX(&torch_ops::linear_relu2));

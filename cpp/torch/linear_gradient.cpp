@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
   args.interleaved = interleaved;
   const DeviceScope scope(kOp, grad);
 
-  const Operand along_tokens = args.along_tokens();
+  const Operand along_tokens = Operand::of(args.tokens, args.features, args.dtype, Dim::kTokens);
   const auto new_values = [&] {
     return tokens ? new_empty(grad, {along_tokens.values_rows(), along_tokens.values_cols()}, grad.scalar_type())
                   : new_empty(grad, {0}, grad.scalar_type());

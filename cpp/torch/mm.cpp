@@ -1,7 +1,5 @@
 /// @file
 /// sparse24.mm: infers the problem, brings B into a layout that is compiled, runs.
-#include <algorithm>
-
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
@@ -10,19 +8,13 @@ namespace {
 constexpr OpName kOp = "sparse24.mm";
 
 /// The sparse operand, from the shapes of its values and of b [K, N].
-Operand infer_operand(const Tensor& values, const Tensor& b, DType dtype, Dim dim, bool interleaved) {
+Operand infer_operand(const Tensor& values, const Tensor& b, DType dtype, Dim dim) {
   const int64_t b_rows = b.size(0);
   if (dim == Dim::kFeatures) {
-    Operand a = Operand::of(values.size(0), 2 * values.size(1), dtype, dim);
+    const Operand a = Operand::of(values.size(0), 2 * values.size(1), dtype, dim);
     const int64_t multiple = feature_alignment(dtype, dim) / 2;
     expect(values.size(1) % multiple == 0, kOp, "values to have a multiple of ", multiple, " columns (", name_of(dtype),
            ", dim=-1), got ", values.size(1));
-    if (interleaved) {  // padded with zeros by linear_gradient
-      const int64_t least = std::max<int64_t>(a.k - 2 * multiple + 1, 0);
-      expect(least <= b_rows && b_rows <= a.k, kOp, "b to have ", least, " to ", a.k,
-             " rows (K of the sparse operand, interleaved=True), got ", b_rows);
-      a.k = b_rows;
-    }
     expect(b_rows == a.k, kOp, "b to have ", a.k, " rows (K of the sparse operand), got ", b_rows);
     return a;
   }
@@ -73,13 +65,13 @@ Dense prepare_b(const Tensor& b, const Operand& a, bool interleaved) {
     // No fp8 kernel interleaves.
     if (!column || (interleaved && b.is_cuda())) return copy_b(b, a.dtype, Major::kColumn, interleaved);
   } else {
-    // Without kernels on the GPU: K-major B for a sparse operand that is itself M-major, or with interleaved rows.
-    const bool missing = b.is_cuda() && (a.m_contiguous() || interleaved) && !row;
+    // The one combination without kernels on the GPU: K-major B for a sparse operand that is itself M-major.
+    const bool missing = b.is_cuda() && a.m_contiguous() && !row;
     const bool remainder = b.is_cuda() && interleaved && a.k % 4 != 0;
     if (missing || remainder || (!row && !column)) return copy_b(b, a.dtype, Major::kRow, interleaved);
   }
   // A single line may count as either; along it there is nothing to pad.
-  const bool line_of_k = column && b.size(1) == 1 && !(b.is_cuda() && (a.m_contiguous() || interleaved));
+  const bool line_of_k = column && b.size(1) == 1 && !(b.is_cuda() && a.m_contiguous());
   const Major major = row && a.dtype != DType::kFloat8E4M3 && !line_of_k ? Major::kRow : Major::kColumn;
   const int64_t inner = major == Major::kRow ? 1 : 0, step = 16 / size_of(a.dtype);
   const int64_t ld = b.size(1 - inner) <= 1 ? round_up(b.size(inner), step) : b.stride(1 - inner);
@@ -124,6 +116,7 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
           std::optional<ScalarType> out_dtype, bool transpose_out, bool interleaved) {
   MmArgs args{};
   const Dim parsed_dim = parse_dim(kOp, dim);
+  expect(!interleaved || parsed_dim == Dim::kTokens, kOp, "dim to be -2 with interleaved=True, got ", dim);
   check_sizes(kOp, "values", values, 2);
   const DType dtype =
       check_dtype(kOp, "values", values, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
@@ -132,7 +125,7 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
   check_sizes(kOp, "b", b, 2);
   expect(b.scalar_type() == values.scalar_type(), kOp, "b to be ", name_of(dtype), " (the dtype of values), got ",
          dtype_text(b.scalar_type()));
-  args.a = infer_operand(values, b, dtype, parsed_dim, interleaved);
+  args.a = infer_operand(values, b, dtype, parsed_dim);
   args.n = b.size(1);
   check_meta(kOp, meta, args.a);
   if (dtype == DType::kFloat8E4M3) {

@@ -20,6 +20,7 @@ void decompress(const DecompressArgs&, cudaStream_t) { refuse("sparse24.decompre
 void densest_features(const DensestFeaturesArgs&, cudaStream_t) { refuse("sparse24.densest_features"); }
 void feature_counts(const FeatureCountsArgs&, cudaStream_t) { refuse("sparse24.feature_counts"); }
 void gather_features(const GatherFeaturesArgs&, cudaStream_t) { refuse("sparse24.gather_features"); }
+void put_features(const PutFeaturesArgs&, cudaStream_t) { refuse("sparse24.put_features"); }
 void quantize_fp8(const QuantizeArgs&, cudaStream_t) { refuse("sparse24.quantize_fp8"); }
 int64_t mm_workspace_bytes(const MmArgs&) { refuse("sparse24.mm"); }
 void mm(const MmArgs&, cudaStream_t) { refuse("sparse24.mm"); }

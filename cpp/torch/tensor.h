@@ -131,6 +131,7 @@ Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_
 Tensor densest_features(const Tensor& counts, int64_t k);
 Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples, bool fp8_meta);
 Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features, bool fp8_meta);
+void put_features(const Tensor& out, const Tensor& parts, const Tensor& features, int64_t dim);
 std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
 std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);
 Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,

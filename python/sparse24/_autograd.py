@@ -78,7 +78,7 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_values = grad_b = None
     if ctx.needs_input_grad[0]:
         rows_of_b = interleave(b) if ctx.interleaved else b
-        grad_x = g @ rows_of_b.t() if ctx.dim == -1 else rows_of_b @ g.t()  # [R, C]: only kept entries are read
+        grad_x = g @ b.t() if ctx.dim == -1 else rows_of_b @ g.t()  # [R, C], dense: only kept entries are read
         grad_values = _ops.compress_like.default(grad_x, meta, ctx.dim)
     if ctx.needs_input_grad[2]:
         if ctx.dim == -1:

@@ -119,17 +119,24 @@ def _mm(
     interleaved: bool = False,
 ) -> Tensor:
     _check_dim("mm", dim)
+    _expect(not interleaved or dim == -2, "mm", "dim to be -2 with interleaved=True", dim)
     _expect(values.dim() == 2, "mm", "values to have 2 dimensions", values.dim())
     _expect(b.dim() == 2, "mm", "b to have 2 dimensions", b.dim())
     if dim == -1:
         k = 2 * values.shape[1]
-        if not interleaved:
-            _expect(b.shape[0] == k, "mm", f"b to have {k} rows (K of the sparse operand)", b.shape[0])
+        _expect(b.shape[0] == k, "mm", f"b to have {k} rows (K of the sparse operand)", b.shape[0])
     m = values.shape[1] if dim == -2 and values.dtype != _FP8 else values.shape[0]
     n = b.shape[1]
     if out_dtype is None:
         out_dtype = torch.bfloat16 if values.dtype == _FP8 else values.dtype
     return values.new_empty((n, m) if transpose_out else (m, n), dtype=out_dtype)
+
+
+def _put_features(out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None:
+    _check_dim("put_features", dim)
+    _expect(out.dim() == 2, "put_features", "out to have 2 dimensions", out.dim())
+    _expect(parts.dim() == 3, "put_features", "parts to have 3 dimensions", parts.dim())
+    _expect(features.dim() == 1, "put_features", "features to have 1 dimension", features.dim())
 
 
 def _quantize_fp8(x: Tensor, scale: Tensor | None, scaling: str = "row") -> tuple[Tensor, Tensor]:
@@ -248,10 +255,9 @@ def _linear_gradient(
     def along_tokens() -> tuple[Tensor, Tensor]:
         if not tokens:
             return grad.new_empty(0), grad.new_empty(0, dtype=torch.uint8)
-        padded = (rows + 15) // 16 * 16
         return (
-            grad.new_empty(features, padded // 2),
-            grad.new_empty(_meta_bytes(features, padded, grad.dtype, -1), dtype=torch.uint8),
+            grad.new_empty(_values_shape(rows, features, grad.dtype, -2)),
+            grad.new_empty(_meta_bytes(rows, features, grad.dtype, -2), dtype=torch.uint8),
         )
 
     counts = grad.new_empty(features if tokens and hot is None else 0, dtype=torch.int32)
@@ -277,6 +283,7 @@ def register() -> None:
         "feature_counts": _feature_counts,
         "gather_features": _gather_features,
         "mm": _mm,
+        "put_features": _put_features,
         "quantize_fp8": _quantize_fp8,
         "quantize_fp8_predict": _quantize_fp8_predict,
         "linear_relu2": _linear_relu2,

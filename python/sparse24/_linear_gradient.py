@@ -26,7 +26,7 @@ def linear_gradient(
 
     ``dy = grad @ w`` in float32, rounded to grad's dtype; ``dh = dy * (2 * sqrt(y))`` in float32, rounded once, at the
     entries that y keeps. Neither reaches memory as a dense matrix. Given the same dy, the results are bit for bit those
-    of ``compress_like(dy, meta)``, the product with the root, and ``compress(decompress(...).t())`` of dh and y.
+    of ``compress_like(dy, meta)``, the product with the root, and ``compress(decompress(...), dim=-2)`` of dh and y.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ def linear_gradient(
     meta : Tensor
         Their positions.
     interleaved : bool
-        What is compressed along tokens is ordered so that groups of four are tokens a quarter apart: place ``4 g + i``
-        is of token ``i Q + g``, ``Q = T // 4``, and the last T % 4 places are of their own tokens. `mm` with the same
-        flag multiplies it with tokens in their own order, which all other tensors here have.
+        The rows of what is compressed along tokens are ordered so that groups of four are tokens a quarter apart: row
+        ``4 g + i`` is of token ``i Q + g``, ``Q = T // 4``, and the last T % 4 rows are of their own tokens. `mm` with
+        the same flag multiplies it with tokens in their own order, which all other tensors here have.
     tokens : bool
         False: only dh along features is wanted, the other tensors are empty.
     fp8_meta : bool
@@ -58,8 +58,7 @@ def linear_gradient(
     dh_values : Tensor [T, F/2]
         The kept values of dh, whose positions are `meta`: ``mm(dh_values, meta, w1)`` is the gradient of x.
     dh_tokens, dh_tokens_meta : Tensor
-        dh with two of each four tokens kept, for the gradient of w1: its transpose as `compress` stores it, values
-        [F, T'/2], where T' is the next multiple of 16 and what lies beyond T is zero.
+        dh with two of each four tokens kept, as `compress` with dim=-2 stores it: for the gradient of w1.
     y_tokens, y_tokens_meta : Tensor
         The same of y: for the gradient of w.
     counts : Tensor [F]

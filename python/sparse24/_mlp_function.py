@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
-from sparse24._tokens import product_of_rows, weight_gradient
+from sparse24._tokens import put_product, weight_gradient
 from sparse24.ops import (
     compress,
     decompress,
@@ -177,14 +177,11 @@ def _both_directions(
     dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = linear_gradient(
         grad, w2, y.values, y.meta, permuted, fp8_meta=y.fp8, hot=whole
     )
-    rows_of_x, rows_of_grad = x, grad
-    if not permuted and x.shape[0] % 16 != 0:  # rows for the zeros behind the last token
-        rows_of_x, rows_of_grad = (F.pad(t, (0, 0, 0, -t.shape[0] % 16)) for t in (x, grad))
-    dw1 = mm(dh_tokens, dh_meta, rows_of_x, interleaved=permuted)
-    dw2 = mm(y_tokens, y_meta, rows_of_grad, transpose_out=True, interleaved=permuted)
+    dw1 = mm(dh_tokens, dh_meta, x, dim=-2, interleaved=permuted)
+    dw2 = mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True, interleaved=permuted)
     if hot is not None:
-        dw1.index_copy_(0, hot, product_of_rows(dh_hot, x))
-        dw2.index_copy_(1, hot, product_of_rows(y_hot, grad, transpose=True))
+        put_product(dw1, hot, dh_hot, x)
+        put_product(dw2, hot, y_hot, grad, transpose=True)
     return _gradient_of_x(y, dh, w1) if need_x else None, dw1, dw2, dh
 
 

@@ -11,6 +11,8 @@ from sparse24._token_order import interleave
 from sparse24.ops import compress, decompress, mm
 from sparse24.training import Recipe
 
+_put_features = torch.ops.sparse24.put_features.default
+
 
 def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *, transpose: bool = False) -> Tensor:
     """``A.T @ B`` [F, N] of a [T, F] and b [T, N], or its transpose, in their dtype.
@@ -38,17 +40,15 @@ def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *,
     return out
 
 
-def product_of_rows(a: Tensor, b: Tensor, *, transpose: bool = False) -> Tensor:
-    """Multiply a few rows a [H, T] with b [T, N]: ``a @ b``, or its transpose.
+def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bool = False) -> None:
+    """Replace the rows `hot` [H] of out [F, N] by ``a @ b``, a [H, T] and b [T, N]; or columns of its transpose.
 
     cuBLAS takes H x N in tiles, too few for all multiprocessors, and each of them takes all T. So here T is cut into
     equal parts, whose products are rounded and summed up.
     """
     parts = _parts(a.shape[0] * b.shape[1], a.shape[1]) if a.is_cuda else 1
-    if parts == 1:
-        return b.t() @ a.t() if transpose else a @ b
     rows, columns = a.unflatten(1, (parts, -1)).transpose(0, 1), b.unflatten(0, (parts, -1))
-    return (columns.mT @ rows.mT if transpose else rows @ columns).sum(0)
+    _put_features(out, columns.mT @ rows.mT if transpose else rows @ columns, hot, -1 if transpose else -2)
 
 
 def _parts(size: int, tokens: int) -> int:

@@ -311,11 +311,10 @@ def mm(
     transpose_out : bool
         Store and return the transpose.
     interleaved : bool
-        The columns of A are ordered so that groups of four are tokens a quarter apart, as `linear_gradient` gives
-        them, and the rows of b are tokens in their own order. Column ``4 g + i`` of A is of token ``i Q + g``,
-        ``Q = K // 4``, and the last K % 4 are of their own tokens. With dim=-1 b may have up to 15 rows (float8: 31)
-        fewer than X has columns, of which the last are zeros then. On CUDA b is copied where K is not a multiple of 4,
-        where b is K-major, and in float8.
+        For dim=-2: the rows of X are ordered so that groups of four are tokens a quarter apart, as `linear_gradient`
+        gives them, and those of b are tokens in their own order. Row ``4 g + i`` of X is of token ``i Q + g``,
+        ``Q = K // 4``, and the last K % 4 rows are of their own tokens. On CUDA b is copied where K is not a multiple
+        of 4, and in float8.
 
     Returns
     -------
@@ -325,7 +324,8 @@ def mm(
     Raises
     ------
     RuntimeError
-        Wrong dtype, device, rank or majorness; sizes of values, meta, b, scales and bias that do not fit each other.
+        Wrong dtype, device, rank or majorness; sizes of values, meta, b, scales and bias that do not fit each other;
+        `interleaved` with dim=-1.
 
     Notes
     -----

@@ -71,25 +71,12 @@ inline Array rows_of_grad(const GradientCase& c) {
   return out;
 }
 
-/// Tokens of what is compressed along them, padded.
-inline int64_t padded_tokens(int64_t tokens) { return round_up(tokens, 16); }
-
-/// A dense matrix [tokens, features] compressed along tokens as linear_gradient does it.
-inline Compressed compress_transpose(const Array& dense, int64_t tokens, int64_t features) {
-  const int64_t padded = padded_tokens(tokens);
-  Array transpose(dense.dtype(), std::vector<double>(features * padded, 0));
-  for (int64_t i = 0; i < tokens * features; ++i) {
-    transpose.set_code(i % features * padded + i / features, dense.code(i));
-  }
-  return cpu_compress(transpose, features, padded, dense.dtype());
-}
-
 /// Everything that linear_gradient writes.
 struct GradientResult {
   explicit GradientResult(const GradientCase& c)
       : dh(c.hidden(), c.y.values.size()),
-        y_tokens(c.features, padded_tokens(c.tokens), c.hidden(), Dim::kFeatures),
-        dh_tokens(y_tokens),
+        y_tokens(c.tokens, c.features, c.hidden(), Dim::kTokens),
+        dh_tokens(c.tokens, c.features, c.hidden(), Dim::kTokens),
         counts(c.features, 0),
         y_hot(c.hidden(), static_cast<int64_t>(c.hot.size()) * c.tokens),
         dh_hot(y_hot) {}

@@ -64,7 +64,7 @@ class CompressEmulated : public testing::Test {
 TYPED_TEST_SUITE(CompressEmulated, HiddenKernels, HiddenKernelName);
 
 /// One token, tails of the tiles and of the metadata's atoms in tokens and features, whole tiles.
-constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {129, 288}, {256, 512}};
+constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {5, 192}, {129, 288}, {130, 576}, {256, 512}};
 
 TYPED_TEST(CompressEmulated, EqualsTheReference) {
   for (const auto& [tokens, out] : kSizes) {

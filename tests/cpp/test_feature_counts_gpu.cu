@@ -20,7 +20,7 @@ TEST_P(FeatureCountsGpu, EqualsTheReference) {
     DeviceBuffer values(c.x.values), meta(c.meta);
     for (int64_t samples : {1, 100, 1024, 5000}) {
       SCOPED_TRACE(testing::Message() << tokens << " x " << features << ", " << samples);
-      DeviceBuffer counts(std::vector<int32_t>(static_cast<size_t>(features), 0));
+      DeviceBuffer counts(std::vector<int32_t>(static_cast<size_t>(features), -1));
       uploads_done();
       cuda::feature_counts(c.args(values.data(), meta.data<uint8_t>(), samples, counts.data<int32_t>()), stream_);
       synchronize();

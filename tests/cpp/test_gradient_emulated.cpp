@@ -67,8 +67,8 @@ GradientResult reference(const DyCase& d, const GradientCase& c) {
     std::memcpy(static_cast<char*>(out.dh.data()) + d.token(row) * dh.bytes(), dh.data(), dh.bytes());
   }
   const Array y = decompressed(d, c, c.y.values);
-  out.y_tokens = test::compress_transpose(y, c.tokens, c.features);
-  out.dh_tokens = test::compress_transpose(decompressed(d, c, out.dh), c.tokens, c.features);
+  out.y_tokens = test::cpu_compress(y, c.tokens, c.features, d.dtype, {Dim::kTokens});
+  out.dh_tokens = test::cpu_compress(decompressed(d, c, out.dh), c.tokens, c.features, d.dtype, {Dim::kTokens});
   for (int64_t i = 0; i < y.size(); ++i) out.counts[i % c.features] += y[i] != 0;
   return out;
 }

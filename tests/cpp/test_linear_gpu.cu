@@ -22,8 +22,8 @@ struct Shape {
 void PrintTo(const Shape& s, std::ostream* out) { *out << s.tokens << " x " << s.in << ", F " << s.out; }
 
 /// One token, tails of the tiles in tokens, features and reduction; `out` suits every type: multiples of 32.
-const Shape kShapes[] = {{1, 16, 32},      {1, 1040, 1856}, {127, 208, 1856}, {129, 64, 1888},
-                         {128, 512, 1856}, {300, 96, 96},   {5, 4096, 160},   {1031, 128, 4128}};
+const Shape kShapes[] = {{1, 16, 32},   {1, 1040, 1856}, {127, 208, 1856},  {129, 64, 1888}, {128, 512, 1856},
+                         {300, 96, 96}, {5, 4096, 160},  {1031, 128, 4128}, {5, 64, 192},    {130, 1664, 576}};
 
 class LinearGpu : public GpuTest {
  protected:

@@ -37,9 +37,9 @@ TEST_P(GradientTypes, Small) {
 /// Both tokens are in one group, the other two of it are padding: nothing is lost, and all groups keep (0, 1).
 TEST_P(GradientTypes, SmallAlongTokens) {
   const GradientResult out = cpu_linear_gradient(small(GetParam()));
-  Numbers y(16 * 8, 0), dh(16 * 8, 0);  // rows of features, of 16 tokens
-  y[0] = 9, y[8 * 2] = 4, y[8 * 1 + 1] = 4, y[8 * 3 + 1] = 16;
-  dh[0] = 6, dh[8 * 2] = 12, dh[8 * 1 + 1] = -8, dh[8 * 3 + 1] = -32;
+  Numbers y(32, 0), dh(32, 0);
+  y[0] = 9, y[2] = 4, y[16 + 1] = 4, y[16 + 3] = 16;
+  dh[0] = 6, dh[2] = 12, dh[16 + 1] = -8, dh[16 + 3] = -32;
   EXPECT_EQ(out.y_tokens.values.numbers(), y);
   EXPECT_EQ(out.dh_tokens.values.numbers(), dh);
   EXPECT_EQ(out.y_tokens.meta, std::vector<uint8_t>(1024, kMetaPaddingByte));
@@ -55,9 +55,9 @@ TEST_P(GradientTypes, EachMatrixHasItsOwnPatternAlongTokens) {
   const GradientCase c{4, 1, 16, Array(GetParam(), Numbers{8, 4, 1, 1}), w, h};
   const GradientResult out = cpu_linear_gradient(c);
   EXPECT_EQ(out.y_tokens.kept(0, 0), std::make_pair(2, 3));
-  EXPECT_EQ((Numbers{out.y_tokens.values[0], out.y_tokens.values[1]}), (Numbers{9, 16}));
+  EXPECT_EQ((Numbers{out.y_tokens.values[0], out.y_tokens.values[16]}), (Numbers{9, 16}));
   EXPECT_EQ(out.dh_tokens.kept(0, 0), std::make_pair(0, 1));
-  EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[1]}), (Numbers{16, 16}));
+  EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[16]}), (Numbers{16, 16}));
   EXPECT_EQ(out.counts[0], 4);
 }
 
@@ -76,9 +76,9 @@ TEST_P(GradientTypes, InterleavedGroupsFindTheirTokens) {
   c.interleaved = true;
   const GradientResult out = cpu_linear_gradient(c);
   for (int t = 0; t < 8; ++t) EXPECT_EQ(out.dh[8 * t], 2 * (t + 1) * (t + 1)) << t;
-  EXPECT_EQ((Numbers{out.y_tokens.values[0], out.y_tokens.values[1]}), (Numbers{25, 49}));  // tokens 4 and 6
-  EXPECT_EQ((Numbers{out.y_tokens.values[2], out.y_tokens.values[3]}), (Numbers{36, 64}));
-  EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[1]}), (Numbers{50, 98}));
+  EXPECT_EQ((Numbers{out.y_tokens.values[0], out.y_tokens.values[16]}), (Numbers{25, 49}));  // tokens 4 and 6
+  EXPECT_EQ((Numbers{out.y_tokens.values[32], out.y_tokens.values[48]}), (Numbers{36, 64}));
+  EXPECT_EQ((Numbers{out.dh_tokens.values[0], out.dh_tokens.values[16]}), (Numbers{50, 98}));
 }
 
 /// One token of 160 features, h = 3 at feature 70 and 2 at feature 134, third of their groups. In the metadata of
@@ -288,7 +288,7 @@ void expect_the_separate_steps(const GradientCase& c) {
   EXPECT_EQ(out.counts, counts);
   const Compressed* got[2] = {&out.y_tokens, &out.dh_tokens};
   for (int i = 0; i < 2; ++i) {
-    const Compressed expected = compress_transpose(dense[i], c.tokens, c.features);
+    const Compressed expected = cpu_compress(dense[i], c.tokens, c.features, dtype, {Dim::kTokens});
     EXPECT_EQ(got[i]->values.first_difference(expected.values), -1);
     EXPECT_EQ(got[i]->meta, expected.meta);
   }

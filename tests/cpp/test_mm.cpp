@@ -137,6 +137,7 @@ TEST_P(MmLayouts, EqualTheLoopOverTheDecompressed) {
 
   const Numbers dense = a.dense();
   for (bool interleaved : {false, true}) {
+    if (interleaved && dim == Dim::kFeatures) continue;
     p.interleaved = interleaved;
     const Array d = cpu_mm(a, b, p);
     for (int64_t row = 0; row < m; ++row) {

@@ -22,7 +22,7 @@ class SelectConfig : public testing::TestWithParam<DType> {
  protected:
   const std::vector<MmConfig> compiled_ = mm_configs(GetParam());
   MmConfig select(int64_t m, int64_t n, int64_t k, int sm_count = 132) const {
-    return select_mm_config(GetParam(), Major::kColumn, m, n, k, sm_count);
+    return select_mm_config(GetParam(), m, n, k, sm_count);
   }
 };
 
@@ -78,7 +78,7 @@ TEST_P(SelectConfig, ManyTokensDoNotSplit) {
 }
 
 TEST_P(SelectConfig, WithoutARoomForItNothingIsSplit) {
-  EXPECT_EQ(select_mm_config(GetParam(), Major::kColumn, 128, 4096, 16384, 132, /*may_split=*/false).splits, 1);
+  EXPECT_EQ(select_mm_config(GetParam(), 128, 4096, 16384, 132, /*may_split=*/false).splits, 1);
 }
 
 TEST_P(SelectConfig, PartsAreWholeTiles) {
@@ -154,7 +154,7 @@ TEST(SelectTileOrder, ReadsFewOperandsAtOnce) {
 /// A last column of 128x256 tiles that is half empty costs along N (1664 = 6.5 tiles), unless all rows are too many.
 TEST(SelectTileOrder, GoesAlongMWhereTheLastColumnIsHalfEmpty) {
   const auto along_m = [](int64_t m, int64_t n) {
-    const MmConfig c = select_mm_config(DType::kBFloat16, Major::kColumn, m, n, 6656, 132);
+    const MmConfig c = select_mm_config(DType::kBFloat16, m, n, 6656, 132);
     EXPECT_EQ(c.tile, MmTile::k128x256) << to_string(c);
     return c.raster_along_m;
   };
@@ -167,9 +167,7 @@ TEST(SelectTileOrder, GoesAlongMWhereTheLastColumnIsHalfEmpty) {
 
 /// 256x192 tiles move less through shared memory for a product: 7 to 9 % faster where both make as many waves.
 TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
-  const auto tile = [](DType dtype, int64_t m, int64_t n) {
-    return select_mm_config(dtype, Major::kColumn, m, n, 16384, 132).tile;
-  };
+  const auto tile = [](DType dtype, int64_t m, int64_t n) { return select_mm_config(dtype, m, n, 16384, 132).tile; };
   for (const auto& [m, n] : {std::pair{16384, 4096}, {16384, 2560}, {32768, 2048}, {32768, 1280}, {8192, 3072}})
     EXPECT_EQ(tile(DType::kBFloat16, m, n), MmTile::k256x192) << m << " x " << n;
   for (const auto& [m, n] : {std::pair{8192, 4096}, {8192, 2048}, {32768, 1024}, {2048, 4096}})
@@ -178,15 +176,8 @@ TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
   EXPECT_EQ(tile(DType::kFloat8E4M3, 8192, 4096), MmTile::k128x256);
   EXPECT_EQ(tile(DType::kFloat8E4M3, 16384, 2560), MmTile::k256x192);
   // At the power limit the kernel with products in flight is faster, for as many waves too.
-  const auto of_model = [](DType dtype, Major b_major, int64_t m, int64_t n, int64_t k) {
-    return select_mm_config(dtype, b_major, m, n, k, 132).tile;
-  };
-  EXPECT_EQ(of_model(DType::kFloat8E4M3, Major::kColumn, 16384, 6144, 24576), MmTile::k128x256);
-  EXPECT_EQ(of_model(DType::kFloat8E4M3, Major::kColumn, 16384, 4096, 21504), MmTile::k128x256);
-  // So it is in training, where B is row-major.
-  EXPECT_EQ(of_model(DType::kBFloat16, Major::kRow, 16384, 4096, 16384), MmTile::k128x256);
-  EXPECT_EQ(of_model(DType::kBFloat16, Major::kRow, 16384, 2560, 18432), MmTile::k256x192);
-  EXPECT_EQ(of_model(DType::kBFloat16, Major::kRow, 32768, 1664, 6656), MmTile::k256x192);
+  EXPECT_EQ(select_mm_config(DType::kFloat8E4M3, 16384, 6144, 24576, 132).tile, MmTile::k128x256);
+  EXPECT_EQ(select_mm_config(DType::kFloat8E4M3, 16384, 4096, 21504, 132).tile, MmTile::k128x256);
 }
 
 TEST(SelectTileOrder, IsSymmetric) {
@@ -260,14 +251,14 @@ TEST(SelectLinearConfig, TheDenseFallbackFillsTheMachine) {
 /// 128x256 runs at least 16 K tiles, of 64 columns in 16 bits and of 128 in fp8.
 TEST(SelectLinearConfig, TakesTheWidestTileForManyColumns) {
   const auto tile = [](DType dtype, int64_t k) { return select_wide(dtype, 32768, 6656, k).tile; };
-  EXPECT_EQ(tile(DType::kBFloat16, 768), LinearTile::k128x128);
+  EXPECT_EQ(tile(DType::kBFloat16, 768), LinearTile::k128x192);
   EXPECT_EQ(tile(DType::kBFloat16, 1024), LinearTile::k128x256);
-  EXPECT_EQ(tile(DType::kFloat8E4M3, 1664), LinearTile::k128x128);
+  EXPECT_EQ(tile(DType::kFloat8E4M3, 1664), LinearTile::k128x192);
   EXPECT_EQ(tile(DType::kFloat8E4M3, 2560), LinearTile::k128x256);
 }
 
 TEST(SelectConfigFloat32, IsRefused) {
-  EXPECT_THROW(select_mm_config(DType::kFloat32, Major::kRow, 64, 64, 64, 132), Error);
+  EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error);
   EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 64, 132, {LinearTile::k128x256}), Error);
 }
 

@@ -138,8 +138,7 @@ def _cases() -> list[Case]:
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("feature_counts", "gather_features", "linear_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False, fp8_meta=True) for dtype in DTYPES]
-    for dim in (-1, -2):
-        cases += [Case("mm", dtype, dim, differentiable=dtype != FP8, interleaved=True) for dtype in (*DTYPES, FP8)]
+    cases += [Case("mm", dtype, -2, differentiable=dtype != FP8, interleaved=True) for dtype in (*DTYPES, FP8)]
     for options in ({"interleaved": True}, {"hot": True}):
         cases += [Case("linear_gradient", dtype, -1, differentiable=False, **options) for dtype in DTYPES]
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]

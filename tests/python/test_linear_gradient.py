@@ -106,18 +106,13 @@ def counts_and_hot(p: Problem, y: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, T
     )
 
 
-def transpose(p: Problem, dense: Tensor) -> Tensor:
-    """[F, T'], tokens in the order of the groups, with zeros up to a multiple of 16."""
-    return torch.nn.functional.pad(dense[p.order].t(), (0, -dense.shape[0] % 16)).contiguous()
-
-
 def reference(p: Problem) -> tuple[Tensor, ...]:
     """From the definition."""
     pattern = Pattern.of_meta(p.meta, *p.shape, FP8 if p.fp8_meta else p.grad.dtype, -1)
     values = p.values.cpu()
     dh = times_root(pattern.gather(p.dy()), values)
     y, dense_dh = pattern.scatter(values), pattern.scatter(dh)
-    along_tokens = *oracle.compress(transpose(p, dense_dh)), *oracle.compress(transpose(p, y))
+    along_tokens = *oracle.compress(dense_dh[p.order], dim=-2), *oracle.compress(y[p.order], dim=-2)
     return dh, *along_tokens, *counts_and_hot(p, y, dense_dh)
 
 
@@ -125,7 +120,7 @@ def composition(p: Problem) -> tuple[Tensor, ...]:
     """From the other ops."""
     dh = times_root(sparse24.compress_like(p.dy().to(p.grad.device), p.meta), p.values)
     dense_dh, dense_y = (sparse24.decompress(t, p.meta, *p.shape) for t in (dh, p.values))
-    along_tokens = *sparse24.compress(transpose(p, dense_dh)), *sparse24.compress(transpose(p, dense_y))
+    along_tokens = *sparse24.compress(dense_dh[p.order], dim=-2), *sparse24.compress(dense_y[p.order], dim=-2)
     return dh, *along_tokens, *counts_and_hot(p, dense_y, dense_dh)
 
 
@@ -309,8 +304,8 @@ def test_small_example(device):
     w[0, 0] = 1
     dh, dh_tokens, dh_meta, y_tokens, y_meta, counts, *_ = sparse24.linear_gradient(grad, w, values, meta)
     assert dh[:, 0].tolist() == [16, 16, 6, 8] and dh.count_nonzero() == 4
-    assert dh_tokens[0].tolist() == [16, 16, *[0] * 6] and dh_meta[0].item() & 0xF == 0 | 1 << 2
-    assert y_tokens[0].tolist() == [9, 16, *[0] * 6] and y_meta[0].item() & 0xF == 2 | 3 << 2
+    assert dh_tokens[:, 0].tolist() == [16, 16] and dh_meta[0].item() & 0xF == 0 | 1 << 2
+    assert y_tokens[:, 0].tolist() == [9, 16] and y_meta[0].item() & 0xF == 2 | 3 << 2
     assert counts.tolist() == [4, *[0] * 15]
     hot = torch.tensor([0, 9], device=device)
     *_, counts, y_hot, dh_hot = sparse24.linear_gradient(grad, w, values, meta, hot=hot)
@@ -334,14 +329,12 @@ def test_what_it_is_for(device, interleaved):
     dense_dh = torch.where(dense_y != 0, (grad.float() @ w2.float()) * 2 * dense_y.sqrt(), 0)
     pruned = [torch.empty(64, 96, device=device) for _ in range(2)]
     for natural, v, m in zip(pruned, (dh_tokens, y_tokens), (dh_meta, y_meta), strict=True):
-        natural[token_order(64, interleaved)] = sparse24.decompress(v, m, 96, 64).t().float()
+        natural[token_order(64, interleaved)] = sparse24.decompress(v, m, 64, 96, -2).float()
+    over_tokens = {"dim": -2, "interleaved": interleaved}
     for actual, expected in (
         (sparse24.mm(dh, meta, w1), dense_dh @ w1.float()),
-        (sparse24.mm(dh_tokens, dh_meta, x, interleaved=interleaved), pruned[0].t() @ x.float()),
-        (
-            sparse24.mm(y_tokens, y_meta, grad, transpose_out=True, interleaved=interleaved),
-            grad.float().t() @ pruned[1],
-        ),
+        (sparse24.mm(dh_tokens, dh_meta, x, **over_tokens), pruned[0].t() @ x.float()),
+        (sparse24.mm(y_tokens, y_meta, grad, transpose_out=True, **over_tokens), grad.float().t() @ pruned[1]),
         (dh_hot @ x, dense_dh[:, hot].t() @ x.float()),
         (grad.t() @ y_hot.t(), grad.float().t() @ dense_y[:, hot]),
     ):

@@ -103,6 +103,7 @@ def test_schemas():
         "decompress": "(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor",
         "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
         "ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor",
+        "put_features": "(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()",
         "quantize_fp8": '(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale)',
         "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
         "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)",

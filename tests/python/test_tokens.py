@@ -8,7 +8,7 @@ from data import integers, normal
 
 from sparse24 import Recipe, densest_features
 from sparse24._token_order import deinterleave, interleave
-from sparse24._tokens import _parts, product_of_rows, weight_gradient
+from sparse24._tokens import _parts, put_product, weight_gradient
 
 F, N = 72, 40
 RECIPES = {
@@ -106,11 +106,15 @@ def test_parts_of_the_tokens(rows, columns, tokens, parts):
 
 
 @pytest.mark.parametrize("tokens", [1, 300, 8192])
-def test_product_of_rows(device, tokens):
+def test_put_product(device, tokens):
     a, b = normal(24, tokens, dtype=torch.bfloat16).to(device), normal(tokens, 40, dtype=torch.bfloat16).to(device)
+    hot = torch.arange(1, 97, 4, device=device)
     exact = a.double() @ b.double()
-    out, transposed = product_of_rows(a, b), product_of_rows(a, b, transpose=True)
-    assert out.dtype == torch.bfloat16 and transposed.is_contiguous()
     own = (a @ b).double() - exact
-    for found in (out, transposed.t()):
-        assert (found.double() - exact).norm() <= 2 * own.norm() + 1e-6
+    for transpose in (False, True):
+        out = torch.full((40, 100) if transpose else (100, 40), 7.0, device=device, dtype=torch.bfloat16)
+        put_product(out, hot, a, b, transpose=transpose)
+        rows = out.t() if transpose else out
+        assert (rows[hot].double() - exact).norm() <= 2 * own.norm() + 1e-6
+        others = torch.ones(100, dtype=torch.bool, device=device).index_fill(0, hot, False)
+        assert (rows[others] == 7).all()

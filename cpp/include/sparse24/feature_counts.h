@@ -17,7 +17,7 @@ struct FeatureCountsArgs {
   const uint8_t* meta;
   DType meta_dtype;  ///< that of a; or kFloat8E4M3 beside wider values: the layout of meta
   int64_t samples;   ///< tokens to look at, at least: 16 or more, or all there are
-  int32_t* counts;   ///< [features]; on the GPU zero before the call
+  int32_t* counts;   ///< [features]
 
   static constexpr int64_t kBlock = 16;  ///< tokens
   SPARSE24_HD int64_t blocks() const { return ceil_div(a.m, kBlock); }

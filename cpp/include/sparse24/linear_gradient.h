@@ -6,7 +6,7 @@
 ///     dh = dy * (2 sqrt(y))   in fp32, at the entries that the forward pass kept of y = relu(h)^2
 ///
 /// Given the same dy all of it is bit-identical to the separate steps: compress_like, the product with the root,
-/// decompress, and compress of the transposes of both y and dh.
+/// decompress, and compress along tokens of both y and dh.
 #pragma once
 
 #include "sparse24/linear.h"
@@ -14,7 +14,7 @@
 
 namespace sparse24 {
 
-/// One matrix with groups of tokens, as `LinearGradientArgs::along_tokens` lays it out.
+/// One matrix along tokens, as `Operand::of(tokens, features, hidden_dtype, Dim::kTokens)` lays it out.
 struct TokenCompressed {
   void* values;
   uint8_t* meta;
@@ -36,7 +36,7 @@ struct LinearGradientArgs {
   TokenCompressed y_tokens, dh_tokens;  ///< all null: not wanted, nor is anything below
   int32_t* counts;  ///< [features], zero before the call: tokens where y is not 0, as NaN is not; null: not wanted
 
-  bool interleaved = false;  ///< the order of y_tokens and dh_tokens is that of `interleaved_token`; all others' tokens
+  bool interleaved = false;  ///< the rows of y_tokens and dh_tokens are `interleaved_token`s; of all others tokens
   /// On the GPU, for tokens % 32 != 0: grad's rows already have the order of y_tokens, and are padded with zero rows to
   /// a multiple of 32.
   bool grad_in_order = false;
@@ -49,11 +49,6 @@ struct LinearGradientArgs {
   int32_t* hot_slots = nullptr;              ///< on the GPU: room for [features]
 
   int64_t quarter() const { return interleaved ? tokens / 4 : 0; }
-  /// Of y_tokens and dh_tokens: the transpose, tokens padded with zeros so that rows of values are 16-byte aligned.
-  Operand along_tokens() const {
-    return Operand::of(features, round_up(tokens, feature_alignment(hidden_dtype, Dim::kFeatures)), hidden_dtype,
-                       Dim::kFeatures);
-  }
 };
 
 /// The tile of linear_gradient. One of 128x128 reads more from L2 than there is time for, a wider one has no registers

@@ -35,7 +35,7 @@ struct MmArgs {
   float* workspace = nullptr;  ///< on the GPU: `cuda::mm_workspace_bytes`, 16-byte aligned; null: K is never split
 
   /// Column k of A multiplies row `interleaved_token(k, a.k / 4)` of b: A is of interleaved tokens, b is not. On the
-  /// GPU only for b_major kRow and a.k % 4 == 0.
+  /// GPU only for a.m_contiguous(), b_major kRow and a.k % 4 == 0.
   bool b_interleaved = false;
 };
 
@@ -72,9 +72,8 @@ struct TileTraffic {
 /// The order of `clusters_m` x `clusters_n` clusters of which `in_flight` run at the same time.
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
 
-/// The configuration for one problem: a pure function of sizes, dtype, majorness of B and SM count.
-MmConfig select_mm_config(DType dtype, Major b_major, int64_t m, int64_t n, int64_t k, int sm_count,
-                          bool may_split = true);
+/// The configuration for one problem: a pure function of sizes, dtype and SM count.
+MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
 
 /// The largest number of parts that K is computed in.
 inline constexpr int kMostSplits = 8;

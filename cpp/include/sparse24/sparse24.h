@@ -13,6 +13,7 @@
 #include "sparse24/linear_gradient.h"
 #include "sparse24/linear_relu2_gradient.h"
 #include "sparse24/mm.h"
+#include "sparse24/put_features.h"
 #include "sparse24/quantize.h"
 #include "sparse24/token_order.h"
 #include "sparse24/types.h"

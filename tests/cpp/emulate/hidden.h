@@ -88,7 +88,9 @@ struct HiddenKernel {
   template <class Steps>
   using Hosted = std::conditional_t<kSchedule == Schedule::kOverlapped, Steps, cuda::AtOnce<Steps>>;
 };
-using HiddenKernels = testing::Types<HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+using HiddenKernels = testing::Types<HiddenKernel<128, 64, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
                                      HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>,
                                      HiddenKernel<128, 256, Schedule::kOverlapped, DType::kBFloat16, __nv_bfloat16>,
                                      HiddenKernel<128, 256, Schedule::kOverlapped, DType::kFloat16, __half>>;

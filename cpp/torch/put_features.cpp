@@ -1,0 +1,39 @@
+/// @file
+/// sparse24.put_features: sums of parts into rows or columns of a matrix, in place.
+#include "tensor.h"
+
+namespace sparse24::torch_ops {
+
+void put_features(const Tensor& out, const Tensor& parts, const Tensor& features, int64_t dim) {
+  constexpr OpName op = "sparse24.put_features";
+  PutFeaturesArgs args{};
+  args.by_columns = parse_dim(op, dim) == Dim::kFeatures;
+  check_sizes(op, "out", out, 2);
+  args.dtype = check_dtype(op, "out", out, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
+  expect(out.is_contiguous(), op, "out to be contiguous, got strides ", Strides{out});
+  check_device(op, "parts", parts, "out", out);
+  check_sizes(op, "parts", parts, 3);
+  expect(parts.scalar_type() == out.scalar_type(), op, "parts to be ", name_of(args.dtype), " (the dtype of out), got ",
+         dtype_text(parts.scalar_type()));
+  check_device(op, "features", features, "out", out);
+  check_sizes(op, "features", features, 1);
+  expect(features.scalar_type() == ScalarType::Long, op, "features to be int64, got ",
+         dtype_text(features.scalar_type()));
+  args.rows = out.size(0);
+  args.columns = out.size(1);
+  args.part_count = parts.size(0);
+  args.count = features.size(0);
+  expect(parts.size(1) == args.parts_rows(), op, "parts to have ", args.parts_rows(), " rows (",
+         args.by_columns ? "rows of out" : "elements of features", "), got ", parts.size(1));
+  expect(parts.size(2) == args.parts_columns(), op, "parts to have ", args.parts_columns(), " columns (",
+         args.by_columns ? "elements of features" : "columns of out", "), got ", parts.size(2));
+  const DeviceScope scope(op, out);
+
+  const Tensor source = contiguous_aligned(parts), where = torch::stable::contiguous(features);
+  args.out = out.mutable_data_ptr();
+  args.parts = source.const_data_ptr();
+  args.features = where.const_data_ptr<int64_t>();
+  scope.run(cpu::put_features, cuda::put_features, args);
+}
+
+}  // namespace sparse24::torch_ops
