@@ -28,6 +28,7 @@ from sparse24.ops import (
     linear_relu2,
     linear_relu2_gradient,
     mm,
+    put_features,
     quantize_fp8,
     quantize_fp8_predict,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "mm",
     "nn",
     "print_env",
+    "put_features",
     "quantize_fp8",
     "quantize_fp8_predict",
     "relu2_mlp",

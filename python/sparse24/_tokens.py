@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from sparse24._token_order import interleave
-from sparse24.ops import compress, decompress, mm
+from sparse24.ops import compress, decompress, mm, put_features
 from sparse24.training import Recipe
-
-_put_features = torch.ops.sparse24.put_features.default
 
 
 def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *, transpose: bool = False) -> Tensor:
@@ -48,7 +46,7 @@ def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bo
     """
     parts = _parts(a.shape[0] * b.shape[1], a.shape[1]) if a.is_cuda else 1
     rows, columns = a.unflatten(1, (parts, -1)).transpose(0, 1), b.unflatten(0, (parts, -1))
-    _put_features(out, columns.mT @ rows.mT if transpose else rows @ columns, hot, -1 if transpose else -2)
+    put_features(out, columns.mT @ rows.mT if transpose else rows @ columns, hot, -1 if transpose else -2)
 
 
 def _parts(size: int, tokens: int) -> int:

@@ -35,6 +35,7 @@ from sparse24 import _autograd, _fake
 from sparse24._densest_features import densest_features
 from sparse24._feature_counts import feature_counts
 from sparse24._linear_gradient import linear_gradient, linear_relu2_gradient
+from sparse24._put_features import put_features
 from sparse24.linear import OutputScaling, linear_compress, linear_relu2
 
 Activation = Literal["none", "relu", "relu2"]
@@ -58,6 +59,7 @@ __all__ = [
     "linear_relu2",
     "linear_relu2_gradient",
     "mm",
+    "put_features",
     "quantize_fp8",
     "quantize_fp8_predict",
 ]

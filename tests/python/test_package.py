@@ -125,7 +125,7 @@ def test_schemas():
 
 def test_every_op_is_documented():
     ops = ("compress", "compress_fp8", "compress_like", "decompress", "mm", "quantize_fp8")
-    features = ("densest_features", "feature_counts", "gather_features")
+    features = ("densest_features", "feature_counts", "gather_features", "put_features")
     linear = ("linear_compress", "linear_gradient", "linear_relu2", "linear_relu2_gradient")
     for name in (*ops, *features, *linear, "relu2_mlp"):
         text = getattr(sparse24, name).__doc__
@@ -137,9 +137,9 @@ def test_every_op_is_documented():
 def test_examples_of_the_documentation():
     import doctest
 
-    from sparse24 import _densest_features, _feature_counts, _linear_gradient, linear, ops
+    from sparse24 import _densest_features, _feature_counts, _linear_gradient, _put_features, linear, ops
 
-    for module in (ops, linear, _densest_features, _feature_counts, _linear_gradient):
+    for module in (ops, linear, _densest_features, _feature_counts, _linear_gradient, _put_features):
         results = doctest.testmod(module, extraglobs={"sparse24": sparse24})
         assert results.attempted > 0 and results.failed == 0
 

@@ -6,9 +6,8 @@ from compare import assert_same_bits
 from data import integers, normal
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import sparse24  # noqa: F401  (registers the op)
+from sparse24 import put_features
 
-put_features = torch.ops.sparse24.put_features.default
 DIMS = pytest.mark.parametrize("dim", [-1, -2], ids=["columns", "rows"])
 
 
@@ -87,7 +86,7 @@ def test_empty(device, dtype, dim):
 @DIMS
 def test_opcheck(device, dtype, dim):
     sample = problem(24, 40, 16, 2, dtype, device, dim, integers)
-    torch.library.opcheck(put_features, (*sample, dim))
+    torch.library.opcheck(torch.ops.sparse24.put_features.default, (*sample, dim))
 
 
 @DIMS
