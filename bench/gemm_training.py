@@ -3,7 +3,8 @@
 Races: "up" (x w1.T, and with the activation in its epilogue), "down" (y w2.T), "dy2" (dy w2, and with all that the
 sparse products multiply in its epilogue, or with a dense dh), "dx" (dh w1), "dw2" (dy.T y) and "dw1" (dh.T x). The
 operands of the sparse ones are 2:4 on both sides, so that all multiply the same zeros: y and dh along features, in the
-last two along interleaved tokens, as the default recipe has them.
+last two along interleaved tokens, as the default recipe has them. These two have float8 products beside them
+(weight_gradients_fp8.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import masked_tokens
 import reference
 import torch
+import weight_gradients_fp8
 from harness import Case
 from torch.nn import functional as F
 
@@ -77,6 +79,7 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
             lambda _: dy.t() @ y_tokens,
             lambda _: sparse24.mm(y_values, y_meta, dy, dim=-2, transpose_out=True, interleaved=True),
         ),
+        *weight_gradients_fp8.cases("dw2", values, meta, dy, transpose=True),
         *race(
             "dw1",
             dh_tokens.t(),
@@ -84,6 +87,7 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
             lambda _: dh_tokens.t() @ x,
             lambda _: sparse24.mm(dh_by_tokens, y_meta, x, dim=-2, interleaved=True),
         ),
+        *weight_gradients_fp8.cases("dw1", dh_values, meta, x, transpose=False),
     ]
     for case in cases:
         case.flops = 2.0 * x.shape[0] * w1.shape[0] * w1.shape[1]
