@@ -28,7 +28,8 @@ SMOKE_SIZES = [(48, 64, 128)]
 SWIZZLES = (1, 2, 4, 8, 16)
 RASTERS = ("m", "n")
 #: As linear_configs lists them, where all is of one type.
-TILES = ("128x128", "128x256")
+TILES = ("128x128", "128x192", "128x256")
+NARROW_TILES = {("linear_relu2", "bf16"): ("128x64",)}
 Outputs = tuple[torch.Tensor, ...]
 
 
@@ -58,7 +59,8 @@ def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) 
     for op, run in ops.items():
         check = partial(equals, expected=run())
         cases.append(Case(op, dtype, partial(call, run, None), check, "sparse24"))
-        for (index, tile), swizzle, raster in product(enumerate(TILES), SWIZZLES, RASTERS):
+        tiles = NARROW_TILES.get((op, dtype), ()) + TILES
+        for (index, tile), swizzle, raster in product(enumerate(tiles), SWIZZLES, RASTERS):
             one = partial(call, run, f"{index},{swizzle},{raster}")
             cases.append(Case(f"{op} {tile} swizzle {swizzle} along {raster}", dtype, one, check, "part"))
     for case in cases:
