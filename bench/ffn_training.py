@@ -5,14 +5,15 @@
 Variants of the races "training" (forward and backward) and "forward" (with what backward needs saved): `sparse24`
 (relu2_mlp with the default recipe), `sparse24_compiled` (the same as part of a compiled model), `sparse24_no_split`
 (without the densest features' dense product), `sparse24_large_split` (with that of 5 % of them, not 2 %),
-`sparse24_dense_dw` (weight gradients by dense GEMMs), `torch_compile`,
-`fused_dense` (relu^2 and its derivative in epilogues of GEMMs, only y saved) and `scaled_mm_tensor` (torch.compile, all
-six GEMMs in fp8, weights quantised inside, as each optimizer step makes it necessary). The GEMMs alone are in the races
-of gemm_training.py.
+`sparse24_dense_dw` (weight gradients by dense GEMMs), `sparse24_fp8` (the forward pass and dx in fp8 with scales of
+rows, weights quantised inside, as each optimizer step makes it necessary), `torch_compile`, `fused_dense` (relu^2 and
+its derivative in epilogues of GEMMs, only y saved) and `scaled_mm_tensor` (torch.compile, all six GEMMs in fp8, weights
+quantised inside too). The GEMMs alone are in the races of gemm_training.py.
 
 Verified against float64 with the mask held fixed: outputs and gradients of sparse24 may have twice the error of torch's
-bf16 under the same mask. masked_tokens.py finds the masks; the weight gradients of `sparse24` are compared with
-products of what it keeps along tokens: `dw1_error` and `dw2_error` are their distances from those without that pruning.
+bf16 under the same mask, and in fp8 what its mantissa costs. masked_tokens.py finds the masks; the weight gradients of
+`sparse24` are compared with products of what it keeps along tokens: `dw1_error` and `dw2_error` are their distances
+from those without that pruning.
 
 `saved_bytes` is what autograd holds between forward and backward: x and fp8 copies of weights included, weights not.
 `peak_bytes` is the most that a forward and backward allocate beside their inputs.
@@ -242,6 +243,7 @@ def sparse(step: Step, options: Options) -> list[Case]:
         *step.cases("sparse24_no_split", "bf16", "sparse24", no_split, check_no_split),
         *step.cases("sparse24_large_split", "bf16", "sparse24", large_split, check_large_split),
         *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, lambda out: expect(out, exact, limits)),
+        *step.cases("sparse24_fp8", "fp8", "sparse24", fp8_ffn, lambda out: expect(out, exact, [BOUNDS["fp8"]] * 4)),
     ]
 
 
@@ -255,6 +257,10 @@ def ffn_of(recipe: sparse24.Recipe) -> FFN:
 def default_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
     """With the default recipe; no closure, for the processes that compile it to find it."""
     return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0)
+
+
+def fp8_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    return sparse24.relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0)
 
 
 def check_tokens(

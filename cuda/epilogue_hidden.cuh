@@ -3,6 +3,7 @@
 
 #include "epilogue_base.cuh"
 #include "epilogue_terms.cuh"
+#include "lane_runs.cuh"
 #include "sparse24/linear.h"
 #include "vocabulary.cuh"
 
@@ -27,9 +28,9 @@ struct HiddenParams {
             args.scale_y_per_row};
   }
 
-  // The terms of a tile, by the lanes of a warp. T: the hidden type. Rows and columns beyond h are never stored, but
-  // their metadata is: their terms are defined.
-  template <class T, int kTileM, int kTileN>
+  // The terms of a tile, by the lanes of a warp, for columns in the order Runs. T: the hidden type. Rows and columns
+  // beyond h are never stored, but their metadata is: their terms are defined.
+  template <class T, class Runs, int kTileM, int kTileN>
   __device__ __forceinline__ void fetch(int lane, int m_tile, int n_tile, TileTerms<kTileM, kTileN>& terms) const {
     using Terms = TileTerms<kTileM, kTileN>;
     const auto row = [&](int i) {
@@ -43,7 +44,7 @@ struct HiddenParams {
       typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const int n = n_tile + i + c;
+        const int n = n_tile + Runs::feature(i + c);
         if (n < cols && scale_w) out.scale[c] = scale_w[n * scale_w_stride];
         if (n < cols && bias) out.shift[c] = float(static_cast<const T*>(bias)[n]);
       }
@@ -53,8 +54,9 @@ struct HiddenParams {
   }
 };
 
-// The pre-activations of a thread, rounded to T: of block b the pairs of row r and of row r + 8.
-template <class T, int kColumns>
+// The pre-activations of a thread, rounded to T, as words of two. Of block b: the neighbours of row r and of row r + 8;
+// or, kRowPairs, both rows of the first column and of the second.
+template <class T, int kColumns, bool kRowPairs>
 struct HiddenFragment {
   static constexpr int kBlocks = kColumns / 8;
   uint32_t of[kBlocks][2] = {};
@@ -64,7 +66,7 @@ struct HiddenFragment {
   __device__ __forceinline__ void take(const HiddenParams& p, int row, Fragment const& acc, Terms const& terms) {
     if (!p.scale_x && !p.scale_w && !p.bias) {
 #pragma unroll
-      for (int i = 0; i < 2 * kBlocks; ++i) of[i / 2][i % 2] = pack2(T{}, acc(2 * i), acc(2 * i + 1));
+      for (int b = 0; b < kBlocks; ++b) pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
       return;
     }
     const int q = threadIdx.x & 3;
@@ -73,15 +75,31 @@ struct HiddenFragment {
     for (int b = 0; b < kBlocks; ++b) {
       if (b % 8 == 0) asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
       const auto of_columns = terms.columns[4 * b + q];
+      float h[4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float h0 = acc(4 * b + 2 * half) * scale_x[half] * of_columns.scale[0];
-        const float h1 = acc(4 * b + 2 * half + 1) * scale_x[half] * of_columns.scale[1];
-        of[b][half] = pack2(T{}, h0 + of_columns.shift[0], h1 + of_columns.shift[1]);
-      }
+      for (int i = 0; i < 4; ++i)
+        h[i] = acc(4 * b + i) * scale_x[i / 2] * of_columns.scale[i % 2] + of_columns.shift[i % 2];
+      pack(b, h[0], h[1], h[2], h[3]);
     }
   }
+
+ private:
+  // Two columns of row r, then of row r + 8.
+  __device__ __forceinline__ void pack(int b, float h00, float h01, float h10, float h11) {
+    of[b][0] = kRowPairs ? pack2(T{}, h00, h10) : pack2(T{}, h00, h01);
+    of[b][1] = kRowPairs ? pack2(T{}, h01, h11) : pack2(T{}, h10, h11);
+  }
 };
+
+// The squares of two of T, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
+// matters (below 2^-134 a bfloat16 is zero either way).
+template <class T>
+__device__ __forceinline__ uint32_t square2(uint32_t word) {
+  using P = typename Pair<T>::type;
+  const P x = reinterpret_cast<const P&>(word);
+  const P square = __hmul2(x, x);
+  return reinterpret_cast<const uint32_t&>(square);
+}
 
 // Running statistics of a thread. y is not negative, so its bits order like integers; fmaxf drops NaN.
 struct HiddenStatistics {
@@ -106,18 +124,19 @@ struct HiddenStatistics {
 };
 
 // What the epilogues in steps (epilogue_steps.cuh) of linear_compress and linear_relu2 have in common: two blocks a
-// step. T: the type that h is rounded to.
-template <class Params_, class T, int kTileM, int kTileN>
+// step. T: the type that h is rounded to. kRun: the features of a lane's runs. kRowPairs: of the fragment.
+template <class Params_, class T, int kTileM, int kTileN, int kRun, bool kRowPairs>
 class HiddenEpilogue {
  public:
   using Params = Params_;
+  using Runs = LaneRuns<kRun>;
   using Terms = TileTerms<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 16;
 
   CUTLASS_DEVICE explicit HiddenEpilogue(Params const& params) : p_(params) {}
 
   CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
-    p.hidden.template fetch<T>(lane, m, n, terms);
+    p.hidden.template fetch<T, Runs>(lane, m, n, terms);
   }
   CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
@@ -132,7 +151,7 @@ class HiddenEpilogue {
   }
 
   Params const& p_;
-  HiddenFragment<T, kTileN> h_;
+  HiddenFragment<T, kTileN, kRowPairs> h_;
   HiddenStatistics seen_;
 };
 

@@ -1,12 +1,11 @@
 // The epilogue of linear_relu2: y = relu(h)^2, dense, straight from the accumulators.
 //
-// 16-bit results of the fragment that epilogue_steps.cuh draws are transposed over the quad four blocks of 8 columns at
-// a time, fp8 results eight, so that each lane stores 16 bytes of one row.
+// A lane's runs of features (lane_runs.cuh) are those that fill 16 bytes: 8 of 16 bits or 16 of fp8.
 #pragma once
 
 #include "epilogue_hidden.cuh"
 #include "epilogue_steps.cuh"
-#include "quad.cuh"
+#include "select24.cuh"
 
 namespace sparse24::cuda {
 
@@ -18,13 +17,13 @@ struct Relu2Params {
 
 // T: the type that h is rounded to. kFp8: y is e4m3; otherwise T.
 template <class T, bool kFp8, int kTileM, int kTileN>
-class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN> {
-  using Base = HiddenEpilogue<Relu2Params, T, kTileM, kTileN>;
+class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8 ? 16 : 8, false> {
+  using Base = HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8 ? 16 : 8, false>;
   using Base::h_, Base::p_, Base::seen_;
 
  public:
   using Base::Base;
-  using typename Base::Terms;
+  using typename Base::Runs, typename Base::Terms;
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
@@ -43,22 +42,22 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN> {
     for (int b = 2 * kStep; b < 2 * kStep + 2; ++b) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const uint32_t h = h_.of[b][half];
-        const float y0 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h)));
-        const float y1 = activate<Activation::kRelu2>(to_float(T{}, uint16_t(h >> 16)));
-        const float inverse = inverse_scale_[half];
-        if (kCounts && row_ + 8 * half < p_.hidden.rows) {
-          seen_.see(y0, inverse);
-          seen_.see(y1, inverse);
+        const uint32_t root = magnitudes<T, Activation::kRelu2>(h_.of[b][half]);
+        if constexpr (kFp8 || kCounts) {
+          const float x0 = to_float(T{}, uint16_t(root)), x1 = to_float(T{}, uint16_t(root >> 16));
+          const float y0 = __fmul_rn(x0, x0), y1 = __fmul_rn(x1, x1), inverse = inverse_scale_[half];
+          if (kCounts && row_ + 8 * half < p_.hidden.rows) {
+            seen_.see(y0, inverse);
+            seen_.see(y1, inverse);
+          }
+          if constexpr (kFp8) {
+            // Blocks 2i and 2i + 1 share word i.
+            const uint32_t pair = to_e4m3x2(__fmul_rn(y0, inverse), __fmul_rn(y1, inverse));
+            uint32_t& word = words_[half][b % kPerStore / 2];
+            word = b % 2 ? __byte_perm(word, pair, 0x5410) : pair;
+          }
         }
-        if constexpr (kFp8) {
-          // Blocks 2i and 2i + 1 share word i.
-          const uint32_t pair = to_e4m3x2(__fmul_rn(y0, inverse), __fmul_rn(y1, inverse));
-          uint32_t& word = words_[half][b % kPerStore / 2];
-          word = b % 2 ? word | pair << 16 : pair;
-        } else {
-          words_[half][b % kPerStore] = pack2(T{}, y0, y1);
-        }
+        if constexpr (!kFp8) words_[half][b % kPerStore] = square2<T>(root);
         if ((b + 1) % kPerStore == 0) store(words_[half], row_ + 8 * half, column_ + 8 * (b + 1 - kPerStore));
       }
     }
@@ -66,20 +65,14 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN> {
   }
 
  private:
-  static constexpr int kPerStore = kFp8 ? 8 : 4;  // blocks whose columns of one row fill 4 x 16 bytes
+  static constexpr int kPerStore = Runs::kBlock / 8;  // blocks of 8 columns
 
-  // 16 bytes of one row, after the quad has traded words.
-  CUTLASS_DEVICE void store(uint32_t (&w)[4], int m, int n) const {
-    const int q = threadIdx.x & 3, column = n + 2 * kPerStore * q;
-    transpose_quad(w, q);
+  // A run of one row: 16 bytes.
+  CUTLASS_DEVICE void store(const uint32_t (&w)[4], int m, int n) const {
+    const int column = n + Runs::kRun * (threadIdx.x & 3);
     if (m >= p_.hidden.rows || column >= p_.hidden.cols) return;
     const int64_t index = int64_t(m) * p_.hidden.cols + column;
-    if constexpr (kFp8) {
-      store16(static_cast<uint8_t*>(p_.y) + index, __byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410),
-              __byte_perm(w[0], w[1], 0x7632), __byte_perm(w[2], w[3], 0x7632));
-    } else {
-      store16(static_cast<T*>(p_.y) + index, w[0], w[1], w[2], w[3]);
-    }
+    store16(static_cast<char*>(p_.y) + index * (kFp8 ? 1 : 2), w[0], w[1], w[2], w[3]);
   }
 
   int row_ = kNowhere, column_ = 0;  // of the first element of the upper row

@@ -4,6 +4,7 @@
 // Terms::kN columns of a warpgroup:
 //
 //     Params, Terms                                what the kernel is given; what a tile needs, in shared memory
+//     Runs                                         the order of its features (lane_runs.cuh)
 //     fetch(params, lane, m, n, terms)             by the lanes of a warp
 //     Epilogue(params)                             nothing is taken: the steps store nothing
 //     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it
@@ -60,6 +61,7 @@ class AtOnce : public EpilogueBase<typename Steps::Params, TermsStages<typename 
  public:
   using Base::Base;
   using Terms = typename Steps::Terms;
+  using Runs = typename Steps::Runs;
 
   template <class Problem, class BlockShape, class BlockCoord>
   CUTLASS_DEVICE void fetch(int lane, Problem const&, BlockShape const&, BlockCoord const& block_coord,

@@ -79,7 +79,7 @@ class TokenStore {
 
   // Words of blocks b and b + 1: b = 0, 4, 2, 6 in this order.
   __device__ __forceinline__ void take(int b, const uint32_t (&first)[4], const uint32_t (&second)[4]) {
-    const KeptPairs kept[2] = {keep_two_pairs<T>(first), keep_two_pairs<T>(second)};
+    const KeptPairs kept[2] = {keep(first), keep(second)};
     store_values(b, kept[0].first, kept[1].first, 0);
     store_values(b, kept[0].second, kept[1].second, 1);
 #pragma unroll
@@ -115,6 +115,12 @@ class TokenStore {
   }
 
  private:
+  __device__ __forceinline__ static KeptPairs keep(const uint32_t (&v)[4]) {
+    uint32_t m[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) m[i] = magnitudes<T, Activation::kNone>(v[i]);
+    return keep_two_pairs(m, v);
+  }
   // Row 2 group + i of the values. Lanes that hold neighbouring features take a block each, so that a quad writes a
   // sector of 32 bytes.
   __device__ __forceinline__ void store_values(int b, uint32_t first, uint32_t second, int i) {

@@ -1,12 +1,20 @@
-// The first GEMM for Hopper: h = x [M, K] @ w.T [K, N], both K-major, with an epilogue that activates.
+// The first GEMM for Hopper: h = x [M, K] @ w.T [K, N], both K-major, with an epilogue that activates, and the rows of w
+// in its order.
 #pragma once
 
 #include "dense_sm90.cuh"
 #include "epilogue_compress.cuh"
 #include "epilogue_relu2.cuh"
+#include "lane_runs_mainloop.cuh"
 #include "linear_launchers.h"
 
 namespace sparse24::cuda {
+
+template <class Runs>
+struct InRuns {
+  template <class Stock>
+  using Mainloop = LaneRunsMainloop<Stock, Runs>;
+};
 
 // Epilogue: in steps.
 template <DType kDType, class Tile, class Epilogue>
@@ -14,7 +22,8 @@ void launch_linear_sm90(const LinearArgs& args, const LinearConfig& config, cons
                         cudaStream_t stream, const char* what) {
   const DenseProduct product{args.tokens, args.out, args.in, args.x, args.in, args.w, args.in};
   using Hosted = std::conditional_t<Tile::kPingpong, TermsAdapter<AtOnce<Epilogue>>, Epilogue>;
-  DenseSm90<kDType, Major::kColumn, Tile, Hosted>::launch(product, config, epilogue, stream, what);
+  DenseSm90<kDType, Major::kColumn, Tile, Hosted, InRuns<typename Epilogue::Runs>::template Mainloop>::launch(
+      product, config, epilogue, stream, what);
 }
 
 template <DType kDType, DType kHidden, DType kY, LinearTile kTile>

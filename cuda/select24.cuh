@@ -49,14 +49,10 @@ struct KeptPairs {
   uint32_t nibbles;
 };
 
-// Keeps the two largest magnitudes of both. An element stays if it beats two of the other three; of equals the lower
-// position does. 16-bit halves are compared by one subtraction: magnitudes have 15 bits, so that with bit 15 set in the
-// minuend no half borrows from the other, and bit 15 says whether it was not the smaller one.
-template <class T>
-__device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&v)[4]) {
-  uint32_t m[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) m[i] = magnitudes<T, Activation::kNone>(v[i]);
+// Keeps the two largest magnitudes m of both, of the elements v. An element stays if it beats two of the other three;
+// of equals the lower position does. 16-bit halves are compared by one subtraction: magnitudes have 15 bits, so that
+// with bit 15 set in the minuend no half borrows from the other, and bit 15 says whether it was not the smaller one.
+__device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&m)[4], const uint32_t (&v)[4]) {
   const auto beats = [&](int i, int j) { return (m[i] | 0x80008000u) - m[j]; };
   const auto majority = [](uint32_t a, uint32_t b, uint32_t c) { return (a & b) | (a & c) | (b & c); };
   const uint32_t b01 = beats(0, 1), b02 = beats(0, 2), b03 = beats(0, 3);

@@ -195,6 +195,19 @@ def test_nan_is_kept_and_not_counted(device, values_dtype, check):
     check(p, torch.full((1,), 0.5, device=device), out_dtype=FP8)
 
 
+@CHECKS
+def test_every_pattern_of_sixteen_bits(device, values_dtype, check):
+    """h is a bias with all of them, subnormal numbers, infinities and NaN included."""
+    dtype = hidden_of(values_dtype)
+    patterns = torch.arange(1 << 16, dtype=torch.int32)[
+        torch.randperm(1 << 16, generator=torch.Generator().manual_seed(1))
+    ]
+    bias = oracle.from_bits(patterns.to(torch.int64), dtype).to(device)
+    x, w = (torch.zeros(rows, 16, device=device).to(values_dtype) for rows in (2, 1 << 16))
+    check(Problem(x, w, bias=bias), out_dtype=dtype)
+    check(Problem(x, w, bias=bias), torch.full((1,), 2.0**-9, device=device), out_dtype=FP8)
+
+
 def test_overflow(device):
     """h beyond float16 is infinite; its square saturates."""
     x = torch.full((2, 16), 128.0, device=device, dtype=torch.float16)
