@@ -22,8 +22,8 @@
 namespace sparse24::cuda {
 
 // Stock: the collective that CUTLASS builds for K-major operands, K tiles of 128 bytes and clusters of two CTAs. Two
-// along M share the rows of w, of which each loads a half of every block for both; two along N share those of x. Its
-// buffers, barriers and products, and the copies of x, stay as they are.
+// along M share the rows of w, of which each loads half of the blocks for both, or where they are odd in number half of
+// every block; two along N share those of x. Its buffers, barriers and products, and the copies of x, stay as they are.
 template <class Stock, class Runs>
 struct LaneRunsMainloop : Stock {
   using typename Stock::MainloopPipeline;
@@ -34,7 +34,10 @@ struct LaneRunsMainloop : Stock {
   using Cluster = typename Stock::DispatchPolicy::ClusterShape;
   static constexpr int kTileN = cute::size<1>(TileShape{}), kTileK = cute::size<2>(TileShape{});
   static constexpr bool kShared = cute::size<0>(Cluster{}) == 2;  // the rows of w
-  static constexpr int kPairs = Runs::kPairs / (kShared ? 2 : 1), kRows = 8 * kPairs;  // of one copy
+  static constexpr int kBlocks = kTileN / Runs::kBlock;
+  static constexpr bool kHalfBlocks = kShared && kBlocks % 2 != 0;
+  static constexpr int kPairs = Runs::kPairs / (kHalfBlocks ? 2 : 1);              // of one copy
+  static constexpr int kCopies = kShared && !kHalfBlocks ? kBlocks / 2 : kBlocks;  // of one CTA
   static_assert(kTileK * sizeof(Element) == 128 && kTileN % Runs::kBlock == 0, "whole blocks, rows of 128 bytes");
   static_assert(cute::size(Cluster{}) == 2, "two CTAs share one operand");
 
@@ -84,17 +87,19 @@ struct LaneRunsMainloop : Stock {
     const Tensor to_a = copy_a.partition_D(a);                                // (TMA, TMA_M, TMA_K, stage)
     constexpr uint16_t kBoth = 3;
     constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
-    const int pair = kShared ? int(rank_in_cluster) * kPairs : 0;
-    const int first = int(n) * (kTileN / Runs::kBlock);
+    const int pair = kHalfBlocks ? int(rank_in_cluster) * kPairs : 0;
+    const int skipped = kShared && !kHalfBlocks ? int(rank_in_cluster) * kCopies : 0;  // blocks
+    const int first = int(n) * kBlocks + skipped;
     CUTLASS_PRAGMA_NO_UNROLL
     for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
       copy(params.tma_load_a.with(*barrier, kShared ? uint16_t{0} : kBoth), from_a(_, _, _, *k_tile),
            to_a(_, _, _, write.index()));
-      Element* b = raw_pointer_cast(shared.smem_B.data()) + (write.index() * kTileN + 8 * pair) * kTileK;
+      Element* b = raw_pointer_cast(shared.smem_B.data()) +
+                   (write.index() * kTileN + skipped * Runs::kBlock + 8 * pair) * kTileK;
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < kTileN / Runs::kBlock; ++i, b += Runs::kBlock * kTileK) {
+      for (int i = 0; i < kCopies; ++i, b += Runs::kBlock * kTileK) {
         const bool last = params.more && first + i == params.whole;
         const auto* map = last ? &params.last : &params.blocks;
         const int block = last ? 0 : first + i, column = int(*k_tile) * 64;

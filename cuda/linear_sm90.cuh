@@ -1,5 +1,5 @@
-// The first GEMM for Hopper: h = x [M, K] @ w.T [K, N], both K-major, with an epilogue that activates, and the rows of w
-// in its order.
+// The first GEMM for Hopper: h = x [M, K] @ w.T [K, N], both K-major, with an epilogue that activates, and the rows of
+// w in its order.
 #pragma once
 
 #include "dense_sm90.cuh"

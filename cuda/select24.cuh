@@ -53,7 +53,7 @@ struct KeptPairs {
 // of equals the lower position does. 16-bit halves are compared by one subtraction: magnitudes have 15 bits, so that
 // with bit 15 set in the minuend no half borrows from the other, and bit 15 says whether it was not the smaller one.
 __device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&m)[4], const uint32_t (&v)[4]) {
-  const auto beats = [&](int i, int j) { return (m[i] | 0x80008000u) - m[j]; };
+  const auto beats = [&](int i, int j) { return m[i] + 0x80008000u - m[j]; };
   const auto majority = [](uint32_t a, uint32_t b, uint32_t c) { return (a & b) | (a & c) | (b & c); };
   const uint32_t b01 = beats(0, 1), b02 = beats(0, 2), b03 = beats(0, 3);
   const uint32_t b12 = beats(1, 2), b13 = beats(1, 3), b23 = beats(2, 3);
