@@ -89,7 +89,7 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, ffn.hidden_shape, rows, exact_y, limit)
 
-    def ours(_: int, fused: bool | None = None, min_tokens: int | None = 0) -> torch.Tensor:
+    def ours(_: int, fused: bool = True, min_tokens: int | None = 0) -> torch.Tensor:
         return sparse24.relu2_mlp(x, *weights, precision="16bit", min_tokens=min_tokens, fused=fused)
 
     def first_relu2(_: int) -> torch.Tensor:
@@ -162,9 +162,7 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     def check_compress(output: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
         return check_kept(*output, ffn.hidden_shape, rows, exact_y / static.double(), limit)
 
-    def ours(
-        _: int, fused: bool | None = None, min_tokens: int | None = 0, **scale: torch.Tensor | None
-    ) -> torch.Tensor:
+    def ours(_: int, fused: bool = True, min_tokens: int | None = 0, **scale: torch.Tensor | None) -> torch.Tensor:
         scales = {"w1_scale": s1, "w2_scale": s2} | scale
         return sparse24.relu2_mlp(x, q1, q2, b1, b2, precision="fp8", min_tokens=min_tokens, fused=fused, **scales)
 
