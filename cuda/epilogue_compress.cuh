@@ -38,8 +38,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    row_ = m + row;
-    column_ = n;
+    values_ = static_cast<char*>(p_.values) + this->locate(m + row, n) / 2 * kBytes;
+    place_meta(m + row, n);
     if constexpr (kFp8Values) {
       inverse_scale_[0] = terms.rows[row].out_scale;
       inverse_scale_[1] = terms.rows[row + 8].out_scale;
@@ -49,7 +49,7 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
 
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
-    constexpr int kGroup = kStep % 4;  // of the run
+    constexpr int kGroup = kStep % 4, kFirst = 16 * (kStep - kGroup);  // of the run; column of the block
     uint32_t m[4];
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) m[i] = magnitudes<T, Activation::kRelu2>(h_.of[2 * kStep + i / 2][i % 2]);
@@ -58,112 +58,113 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     if constexpr (kFp8Values || kCounts) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const float y[2] = {square(kept.first, half), square(kept.second, half)};
-        if (kCounts && exists(half)) {  // the largest of a group is always kept
-          seen_.see(y[0], inverse_scale_[half]);
-          seen_.see(y[1], inverse_scale_[half]);
+        const float y[2] = {square<T>(kept.first, half), square<T>(kept.second, half)}, inverse = inverse_scale_[half];
+        if (kCounts && this->exists(kFirst, half)) {  // the largest of a group is always kept
+          seen_.see(y[0], inverse);
+          seen_.see(y[1], inverse);
         }
         if constexpr (kFp8Values) {
-          const uint32_t pair = to_e4m3x2(__fmul_rn(y[0], inverse_scale_[half]), __fmul_rn(y[1], inverse_scale_[half]));
-          uint32_t& word = values_[half][kGroup / 2];
-          word = kGroup % 2 ? __byte_perm(word, pair, 0x5410) : pair;
+          const uint16_t pair = to_e4m3x2(__fmul_rn(y[0], inverse), __fmul_rn(y[1], inverse));
+          if constexpr (kGroup % 2 == 0) {
+            even_[half] = pair;
+          } else {
+            kept_[half][kGroup / 2] = pack16(even_[half], pair);
+          }
         }
       }
     }
     if constexpr (!kFp8Values) {
       const uint32_t first = square2<T>(kept.first), second = square2<T>(kept.second);
-      values_[0][kGroup] = __byte_perm(first, second, 0x5410);
-      values_[1][kGroup] = __byte_perm(first, second, 0x7632);
+      kept_[0][kGroup] = __byte_perm(first, second, 0x5410);
+      kept_[1][kGroup] = __byte_perm(first, second, 0x7632);
     }
     if constexpr (kGroup == 3) {
-      constexpr int kFirst = 16 * (kStep - kGroup);  // column of the block
-      store_values(column_ + kFirst);
-      if constexpr (!kFp8Meta) {
-        store_meta_16bit(column_ + kFirst);
-      } else if constexpr (kTileN % 128 != 0) {
-        store_meta_fp8(column_ + kFirst);
-      } else if constexpr (kFirst % 128 == 0) {
-        before_ = both_rows();
-      } else {
-        store_meta_fp8(column_ + kFirst - 64, before_, both_rows());
-      }
+      store_values<kFirst>();
+      store_meta<kFirst>();
     }
     this->template collect<kStep, kCounts>();
   }
 
  private:
+  static constexpr int kBytes = kFp8Values ? 1 : 2;
   static constexpr uint32_t kPadding = 0x01010101u * kMetaPaddingByte;
-
-  CUTLASS_DEVICE static float square(uint32_t both, int half) {
-    const float x = to_float(T{}, uint16_t(half ? both >> 16 : both));
-    return __fmul_rn(x, x);
-  }
-
-  // Rows beyond the last have metadata too, and are whatever w holds: NaN times their zero is none of theirs.
-  CUTLASS_DEVICE bool exists(int half) const { return row_ + 8 * half < p_.hidden.rows; }
+  // fp8 metadata has 16 bytes for 128 columns of a row: stored at once, or by halves where tiles end in their middle.
+  static constexpr bool kWholeAtoms = kTileN % 128 == 0;
 
   // The kept half of a run, of both rows.
-  CUTLASS_DEVICE void store_values(int n) const {
-    const int column = n + Runs::kRun * (threadIdx.x & 3);
-    if (column >= p_.hidden.cols) return;
+  template <int kFirst>
+  CUTLASS_DEVICE void store_values() const {
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
-      if (!exists(half)) continue;
-      const int64_t index = (int64_t(row_ + 8 * half) * p_.hidden.cols + column) / 2;
-      const uint32_t* w = values_[half];
+      if (!this->exists(kFirst, half)) continue;
+      char* to = values_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.hidden.cols)) / 2 * kBytes;
+      const uint32_t* w = kept_[half];
       if constexpr (kFp8Values) {
-        *reinterpret_cast<uint2*>(static_cast<uint8_t*>(p_.values) + index) = make_uint2(w[0], w[1]);
+        *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
       } else {
-        store16(static_cast<T*>(p_.values) + index, w[0], w[1], w[2], w[3]);
+        store16(to, w[0], w[1], w[2], w[3]);
       }
     }
   }
 
-  // Those of a run: of row r in the lower half, of row r + 8 in the upper.
-  CUTLASS_DEVICE uint32_t both_rows() const {
-    const uint32_t lower = exists(0) ? nibbles_ : kPadding, upper = exists(1) ? nibbles_ : kPadding;
-    return __byte_perm(lower, upper, 0x7610);
-  }
-
-  // Lane q has columns 16 q .. 16 q + 15 of 64, and both rows are neighbours in the 128 bytes that format.h draws.
-  CUTLASS_DEVICE void store_meta_16bit(int n) const {
-    if (row_ >= p_.a.m_meta || n >= p_.a.k_meta) return;
+  // Once for all blocks of the tile. In 16 bits lane q has columns 16 q .. 16 q + 15 of 64, and both rows are
+  // neighbours in the 128 bytes that format.h draws. In fp8 two lanes have four bytes of a row together, of which the
+  // even one takes row r.
+  CUTLASS_DEVICE void place_meta(int row, int n) {
     const int q = threadIdx.x & 3;
-    const int64_t byte = n / 64 * p_.a.m_meta * 8 + row_ / 16 * 128 + (q & 1) * 64 + row_ % 8 * 8 + (q >> 1) * 4;
-    *reinterpret_cast<uint32_t*>(p_.meta + byte) = both_rows();
+    present_ = (row < p_.hidden.rows ? 0xffffu : 0u) | (row + 8 < p_.hidden.rows ? 0xffff0000u : 0u);
+    meta_left_ = row < p_.a.m_meta ? int(p_.a.k_meta) - n : 0;
+    if constexpr (kFp8Meta) {
+      const int in_quad = kWholeAtoms ? 8 * (q >> 1) : 4 * (q >> 1) + n % 128 / 8;
+      meta_ = p_.meta + (uint64_t(n / 128) * p_.a.m_meta + row + 8 * (q & 1)) * 16 + in_quad;
+      in_atom_ = n % 128;
+      // The second half of the last 128 columns may lie beyond the last tile.
+      padded_ = p_.a.k_meta - p_.a.k >= 64 ? int(p_.a.k_meta) - 128 - n : -1;
+    } else {
+      meta_ = p_.meta + uint64_t(n / 64) * p_.a.m_meta * 8 + row / 16 * 128 + (q & 1) * 64 + row % 8 * 8 + (q >> 1) * 4;
+    }
   }
 
-  // fp8: 128 columns of a row are 16 bytes. Two lanes have four bytes of a row together, the even one takes row r.
-  CUTLASS_DEVICE uint32_t of_one_row(uint32_t both) const {
+  template <int kFirst>
+  CUTLASS_DEVICE void store_meta() {
+    // Those of a run: of row r in the lower half, of row r + 8 in the upper.
+    const uint32_t both = (nibbles_ & present_) | (kPadding & ~present_);
+    if constexpr (!kFp8Meta) {
+      if (kFirst < meta_left_) *reinterpret_cast<uint32_t*>(meta_ + atoms(kFirst / 64, 8)) = both;
+    } else if constexpr (!kWholeAtoms) {
+      const uint32_t w = of_one_row(both);
+      // 64 columns on: the other half of the atom, or of the next.
+      const uint64_t odd = kFirst % 128 == 0 ? 0 : in_atom_ ? atoms(1, 16) - 8 : 8;
+      uint8_t* to = meta_ + atoms(kFirst / 128, 16) + odd;
+      if (kFirst < meta_left_) *reinterpret_cast<uint32_t*>(to) = w;
+      if (kFirst < meta_left_ && kFirst == padded_) *reinterpret_cast<uint32_t*>(to + 8) = kPadding;
+    } else if constexpr (kFirst % 128 == 0) {
+      before_ = both;
+    } else {
+      // Two blocks: the other two lanes of the quad take the second.
+      uint32_t first = of_one_row(before_), second = of_one_row(both);
+      transpose_pair<2>(first, second, threadIdx.x & 2);
+      if (kFirst - 64 < meta_left_)
+        *reinterpret_cast<uint2*>(meta_ + atoms(kFirst / 128, 16)) = make_uint2(first, second);
+    }
+  }
+  CUTLASS_DEVICE uint64_t atoms(int count, int bytes_of_row) const {
+    return uint64_t(uint32_t(count * bytes_of_row)) * uint32_t(p_.a.m_meta);
+  }
+  CUTLASS_DEVICE static uint32_t of_one_row(uint32_t both) {
     const uint32_t other = __shfl_xor_sync(0xffffffffu, both, 1);
     return threadIdx.x & 1 ? __byte_perm(other, both, 0x7632) : __byte_perm(both, other, 0x5410);
   }
-  CUTLASS_DEVICE uint8_t* meta_fp8(int n) const {
-    const int64_t row = row_ + 8 * (threadIdx.x & 1);
-    return p_.meta + (n / 128 * p_.a.m_meta + row) * 16 + n % 128 / 8;
-  }
-  // A block of 64 columns, where tiles end in the middle of 128.
-  CUTLASS_DEVICE void store_meta_fp8(int n) const {
-    const uint32_t w = of_one_row(both_rows());
-    if (row_ >= p_.a.m_meta || n >= p_.a.k_meta) return;
-    auto* meta = reinterpret_cast<uint32_t*>(meta_fp8(n)) + (threadIdx.x >> 1 & 1);
-    meta[0] = w;
-    // The second half of the last 128 columns may lie beyond the last tile.
-    if (n % 128 == 0 && n + 64 >= p_.a.k) meta[2] = kPadding;
-  }
-  // Two blocks: the other two lanes of the quad take the second.
-  CUTLASS_DEVICE void store_meta_fp8(int n, uint32_t first, uint32_t second) const {
-    const bool high = threadIdx.x & 2;
-    first = of_one_row(first);
-    second = of_one_row(second);
-    transpose_pair<2>(first, second, high);
-    if (row_ >= p_.a.m_meta || n >= p_.a.k_meta) return;
-    *reinterpret_cast<uint2*>(meta_fp8(n) + 8 * high) = make_uint2(first, second);
-  }
 
-  int row_ = kNowhere, column_ = 0;  // of the first element of row r
-  float inverse_scale_[2] = {};      // 0: y is not scaled
-  uint32_t values_[2][kFp8Values ? 2 : 4] = {};
+  char* values_ = nullptr;  // of the run of row r in the tile's first block
+  uint8_t* meta_ = nullptr;
+  int meta_left_ = 0;            // columns of metadata from the tile's first on
+  int in_atom_ = 0;              // where the tile begins in 128 columns
+  int padded_ = -1;              // the block whose atom has no second half
+  uint32_t present_ = 0;         // rows
+  float inverse_scale_[2] = {};  // 0: y is not scaled
+  uint16_t even_[2] = {};        // a pair whose word is not complete
+  uint32_t kept_[2][kFp8Values ? 2 : 4] = {};
   uint32_t nibbles_ = 0, before_ = 0;
 };
 

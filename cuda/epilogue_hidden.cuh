@@ -91,7 +91,13 @@ struct HiddenFragment {
   }
 };
 
-// The squares of two of T, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
+// The square of one of two of T, in fp32.
+template <class T>
+__device__ __forceinline__ float square(uint32_t word, int i) {
+  const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
+  return __fmul_rn(x, x);
+}
+// The squares of both, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
 // matters (below 2^-134 a bfloat16 is zero either way).
 template <class T>
 __device__ __forceinline__ uint32_t square2(uint32_t word) {
@@ -141,6 +147,18 @@ class HiddenEpilogue {
   CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
  protected:
+  // The place of the lane's run of row r in a tile, once for all of its blocks. Returns the index of its first element.
+  CUTLASS_DEVICE uint64_t locate(int row, int n) {
+    const HiddenParams& h = p_.hidden;
+    const int column = n + kRun * (threadIdx.x & 3);
+    left_[0] = row < h.rows ? h.cols - column : 0;
+    left_[1] = row + 8 < h.rows ? h.cols - column : 0;
+    return uint64_t(row) * uint32_t(h.cols) + column;
+  }
+  // Whether h has the run of the block at a column of the tile, in row r or r + 8. A row beyond the last is whatever w
+  // holds: NaN times its zeros is none of the result's.
+  CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
+
   // Behind a step.
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void collect() {
@@ -153,6 +171,9 @@ class HiddenEpilogue {
   Params const& p_;
   HiddenFragment<T, kTileN, kRowPairs> h_;
   HiddenStatistics seen_;
+
+ private:
+  int left_[2] = {};  // columns from the lane's first on
 };
 
 }  // namespace sparse24::cuda

@@ -27,8 +27,7 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    row_ = m + row;
-    column_ = n;
+    y_ = static_cast<char*>(p_.y) + this->locate(m + row, n) * kBytes;
     if constexpr (kFp8) {
       inverse_scale_[0] = terms.rows[row].out_scale;
       inverse_scale_[1] = terms.rows[row + 8].out_scale;
@@ -38,45 +37,40 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
 
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
+    constexpr int kInBlock = kStep % kStepsPerBlock, kFirst = 16 * (kStep - kInBlock);  // column of the block
     CUTLASS_PRAGMA_UNROLL
-    for (int b = 2 * kStep; b < 2 * kStep + 2; ++b) {
+    for (int half = 0; half < 2; ++half) {
+      uint32_t root[2];
+      float y[4];
       CUTLASS_PRAGMA_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t root = magnitudes<T, Activation::kRelu2>(h_.of[b][half]);
-        if constexpr (kFp8 || kCounts) {
-          const float x0 = to_float(T{}, uint16_t(root)), x1 = to_float(T{}, uint16_t(root >> 16));
-          const float y0 = __fmul_rn(x0, x0), y1 = __fmul_rn(x1, x1), inverse = inverse_scale_[half];
-          if (kCounts && row_ + 8 * half < p_.hidden.rows) {
-            seen_.see(y0, inverse);
-            seen_.see(y1, inverse);
-          }
-          if constexpr (kFp8) {
-            // Blocks 2i and 2i + 1 share word i.
-            const uint32_t pair = to_e4m3x2(__fmul_rn(y0, inverse), __fmul_rn(y1, inverse));
-            uint32_t& word = words_[half][b % kPerStore / 2];
-            word = b % 2 ? __byte_perm(word, pair, 0x5410) : pair;
-          }
-        }
-        if constexpr (!kFp8) words_[half][b % kPerStore] = square2<T>(root);
-        if ((b + 1) % kPerStore == 0) store(words_[half], row_ + 8 * half, column_ + 8 * (b + 1 - kPerStore));
+      for (int i = 0; i < 2; ++i) root[i] = magnitudes<T, Activation::kRelu2>(h_.of[2 * kStep + i][half]);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 4; ++i) y[i] = square<T>(root[i / 2], i % 2);
+      const float inverse = inverse_scale_[half];
+      if (kCounts && this->exists(kFirst, half)) {
+        CUTLASS_PRAGMA_UNROLL
+        for (float v : y) seen_.see(v, inverse);
+      }
+      uint32_t (&w)[4] = words_[half];
+      if constexpr (kFp8) {
+        w[kInBlock] = pack16(to_e4m3x2(__fmul_rn(y[0], inverse), __fmul_rn(y[1], inverse)),
+                             to_e4m3x2(__fmul_rn(y[2], inverse), __fmul_rn(y[3], inverse)));
+      } else {
+        w[2 * kInBlock] = square2<T>(root[0]);
+        w[2 * kInBlock + 1] = square2<T>(root[1]);
+      }
+      if (kInBlock == kStepsPerBlock - 1 && this->exists(kFirst, half)) {  // 16 bytes
+        store16(y_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.hidden.cols)) * kBytes, w[0], w[1], w[2], w[3]);
       }
     }
     this->template collect<kStep, kCounts>();
   }
 
  private:
-  static constexpr int kPerStore = Runs::kBlock / 8;  // blocks of 8 columns
+  static constexpr int kBytes = kFp8 ? 1 : 2, kStepsPerBlock = Runs::kBlock / 16;
 
-  // A run of one row: 16 bytes.
-  CUTLASS_DEVICE void store(const uint32_t (&w)[4], int m, int n) const {
-    const int column = n + Runs::kRun * (threadIdx.x & 3);
-    if (m >= p_.hidden.rows || column >= p_.hidden.cols) return;
-    const int64_t index = int64_t(m) * p_.hidden.cols + column;
-    store16(static_cast<char*>(p_.y) + index * (kFp8 ? 1 : 2), w[0], w[1], w[2], w[3]);
-  }
-
-  int row_ = kNowhere, column_ = 0;  // of the first element of the upper row
-  float inverse_scale_[2] = {};      // 0: y is not scaled
+  char* y_ = nullptr;            // of the run of row r in the tile's first block
+  float inverse_scale_[2] = {};  // 0: y is not scaled
   uint32_t words_[2][4] = {};
 };
 

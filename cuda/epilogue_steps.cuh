@@ -22,9 +22,6 @@
 
 namespace sparse24::cuda {
 
-// Of the place of an epilogue that has taken nothing: beyond every row.
-constexpr int kNowhere = 1 << 30;
-
 template <int kStep, class Epilogue>
 CUTLASS_DEVICE void finish_step(Epilogue& epilogue) {
   if (epilogue.counts()) {

@@ -60,9 +60,10 @@ __device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&m)[4], cons
   const uint32_t k0 = spread_signs(majority(b01, b02, b03)), k1 = spread_signs(majority(~b01, b12, b13));
   const uint32_t k2 = spread_signs(majority(~b02, ~b12, b23)), k3 = spread_signs(majority(~b03, ~b13, ~b23));
   const auto choose = [](uint32_t mask, uint32_t a, uint32_t b) { return (mask & a) | (~mask & b); };
-  const uint32_t i0 = ~k0 & ((k1 & 0x00030003u) ^ 0x00020002u);                 // 1 or 2
-  const uint32_t i1 = ((k2 & 0x000c000cu) ^ 0x00040004u) | (k3 & 0x000c000cu);  // 2 or 1, or 3, times 4
-  return {choose(k0, v[0], choose(k1, v[1], v[2])), choose(k3, v[3], choose(k2, v[2], v[1])), i0 | i1};
+  // Bits 0 and 1: of i0, 1 or 2 where 0 is not kept; bits 2 and 3: of i1, 3 where 3 is kept, 2 or 1.
+  const uint32_t i0 = ~k0 & ~(k1 ^ 0x00050005u), i1 = k3 | (k2 ^ 0x00050005u);
+  const uint32_t nibbles = ((i0 & 0x00030003u) | (i1 & ~0x00030003u)) & 0x000f000fu;
+  return {choose(k0, v[0], choose(k1, v[1], v[2])), choose(k3, v[3], choose(k2, v[2], v[1])), nibbles};
 }
 
 // One group of four 16-bit elements, chosen and activated.
