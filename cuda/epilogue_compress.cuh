@@ -29,21 +29,17 @@ struct CompressParams {
 template <class T, bool kFp8Values, bool kFp8Meta, int kTileM, int kTileN>
 class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN, 16, true> {
   using Base = HiddenEpilogue<CompressParams, T, kTileM, kTileN, 16, true>;
-  using Base::h_, Base::p_, Base::seen_;
+  using Base::h_, Base::inverse_scale_, Base::p_, Base::seen_;
   static_assert(kTileM % kMetaRowPadding == 0, "tiles cover the metadata's padding");
 
  public:
   using Base::Base;
-  using typename Base::Runs, typename Base::Terms;
+  using typename Base::Terms;
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    values_ = static_cast<char*>(p_.values) + this->locate(m + row, n) / 2 * kBytes;
+    values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, row, terms) / 2 * kBytes;
     place_meta(m + row, n);
-    if constexpr (kFp8Values) {
-      inverse_scale_[0] = terms.rows[row].out_scale;
-      inverse_scale_[1] = terms.rows[row + 8].out_scale;
-    }
     h_.take(p_.hidden, row, acc, terms);
   }
 
@@ -158,12 +154,11 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
 
   char* values_ = nullptr;  // of the run of row r in the tile's first block
   uint8_t* meta_ = nullptr;
-  int meta_left_ = 0;            // columns of metadata from the tile's first on
-  int in_atom_ = 0;              // where the tile begins in 128 columns
-  int padded_ = -1;              // the block whose atom has no second half
-  uint32_t present_ = 0;         // rows
-  float inverse_scale_[2] = {};  // 0: y is not scaled
-  uint16_t even_[2] = {};        // a pair whose word is not complete
+  int meta_left_ = 0;      // columns of metadata from the tile's first on
+  int in_atom_ = 0;        // where the tile begins in 128 columns
+  int padded_ = -1;        // the block whose atom has no second half
+  uint32_t present_ = 0;   // rows
+  uint16_t even_[2] = {};  // a pair whose word is not complete
   uint32_t kept_[2][kFp8Values ? 2 : 4] = {};
   uint32_t nibbles_ = 0, before_ = 0;
 };

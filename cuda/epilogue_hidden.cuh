@@ -91,22 +91,6 @@ struct HiddenFragment {
   }
 };
 
-// The square of one of two of T, in fp32.
-template <class T>
-__device__ __forceinline__ float square(uint32_t word, int i) {
-  const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
-  return __fmul_rn(x, x);
-}
-// The squares of both, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
-// matters (below 2^-134 a bfloat16 is zero either way).
-template <class T>
-__device__ __forceinline__ uint32_t square2(uint32_t word) {
-  using P = typename Pair<T>::type;
-  const P x = reinterpret_cast<const P&>(word);
-  const P square = __hmul2(x, x);
-  return reinterpret_cast<const uint32_t&>(square);
-}
-
 // Running statistics of a thread. y is not negative, so its bits order like integers; fmaxf drops NaN.
 struct HiddenStatistics {
   float amax = 0.f;
@@ -147,13 +131,18 @@ class HiddenEpilogue {
   CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
  protected:
-  // The place of the lane's run of row r in a tile, once for all of its blocks. Returns the index of its first element.
-  CUTLASS_DEVICE uint64_t locate(int row, int n) {
+  // The place of the lane's run of row r in a tile, once for all of its blocks, and, kFp8, the scales of both rows.
+  // Returns the index of the run's first element.
+  template <bool kFp8>
+  CUTLASS_DEVICE uint64_t locate(int m, int n, int row, Terms const& terms) {
     const HiddenParams& h = p_.hidden;
     const int column = n + kRun * (threadIdx.x & 3);
-    left_[0] = row < h.rows ? h.cols - column : 0;
-    left_[1] = row + 8 < h.rows ? h.cols - column : 0;
-    return uint64_t(row) * uint32_t(h.cols) + column;
+    CUTLASS_PRAGMA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      left_[half] = m + row + 8 * half < h.rows ? h.cols - column : 0;
+      if constexpr (kFp8) inverse_scale_[half] = terms.rows[row + 8 * half].out_scale;
+    }
+    return uint64_t(m + row) * uint32_t(h.cols) + column;
   }
   // Whether h has the run of the block at a column of the tile, in row r or r + 8. A row beyond the last is whatever w
   // holds: NaN times its zeros is none of the result's.
@@ -171,6 +160,7 @@ class HiddenEpilogue {
   Params const& p_;
   HiddenFragment<T, kTileN, kRowPairs> h_;
   HiddenStatistics seen_;
+  float inverse_scale_[2] = {};  // of rows r and r + 8; 0: y is not scaled
 
  private:
   int left_[2] = {};  // columns from the lane's first on

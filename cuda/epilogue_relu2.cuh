@@ -19,7 +19,7 @@ struct Relu2Params {
 template <class T, bool kFp8, int kTileM, int kTileN>
 class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8 ? 16 : 8, false> {
   using Base = HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8 ? 16 : 8, false>;
-  using Base::h_, Base::p_, Base::seen_;
+  using Base::h_, Base::inverse_scale_, Base::p_, Base::seen_;
 
  public:
   using Base::Base;
@@ -27,11 +27,7 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    y_ = static_cast<char*>(p_.y) + this->locate(m + row, n) * kBytes;
-    if constexpr (kFp8) {
-      inverse_scale_[0] = terms.rows[row].out_scale;
-      inverse_scale_[1] = terms.rows[row + 8].out_scale;
-    }
+    y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, row, terms) * kBytes;
     h_.take(p_.hidden, row, acc, terms);
   }
 
@@ -69,8 +65,7 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
  private:
   static constexpr int kBytes = kFp8 ? 1 : 2, kStepsPerBlock = Runs::kBlock / 16;
 
-  char* y_ = nullptr;            // of the run of row r in the tile's first block
-  float inverse_scale_[2] = {};  // 0: y is not scaled
+  char* y_ = nullptr;  // of the run of row r in the tile's first block
   uint32_t words_[2][4] = {};
 };
 

@@ -42,6 +42,22 @@ __device__ __forceinline__ uint32_t magnitudes(uint32_t word) {
   return reinterpret_cast<const uint32_t&>(m);
 }
 
+// The square of one of two of T, in fp32.
+template <class T>
+__device__ __forceinline__ float square(uint32_t word, int i) {
+  const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
+  return __fmul_rn(x, x);
+}
+// The squares of both, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
+// matters (below 2^-134 a bfloat16 is zero either way).
+template <class T>
+__device__ __forceinline__ uint32_t square2(uint32_t word) {
+  using P = typename Pair<T>::type;
+  const P x = reinterpret_cast<const P&>(word);
+  const P square = __hmul2(x, x);
+  return reinterpret_cast<const uint32_t&>(square);
+}
+
 // Of two groups at once, whose elements are the low and the high halves of four words: the elements that are kept first
 // and second, and the nibbles, at bits 0 and 16.
 struct KeptPairs {
@@ -79,8 +95,8 @@ struct Group {
 
   // The kept pair in fp32.
   __device__ __forceinline__ float y(int i) const {
-    const float x = to_float(T{}, uint16_t(i ? kept.pair >> 16 : kept.pair));
-    return kAct == Activation::kRelu2 ? __fmul_rn(x, x) : activate<kAct>(x);
+    if constexpr (kAct == Activation::kRelu2) return square<T>(kept.pair, i);
+    return activate<kAct>(to_float(T{}, uint16_t(i ? kept.pair >> 16 : kept.pair)));
   }
   // In the input's type.
   __device__ __forceinline__ uint32_t kept_16bit() const {
