@@ -48,8 +48,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     constexpr int kGroup = kStep % 4, kFirst = 16 * (kStep - kGroup);  // of the run; column of the block
     uint32_t m[4];
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 4; ++i) m[i] = magnitudes<T, Activation::kRelu2>(h_.of[2 * kStep + i / 2][i % 2]);
-    const KeptPairs kept = keep_two_pairs(m, m);  // squares are taken of magnitudes
+    for (int i = 0; i < 4; ++i) m[i] = h_.of[2 * kStep + i / 2][i % 2];
+    const KeptPairs kept = keep_two_pairs(m, m);
     nibbles_ = (kept.nibbles << 4 * kGroup) + (kGroup ? nibbles_ : 0u);
     if constexpr (kFp8Values || kCounts) {
       CUTLASS_PRAGMA_UNROLL

@@ -1,4 +1,4 @@
-// What the epilogues of the first GEMM share: the pre-activation h of the accumulators, and statistics of y.
+// What the epilogues of the first GEMM share: max(h, 0) of the accumulators, and statistics of y.
 #pragma once
 
 #include "epilogue_base.cuh"
@@ -54,8 +54,8 @@ struct HiddenParams {
   }
 };
 
-// The pre-activations of a thread, rounded to T, as words of two. Of block b: the neighbours of row r and of row r + 8;
-// or, kRowPairs, both rows of the first column and of the second.
+// The roots max(h, 0) of y of a thread, rounded to T, as words of two. Of block b: the neighbours of row r and of row
+// r + 8; or, kRowPairs, both rows of the first column and of the second.
 template <class T, int kColumns, bool kRowPairs>
 struct HiddenFragment {
   static constexpr int kBlocks = kColumns / 8;
@@ -86,8 +86,8 @@ struct HiddenFragment {
  private:
   // Two columns of row r, then of row r + 8.
   __device__ __forceinline__ void pack(int b, float h00, float h01, float h10, float h11) {
-    of[b][0] = kRowPairs ? pack2(T{}, h00, h10) : pack2(T{}, h00, h01);
-    of[b][1] = kRowPairs ? pack2(T{}, h01, h11) : pack2(T{}, h10, h11);
+    of[b][0] = kRowPairs ? pack2_relu(T{}, h00, h10) : pack2_relu(T{}, h00, h01);
+    of[b][1] = kRowPairs ? pack2_relu(T{}, h01, h11) : pack2_relu(T{}, h10, h11);
   }
 };
 
@@ -128,6 +128,7 @@ class HiddenEpilogue {
   CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
     p.hidden.template fetch<T, Runs>(lane, m, n, terms);
   }
+  CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Runs::feature(column); }
   CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
 
  protected:

@@ -36,10 +36,8 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
     constexpr int kInBlock = kStep % kStepsPerBlock, kFirst = 16 * (kStep - kInBlock);  // column of the block
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
-      uint32_t root[2];
+      const uint32_t root[2] = {h_.of[2 * kStep][half], h_.of[2 * kStep + 1][half]};
       float y[4];
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 2; ++i) root[i] = magnitudes<T, Activation::kRelu2>(h_.of[2 * kStep + i][half]);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < 4; ++i) y[i] = square<T>(root[i / 2], i % 2);
       const float inverse = inverse_scale_[half];

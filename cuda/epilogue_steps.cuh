@@ -59,6 +59,9 @@ class AtOnce : public EpilogueBase<typename Steps::Params, TermsStages<typename 
   using Base::Base;
   using Terms = typename Steps::Terms;
   using Runs = typename Steps::Runs;
+  CUTLASS_HOST_DEVICE static int column_of(typename Steps::Params const& p, int column) {
+    return Steps::column_of(p, column);
+  }
 
   template <class Problem, class BlockShape, class BlockCoord>
   CUTLASS_DEVICE void fetch(int lane, Problem const&, BlockShape const&, BlockCoord const& block_coord,

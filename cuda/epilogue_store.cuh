@@ -9,12 +9,14 @@
 //     row r + 8  columns 2q, 2q + 1   (half 1)
 //
 // Four such blocks are transposed over the four lanes of a quad, so that each lane owns 8 neighbouring columns of one
-// block: 16-byte stores. For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows instead;
-// then two lanes trade halves, so that together they store the 16 rows of one column, a sector of 32 bytes.
+// block: 16-byte stores. Where B is K-major its rows come in an order that gives lanes those (lane_runs.cuh). For D.T,
+// movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows instead; then two lanes trade halves, so
+// that together they store the 16 rows of one column, a sector of 32 bytes.
 #pragma once
 
 #include "epilogue_base.cuh"
 #include "epilogue_terms.cuh"
+#include "lane_runs.cuh"
 #include "quad.cuh"
 #include "sparse24/types.h"
 #include "vocabulary.cuh"
@@ -35,6 +37,9 @@ struct StoreParams {
   DType bias_dtype;    // d_dtype or kFloat32
   int scale_a_stride;  // 0: one element, 1: one per row
   int scale_b_stride;
+
+  // Whether a K-major B is read in the order that lets lanes hold what they store: rows of 16 bits, in vectors.
+  __host__ __device__ bool in_runs() const { return vectorised && !transposed && d_dtype != DType::kFloat32; }
 };
 
 namespace detail {
@@ -52,7 +57,8 @@ __device__ __forceinline__ void convert(float& d, float v) { d = v; }
 
 }  // namespace detail
 
-template <int kTileM, int kTileN>
+// kRuns: B is K-major.
+template <int kTileM, int kTileN, bool kRuns>
 class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTileM, kTileN>>> {
   using Base = EpilogueBase<StoreParams, TermsStages<TileTerms<kTileM, kTileN>>>;
   using Base::p_;
@@ -60,6 +66,12 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
  public:
   using Base::Base;
   using Terms = TileTerms<kTileM, kTileN>;
+  using Runs = LaneRuns<8>;
+
+  // The column of D that a column of the tile is.
+  CUTLASS_HOST_DEVICE static int column_of(StoreParams const& p, int column) {
+    return kRuns && p.in_runs() ? Runs::feature(column) : column;
+  }
 
   // Rows and columns beyond D are never stored; their terms are of the last.
   template <class Problem, class BlockShape, class BlockCoord>
@@ -77,7 +89,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
       typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
       CUTLASS_PRAGMA_UNROLL
       for (int c = 0; c < 2; ++c) {
-        const int n = min(n_tile + i + c, last_n);
+        const int n = min(n_tile + column_of(p_, i + c), last_n);
         if (p_.scale_b) out.scale[c] = p_.scale_b[n * p_.scale_b_stride];
         if (p_.bias) out.shift[c] = detail::load(p_.bias, p_.bias_dtype, n);
       }
@@ -125,6 +137,11 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
     static_assert(kBlocks % 4 == 0, "columns are stored 32 at a time");
     const auto row = [&](int mi, int half) { return get<0>(coords(make_coord(_0{}, half, _0{}), mi, _0{})); };
 
+    // Of this lane's first 16 bytes in rows of D, and what lies behind it.
+    const int first_m = tile.m + row(0, 0), first_n = tile.n + 8 * (threadIdx.x & 3);
+    T* const first = static_cast<T*>(p_.d) + (int64_t{tile.batch} + first_m) * p_.ldd + first_n;
+    const int rows_left = tile.M - first_m, columns_left = tile.N - first_n;
+
     float scale_a[kRows][2];
     CUTLASS_PRAGMA_UNROLL
     for (int mi = 0; mi < kRows; ++mi) {
@@ -168,7 +185,15 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
             } else {
               CUTLASS_PRAGMA_UNROLL
               for (int b = 0; b < 4; ++b) w[half][b] = pack2(T{}, value(b, 0), value(b, 1));
-              if (!p_.transposed) store_rows<T>(w[half], m, n, tile);
+              if (!p_.transposed) {
+                // 8 rows x 32 columns of a warp: each lane stores 8 columns of its row, in its own block.
+                if constexpr (!kRuns) transpose_quad(w[half], threadIdx.x & 3);
+                const int down = row(mi, half) - row(0, 0), right = column - get<1>(coords(_0{}));
+                if (down < rows_left && right < columns_left) {
+                  store16(first + uint64_t(uint32_t(down)) * uint64_t(p_.ldd) + right, w[half][0], w[half][1],
+                          w[half][2], w[half][3]);
+                }
+              }
             }
           }
           if constexpr (kVectorised && sizeof(T) == 2) {
@@ -182,18 +207,6 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
   template <class T>
   CUTLASS_DEVICE T* address(int m, int n, Tile const& tile) const {
     return static_cast<T*>(p_.d) + (p_.transposed ? n * p_.ldd + m : (tile.batch + m) * p_.ldd + n);
-  }
-
-  // 8 rows x 32 columns of a warp, (m, n) of this lane's first element: each lane stores 8 columns of its row, in block
-  // q.
-  template <class T>
-  CUTLASS_DEVICE void store_rows(uint32_t (&w)[4], int m, int n, Tile const& tile) const {
-    const int q = threadIdx.x & 3;
-    n += 6 * q;  // 8 q columns into the 32, instead of 2 q
-    transpose_quad(w, q);
-    if (m < tile.M && n < tile.N) {
-      *reinterpret_cast<uint4*>(address<T>(m, n, tile)) = make_uint4(w[0], w[1], w[2], w[3]);
-    }
   }
 
   // 16 rows x 32 columns of a warp, both halves of its rows, as rows of D.T. Lane 4 r + q gets 8 rows of columns r of

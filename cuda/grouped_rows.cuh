@@ -54,7 +54,7 @@ struct GroupedRowsMainloop : Stock {
     const MapDim dims[] = {
         {1, k, 64}, {group, 8, 8}, {token, 2, 2}, {8 * group, cute::ceil_div(int64_t(m), 32), 4}, {2 * token, 2, 2}};
     return {Stock::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace),
-            map_16bit(args.ptr_A, dims, "sparse24.linear_gradient")};
+            map_rows(args.ptr_A, dims, "sparse24.linear_gradient")};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {

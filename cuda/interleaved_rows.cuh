@@ -46,7 +46,7 @@ struct InterleavedRowsMainloop : Stock {
     const MapDim interleaved[] = {{1, n, kColumns}, {quarter * ld, 4, 4}, {ld, quarter, kTileK / 8}};
     const MapDim as_they_are[] = {{1, n, kColumns}, {ld, k, kTileK / 2}, {ld, 1, 1}};
     return {Stock::to_underlying_arguments(shape, args, workspace),
-            map_16bit(args.ptr_B, args.interleaved ? interleaved : as_they_are, "sparse24.mm"), args.interleaved};
+            map_rows(args.ptr_B, args.interleaved ? interleaved : as_they_are, "sparse24.mm"), args.interleaved};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {

@@ -3,7 +3,7 @@
 // wgmma gives lane q of a quad columns 2q and 2q + 1 of each block of 8 (epilogue_steps.cuh), so neighbours lie in two
 // lanes or more. But the product does not care which feature a column is. With column 8 p + 2 q + e of a block of
 // 4 kRun columns being its feature kRun q + 2 p + e, lane q holds features kRun q .. kRun q + kRun - 1 of two rows:
-// groups of four, and what fills a store, without an exchange. lane_runs_mainloop.cuh reads the rows of w that way.
+// groups of four, and what fills a store, without an exchange. lane_runs_copies.cuh reads the rows of w that way.
 #pragma once
 
 #include <cute/config.hpp>

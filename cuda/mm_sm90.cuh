@@ -10,6 +10,7 @@
 #include "epilogue_store.cuh"
 #include "gemm_sm90.cuh"
 #include "interleaved_rows.cuh"
+#include "lane_runs_mainloop.cuh"
 #include "mm_launchers.h"
 #include "mm_splits.h"
 #include "sparse_mainloop.cuh"
@@ -41,17 +42,17 @@ struct MmTileShape<MmTile::k64x64> {
 };
 
 // CUTLASS's mainloop, or ours from it.
-template <class Stock, bool kMayInterleave, bool kInFlight>
+template <class Stock, bool kMayInterleave, bool kRuns, bool kInFlight>
 struct MmMainloop {
   using type = Stock;
 };
 template <class Stock>
-struct MmMainloop<Stock, true, false> {
+struct MmMainloop<Stock, true, false, false> {
   using type = InterleavedRowsMainloop<Stock>;
 };
-template <class Stock>
-struct MmMainloop<Stock, false, true> {
-  using type = SparseMainloopFp8<Stock>;
+template <class Stock, bool kInFlight>
+struct MmMainloop<Stock, false, true, kInFlight> {
+  using type = SparseLaneRunsMainloop<std::conditional_t<kInFlight, SparseMainloopFp8<Stock>, Stock>, LaneRuns<8>>;
 };
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
@@ -67,7 +68,8 @@ struct MmSm90 {
   static constexpr int kAlignmentA = 2 * 16 / sizeof(Element);  // logical: 16 bytes of compressed values
   static constexpr int kAlignmentB = 16 / sizeof(Element);
 
-  using Epilogue = TermsAdapter<StoreEpilogue<Shape::kM, Shape::kN>>;
+  static constexpr bool kRuns = kBMajor == Major::kColumn;
+  using Epilogue = TermsAdapter<StoreEpilogue<Shape::kM, Shape::kN, kRuns>>;
   // Tiles of 64 rows are too small to share.
   using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
@@ -75,7 +77,7 @@ struct MmSm90 {
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
   static constexpr bool kMayInterleave = kADim == Dim::kTokens;
   static constexpr bool kInFlight = kDType == DType::kFloat8E4M3 && kTile == MmTile::k128x256;
-  using Mainloop = typename MmMainloop<Stock, kMayInterleave, kInFlight>::type;
+  using Mainloop = typename MmMainloop<Stock, kMayInterleave, kRuns, kInFlight>::type;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
@@ -129,6 +131,7 @@ struct MmSm90 {
         reinterpret_cast<typename Mainloop::ElementE const*>(args.meta),
         layout_e};
     if constexpr (kMayInterleave) out.mainloop.interleaved = args.b_interleaved;
+    if constexpr (kRuns) out.mainloop.in_runs = store.in_runs();
     return out;
   }
 

@@ -1,4 +1,4 @@
-// Tensor maps that CuTe's copies do not make: rows of 16-bit elements in an order of their own.
+// Tensor maps that CuTe's copies do not make: rows of elements in an order of their own.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -18,23 +18,24 @@ struct MapDim {
   int box;
 };
 
-// The map of 16-bit elements whose copies are rows of 128 bytes in shared memory, swizzled as wgmma reads them; what
-// lies outside reads as zeros. The order of the dimensions, the first innermost, is that of shared memory.
-template <int kDims>
-cute::TmaDescriptor map_16bit(const void* start, const MapDim (&dims)[kDims], const char* what) {
+// The map of elements of 8 or 16 bits whose copies are rows of 128 bytes in shared memory, swizzled as wgmma reads
+// them; what lies outside reads as zeros. The order of the dimensions, the first innermost, is that of shared memory.
+template <class Element, int kDims>
+cute::TmaDescriptor map_rows(const Element* start, const MapDim (&dims)[kDims], const char* what) {
+  static_assert(sizeof(Element) <= 2, "8 or 16 bits");
+  constexpr auto kType = sizeof(Element) == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
   cuuint64_t sizes[kDims], strides[kDims];
   cuuint32_t box[kDims], every[kDims];
   for (int i = 0; i < kDims; ++i) {
     sizes[i] = cuuint64_t(dims[i].size);
-    strides[i] = 2 * cuuint64_t(dims[i].stride);
+    strides[i] = sizeof(Element) * cuuint64_t(dims[i].stride);
     box[i] = cuuint32_t(dims[i].box);
     every[i] = 1;
   }
   cute::TmaDescriptor map{};
   const CUresult result = CUTLASS_CUDA_DRIVER_WRAPPER_CALL(cuTensorMapEncodeTiled)(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT16, kDims, const_cast<void*>(start), sizes, strides + 1, box, every,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      &map, kType, kDims, const_cast<Element*>(start), sizes, strides + 1, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check(result == CUDA_SUCCESS, what, ": cuTensorMapEncodeTiled failed with error ", int(result));
   return map;
 }

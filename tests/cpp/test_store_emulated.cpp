@@ -81,14 +81,14 @@ StoreParams params_of(const Case& c, const Operands& operands, void* d) {
 }
 
 /// "" if the epilogue's D is the reference's, and nothing beside it is written.
-template <class Tile>
-std::string difference(const Case& c, Order order) {
+template <class Tile, bool kRuns>
+std::string difference_of(const Case& c, Order order) {
   const Operands operands(c);
   const Sums sums(c.rows, c.cols, /*specials=*/c.terms == Terms::kNone);
   const int64_t before = c.shift * size_of(c.dtype);
   Guarded d(before + c.rows * c.cols * size_of(c.dtype));
   const auto p = params_of(c, operands, d.data<char>() + before);
-  run_epilogue<cuda::StoreEpilogue<Tile::kM, Tile::kN>, Tile>(p, c.rows, c.cols, sums, order);
+  run_epilogue<cuda::StoreEpilogue<Tile::kM, Tile::kN, kRuns>, Tile>(p, c.rows, c.cols, sums, order);
   Array got(c.dtype, int64_t{c.rows} * c.cols);
   std::memcpy(got.data(), p.d, got.bytes());
   for (int m = 0; m < c.rows; ++m) {
@@ -100,6 +100,13 @@ std::string difference(const Case& c, Order order) {
     }
   }
   return d.intact() ? "" : "guards of " + testing::PrintToString(c);
+}
+
+/// Of both kernels: for row-major and for K-major B.
+template <class Tile>
+std::string difference(const Case& c, Order order) {
+  const std::string of_rows = difference_of<Tile, false>(c, order), of_columns = difference_of<Tile, true>(c, order);
+  return of_rows + (of_columns.empty() ? "" : "K-major B: " + of_columns);
 }
 
 template <class Tile>
@@ -163,8 +170,8 @@ TYPED_TEST(StoreEmulated, KeepsBatchesApart) {
   p.ldd = kLd;
   p.d_dtype = kFP32;
   p.vectorised = true;
-  run_epilogue<cuda::StoreEpilogue<TypeParam::kM, TypeParam::kN>, TypeParam>(p, kRows, kCols, sums, Order::kForward,
-                                                                             kBatches);
+  run_epilogue<cuda::StoreEpilogue<TypeParam::kM, TypeParam::kN, true>, TypeParam>(p, kRows, kCols, sums,
+                                                                                   Order::kForward, kBatches);
   for (int batch = 0; batch < kBatches; ++batch) {
     for (int m = 0; m < kRows; ++m) {
       const float* row = d.data<float>() + (batch * kRows + m) * kLd;

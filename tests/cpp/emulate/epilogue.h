@@ -59,14 +59,14 @@ struct HasTerms : std::false_type {};
 template <class Epilogue>
 struct HasTerms<Epilogue, std::void_t<typename Epilogue::Terms>> : std::true_type {};
 
-/// The column of a result that a column of a tile is: one of its own order, if it has one.
+/// The column of a result that a column of a tile is: one of the epilogue's own order, if it has one.
 template <class Epilogue, class = void>
 struct ColumnOrder {
-  static int of(int column) { return column; }
+  static int of(const typename Epilogue::Params&, int column) { return column; }
 };
-template <class Steps>
-struct ColumnOrder<Steps, std::void_t<typename Steps::Runs>> {
-  static int of(int column) { return Steps::Runs::feature(column); }
+template <class Epilogue>
+struct ColumnOrder<Epilogue, std::void_t<decltype(Epilogue::column_of(std::declval<typename Epilogue::Params>(), 0))>> {
+  static int of(const typename Epilogue::Params& p, int column) { return Epilogue::column_of(p, column); }
 };
 
 /// The terms of all tiles, if there are any. Poisoned before: a term that is not fetched is NaN.
@@ -121,7 +121,7 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
       if (Tile::kSchedule == Schedule::kPingpong && tile % 2 != int(threadIdx.x / 128) - 1) continue;
       const auto [m, n, k, batch] = place(tile);
       for (int i = 0; i < size(acc); ++i) {
-        const int column = n * Tile::kN + ColumnOrder<Epilogue>::of(int(get<1>(coords(i))));
+        const int column = n * Tile::kN + ColumnOrder<Epilogue>::of(params, int(get<1>(coords(i))));
         acc(i) = accumulator(m * Tile::kM + int(get<0>(coords(i))), column, batch);
       }
       if constexpr (HasSteps<Epilogue>::value) {
