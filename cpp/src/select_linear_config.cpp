@@ -1,5 +1,6 @@
 // How the first GEMM of the feed-forward network runs (bench/NOTES.md).
 #include <algorithm>
+#include <limits>
 
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
@@ -9,20 +10,21 @@
 namespace sparse24 {
 namespace {
 
-// A compiled tile, its throughput relative to 128x128 where tiles fill the machine, the fewest K tiles that it runs,
-// and what its last epilogue, which has no products to run under, costs in waves.
+// A compiled tile, its throughput relative to 128x128 where tiles fill the machine, in 16 bits and in fp8, the fewest K
+// tiles that it runs, and in fp8 the columns of K that taking its accumulators costs; and what its last epilogue, which
+// has no products to run under, costs in waves.
 struct Tile {
   LinearTile tile;
   int m, n, cluster_m, cluster_n;
-  double throughput;
-  int min_k_tiles;
+  double throughput, throughput_fp8;
+  int min_k_tiles, taking_fp8;
   double tail;
 };
 constexpr Tile kTiles[] = {
-    {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 1, 0},
-    {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1, 0},
-    {LinearTile::k128x192, 128, 192, 2, 1, 1.08, 1, 0},
-    {LinearTile::k128x256, 128, 256, 2, 1, 1.10, 16, 0.1},
+    {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 0.62, 1, 0, 0},
+    {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1.00, 1, 0, 0},
+    {LinearTile::k128x192, 128, 192, 2, 1, 1.08, 1.08, 1, 0, 0},
+    {LinearTile::k128x256, 128, 256, 2, 1, 1.10, 1.105, 16, 90, 0.1},
 };
 
 int64_t rows_of_cluster(const LinearConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
@@ -31,26 +33,30 @@ int clusters_in_flight(const LinearConfig& c, int sm_count) {
   return std::max(sm_count / (c.cluster_m * c.cluster_n), 1);
 }
 
-// Waves of clusters, times the time that one takes for a column of K.
-double predicted_time(const LinearConfig& config, int64_t m, int64_t n, int64_t k, int sm_count) {
-  const Tile& tile = kTiles[int(config.tile)];
-  const int64_t clusters = ceil_div(m, rows_of_cluster(config)) * ceil_div(n, columns_of_cluster(config));
-  const int64_t waves = ceil_div(clusters, clusters_in_flight(config, sm_count));
-  const int64_t k_tiles = std::max<int64_t>(ceil_div(k, config.tile_k), 1);
-  const double padding = double(std::max<int64_t>(k_tiles, tile.min_k_tiles)) / double(k_tiles);
-  return (double(waves) + tile.tail) * config.tile_n / tile.throughput * padding;
-}
-
 // With the order of tiles that reads least.
-LinearConfig in_order(LinearConfig config, int64_t m, int64_t n, int sm_count) {
+LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, int sm_count) {
   const int64_t rows = rows_of_cluster(config), columns = columns_of_cluster(config);
   // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
-  const TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
+  TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
+  if (dtype != DType::kFloat8E4M3) traffic.hidden = 1e-3;  // 128x256 tiles: 0.5 % between 4160 and 8960 entries
   const TileOrder order =
       select_tile_order(ceil_div(m, rows), ceil_div(n, columns), clusters_in_flight(config, sm_count), traffic);
   config.swizzle = order.swizzle;
   config.raster_along_m = order.along_m;
   return config;
+}
+
+// Waves of clusters, with those that pad the order, times the time that one takes for a column of K.
+double predicted_time(const LinearConfig& config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  const Tile& tile = kTiles[int(config.tile)];
+  const bool fp8 = dtype == DType::kFloat8E4M3;
+  const int64_t rows = ceil_div(m, rows_of_cluster(config)), columns = ceil_div(n, columns_of_cluster(config));
+  const int64_t clusters = round_up(rows, int64_t{config.swizzle}) * round_up(columns, int64_t{config.swizzle});
+  const int64_t waves = ceil_div(clusters, clusters_in_flight(config, sm_count));
+  const int64_t k_tiles = std::max<int64_t>(ceil_div(k, config.tile_k), 1);
+  const int64_t depth = std::max<int64_t>(k_tiles, tile.min_k_tiles) * config.tile_k + (fp8 ? tile.taking_fp8 : 0);
+  const double throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
+  return (double(waves) + tile.tail) * config.tile_n / throughput * double(depth);
 }
 
 }  // namespace
@@ -84,15 +90,21 @@ std::vector<LinearConfig> linear_configs(DType dtype, const LinearTiles& tiles) 
 
 LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count,
                                   const LinearTiles& tiles) {
-  const std::vector<LinearConfig> configs = linear_configs(dtype, tiles);
-  const auto faster = [&](const LinearConfig& a, const LinearConfig& b) {
-    return predicted_time(a, m, n, k, sm_count) < predicted_time(b, m, n, k, sm_count);
-  };
-  return in_order(*std::min_element(configs.begin(), configs.end(), faster), m, n, sm_count);
+  LinearConfig best{};
+  double best_time = std::numeric_limits<double>::infinity();
+  for (const LinearConfig& unordered : linear_configs(dtype, tiles)) {
+    const LinearConfig config = in_order(unordered, dtype, m, n, sm_count);
+    const double time = predicted_time(config, dtype, m, n, k, sm_count);
+    if (time < best_time) {
+      best_time = time;
+      best = config;
+    }
+  }
+  return best;
 }
 
 LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count) {
-  return in_order(linear_configs(dtype, {kLinearGradientTile}).front(), tokens, features, sm_count);
+  return in_order(linear_configs(dtype, {kLinearGradientTile}).front(), dtype, tokens, features, sm_count);
 }
 
 std::string to_string(const LinearConfig& c) {
