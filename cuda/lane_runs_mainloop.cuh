@@ -1,5 +1,5 @@
-// The producer's halves of CUTLASS's mainloops, dense and sparse, with the rows of a K-major B in the order of
-// lane_runs.cuh.
+// The producer's half of CUTLASS's dense mainloop with the rows of w in the order of lane_runs.cuh, and the rows of B
+// of the sparse one.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -62,64 +62,31 @@ struct LaneRunsMainloop : Stock {
   }
 };
 
-// Stock: the sparse one, for clusters of two CTAs along M, which have rows of A of their own, with their metadata.
-// Batches are parts of K.
+// The rows of B for SparseRowsMainloop; batches are parts of K.
 template <class Stock, class Runs>
-struct SparseLaneRunsMainloop : Stock {
-  using typename Stock::MainloopPipeline;
-  using typename Stock::PipelineState;
-  using typename Stock::TensorStorage;
+class LaneRunsRows {
   using Copies = LaneRunsCopies<Stock, Runs>;
   static constexpr int kTileK = cute::size<2>(typename Stock::TileShape{});
-  static constexpr int kTileElements = cute::size<1>(typename Stock::TileShape{}) * kTileK;
   static_assert(Copies::kShared, "two CTAs share the columns");
 
-  struct Arguments : Stock::Arguments {
-    bool in_runs;
-  };
-  struct Params : Stock::Params {
-    typename Copies::Params of_b;
+ public:
+  struct Params {
+    typename Copies::Params rows;
     int part;  // of K
   };
 
   template <class ProblemShape>
-  static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
+  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, bool in_runs) {
     const auto [m, n, k, l] = shape;
-    return {Stock::to_underlying_arguments(shape, args, workspace),
-            Copies::of(args.ptr_B, cute::get<0>(args.dB), n, int64_t(k) * l, args.in_runs, "sparse24.mm"), int(k)};
+    return {Copies::of(args.ptr_B, cute::get<0>(args.dB), n, int64_t(k) * l, in_runs, "sparse24.mm"), int(k)};
   }
 
-  CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
-    cute::prefetch_tma_descriptor(params.tma_load_a.get_tma_descriptor());
-    cute::prefetch_tma_descriptor(params.tma_load_e.get_tma_descriptor());
-    Copies::prefetch(params.of_b);
-  }
+  CUTLASS_DEVICE static void prefetch(Params const& params) { Copies::prefetch(params.rows); }
 
-  template <class TensorA, class TensorB, class TensorE, class KTileIterator, class BlockCoord>
-  CUTLASS_DEVICE void load(Params const& params, MainloopPipeline pipeline, PipelineState write,
-                           cute::tuple<TensorA, TensorB, TensorE> const& inputs, BlockCoord const& coord,
-                           KTileIterator k_tile, int k_tiles, int, uint32_t rank_in_cluster, TensorStorage& shared) {
-    using namespace cute;
-    if (!elect_one_sync()) return;
-    const Tensor a = make_tensor(make_smem_ptr(shared.smem_A.begin()), typename Stock::SmemLayoutA{});
-    const Tensor e = make_tensor(make_smem_ptr(shared.smem_E.begin()), typename Stock::SmemLayoutE{});
-    const auto [m, n, _k, l] = coord;
-    const auto copy_a = params.tma_load_a.get_slice(0);
-    const auto copy_e = params.tma_load_e.get_slice(0);
-    const Tensor from_a = copy_a.partition_S(get<0>(inputs)(_, _, m, _, l));  // (TMA, TMA_M, TMA_K, k)
-    const Tensor from_e = copy_e.partition_S(get<2>(inputs)(_, _, m, _, l));
-    const Tensor to_a = copy_a.partition_D(a);  // (TMA, TMA_M, TMA_K, stage)
-    const Tensor to_e = copy_e.partition_D(e);
-    const int first = int(l) * params.part;
-    CUTLASS_PRAGMA_NO_UNROLL
-    for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
-      pipeline.producer_acquire(write);
-      auto* barrier = pipeline.producer_get_barrier(write);
-      copy(params.tma_load_a.with(*barrier, 0), from_a(_, _, _, *k_tile), to_a(_, _, _, write.index()));
-      copy(params.tma_load_e.with(*barrier, 0), from_e(_, _, _, *k_tile), to_e(_, _, _, write.index()));
-      Copies::load(params.of_b, barrier, raw_pointer_cast(shared.smem_B.begin()) + write.index() * kTileElements,
-                   int(n), first + int(*k_tile) * kTileK, int(rank_in_cluster));
-    }
+  template <class Barrier>
+  CUTLASS_DEVICE static void load(Params const& params, Barrier* barrier, typename Stock::ElementB* stage, int n, int l,
+                                  int k_tile, int rank_in_cluster) {
+    Copies::load(params.rows, barrier, stage, n, l * params.part + k_tile * kTileK, rank_in_cluster);
   }
 };
 

@@ -14,6 +14,7 @@
 #include "mm_launchers.h"
 #include "mm_splits.h"
 #include "sparse_mainloop.cuh"
+#include "sparse_rows_mainloop.cuh"
 
 namespace sparse24::cuda {
 
@@ -48,11 +49,12 @@ struct MmMainloop {
 };
 template <class Stock>
 struct MmMainloop<Stock, true, false, false> {
-  using type = InterleavedRowsMainloop<Stock>;
+  using type = SparseRowsMainloop<Stock, InterleavedRows<Stock>>;
 };
 template <class Stock, bool kInFlight>
 struct MmMainloop<Stock, false, true, kInFlight> {
-  using type = SparseLaneRunsMainloop<std::conditional_t<kInFlight, SparseMainloopFp8<Stock>, Stock>, LaneRuns<8>>;
+  using Consumer = std::conditional_t<kInFlight, SparseMainloopFp8<Stock>, Stock>;
+  using type = SparseRowsMainloop<Consumer, LaneRunsRows<Stock, LaneRuns<8>>>;
 };
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
@@ -130,8 +132,8 @@ struct MmSm90 {
         stride_b,
         reinterpret_cast<typename Mainloop::ElementE const*>(args.meta),
         layout_e};
-    if constexpr (kMayInterleave) out.mainloop.interleaved = args.b_interleaved;
-    if constexpr (kRuns) out.mainloop.in_runs = store.in_runs();
+    if constexpr (kMayInterleave) out.mainloop.reordered = args.b_interleaved;
+    if constexpr (kRuns) out.mainloop.reordered = store.in_runs();
     return out;
   }
 
