@@ -5,6 +5,7 @@
 //
 //     Params, Terms                                what the kernel is given; what a tile needs, in shared memory
 //     Runs                                         the order of its features (lane_runs.cuh)
+//     column_of(params, column)                    the feature that a column of the tile is, by that order
 //     fetch(params, lane, m, n, terms)             by the lanes of a warp
 //     Epilogue(params)                             nothing is taken: the steps store nothing
 //     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it
