@@ -43,7 +43,7 @@ class Operands:
         self, name: str, dtype: str, ours: Callable[..., torch.Tensor], dense: Check, **how: bool
     ) -> list[Case]:
         """`ours` with relu2_mlp's own threshold, where it runs dense by that; `how` as `pays` takes it."""
-        if pays(self.x.shape[0], *self.w1.shape, self.w2.shape[0], fp8=dtype == "fp8", **how):
+        if pays(self.x.shape[0], self.w1.shape[0], self.w2.shape[0], fp8=dtype == "fp8", **how):
             return []
         # On the CPU there is no threshold: dense by hand.
         return [Case(name, dtype, partial(ours, min_tokens=None if self.x.is_cuda else 1 << 30), dense, "part")]

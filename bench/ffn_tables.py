@@ -8,16 +8,20 @@ import report
 import threshold
 from markdown_table import gain, table, us, zeros
 
+from sparse24.mlp import pays
+
 # relu2_mlp's other paths, by what their variants are called after "sparse24_".
 PATHS = ("fused", "composed", "fused_static", "fused_predicted")
 # What users run, and what else they could run in torch.
 TORCH = {"bf16": ("torch_compile", "eager"), "fp8": ("scaled_mm_row", "scaled_mm_tensor")}
 
-# By precision and scales of the activation and w2: dtype, relu2_mlp, the same where it runs dense, dense variants.
+# By precision and scales of the activation and w2: these as `pays` takes them, dtype, relu2_mlp, the same where it runs
+# dense, dense variants.
 DEFAULTS = {
-    "bf16": ("bf16", "sparse24", "sparse24_fallback", ("torch_compile", "eager", "fused_dense")),
-    "fp8, a scale per row": ("fp8", "sparse24", "sparse24_fallback", ("scaled_mm_row",)),
+    "bf16": ({}, "bf16", "sparse24", "sparse24_fallback", ("torch_compile", "eager", "fused_dense")),
+    "fp8, a scale per row": ({"fp8": True}, "fp8", "sparse24", "sparse24_fallback", ("scaled_mm_row",)),
     "fp8, one scale": (
+        {"fp8": True, "one_scale": True},
         "fp8",
         "sparse24_fused_static",
         "sparse24_fallback_static",
@@ -87,9 +91,9 @@ def _as_it_comes(records: list[report.Record], found: list[threshold.Point]) -> 
         if (first["d_model"], first["d_ff"]) not in swept:
             continue
         row = [f"{first['d_model']}, {first['d_ff']}", f"{first['tokens']:,}"]
-        for dtype, ours, fallback, rivals in DEFAULTS.values():
+        for how, dtype, ours, fallback, rivals in DEFAULTS.values():
             by_name = {r["variant"]: r for r in both if r["dtype"] == dtype and r["median_us"]}
-            chosen = by_name.get(fallback, by_name.get(ours))
+            chosen = by_name.get(ours if pays(first["tokens"], first["d_ff"], first["d_model"], **how) else fallback)
             dense = min((by_name[n] for n in rivals if n in by_name), key=lambda r: r["median_us"], default=None)
             if chosen is None or dense is None:
                 row += ["", ""]

@@ -25,12 +25,10 @@ Precision = Literal["auto", "16bit", "fp8"]
 #: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
 #: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
 #: take longer than the products. Measured (bench/NOTES.md); `pays` says which is for what.
-DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 40e9, "fp8 one scale": 60e9, "fp8 one scale, narrow": 150e9}
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 40e9}
 #: In fp8 with a scale per row, so many tokens run sparse for any size: torch's dense product for such scales takes 1.5
 #: times as long there as with single ones.
 FEW_TOKENS = 256
-#: Fewer features of x are narrow: in fp8 the epilogue of linear_compress is not hidden under so short a product.
-NARROW = 2048
 
 _DEFAULT_RECIPE = Recipe()
 
@@ -160,7 +158,7 @@ def relu2_mlp(
         enough = tokens.shape[0] >= min_tokens
     else:
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
-        enough = not x.is_cuda or pays(tokens.shape[0], *w1.shape, w2.shape[0], fp8=fp8, one_scale=one_scale)
+        enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
     sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
     mode = Mode(fp8, sparse, fused)
     # Differentiable casts: float32 master weights get float32 gradients.
@@ -195,27 +193,21 @@ def relu2_mlp(
     return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
 
 
-def pays(tokens: int, d_ff: int, d_in: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
+def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
     """Whether `relu2_mlp` runs sparse by default on CUDA: where that was not slower than dense.
 
     Parameters
     ----------
-    tokens, d_ff, d_in, d_out : int
-        Sizes: x [tokens, d_in], w1 [d_ff, d_in], w2 [d_out, d_ff].
+    tokens, d_ff, d_out : int
+        Sizes of the second GEMM: the activation [tokens, d_ff], w2 [d_out, d_ff].
     fp8 : bool
         Its precision.
     one_scale : bool
         fp8: the activation and w2 have a single scale each, not one per row.
     """
-    if not fp8:
-        kind = "16bit"
-    elif one_scale:
-        kind = "fp8 one scale" if d_in >= NARROW else "fp8 one scale, narrow"
-    elif tokens <= FEW_TOKENS:
+    if fp8 and not one_scale and tokens <= FEW_TOKENS:
         return True
-    else:
-        kind = "fp8"
-    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[kind]
+    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS["fp8" if fp8 else "16bit"]
 
 
 def up_projection(

@@ -227,7 +227,7 @@ def test_where_sparse_pays():
     from sparse24.mlp import pays
 
     def where(d_model, d_ff, **how):
-        return [t for t in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if pays(t, d_ff, d_model, d_model, **how)]
+        return [t for t in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if pays(t, d_ff, d_model, **how)]
 
     assert where(4096, 16384) == [512, 1024, 2048, 4096, 8192, 16384]
     assert where(1664, 6656) == [2048, 4096, 8192, 16384]
@@ -235,7 +235,8 @@ def test_where_sparse_pays():
     assert where(4096, 16384, fp8=True) == [128, 256, 1024, 2048, 4096, 8192, 16384]
     assert where(1664, 6656, fp8=True) == [128, 256, 4096, 8192, 16384]
     assert where(4096, 16384, fp8=True, one_scale=True) == [1024, 2048, 4096, 8192, 16384]
-    assert where(1664, 6656, fp8=True, one_scale=True) == [16384]
+    assert where(1664, 6656, fp8=True, one_scale=True) == [4096, 8192, 16384]
+    assert where(1024, 3584, fp8=True, one_scale=True) == [16384]
     assert "DEFAULT_MIN_PRODUCTS" in sparse24.relu2_mlp.__doc__
 
 
