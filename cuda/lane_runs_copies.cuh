@@ -35,62 +35,82 @@ class LaneRunsCopies {
  public:
   static constexpr bool kShared = cute::size<0>(Cluster{}) == 2;  // the rows of w
 
-  struct Params {
-    cute::TmaDescriptor blocks, last;
+  // Where whole blocks and the last rows lie.
+  struct Rows {
+    const Element* start;
+    MapDim dims[5];
+  };
+  struct Order {
     int whole;     // blocks
     bool more;     // rows than those
     bool in_runs;  // else in their own order
   };
+  struct Layout {
+    Rows blocks, last;
+    Order order;
+  };
+  struct Params {
+    cute::TmaDescriptor blocks, last;
+    Order order;
+  };
 
   // w: n rows of k columns, ld apart.
-  static Params of(const Element* w, int64_t ld, int n, int64_t k, bool in_runs, const char* what) {
+  static Layout layout(const Element* w, int64_t ld, int n, int64_t k, bool in_runs) {
     if (!in_runs) {
-      const MapDim dims[] = {{1, k, kTileK}, {ld, n, 8 * kPairs}, {ld, 1, 1}, {ld, 1, 1}, {ld, 1, 1}};
-      const auto map = map_rows(w, dims, what);
-      return {map, map, 0, false, false};
+      const Rows rows{w, {{1, k, kTileK}, {ld, n, 8 * kPairs}, {ld, 1, 1}, {ld, 1, 1}, {ld, 1, 1}}};
+      return {rows, rows, {0, false, false}};
     }
     const int whole = n / Runs::kBlock, runs = n % Runs::kBlock / Runs::kRun;
-    const auto map = [&](const Element* first, int64_t lanes, int64_t count) {
+    const auto rows = [&](const Element* first, int64_t lanes, int64_t count) {
       // No dimension may be empty; one that is serves no copy.
-      const MapDim dims[] = {{1, k, kTileK},
-                             {ld, 2, 2},
-                             {Runs::kRun * ld, cute::max(lanes, int64_t{1}), 4},
-                             {2 * ld, Runs::kPairs, kPairs},
-                             {Runs::kBlock * ld, cute::max(count, int64_t{1}), 1}};
-      return map_rows(first, dims, what);
+      return Rows{first,
+                  {{1, k, kTileK},
+                   {ld, 2, 2},
+                   {Runs::kRun * ld, cute::max(lanes, int64_t{1}), 4},
+                   {2 * ld, Runs::kPairs, kPairs},
+                   {Runs::kBlock * ld, cute::max(count, int64_t{1}), 1}}};
     };
-    const Element* last = w + int64_t{whole} * Runs::kBlock * ld;
-    return {map(w, 4, whole), map(last, runs, 1), whole, runs > 0, true};
+    return {rows(w, 4, whole), rows(w + int64_t{whole} * Runs::kBlock * ld, runs, 1), {whole, runs > 0, true}};
+  }
+  static Params of(const Element* w, int64_t ld, int n, int64_t k, bool in_runs, const char* what) {
+    const Layout l = layout(w, ld, n, k, in_runs);
+    return {map_rows(l.blocks.start, l.blocks.dims, what), map_rows(l.last.start, l.last.dims, what), l.order};
   }
 
   CUTLASS_DEVICE static void prefetch(Params const& params) {
     cute::prefetch_tma_descriptor(&params.blocks);
-    if (params.more) cute::prefetch_tma_descriptor(&params.last);
+    if (params.order.more) cute::prefetch_tma_descriptor(&params.last);
   }
 
-  // One CTA's share of tile n of the rows, and of the 128 bytes from `column` on, to a stage's buffer.
+  // One CTA's copies of tile n of the rows: copy(whether of the last rows, row of the stage, coordinates 1, 3 and 4).
+  template <class Copy>
+  CUTLASS_HOST_DEVICE static void each(Order const& order, int n, int rank_in_cluster, Copy copy) {
+    const int pair = kHalfBlocks ? rank_in_cluster * kPairs : 0;
+    const int skipped = kShared && !kHalfBlocks ? rank_in_cluster * kCopies : 0;  // blocks
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kCopies; ++i) {
+      const int block = n * kBlocks + skipped + i, to = (skipped + i) * Runs::kBlock + 8 * pair;
+      const bool last = order.more && block == order.whole;
+      copy(last, to, order.in_runs ? 0 : block * Runs::kBlock + 8 * pair, order.in_runs ? pair : 0,
+           order.in_runs && !last ? block : 0);
+    }
+  }
+
+  // The same for the 128 bytes from `column` on, to a stage's buffer.
   template <class Barrier>
   CUTLASS_DEVICE static void load(Params const& params, Barrier* barrier, Element* stage, int n, int column,
                                   int rank_in_cluster) {
     using namespace cute;
     constexpr uint16_t kBoth = 3;
     constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
-    const int pair = kHalfBlocks ? rank_in_cluster * kPairs : 0;
-    const int skipped = kShared && !kHalfBlocks ? rank_in_cluster * kCopies : 0;  // blocks
-    Element* to = stage + (skipped * Runs::kBlock + 8 * pair) * kTileK;
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kCopies; ++i, to += Runs::kBlock * kTileK) {
-      const int block = n * kBlocks + skipped + i;
-      const bool last = params.more && block == params.whole;
+    each(params.order, n, rank_in_cluster, [&](bool last, int to, int row, int pairs, int block) {
       const auto* map = last ? &params.last : &params.blocks;
-      const int row = params.in_runs ? 0 : block * Runs::kBlock + 8 * pair;
-      const int of_pairs = params.in_runs ? pair : 0, of_blocks = params.in_runs && !last ? block : 0;
       if constexpr (kShared) {
-        SM90_TMA_LOAD_MULTICAST_5D::copy(map, barrier, kBoth, kHint, to, column, row, 0, of_pairs, of_blocks);
+        SM90_TMA_LOAD_MULTICAST_5D::copy(map, barrier, kBoth, kHint, stage + to * kTileK, column, row, 0, pairs, block);
       } else {
-        SM90_TMA_LOAD_5D::copy(map, barrier, kHint, to, column, row, 0, of_pairs, of_blocks);
+        SM90_TMA_LOAD_5D::copy(map, barrier, kHint, stage + to * kTileK, column, row, 0, pairs, block);
       }
-    }
+    });
   }
 
  private:

@@ -18,6 +18,7 @@ struct MapDim {
   int box;
 };
 
+#ifdef __CUDACC__  // CUTLASS has the driver's call for nvcc alone; host tests look at the dimensions
 // The map of elements of 8 or 16 bits whose copies are rows of 128 bytes in shared memory, swizzled as wgmma reads
 // them; what lies outside reads as zeros. The order of the dimensions, the first innermost, is that of shared memory.
 template <class Element, int kDims>
@@ -39,5 +40,6 @@ cute::TmaDescriptor map_rows(const Element* start, const MapDim (&dims)[kDims], 
   check(result == CUDA_SUCCESS, what, ": cuTensorMapEncodeTiled failed with error ", int(result));
   return map;
 }
+#endif
 
 }  // namespace sparse24::cuda
