@@ -59,7 +59,6 @@ class AtOnce : public EpilogueBase<typename Steps::Params, TermsStages<typename 
  public:
   using Base::Base;
   using Terms = typename Steps::Terms;
-  using Runs = typename Steps::Runs;
   CUTLASS_HOST_DEVICE static int column_of(typename Steps::Params const& p, int column) {
     return Steps::column_of(p, column);
   }

@@ -11,10 +11,10 @@ namespace sparse24::cuda {
 // Stock: the collective that CUTLASS builds for clusters of two CTAs along M, which have rows of A of their own, with
 // their metadata, and share the columns of B. Its buffers, barriers and products stay as they are. Rows:
 //
-//     Params                                                     what the kernel is given of B
-//     of(problem, arguments, reordered)                          makes them; or B's rows in their own order
-//     prefetch(params)                                           their tensor maps
-//     load(params, barrier, stage, n, l, k_tile, rank)           one CTA's share of a K tile, to a stage's buffer
+//     Params                                              what the kernel is given of B
+//     of(problem, arguments, reordered)                   these, for rows of B in Rows' order or as they are
+//     prefetch(params)                                    the tensor maps in them
+//     load(params, barrier, stage, n, l, k_tile, rank)    one CTA's share of a K tile, to a stage's buffer
 template <class Stock, class Rows>
 struct SparseRowsMainloop : Stock {
   using typename Stock::MainloopPipeline;

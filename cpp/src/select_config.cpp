@@ -118,8 +118,7 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
   const int64_t in_last_column = n - (ceil_div(n, best.tile_n) - 1) * best.tile_n;
   if (best.tile == MmTile::k128x256) {
     traffic.along_n = 2 * in_last_column <= best.tile_n ? 1.1 : 0.98;
-  } else {
-    traffic.hidden = 1e-3;  // others: ties alone
+    traffic.hidden = kEnergyOfReading;
   }
   const TileOrder order = select_tile_order(ceil_div(m, cluster_rows), ceil_div(n, best.tile_n),
                                             std::max(sm_count / best.cluster_m, 1), traffic);

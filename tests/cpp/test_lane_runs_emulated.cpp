@@ -1,14 +1,10 @@
 /// @file
 /// The loads of a K-major operand: what the copies of both CTAs of a cluster bring, by the dimensions of their tensor
 /// maps, is every row of a tile, in the order that the epilogues count on, and zeros beyond the operand.
-#include <cutlass/float8.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
 #include <vector>
 
-#include "emulate/intrinsics.h"
-#include "emulate/ptx.h"
 #include "lane_runs_copies.cuh"
 
 namespace sparse24::emulate {

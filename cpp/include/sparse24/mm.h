@@ -64,12 +64,14 @@ struct TileOrder {
 };
 /// Entries that come from memory for one column of K: for a row and for a column of clusters, and while the tiles
 /// of all multiprocessors are computed for that column. `along_n`: the time of an order along N, by that along M, where
-/// both read enough. `hidden`: what reading costs that computing hides, of the time that it takes: energy, where the
-/// board's power limits.
+/// both read enough. `hidden`: what reading costs that computing hides, of the time that it takes; by default enough to
+/// decide between orders that are equal otherwise.
 struct TileTraffic {
   double cluster_row, cluster_col, computing;
-  double along_n = 1, hidden = 0.12;
+  double along_n = 1, hidden = 1e-3;
 };
+/// `hidden` where the board's power limits: reading costs energy. Measured 0.08 to 0.19 (bench/NOTES.md).
+inline constexpr double kEnergyOfReading = 0.12;
 /// The order of `clusters_m` x `clusters_n` clusters of which `in_flight` run at the same time.
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
 

@@ -28,13 +28,13 @@ inline uint32_t spread_signs(uint32_t w) { return (w & 0x8000u ? 0xFFFFu : 0u) |
 /// max.NaN.f32 with 0, which makes NaN canonical and of the zeros takes the positive one.
 inline float relu(float x) { return std::isnan(x) ? __uint_as_float(0x7fffffffu) : x > 0.f ? x : 0.f; }
 
-/// cvt.rn.relu.bf16x2.f32 and cvt.rn.relu.f16x2.f32, which make NaN canonical and give no negative zero.
 template <class Pair>
 uint32_t bits_of(const Pair& pair) {
   uint32_t bits;
   std::memcpy(&bits, &pair, sizeof bits);
   return bits;
 }
+/// cvt.rn.relu.bf16x2.f32 and cvt.rn.relu.f16x2.f32, which make NaN canonical and give no negative zero.
 inline uint32_t pack2_relu(__nv_bfloat16, float lo, float hi) {
   return bits_of(__floats2bfloat162_rn(relu(lo), relu(hi)));
 }
