@@ -55,11 +55,10 @@ struct DenseKernelOf {
 };
 template <class Epilogue>
 struct DenseKernelOf<Epilogue, false> {
-  // Barriers and alignment take less than 1 KB.
-  using Stages = cutlass::gemm::collective::StageCountAutoCarveout<
-      static_cast<int>(sizeof(TermsStages<typename Epilogue::Terms>)) + 1024>;
+  using Stages = OverlappedStages<Epilogue>;
   template <class Mainloop>
-  using Kernel = OverlappedGemm<Mainloop, Epilogue>;
+  using Kernel = OverlappedGemm<Mainloop, DenseProducts<Mainloop, cute::size<1>(typename Mainloop::TileShape{})>,
+                                Epilogue, Quarters<Mainloop, Epilogue>>;
 };
 
 // What is multiplied; leading dimensions are multiples of 16 bytes.
@@ -109,6 +108,7 @@ struct DenseSm90 {
     } else {
       arguments.mainloop = operands;
     }
+    if constexpr (!Tile::kPingpong) arguments.divides = config.divides;
     launch_gemm<Kernel>(arguments, config.swizzle, config.raster_along_m, stream, what);
   }
 };

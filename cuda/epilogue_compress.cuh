@@ -34,9 +34,10 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
 
  public:
   using Base::Base;
-  using typename Base::Terms;
+  template <int kColumns>
+  using WithColumns = CompressEpilogue<T, kFp8Values, kFp8Meta, kTileM, kColumns>;
 
-  template <class Fragment>
+  template <class Fragment, class Terms>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
     values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, row, terms) / 2 * kBytes;
     place_meta(m + row, n);

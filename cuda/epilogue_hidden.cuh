@@ -134,7 +134,7 @@ class HiddenEpilogue {
  protected:
   // The place of the lane's run of row r in a tile, once for all of its blocks, and, kFp8, the scales of both rows.
   // Returns the index of the run's first element.
-  template <bool kFp8>
+  template <bool kFp8, class Terms>
   CUTLASS_DEVICE uint64_t locate(int m, int n, int row, Terms const& terms) {
     const HiddenParams& h = p_.hidden;
     const int column = n + kRun * (threadIdx.x & 3);

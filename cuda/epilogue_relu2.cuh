@@ -23,9 +23,11 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
 
  public:
   using Base::Base;
-  using typename Base::Runs, typename Base::Terms;
+  using typename Base::Runs;
+  template <int kColumns>
+  using WithColumns = Relu2Epilogue<T, kFp8, kTileM, kColumns>;
 
-  template <class Fragment>
+  template <class Fragment, class Terms>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
     y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, row, terms) * kBytes;
     h_.take(p_.hidden, row, acc, terms);

@@ -8,7 +8,10 @@
 //     column_of(params, column)                    the feature that a column of the tile is, by that order
 //     fetch(params, lane, m, n, terms)             by the lanes of a warp
 //     Epilogue(params)                             nothing is taken: the steps store nothing
-//     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it
+//     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it;
+//     terms:
+//                                                  of a tile at the same place that is at least as wide
+//     WithColumns<n>                               the same for tiles of n columns, with the same order of features
 //     counts()                                     whether statistics are wanted
 //     finish<step, counts>(), step = 0 .. kSteps-1 in this order
 //

@@ -57,6 +57,30 @@ __device__ __forceinline__ void convert(float& d, float v) { d = v; }
 
 }  // namespace detail
 
+// The terms of the tile at row m and column n of D [rows, cols], by the lanes of a warp. Rows and columns beyond D are
+// never stored; their terms are of the last.
+template <class ColumnOf, int kTileM, int kTileN>
+__device__ __forceinline__ void fetch_store_terms(StoreParams const& p, int lane, int rows, int cols, int m, int n,
+                                                  ColumnOf column_of, TileTerms<kTileM, kTileN>& terms) {
+  using Terms = TileTerms<kTileM, kTileN>;
+  const auto row = [&](int i) {
+    typename Terms::Row out{1.f, 1.f};
+    if (p.scale_a) out.scale = p.scale_a[min(m + i, rows - 1) * p.scale_a_stride];
+    return out;
+  };
+  const auto columns = [&](int i) {
+    typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int column = min(n + column_of(i + c), cols - 1);
+      if (p.scale_b) out.scale[c] = p.scale_b[column * p.scale_b_stride];
+      if (p.bias) out.shift[c] = detail::load(p.bias, p.bias_dtype, column);
+    }
+    return out;
+  };
+  terms.fetch(lane, row, columns);
+}
+
 // kRuns: B is K-major.
 template <int kTileM, int kTileN, bool kRuns>
 class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTileM, kTileN>>> {
@@ -73,29 +97,13 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
     return kRuns && p.in_runs() ? Runs::feature(column) : column;
   }
 
-  // Rows and columns beyond D are never stored; their terms are of the last.
   template <class Problem, class BlockShape, class BlockCoord>
   CUTLASS_DEVICE void fetch(int lane, Problem const& problem, BlockShape const&, BlockCoord const& block_coord,
                             Terms& terms) const {
     using namespace cute;
-    const int m_tile = get<0>(block_coord) * kTileM, last_m = get<0>(problem) - 1;
-    const int n_tile = get<1>(block_coord) * kTileN, last_n = get<1>(problem) - 1;
-    const auto row = [&](int i) {
-      typename Terms::Row out{1.f, 1.f};
-      if (p_.scale_a) out.scale = p_.scale_a[min(m_tile + i, last_m) * p_.scale_a_stride];
-      return out;
-    };
-    const auto columns = [&](int i) {
-      typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
-      CUTLASS_PRAGMA_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        const int n = min(n_tile + column_of(p_, i + c), last_n);
-        if (p_.scale_b) out.scale[c] = p_.scale_b[n * p_.scale_b_stride];
-        if (p_.bias) out.shift[c] = detail::load(p_.bias, p_.bias_dtype, n);
-      }
-      return out;
-    };
-    terms.fetch(lane, row, columns);
+    fetch_store_terms(
+        p_, lane, get<0>(problem), get<1>(problem), get<0>(block_coord) * kTileM, get<1>(block_coord) * kTileN,
+        [&](int column) { return column_of(p_, column); }, terms);
   }
 
   template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma>

@@ -82,14 +82,20 @@ class LaneRunsCopies {
     if (params.order.more) cute::prefetch_tma_descriptor(&params.last);
   }
 
-  // One CTA's copies of tile n of the rows: copy(whether of the last rows, row of the stage, coordinates 1, 3 and 4).
-  template <class Copy>
+  // One CTA's copies of the n-th kRows rows: copy(whether of the last rows, row of the stage, coordinates 1, 3 and 4).
+  // kRows: of a tile, or of a part of one that whole blocks make up.
+  template <int kRows = kTileN, class Copy>
   CUTLASS_HOST_DEVICE static void each(Order const& order, int n, int rank_in_cluster, Copy copy) {
+    constexpr int kCount = kRows / Runs::kBlock;
+    constexpr bool kShares = kShared && !kHalfBlocks;             // each CTA has half of the blocks
+    constexpr int kCopies = kShares ? (kCount + 1) / 2 : kCount;  // of one CTA
+    static_assert(kRows == kTileN || (kRows % Runs::kBlock == 0 && kShares), "parts are read in whole blocks");
     const int pair = kHalfBlocks ? rank_in_cluster * kPairs : 0;
-    const int skipped = kShared && !kHalfBlocks ? rank_in_cluster * kCopies : 0;  // blocks
+    const int skipped = kShares ? rank_in_cluster * kCopies : 0;  // blocks
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kCopies; ++i) {
-      const int block = n * kBlocks + skipped + i, to = (skipped + i) * Runs::kBlock + 8 * pair;
+      if (kCount % 2 != 0 && kShares && skipped + i == kCount) break;  // one block: the first CTA's
+      const int block = n * kCount + skipped + i, to = (skipped + i) * Runs::kBlock + 8 * pair;
       const bool last = order.more && block == order.whole;
       copy(last, to, order.in_runs ? 0 : block * Runs::kBlock + 8 * pair, order.in_runs ? pair : 0,
            order.in_runs && !last ? block : 0);
@@ -97,13 +103,13 @@ class LaneRunsCopies {
   }
 
   // The same for the 128 bytes from `column` on, to a stage's buffer.
-  template <class Barrier>
+  template <int kRows = kTileN, class Barrier>
   CUTLASS_DEVICE static void load(Params const& params, Barrier* barrier, Element* stage, int n, int column,
                                   int rank_in_cluster) {
     using namespace cute;
     constexpr uint16_t kBoth = 3;
     constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
-    each(params.order, n, rank_in_cluster, [&](bool last, int to, int row, int pairs, int block) {
+    each<kRows>(params.order, n, rank_in_cluster, [&](bool last, int to, int row, int pairs, int block) {
       const auto* map = last ? &params.last : &params.blocks;
       if constexpr (kShared) {
         SM90_TMA_LOAD_MULTICAST_5D::copy(map, barrier, kBoth, kHint, stage + to * kTileK, column, row, 0, pairs, block);
@@ -115,8 +121,7 @@ class LaneRunsCopies {
 
  private:
   static constexpr bool kHalfBlocks = kShared && kBlocks % 2 != 0;
-  static constexpr int kPairs = Runs::kPairs / (kHalfBlocks ? 2 : 1);              // of one copy
-  static constexpr int kCopies = kShared && !kHalfBlocks ? kBlocks / 2 : kBlocks;  // of one CTA
+  static constexpr int kPairs = Runs::kPairs / (kHalfBlocks ? 2 : 1);  // of one copy
   static_assert(kTileK * sizeof(Element) == 128 && kTileN % Runs::kBlock == 0, "whole blocks, rows of 128 bytes");
   static_assert(cute::size(Cluster{}) == 2, "two CTAs share one operand");
 };

@@ -39,7 +39,9 @@ struct LaneRunsMainloop : Stock {
     Copies::prefetch(params.of_w);
   }
 
-  template <class TensorA, class TensorB, class KTileIterator, class BlockCoord>
+  // kRows: of B, of a tile or of a part of one, which coord counts.
+  template <int kRows = cute::size<1>(typename Stock::TileShape{}), class TensorA, class TensorB, class KTileIterator,
+            class BlockCoord>
   CUTLASS_DEVICE void load(Params const& params, MainloopPipeline pipeline, PipelineState write,
                            cute::tuple<TensorA, TensorB> const& inputs, BlockCoord const& coord, KTileIterator k_tile,
                            int k_tiles, int, uint32_t rank_in_cluster, TensorStorage& shared) {
@@ -56,8 +58,9 @@ struct LaneRunsMainloop : Stock {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
       copy(params.tma_load_a.with(*barrier, kReceivers), from_a(_, _, _, *k_tile), to_a(_, _, _, write.index()));
-      Copies::load(params.of_w, barrier, raw_pointer_cast(shared.smem_B.data()) + write.index() * kTileElements, int(n),
-                   int(*k_tile) * kTileK, int(rank_in_cluster));
+      Copies::template load<kRows>(params.of_w, barrier,
+                                   raw_pointer_cast(shared.smem_B.data()) + write.index() * kTileElements, int(n),
+                                   int(*k_tile) * kTileK, int(rank_in_cluster));
     }
   }
 };

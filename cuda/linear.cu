@@ -68,6 +68,7 @@ LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, 
     LinearConfig config = configs[wanted->tile];
     config.swizzle = wanted->order.swizzle;
     config.raster_along_m = wanted->order.along_m;
+    config.divides = wanted->splits > 1;
     return config;
   }
   return select_linear_config(dtype, m, n, k, device_info().sm_count, tiles);

@@ -1,4 +1,5 @@
-// The sparse GEMM for Hopper: CUTLASS's warp-specialised wgmma.sp mainloop with the epilogue of epilogue_store.cuh.
+// The sparse GEMM for Hopper: CUTLASS's warp-specialised wgmma.sp mainloop with the epilogue of epilogue_store.cuh, or
+// the kernel of overlapped_sm90.cuh with that of epilogue_store_steps.cuh.
 //
 // A [M, K] is 2:4 and comes compressed with its metadata E, B [K, N] is dense; fp8 accumulates fast (no promotion).
 #pragma once
@@ -7,13 +8,14 @@
 #include <cutlass/device_kernel.h>
 #include <cutlass/gemm/kernel/tile_scheduler_params.h>
 
-#include "epilogue_store.cuh"
+#include "epilogue_store_steps.cuh"
 #include "gemm_sm90.cuh"
 #include "interleaved_rows.cuh"
 #include "lane_runs_mainloop.cuh"
 #include "mm_launchers.h"
 #include "mm_splits.h"
-#include "sparse_mainloop.cuh"
+#include "overlapped_sm90.cuh"
+#include "sparse_products.cuh"
 #include "sparse_rows_mainloop.cuh"
 
 namespace sparse24::cuda {
@@ -42,19 +44,18 @@ struct MmTileShape<MmTile::k64x64> {
   static constexpr int kM = 64, kN = 64, kClusterM = 2;
 };
 
-// CUTLASS's mainloop, or ours from it.
-template <class Stock, bool kMayInterleave, bool kRuns, bool kInFlight>
+// CUTLASS's mainloop, or that with loads of ours.
+template <class Stock, bool kMayInterleave, bool kRuns>
 struct MmMainloop {
   using type = Stock;
 };
 template <class Stock>
-struct MmMainloop<Stock, true, false, false> {
+struct MmMainloop<Stock, true, false> {
   using type = SparseRowsMainloop<Stock, InterleavedRows<Stock>>;
 };
-template <class Stock, bool kInFlight>
-struct MmMainloop<Stock, false, true, kInFlight> {
-  using Consumer = std::conditional_t<kInFlight, SparseMainloopFp8<Stock>, Stock>;
-  using type = SparseRowsMainloop<Consumer, LaneRunsRows<Stock, LaneRuns<8>>>;
+template <class Stock>
+struct MmMainloop<Stock, false, true> {
+  using type = SparseRowsMainloop<Stock, LaneRunsRows<Stock, LaneRuns<8>>>;
 };
 
 template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
@@ -73,13 +74,14 @@ struct MmSm90 {
   static constexpr bool kRuns = kBMajor == Major::kColumn;
   using Epilogue = TermsAdapter<StoreEpilogue<Shape::kM, Shape::kN, kRuns>>;
   // Tiles of 64 rows are too small to share.
-  using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
+  template <class Stages>
+  using StockOf = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
-      kAlignmentB, float, TileShape, ClusterShape, GemmStages<Epilogue>,
+      kAlignmentB, float, TileShape, ClusterShape, Stages,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
+  using Stock = StockOf<GemmStages<Epilogue>>;
   static constexpr bool kMayInterleave = kADim == Dim::kTokens;
-  static constexpr bool kInFlight = kDType == DType::kFloat8E4M3 && kTile == MmTile::k128x256;
-  using Mainloop = typename MmMainloop<Stock, kMayInterleave, kRuns, kInFlight>::type;
+  using Mainloop = typename MmMainloop<Stock, kMayInterleave, kRuns>::type;
   using Kernel = GemmKernel<Mainloop, Epilogue>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
@@ -138,8 +140,30 @@ struct MmSm90 {
   }
 
   static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+    if constexpr (kRuns && kTile == MmTile::k128x256) {
+      if (launch_overlapped(args, config, stream)) return;
+    }
     launch_gemm<Kernel>(arguments(args, config.splits), config.swizzle, config.raster_along_m, stream,
                         "sparse24.mm: launch");
+  }
+
+ private:
+  // With the epilogue under the next tile's products, where it stores vectors of 16 bits and K has a tile for each of
+  // its steps; false elsewhere.
+  static bool launch_overlapped(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+    using Steps = StoreSteps<Shape::kM, Shape::kN>;
+    using OfA = StockOf<OverlappedStages<Steps>>;
+    using Loads = typename MmMainloop<OfA, kMayInterleave, kRuns>::type;
+    using Overlapped = OverlappedGemm<Loads, SparseProducts<Loads>, Steps, Undivided>;
+    const auto of = arguments(args, config.splits);
+    if (config.splits > 1 || !of.epilogue.in_runs() || args.a.k < int64_t{Steps::kSteps} * config.tile_k) return false;
+    const auto& m = of.mainloop;
+    typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, int(args.a.m), int(args.n)}};
+    static_cast<typename OfA::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
+                                                                  m.dB,    m.ptr_E,    m.layout_e};
+    overlapped.mainloop.reordered = m.reordered;
+    launch_gemm<Overlapped>(overlapped, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
+    return true;
   }
 };
 

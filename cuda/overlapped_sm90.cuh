@@ -1,4 +1,4 @@
-// A dense GEMM for Hopper whose epilogue runs under the next tile's products.
+// A GEMM for Hopper whose epilogue runs under the next tile's products.
 //
 // Two warpgroups share a tile of 128 x 256, which moves the least through shared memory of all tiles: 128 bytes a cycle
 // at the tensor cores' full rate, as many as there are. Its accumulators take 128 registers of each thread. Those of a
@@ -10,7 +10,8 @@
 //     threads                                         | take() | finish<0> | finish<1> | finish<2> | ...
 //
 // A step that takes longer than the other warpgroup's products leaves the tensor cores idle too: steps are short.
-// Barriers, copies and the order of tiles are CUTLASS's.
+// Barriers, copies and the order of tiles are CUTLASS's. Before all that come quarters of the tiles that would make a
+// ragged last round (tile_rounds.cuh): tiles of 128 x 64, each with its epilogue behind its products.
 #pragma once
 
 #include <cutlass/arch/grid_dependency_control.h>
@@ -19,13 +20,35 @@
 #include <cutlass/gemm/kernel/sm90_tile_scheduler.hpp>
 #include <cutlass/pipeline/pipeline.hpp>
 
+#include "dense_products.cuh"
 #include "epilogue_steps.cuh"
 #include "gemm_sm90.cuh"
+#include "tile_rounds.cuh"
 
 namespace sparse24::cuda {
 
-// Mainloop: a dense one for two warpgroups that CUTLASS builds, of which this takes the loads and the types.
-template <class Mainloop_, class Epilogue>
+// As many stages as fit beside the terms; barriers and alignment take less than 1 KB.
+template <class Epilogue>
+using OverlappedStages =
+    cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(TermsStages<typename Epilogue::Terms>)) +
+                                                      1024>;
+
+// Tiles are not divided.
+struct Undivided {
+  static constexpr int kParts = 1;
+};
+
+// Quarters of the columns. Mainloop: its load() brings parts of B too (lane_runs_mainloop.cuh).
+template <class Mainloop, class WholeEpilogue>
+struct Quarters {
+  static constexpr int kParts = 4, kColumns = cute::size<1>(typename Mainloop::TileShape{}) / kParts;
+  using Products = DenseProducts<Mainloop, kColumns>;
+  using Epilogue = typename WholeEpilogue::template WithColumns<kColumns>;
+};
+
+// Mainloop: one for two warpgroups that CUTLASS builds, of which this takes the loads and the types. Products: what
+// multiplies its stages (dense_products.cuh). Parts: Undivided, or Quarters.
+template <class Mainloop_, class Products, class Epilogue, class Parts>
 class OverlappedGemm {
  public:
   using Mainloop = Mainloop_;
@@ -35,12 +58,20 @@ class OverlappedGemm {
   using Problem = cute::Shape<int, int, int, int>;
 
  private:
-  using TiledMma = typename Mainloop::TiledMma;
   using Pipeline = typename Mainloop::MainloopPipeline;
   using PipelineState = typename Mainloop::PipelineState;
   using Terms = TermsStages<typename Epilogue::Terms>;
   using TermsPipeline = cutlass::PipelineAsync<Terms::kCount>;
-  static constexpr int kConsumers = decltype(cute::size(TiledMma{}))::value;
+  using Rounds = TileRounds<Scheduler, cute::size(ClusterShape{}), Parts::kParts>;
+  static constexpr bool kDivides = Parts::kParts > 1;
+  static constexpr int kTileM = cute::size<0>(TileShape{}), kTileN = cute::size<1>(TileShape{});
+  static constexpr int kConsumers = 256;
+  struct NoSteps {
+    static constexpr int kSteps = 1;
+    CUTLASS_DEVICE bool counts() const { return false; }
+    template <int kStep, bool kCounts>
+    CUTLASS_DEVICE void finish() {}
+  };
 
   struct SharedStorage {
     alignas(1024) typename Mainloop::TensorStorage operands;
@@ -60,6 +91,7 @@ class OverlappedGemm {
     typename Epilogue::Params epilogue;
     cutlass::KernelHardwareInfo hw_info{};
     typename Scheduler::Arguments scheduler{};
+    bool divides = false;  // the tiles that whole rounds leave over
   };
   struct Params {
     Problem problem;
@@ -68,16 +100,21 @@ class OverlappedGemm {
     cutlass::KernelHardwareInfo hw_info;
     typename Scheduler::Params scheduler;
     typename Scheduler::Arguments order;
+    uint32_t divided;  // tiles
   };
 
   static Params to_underlying_arguments(const Arguments& args, void*) {
-    return {args.problem,
-            Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr),
-            args.epilogue,
-            args.hw_info,
-            Scheduler::to_underlying_arguments(args.problem, TileShape{}, ClusterShape{}, args.hw_info, args.scheduler,
-                                               nullptr),
-            args.scheduler};
+    Params p{args.problem,
+             Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr),
+             args.epilogue,
+             args.hw_info,
+             Scheduler::to_underlying_arguments(args.problem, TileShape{}, ClusterShape{}, args.hw_info, args.scheduler,
+                                                nullptr),
+             args.scheduler,
+             0};
+    const dim3 grid = get_grid_shape(p);
+    if (kDivides && args.divides) p.divided = Rounds::left_over(p.scheduler, grid.x * grid.y);
+    return p;
   }
   static dim3 get_grid_shape(const Params& p) {
     return Scheduler::get_grid_shape(p.scheduler, p.problem, TileShape{}, ClusterShape{}, p.hw_info, p.order);
@@ -114,14 +151,17 @@ class OverlappedGemm {
     cluster_wait();
     cutlass::arch::wait_on_dependent_grids();
 
-    Scheduler scheduler(params.scheduler);
     if (consumes) {
       cutlass::arch::warpgroup_reg_alloc<232>();
-      consume(params, storage, pipeline, terms_pipeline, scheduler);
+      consume(params, storage, pipeline, terms_pipeline);
     } else {
       cutlass::arch::warpgroup_reg_dealloc<40>();
-      if (loads) load(params, storage, pipeline, scheduler);
-      if (fetches) fetch(params, storage, terms_pipeline, scheduler);
+      if (loads) {
+        if constexpr (kDivides) of_operands.transaction_bytes = Parts::Products::kBytes;
+        Pipeline of_parts(storage.pipeline, of_operands, ClusterShape{}, false_type{}, false_type{});
+        load(params, storage, pipeline, of_parts);
+      }
+      if (fetches) fetch(params, storage, terms_pipeline);
     }
   }
 
@@ -131,130 +171,137 @@ class OverlappedGemm {
     return cute::max(cute::ceil_div(cute::get<2>(params.problem), cute::get<2>(TileShape{})), int(Epilogue::kSteps));
   }
 
-  // One warp: the operands of every tile.
-  CUTLASS_DEVICE static void load(Params const& params, SharedStorage& storage, Pipeline& pipeline,
-                                  Scheduler& scheduler) {
+  CUTLASS_DEVICE static Rounds rounds_of(Params const& params) {
+    const bool along_n = params.scheduler.raster_order_ == Scheduler::RasterOrder::AlongN;
+    const uint32_t cta = along_n ? blockIdx.y * gridDim.x + blockIdx.x : blockIdx.x * gridDim.y + blockIdx.y;
+    return {params.scheduler, params.divided, cta, gridDim.x * gridDim.y};
+  }
+
+  // One warp: the operands of every part and tile.
+  CUTLASS_DEVICE static void load(Params const& params, SharedStorage& storage, Pipeline& of_tiles,
+                                  Pipeline& of_parts) {
     using namespace cute;
+    const Rounds rounds = rounds_of(params);
     Mainloop mainloop;
     const auto operands = mainloop.load_init(params.problem, params.mainloop);
     auto state = cutlass::make_producer_start_state<Pipeline>();
     const int count = k_tiles(params);
-    auto work = scheduler.initial_work_tile_info(ClusterShape{});
-    while (work.is_valid()) {
-      const auto all_k = make_coord_iterator(shape<3>(get<0>(operands)));
-      mainloop.load(params.mainloop, pipeline, state, operands, make_coord(work.M_idx, work.N_idx, _, work.L_idx),
-                    all_k, count, threadIdx.x, block_rank_in_cluster(), storage.operands);
+    const auto one = [&](auto const& at, auto load) {
+      load(make_coord(at.m, at.n, _, 0), make_coord_iterator(shape<3>(get<0>(operands))));
       state.advance(count);
-      scheduler.advance_to_next_work();
-      work = scheduler.get_current_work();
+    };
+    if constexpr (kDivides) {
+      for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
+        one(rounds.part(i), [&](auto const& at, auto k) {
+          mainloop.template load<Parts::kColumns>(params.mainloop, of_parts, state, operands, at, k, count, threadIdx.x,
+                                                  block_rank_in_cluster(), storage.operands);
+        });
+      }
     }
-    mainloop.load_tail(pipeline, state);
+    for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
+      one(rounds.tile(i), [&](auto const& at, auto k) {
+        mainloop.load(params.mainloop, of_tiles, state, operands, at, k, count, threadIdx.x, block_rank_in_cluster(),
+                      storage.operands);
+      });
+    }
+    mainloop.load_tail(of_tiles, state);
   }
 
   // Another: the epilogue's terms.
-  CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, TermsPipeline& pipeline,
-                                   Scheduler& scheduler) {
-    using namespace cute;
+  CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, TermsPipeline& pipeline) {
+    const Rounds rounds = rounds_of(params);
     auto state = cutlass::make_producer_start_state<TermsPipeline>();
-    auto work = scheduler.initial_work_tile_info(ClusterShape{});
-    while (work.is_valid()) {
+    const auto one = [&](int m, int n) {
       pipeline.producer_acquire(state);
-      Epilogue::fetch(params.epilogue, threadIdx.x % 32, work.M_idx * get<0>(TileShape{}),
-                      work.N_idx * get<1>(TileShape{}), storage.terms.stage[state.index()]);
+      Epilogue::fetch(params.epilogue, threadIdx.x % 32, m, n, storage.terms.stage[state.index()]);
       pipeline.producer_commit(state);
       ++state;
-      scheduler.advance_to_next_work();
-      work = scheduler.get_current_work();
+    };
+    if constexpr (kDivides) {
+      for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
+        const auto at = rounds.part(i);
+        one(at.m * kTileM, at.n * Parts::kColumns);  // of more columns than the part has
+      }
+    }
+    for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
+      const auto at = rounds.tile(i);
+      one(at.m * kTileM, at.n * kTileN);
     }
     pipeline.producer_tail(state);
   }
 
   // Two warpgroups: products and epilogues.
   CUTLASS_DEVICE static void consume(Params const& params, SharedStorage& storage, Pipeline& pipeline,
-                                     TermsPipeline& terms_pipeline, Scheduler& scheduler) {
+                                     TermsPipeline& terms_pipeline) {
     using namespace cute;
+    const Rounds rounds = rounds_of(params);
     const int thread = threadIdx.x - 128;
     const int row = thread / 32 * 16 + thread % 32 / 4;  // of the fragment, in the tile
-    Epilogue epilogue(params.epilogue);
-    auto accumulators = partition_fragment_C(TiledMma{}, take<0, 2>(TileShape{}));
+    const int count = k_tiles(params);
     PipelineState state;
     cutlass::PipelineState<Terms::kCount> terms;
-    auto work = scheduler.initial_work_tile_info(ClusterShape{});
-    while (work.is_valid()) {
-      multiply(storage, pipeline, state, accumulators, k_tiles(params), thread, epilogue);
-      const int m = work.M_idx * get<0>(TileShape{}), n = work.N_idx * get<1>(TileShape{});
-      scheduler.advance_to_next_work();
-      work = scheduler.get_current_work();
+    const auto take_from = [&](auto& epilogue, int m, int n, auto const& accumulators) {
       terms_pipeline.consumer_wait(terms);
       epilogue.take(m, n, row, accumulators(_, _0{}, _0{}), storage.terms.stage[terms.index()]);
       terms_pipeline.consumer_release(terms);
       ++terms;
+    };
+
+    if constexpr (kDivides) {
+      for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
+        typename Rounds::Place at;
+        auto accumulators = Parts::Products::accumulators();
+        NoSteps before;
+        multiply<typename Parts::Products>(storage, pipeline, state, accumulators, count, thread, before,
+                                           [&] { at = rounds.part(i); });
+        typename Parts::Epilogue epilogue(params.epilogue);
+        take_from(epilogue, at.m * kTileM, at.n * Parts::kColumns, accumulators);
+        finish_all(epilogue);
+      }
+    }
+
+    Epilogue epilogue(params.epilogue);
+    auto accumulators = Products::accumulators();
+    for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
+      typename Rounds::Place at;
+      multiply<Products>(storage, pipeline, state, accumulators, count, thread, epilogue, [&] { at = rounds.tile(i); });
+      take_from(epilogue, at.m * kTileM, at.n * kTileN, accumulators);
     }
     cutlass::arch::launch_dependent_grids();
     finish_all(epilogue);
   }
 
-  // One tile's products, with the steps of the tile before it.
-  template <class Accumulators>
+  // One tile's products, with the steps of the tile before it behind the first and last() behind all.
+  template <class P, class Accumulators, class Before, class Last>
   CUTLASS_DEVICE static void multiply(SharedStorage& storage, Pipeline& pipeline, PipelineState& state,
-                                      Accumulators& accumulators, int count, int thread, Epilogue& epilogue) {
-    using namespace cute;
-    const Tensor a = make_tensor(make_smem_ptr(storage.operands.smem_A.data()), typename Mainloop::SmemLayoutA{});
-    const Tensor b = make_tensor(make_smem_ptr(storage.operands.smem_B.data()), typename Mainloop::SmemLayoutB{});
-    TiledMma mma;
-    // Descriptors are a warpgroup's: the same for all of its threads.
-    const auto slice = mma.get_slice(__shfl_sync(0xffffffffu, thread / 128, 0) * 128);
-    const Tensor of_a = slice.make_fragment_A(slice.partition_A(a));  // (MMA, M, K, stage)
-    const Tensor of_b = slice.make_fragment_B(slice.partition_B(b));  // (MMA, N, K, stage)
+                                      Accumulators& accumulators, int count, int thread, Before& before, Last last) {
+    const auto operands = P::operands(storage.operands, thread);
+    typename P::Registers registers;
     PipelineState done = state;
-    mma.accumulate_ = GMMA::ScaleOut::Zero;
-    multiply_and_finish<0>(pipeline, state, done, mma, of_a, of_b, accumulators, epilogue);
+    const auto k_tile = [&](auto index, auto behind) {
+      P::template k_tile<decltype(index)::value>(operands, pipeline, state, done, registers, accumulators, behind);
+    };
+    multiply_and_finish<0>(k_tile, before);
+    constexpr cute::Int<(Before::kSteps - 1) % 2 + 1> first{};
+    constexpr cute::Int<3 - first> second{};
+    const auto nothing = [] {};
+    int k = Before::kSteps;
     CUTLASS_PRAGMA_NO_UNROLL
-    for (int k = Epilogue::kSteps; k < count; ++k) {
-      multiply_k_tile(pipeline, state, mma, of_a, of_b, accumulators);
-      release(pipeline, done, accumulators);
+    for (; k + 1 < count; k += 2) {
+      k_tile(first, nothing);
+      k_tile(second, nothing);
     }
-    warpgroup_wait<0>();
-    warpgroup_fence_operand(accumulators);
-    pipeline.consumer_release(done);
+    if (k < count) k_tile(first, nothing);
+    last();
+    P::finish(pipeline, done, accumulators);
   }
 
-  template <int kStep, class A, class B, class Accumulators>
-  CUTLASS_DEVICE static void multiply_and_finish(Pipeline& pipeline, PipelineState& state, PipelineState& done,
-                                                 TiledMma& mma, A const& of_a, B const& of_b,
-                                                 Accumulators& accumulators, Epilogue& epilogue) {
-    if constexpr (kStep < Epilogue::kSteps) {
-      multiply_k_tile(pipeline, state, mma, of_a, of_b, accumulators);
-      finish_step<kStep>(epilogue);
-      if constexpr (kStep > 0) release(pipeline, done, accumulators);
-      multiply_and_finish<kStep + 1>(pipeline, state, done, mma, of_a, of_b, accumulators, epilogue);
+  template <int kStep, class KTile, class Before>
+  CUTLASS_DEVICE static void multiply_and_finish(KTile& k_tile, Before& before) {
+    if constexpr (kStep < Before::kSteps) {
+      k_tile(cute::Int<kStep == 0 ? 0 : (kStep - 1) % 2 + 1>{}, [&] { finish_step<kStep>(before); });
+      multiply_and_finish<kStep + 1>(k_tile, before);
     }
-  }
-
-  // Waits for a stage, and issues its products.
-  template <class A, class B, class Accumulators>
-  CUTLASS_DEVICE static void multiply_k_tile(Pipeline& pipeline, PipelineState& state, TiledMma& mma, A const& of_a,
-                                             B const& of_b, Accumulators& accumulators) {
-    using namespace cute;
-    pipeline.consumer_wait(state, pipeline.consumer_try_wait(state));
-    warpgroup_fence_operand(accumulators);
-    warpgroup_arrive();
-    CUTLASS_PRAGMA_UNROLL
-    for (int k = 0; k < size<2>(of_a); ++k) {
-      cute::gemm(mma, of_a(_, _, k, state.index()), of_b(_, _, k, state.index()), accumulators);
-      mma.accumulate_ = GMMA::ScaleOut::One;
-    }
-    warpgroup_commit_batch();
-    ++state;
-  }
-
-  // Gives back the stage before the last, when its products are complete.
-  template <class Accumulators>
-  CUTLASS_DEVICE static void release(Pipeline& pipeline, PipelineState& done, Accumulators& accumulators) {
-    cute::warpgroup_wait<1>();
-    cute::warpgroup_fence_operand(accumulators);
-    pipeline.consumer_release(done);
-    ++done;
   }
 };
 

@@ -13,7 +13,7 @@ namespace sparse24::cuda {
 struct TuningOverride {
   int tile;  // an index into the compiled configurations
   TileOrder order;
-  int splits;
+  int splits;  // parts of K; of the first GEMM: more than one divides the last tiles
 };
 
 inline std::optional<TuningOverride> tuning_override(const char* variable, int tiles) {

@@ -95,6 +95,7 @@ py::dict to_dict(const sparse24::MmConfig& config) {
 py::dict to_dict(const sparse24::LinearConfig& config) {
   py::dict out = to_dict<sparse24::LinearConfig>(config);
   out["cluster_n"] = config.cluster_n;
+  out["divides"] = config.divides;
   return out;
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 // A compiled tile, its throughput relative to 128x128 where tiles fill the machine, in 16 bits and in fp8, the fewest K
 // tiles that it runs, and in fp8 the columns of K that taking its accumulators costs; and what its last epilogue, which
-// has no products to run under, costs in waves.
+// has no products to run under, costs in rounds.
 struct Tile {
   LinearTile tile;
   int m, n, cluster_m, cluster_n;
@@ -33,6 +33,27 @@ int clusters_in_flight(const LinearConfig& c, int sm_count) {
   return std::max(sm_count / (c.cluster_m * c.cluster_n), 1);
 }
 
+// The clusters of a problem, with those that pad the order, as rounds of all that run at once.
+struct Rounds {
+  int64_t whole, left_over;
+};
+Rounds rounds_of(const LinearConfig& c, int64_t m, int64_t n, int sm_count) {
+  const int64_t rows = ceil_div(m, rows_of_cluster(c)), columns = ceil_div(n, columns_of_cluster(c));
+  const int64_t clusters = round_up(rows, int64_t{c.swizzle}) * round_up(columns, int64_t{c.swizzle});
+  const int64_t in_flight = clusters_in_flight(c, sm_count);
+  return {clusters / in_flight, clusters % in_flight};
+}
+
+// Quarters of the tiles that are left over take so much of a round, for each time that they fill the machine.
+constexpr double kRoundOfQuarters = 0.4;
+double time_of_quarters(const LinearConfig& c, const Rounds& rounds, int sm_count) {
+  return kRoundOfQuarters * double(ceil_div(4 * rounds.left_over, int64_t{clusters_in_flight(c, sm_count)}));
+}
+bool divides(const LinearConfig& c, const Rounds& rounds, int sm_count) {
+  return c.tile == LinearTile::k128x256 && rounds.whole > 0 && rounds.left_over > 0 &&
+         time_of_quarters(c, rounds, sm_count) < 1;
+}
+
 // With the order of tiles that reads least.
 LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, int sm_count) {
   const int64_t rows = rows_of_cluster(config), columns = columns_of_cluster(config);
@@ -44,20 +65,20 @@ LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, in
       select_tile_order(ceil_div(m, rows), ceil_div(n, columns), clusters_in_flight(config, sm_count), traffic);
   config.swizzle = order.swizzle;
   config.raster_along_m = order.along_m;
+  config.divides = divides(config, rounds_of(config, m, n, sm_count), sm_count);
   return config;
 }
 
-// Waves of clusters, with those that pad the order, times the time that one takes for a column of K.
+// Rounds of clusters, with those that pad the order, times the time that one takes for a column of K.
 double predicted_time(const LinearConfig& config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
   const Tile& tile = kTiles[int(config.tile)];
   const bool fp8 = dtype == DType::kFloat8E4M3;
-  const int64_t rows = ceil_div(m, rows_of_cluster(config)), columns = ceil_div(n, columns_of_cluster(config));
-  const int64_t clusters = round_up(rows, int64_t{config.swizzle}) * round_up(columns, int64_t{config.swizzle});
-  const int64_t waves = ceil_div(clusters, clusters_in_flight(config, sm_count));
+  const Rounds rounds = rounds_of(config, m, n, sm_count);
+  const double last = config.divides ? time_of_quarters(config, rounds, sm_count) : rounds.left_over > 0 ? 1 : 0;
   const int64_t k_tiles = std::max<int64_t>(ceil_div(k, config.tile_k), 1);
   const int64_t depth = std::max<int64_t>(k_tiles, tile.min_k_tiles) * config.tile_k + (fp8 ? tile.taking_fp8 : 0);
   const double throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
-  return (double(waves) + tile.tail) * config.tile_n / throughput * double(depth);
+  return (double(rounds.whole) + last + tile.tail) * config.tile_n / throughput * double(depth);
 }
 
 }  // namespace
@@ -111,7 +132,7 @@ LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t 
 std::string to_string(const LinearConfig& c) {
   return std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + "x" + std::to_string(c.tile_k) + " cluster " +
          std::to_string(c.cluster_m) + "x" + std::to_string(c.cluster_n) + " swizzle " + std::to_string(c.swizzle) +
-         " along " + (c.raster_along_m ? "M" : "N");
+         " along " + (c.raster_along_m ? "M" : "N") + (c.divides ? ", the last tiles in quarters" : "");
 }
 
 }  // namespace sparse24

@@ -9,7 +9,8 @@
 namespace sparse24::test {
 
 /// Every one of `tiles`: as few of them as cover the result, then in the other raster order than the library would take
-/// and with a swizzle that pads.
+/// and with a swizzle that pads; and both with the tiles that whole rounds leave over in quarters, where a tile has
+/// them.
 inline std::vector<LinearConfig> other_linear_configs(DType dtype, int64_t m, int64_t n, const LinearTiles& tiles) {
   const bool along_m = select_linear_config(dtype, m, n, 64, 132, {LinearTile::k128x128}).raster_along_m;
   std::vector<LinearConfig> configs = linear_configs(dtype, tiles);
@@ -18,6 +19,11 @@ inline std::vector<LinearConfig> other_linear_configs(DType dtype, int64_t m, in
     config.raster_along_m = !along_m;
     config.swizzle = 8;
     configs.push_back(config);
+  }
+  for (size_t i = 0, count = configs.size(); i < count; ++i) {
+    if (configs[i].tile != LinearTile::k128x256) continue;
+    configs.push_back(configs[i]);
+    configs.back().divides = true;
   }
   return configs;
 }

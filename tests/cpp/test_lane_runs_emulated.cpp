@@ -1,6 +1,7 @@
 /// @file
 /// The loads of a K-major operand: what the copies of both CTAs of a cluster bring, by the dimensions of their tensor
-/// maps, is every row of a tile, in the order that the epilogues count on, and zeros beyond the operand.
+/// maps, is every row of a tile or of a quarter of one, in the order that the epilogues count on, and zeros beyond the
+/// operand.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -55,10 +56,33 @@ void read(const Rows& rows, const int (&at)[5], Element* to) {
 template <class Case>
 class LaneRunsLoads : public testing::Test {};
 
-using Cases = testing::Types<Loads<Mainloop<uint8_t, 256, 2, 1>, 8>, Loads<Mainloop<uint8_t, 192, 2, 1>, 8>,
+using Cases = testing::Types<Loads<Mainloop<uint8_t, 256, 2, 1>, 8>, Loads<Mainloop<uint8_t, 256, 2, 1>, 16>,
+                             Loads<Mainloop<uint16_t, 256, 2, 1>, 16>, Loads<Mainloop<uint8_t, 192, 2, 1>, 8>,
                              Loads<Mainloop<uint16_t, 64, 2, 1>, 8>, Loads<Mainloop<uint16_t, 128, 1, 2>, 16>,
                              Loads<Mainloop<uint16_t, 192, 2, 1>, 16>, Loads<Mainloop<uint8_t, 128, 1, 2>, 16>>;
 TYPED_TEST_SUITE(LaneRunsLoads, Cases);
+
+/// kRows: of a tile, or of a part of one, which `index` counts.
+template <class Copies, class Runs, int kRows, int kTileK, class Element>
+void expect_rows(const std::vector<Element>& w, int64_t ld, int n, int k, bool in_runs, int index) {
+  const auto layout = Copies::layout(w.data(), ld, n, k, in_runs);
+  const int column = (k - 1) / kTileK * kTileK;
+  std::vector<Element> stage(kRows * kTileK, Element(0xEE));
+  for (int rank = 0; rank < (Copies::kShared ? 2 : 1); ++rank) {
+    Copies::template each<kRows>(layout.order, index, rank, [&](bool last, int to, int row, int pairs, int block) {
+      const int at[] = {column, row, 0, pairs, block};
+      read(last ? layout.last : layout.blocks, at, &stage[to * kTileK]);
+    });
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const int row = index * kRows + (in_runs ? Runs::feature(r) : r);
+    for (int c = 0; c < kTileK; ++c) {
+      const Element expected = row < n && column + c < k ? w[row * ld + column + c] : Element{};
+      ASSERT_EQ(stage[r * kTileK + c], expected) << "n " << n << ", k " << k << ", in runs " << in_runs << ", " << kRows
+                                                 << " rows, tile " << index << ", row " << r;
+    }
+  }
+}
 
 TYPED_TEST(LaneRunsLoads, BringEveryRowOfATile) {
   using Mainloop = typename TypeParam::Mainloop;
@@ -76,25 +100,15 @@ TYPED_TEST(LaneRunsLoads, BringEveryRowOfATile) {
         for (int row = 0; row < n; ++row) {
           for (int c = 0; c < k; ++c) w[row * ld + c] = Element(1 + (row * 31 + c * 7) % 200);
         }
-        const auto layout = Copies::layout(w.data(), ld, n, k, in_runs);
         for (int tile = 0; tile * kTileN < n + kTileN; ++tile) {
-          const int column = (k - 1) / kTileK * kTileK;
-          std::vector<Element> stage(kTileN * kTileK, Element(0xEE));
-          for (int rank = 0; rank < (Copies::kShared ? 2 : 1); ++rank) {
-            Copies::each(layout.order, tile, rank, [&](bool last, int to, int row, int pairs, int block) {
-              const int at[] = {column, row, 0, pairs, block};
-              read(last ? layout.last : layout.blocks, at, &stage[to * kTileK]);
-            });
-          }
-          for (int r = 0; r < kTileN; ++r) {
-            const int row = tile * kTileN + (in_runs ? Runs::feature(r) : r);
-            for (int c = 0; c < kTileK; ++c) {
-              const Element expected = row < n && column + c < k ? w[row * ld + column + c] : Element{};
-              ASSERT_EQ(stage[r * kTileK + c], expected)
-                  << "n " << n << ", k " << k << ", in runs " << in_runs << ", tile " << tile << ", row " << r;
-            }
+          expect_rows<Copies, Runs, kTileN, kTileK>(w, ld, n, k, in_runs, tile);
+        }
+        if constexpr (kTileN == 256) {  // its quarters
+          for (int part = 0; part * 64 < n + 256; ++part) {
+            expect_rows<Copies, Runs, 64, kTileK>(w, ld, n, k, in_runs, part);
           }
         }
+        if (this->HasFatalFailure()) return;
       }
     }
   }

@@ -21,9 +21,11 @@ struct Shape {
 };
 void PrintTo(const Shape& s, std::ostream* out) { *out << s.tokens << " x " << s.in << ", F " << s.out; }
 
-/// One token, tails of the tiles in tokens, features and reduction; `out` suits every type: multiples of 32.
-const Shape kShapes[] = {{1, 16, 32},   {1, 1040, 1856}, {127, 208, 1856},  {129, 64, 1888}, {128, 512, 1856},
-                         {300, 96, 96}, {5, 4096, 160},  {1031, 128, 4128}, {5, 64, 192},    {130, 1664, 576}};
+/// One token, tails of the tiles in tokens, features and reduction; the last two have 128x256 tiles for more than one
+/// round of 132 CTAs. `out` suits every type: multiples of 32.
+const Shape kShapes[] = {{1, 16, 32},      {1, 1040, 1856},   {127, 208, 1856}, {129, 64, 1888},
+                         {128, 512, 1856}, {300, 96, 96},     {5, 4096, 160},   {5, 64, 192},
+                         {130, 1664, 576}, {1031, 128, 4128}, {2100, 80, 2080}};
 
 class LinearGpu : public GpuTest {
  protected:

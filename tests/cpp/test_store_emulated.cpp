@@ -6,7 +6,7 @@
 // After it.
 #include "compressed.h"
 #include "emulate/sums.h"
-#include "epilogue_store.cuh"
+#include "epilogue_store_steps.cuh"
 
 namespace sparse24::emulate {
 namespace {
@@ -80,15 +80,15 @@ StoreParams params_of(const Case& c, const Operands& operands, void* d) {
   return p;
 }
 
-/// "" if the epilogue's D is the reference's, and nothing beside it is written.
-template <class Tile, bool kRuns>
-std::string difference_of(const Case& c, Order order) {
+/// "" if D is the reference's after run(params, sums), and nothing beside it is written.
+template <class Run>
+std::string difference_of(const Case& c, const Run& run) {
   const Operands operands(c);
   const Sums sums(c.rows, c.cols, /*specials=*/c.terms == Terms::kNone);
   const int64_t before = c.shift * size_of(c.dtype);
   Guarded d(before + c.rows * c.cols * size_of(c.dtype));
   const auto p = params_of(c, operands, d.data<char>() + before);
-  run_epilogue<cuda::StoreEpilogue<Tile::kM, Tile::kN, kRuns>, Tile>(p, c.rows, c.cols, sums, order);
+  run(p, sums);
   Array got(c.dtype, int64_t{c.rows} * c.cols);
   std::memcpy(got.data(), p.d, got.bytes());
   for (int m = 0; m < c.rows; ++m) {
@@ -105,7 +105,13 @@ std::string difference_of(const Case& c, Order order) {
 /// Of both kernels: for row-major and for K-major B.
 template <class Tile>
 std::string difference(const Case& c, Order order) {
-  const std::string of_rows = difference_of<Tile, false>(c, order), of_columns = difference_of<Tile, true>(c, order);
+  const auto with = [&](auto runs) {
+    return difference_of(c, [&](const StoreParams& p, const Sums& sums) {
+      using Epilogue = cuda::StoreEpilogue<Tile::kM, Tile::kN, decltype(runs)::value>;
+      run_epilogue<Epilogue, Tile>(p, c.rows, c.cols, sums, order);
+    });
+  };
+  const std::string of_rows = with(std::false_type{}), of_columns = with(std::true_type{});
   return of_rows + (of_columns.empty() ? "" : "K-major B: " + of_columns);
 }
 
@@ -179,6 +185,29 @@ TYPED_TEST(StoreEmulated, KeepsBatchesApart) {
     }
   }
   EXPECT_TRUE(d.intact());
+}
+
+/// The epilogue in steps, for what it takes: row-major D of 16 bits in vectors.
+std::string difference_of_steps(const Case& c, Order order = Order::kForward) {
+  return difference_of(c, [&](const StoreParams& p, const Sums& sums) {
+    ASSERT_TRUE(p.in_runs());
+    run_epilogue<cuda::StoreSteps<128, 256>, Tile<128, 256, Schedule::kOverlapped, true>>({p, c.rows, c.cols}, c.rows,
+                                                                                          c.cols, sums, order);
+  });
+}
+
+TEST(StoreStepsEmulated, EqualTheReference) {
+  for (const auto& [rows, cols] : {std::pair{1, 8}, {127, 64}, {129, 264}, {264, 1000}, {256, 768}}) {
+    for (DType dtype : {kBF16, kFP16}) {
+      for (Terms terms : {Terms::kNone, Terms::kOne, Terms::kEach}) {
+        ASSERT_EQ(difference_of_steps({rows, cols, dtype, Major::kRow, terms}), "");
+      }
+    }
+  }
+}
+
+TEST(StoreStepsEmulated, DoNotDependOnTheOrderOfThreads) {
+  for (Order order : kOrders) ASSERT_EQ(difference_of_steps({300, 992, kBF16, Major::kRow, Terms::kEach}, order), "");
 }
 
 }  // namespace

@@ -71,6 +71,7 @@ struct LinearConfig {
   int cluster_m, cluster_n;
   int swizzle;
   bool raster_along_m;
+  bool divides = false;  ///< k128x256: computes the tiles that whole rounds of all CTAs leave over as quarters
 };
 
 /// The configurations of these tiles for `dtype`, narrow ones first: what `select_linear_config` chooses from, before
