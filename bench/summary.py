@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import report
 import sizes
+from ffn_tables import by_default
 from markdown_table import gain, table, us
 
 # The large sizes, more and fewer tokens, and a narrow network.
@@ -54,7 +55,7 @@ def _cells(records: list[report.Record], bench: str, dtype: str, race: str, riva
     """relu2_mlp as it comes in us, and its speed-ups."""
     mine = [r for r in records if (r["bench"], r["dtype"], r["race"]) == (bench, dtype, race) and r["median_us"]]
     by_name = {r["variant"]: r for r in mine}
-    ours = by_name.get("sparse24_fallback", by_name.get("sparse24"))
+    ours = by_default(mine, "sparse24", "sparse24_fallback", fp8=dtype == "fp8")
     if not ours:
         return ["", "", ""]
     kind = " (dense)" if ours["variant"] == "sparse24_fallback" else ""
