@@ -29,6 +29,7 @@ SWIZZLES = (1, 2, 4, 8, 16)
 RASTERS = ("m", "n")
 #: As linear_configs lists them, where all is of one type.
 TILES = ("128x128", "128x192", "128x256")
+DIVIDED = "128x256"
 NARROW_TILES = {("linear_relu2", "bf16"): ("128x64",)}
 Outputs = tuple[torch.Tensor, ...]
 
@@ -61,8 +62,11 @@ def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) 
         cases.append(Case(op, dtype, partial(call, run, None), check, "sparse24"))
         tiles = NARROW_TILES.get((op, dtype), ()) + TILES
         for (index, tile), swizzle, raster in product(enumerate(tiles), SWIZZLES, RASTERS):
-            one = partial(call, run, f"{index},{swizzle},{raster}")
-            cases.append(Case(f"{op} {tile} swizzle {swizzle} along {raster}", dtype, one, check, "part"))
+            name, config = f"{op} {tile} swizzle {swizzle} along {raster}", f"{index},{swizzle},{raster}"
+            cases.append(Case(name, dtype, partial(call, run, config), check, "part"))
+            if tile == DIVIDED:
+                one = partial(call, run, f"{config},4")
+                cases.append(Case(f"{name}, the last tiles in quarters", dtype, one, check, "part"))
     for case in cases:
         case.flops = 2.0 * tokens * d_model * d_ff
     return Problem(tokens, d_model, d_ff, 0.9, cases)

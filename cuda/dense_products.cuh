@@ -13,6 +13,8 @@
 #include <cute/tensor.hpp>
 #include <cutlass/pipeline/pipeline.hpp>
 
+#include "epilogue_steps.cuh"
+
 namespace sparse24::cuda {
 
 // Mainloop: for two warpgroups, K-major operands. kColumns_: of the tile, or of a part of it.
@@ -46,14 +48,14 @@ struct DenseProducts {
                             slice.make_fragment_B(slice.partition_B(part)));  // (MMA, N, K, stage)
   }
 
-  // kIndex: of the K tile; 1 and 2 for all behind the first, by turns.
-  template <int kIndex, class Operands, class Pipeline, class State, class Accumulators, class Behind>
+  // kStep: 0 for the first K tile, of those behind the last step even and odd ones by turns.
+  template <int kStep, class Operands, class Pipeline, class State, class Accumulators, class Before>
   CUTLASS_DEVICE static void k_tile(Operands const& operands, Pipeline& pipeline, State& read, State& done, Registers&,
-                                    Accumulators& accumulators, Behind behind) {
+                                    Accumulators& accumulators, Before& before) {
     using namespace cute;
     auto const& [a, b] = operands;
     Mma mma;
-    mma.accumulate_ = kIndex == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
+    mma.accumulate_ = kStep == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
     pipeline.consumer_wait(read, pipeline.consumer_try_wait(read));
     warpgroup_fence_operand(accumulators);
     warpgroup_arrive();
@@ -64,20 +66,13 @@ struct DenseProducts {
     }
     warpgroup_commit_batch();
     ++read;
-    behind();
-    if constexpr (kIndex > 0) {
+    if constexpr (kStep < Before::kSteps) finish_step<kStep>(before);
+    if constexpr (kStep > 0) {
       warpgroup_wait<1>();
       warpgroup_fence_operand(accumulators);
       pipeline.consumer_release(done);
       ++done;
     }
-  }
-
-  template <class Pipeline, class State, class Accumulators>
-  CUTLASS_DEVICE static void finish(Pipeline& pipeline, State& done, Accumulators& accumulators) {
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(accumulators);
-    pipeline.consumer_release(done);
   }
 };
 

@@ -39,7 +39,9 @@ struct StoreParams {
   int scale_b_stride;
 
   // Whether a K-major B is read in the order that lets lanes hold what they store: rows of 16 bits, in vectors.
-  __host__ __device__ bool in_runs() const { return vectorised && !transposed && d_dtype != DType::kFloat32; }
+  __host__ __device__ bool in_runs() const { return in_steps() && !transposed; }
+  // Whether an epilogue in steps serves: rows of 16 bits, in vectors.
+  __host__ __device__ bool in_steps() const { return vectorised && d_dtype != DType::kFloat32; }
 };
 
 namespace detail {
@@ -79,6 +81,29 @@ __device__ __forceinline__ void fetch_store_terms(StoreParams const& p, int lane
     return out;
   };
   terms.fetch(lane, row, columns);
+}
+
+// 16 rows x 32 columns of a warp, both halves of its rows, as rows of D.T, D [rows, cols] of 16 bits. Lane 4 r + q gets
+// 8 rows of columns r of block q; neighbours r then share their two columns: one stores the first 8 rows of both, the
+// other the last. m, n: of the lane's first element.
+__device__ __forceinline__ void store_columns(StoreParams const& p, uint32_t (&w)[2][4], int m, int n, int rows,
+                                              int cols) {
+  const int q = threadIdx.x & 3, r = (threadIdx.x & 31) >> 2;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int b = 0; b < 4; ++b) w[half][b] = transpose_8x8(w[half][b]);
+    transpose_quad(w[half], q);
+  }
+#pragma unroll
+  for (int b = 0; b < 4; ++b) transpose_pair<4>(w[0][b], w[1][b], r & 1);
+  m += 8 * (r & 1) - r;
+  n += 6 * q + (r & 6);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (m < rows && n + i < cols)
+      store16(static_cast<uint16_t*>(p.d) + (n + i) * p.ldd + m, w[i][0], w[i][1], w[i][2], w[i][3]);
+  }
 }
 
 // kRuns: B is K-major.
@@ -205,7 +230,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
             }
           }
           if constexpr (kVectorised && sizeof(T) == 2) {
-            if (p_.transposed) store_columns<T>(w, tile.m + row(mi, 0), n, tile);
+            if (p_.transposed) store_columns(p_, w, tile.m + row(mi, 0), n, tile.M, tile.N);
           }
         }
       }
@@ -215,29 +240,6 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
   template <class T>
   CUTLASS_DEVICE T* address(int m, int n, Tile const& tile) const {
     return static_cast<T*>(p_.d) + (p_.transposed ? n * p_.ldd + m : (tile.batch + m) * p_.ldd + n);
-  }
-
-  // 16 rows x 32 columns of a warp, both halves of its rows, as rows of D.T. Lane 4 r + q gets 8 rows of columns r of
-  // block q; neighbours r then share their two columns: one stores the first 8 rows of both, the other the last.
-  template <class T>
-  CUTLASS_DEVICE void store_columns(uint32_t (&w)[2][4], int m, int n, Tile const& tile) const {
-    const int q = threadIdx.x & 3, r = (threadIdx.x & 31) >> 2;
-    CUTLASS_PRAGMA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < 4; ++b) w[half][b] = transpose_8x8(w[half][b]);
-      transpose_quad(w[half], q);
-    }
-    CUTLASS_PRAGMA_UNROLL
-    for (int b = 0; b < 4; ++b) transpose_pair<4>(w[0][b], w[1][b], r & 1);
-    m += 8 * (r & 1) - r;
-    n += 6 * q + (r & 6);
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      if (m < tile.M && n + i < tile.N) {
-        *reinterpret_cast<uint4*>(address<T>(m, n + i, tile)) = make_uint4(w[i][0], w[i][1], w[i][2], w[i][3]);
-      }
-    }
   }
 
   // One element: outputs whose rows are not aligned.

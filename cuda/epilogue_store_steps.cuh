@@ -1,7 +1,8 @@
 // The epilogue of mm in steps (epilogue_steps.cuh): D = scale_a * scale_b * acc + bias, for rows of 16 bits that are
-// stored in vectors (StoreParams::in_runs).
+// stored in vectors, of D or D.T (StoreParams::in_steps).
 //
-// A lane's runs of 8 columns (lane_runs.cuh) are what fills 16 bytes: a step stores one of row r or of row r + 8.
+// Blocks of 32 columns take two steps. Where B is K-major, lanes hold runs of 8 columns (lane_runs.cuh), and a step
+// stores those of row r or of row r + 8; else they trade for them first. D.T has both rows at the second step.
 #pragma once
 
 #include "epilogue_steps.cuh"
@@ -14,28 +15,28 @@ struct StoreStepsParams {
   int rows, cols;  // of D
 };
 
-template <int kTileM, int kTileN>
+// kRuns: B is K-major, and D is row-major.
+template <int kTileM, int kTileN, bool kRuns>
 class StoreSteps {
  public:
   using Params = StoreStepsParams;
-  using Runs = LaneRuns<8>;
   using Terms = TileTerms<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 16;
 
   CUTLASS_DEVICE explicit StoreSteps(Params const& params) : p_(params) {}
 
-  CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Runs::feature(column); }
+  CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) {
+    return kRuns ? LaneRuns<8>::feature(column) : column;
+  }
   CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
-    fetch_store_terms(p.store, lane, p.rows, p.cols, m, n, [](int c) { return Runs::feature(c); }, terms);
+    fetch_store_terms(p.store, lane, p.rows, p.cols, m, n, [&](int c) { return column_of(p, c); }, terms);
   }
   CUTLASS_DEVICE bool counts() const { return false; }
 
   template <class Fragment>
   CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    const int column = n + 8 * (threadIdx.x & 3);
-    d_ = static_cast<uint16_t*>(p_.store.d) + int64_t{m + row} * p_.store.ldd + column;
-    CUTLASS_PRAGMA_UNROLL
-    for (int half = 0; half < 2; ++half) left_[half] = m + row + 8 * half < p_.rows ? p_.cols - column : 0;
+    m_ = m + row;
+    n_ = n;
     if (p_.store.d_dtype == DType::kBFloat16) {
       convert<__nv_bfloat16>(row, acc, terms);
     } else {
@@ -45,10 +46,25 @@ class StoreSteps {
 
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void finish() {
-    constexpr int half = kStep % 2, kBlock = kStep / 2, kFirst = 32 * kBlock;
-    if (kFirst >= left_[half]) return;
-    store16(d_ + kFirst + int64_t{8 * half} * p_.store.ldd, words_[4 * kBlock][half], words_[4 * kBlock + 1][half],
-            words_[4 * kBlock + 2][half], words_[4 * kBlock + 3][half]);
+    constexpr int half = kStep % 2, kBlock = kStep / 2;
+    if (!kRuns && p_.store.transposed) {
+      if constexpr (half == 1) {
+        uint32_t w[2][4];
+        CUTLASS_PRAGMA_UNROLL
+        for (int b = 0; b < 8; ++b) w[b / 4][b % 4] = words_[4 * kBlock + b % 4][b / 4];
+        store_columns(p_.store, w, m_, n_ + 32 * kBlock + 2 * (threadIdx.x & 3), p_.rows, p_.cols);
+      }
+      return;
+    }
+    uint32_t w[4];
+    CUTLASS_PRAGMA_UNROLL
+    for (int b = 0; b < 4; ++b) w[b] = words_[4 * kBlock + b][half];
+    if constexpr (!kRuns) transpose_quad(w, threadIdx.x & 3);
+    const int m = m_ + 8 * half, n = n_ + 32 * kBlock + 8 * (threadIdx.x & 3);
+    if (m < p_.rows && n < p_.cols) {
+      store16(static_cast<uint16_t*>(p_.store.d) + uint64_t(uint32_t(m)) * uint64_t(p_.store.ldd) + n, w[0], w[1], w[2],
+              w[3]);
+    }
   }
 
  private:
@@ -80,8 +96,7 @@ class StoreSteps {
   }
 
   Params const& p_;
-  uint16_t* d_ = nullptr;  // of the run of row r in the tile's first block
-  int left_[2] = {};       // columns from the lane's first on
+  int m_ = 1 << 30, n_ = 0;  // row r, and the tile's first column: at first, of no tile
   uint32_t words_[kTileN / 8][2] = {};
 };
 

@@ -49,7 +49,7 @@ MmConfig choose_config(const MmArgs& args, bool split) {
     config.splits = split && splits_evenly(config, args.a.k, wanted->splits) ? wanted->splits : 1;
     return config;
   }
-  return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_info().sm_count, args.b_major, split);
+  return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_info().sm_count, split);
 }
 
 }  // namespace

@@ -240,22 +240,18 @@ class OverlappedGemm {
     const int count = k_tiles(params);
     PipelineState state;
     cutlass::PipelineState<Terms::kCount> terms;
-    const auto take_from = [&](auto& epilogue, int m, int n, auto const& accumulators) {
-      terms_pipeline.consumer_wait(terms);
-      epilogue.take(m, n, row, accumulators(_, _0{}, _0{}), storage.terms.stage[terms.index()]);
-      terms_pipeline.consumer_release(terms);
-      ++terms;
-    };
 
+    // Where a tile lies is found while its last products run.
     if constexpr (kDivides) {
       for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
-        typename Rounds::Place at;
         auto accumulators = Parts::Products::accumulators();
         NoSteps before;
-        multiply<typename Parts::Products>(storage, pipeline, state, accumulators, count, thread, before,
-                                           [&] { at = rounds.part(i); });
+        PipelineState done =
+            multiply<typename Parts::Products>(storage, pipeline, state, accumulators, count, thread, before);
+        const auto at = rounds.part(i);
+        wait_for_products(pipeline, done, accumulators);
         typename Parts::Epilogue epilogue(params.epilogue);
-        take_from(epilogue, at.m * kTileM, at.n * Parts::kColumns, accumulators);
+        take_tile(epilogue, at.m * kTileM, at.n * Parts::kColumns, row, accumulators, storage, terms_pipeline, terms);
         finish_all(epilogue);
       }
     }
@@ -263,44 +259,60 @@ class OverlappedGemm {
     Epilogue epilogue(params.epilogue);
     auto accumulators = Products::accumulators();
     for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
-      typename Rounds::Place at;
-      multiply<Products>(storage, pipeline, state, accumulators, count, thread, epilogue, [&] { at = rounds.tile(i); });
-      take_from(epilogue, at.m * kTileM, at.n * kTileN, accumulators);
+      PipelineState done = multiply<Products>(storage, pipeline, state, accumulators, count, thread, epilogue);
+      const auto at = rounds.tile(i);
+      wait_for_products(pipeline, done, accumulators);
+      take_tile(epilogue, at.m * kTileM, at.n * kTileN, row, accumulators, storage, terms_pipeline, terms);
     }
     cutlass::arch::launch_dependent_grids();
     finish_all(epilogue);
   }
 
-  // One tile's products, with the steps of the tile before it behind the first and last() behind all.
-  template <class P, class Accumulators, class Before, class Last>
-  CUTLASS_DEVICE static void multiply(SharedStorage& storage, Pipeline& pipeline, PipelineState& state,
-                                      Accumulators& accumulators, int count, int thread, Before& before, Last last) {
+  template <class E, class Accumulators>
+  CUTLASS_DEVICE static void take_tile(E& epilogue, int m, int n, int row, Accumulators const& accumulators,
+                                       SharedStorage& storage, TermsPipeline& pipeline,
+                                       cutlass::PipelineState<Terms::kCount>& state) {
+    using namespace cute;
+    pipeline.consumer_wait(state);
+    epilogue.take(m, n, row, accumulators(_, _0{}, _0{}), storage.terms.stage[state.index()]);
+    pipeline.consumer_release(state);
+    ++state;
+  }
+
+  // One tile's products, with the steps of the tile before it. The last run when this returns: the state of their
+  // stage.
+  template <class P, class Accumulators, class Before>
+  CUTLASS_DEVICE static PipelineState multiply(SharedStorage& storage, Pipeline& pipeline, PipelineState& state,
+                                               Accumulators& accumulators, int count, int thread, Before& before) {
+    constexpr int kSteps = Before::kSteps;
     const auto operands = P::operands(storage.operands, thread);
     typename P::Registers registers;
     PipelineState done = state;
-    const auto k_tile = [&](auto index, auto behind) {
-      P::template k_tile<decltype(index)::value>(operands, pipeline, state, done, registers, accumulators, behind);
-    };
-    multiply_and_finish<0>(k_tile, before);
-    constexpr cute::Int<(Before::kSteps - 1) % 2 + 1> first{};
-    constexpr cute::Int<3 - first> second{};
-    const auto nothing = [] {};
-    int k = Before::kSteps;
+    multiply_and_finish<P, 0>(operands, pipeline, state, done, registers, accumulators, before);
+    int k = kSteps;
     CUTLASS_PRAGMA_NO_UNROLL
     for (; k + 1 < count; k += 2) {
-      k_tile(first, nothing);
-      k_tile(second, nothing);
+      P::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
+      P::template k_tile<kSteps + 1>(operands, pipeline, state, done, registers, accumulators, before);
     }
-    if (k < count) k_tile(first, nothing);
-    last();
-    P::finish(pipeline, done, accumulators);
+    if (k < count) P::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
+    return done;
   }
 
-  template <int kStep, class KTile, class Before>
-  CUTLASS_DEVICE static void multiply_and_finish(KTile& k_tile, Before& before) {
+  template <class Accumulators>
+  CUTLASS_DEVICE static void wait_for_products(Pipeline& pipeline, PipelineState& done, Accumulators& accumulators) {
+    cute::warpgroup_wait<0>();
+    cute::warpgroup_fence_operand(accumulators);
+    pipeline.consumer_release(done);
+  }
+
+  template <class P, int kStep, class Operands, class Accumulators, class Before>
+  CUTLASS_DEVICE static void multiply_and_finish(Operands const& operands, Pipeline& pipeline, PipelineState& state,
+                                                 PipelineState& done, typename P::Registers& registers,
+                                                 Accumulators& accumulators, Before& before) {
     if constexpr (kStep < Before::kSteps) {
-      k_tile(cute::Int<kStep == 0 ? 0 : (kStep - 1) % 2 + 1>{}, [&] { finish_step<kStep>(before); });
-      multiply_and_finish<kStep + 1>(k_tile, before);
+      P::template k_tile<kStep>(operands, pipeline, state, done, registers, accumulators, before);
+      multiply_and_finish<P, kStep + 1>(operands, pipeline, state, done, registers, accumulators, before);
     }
   }
 };

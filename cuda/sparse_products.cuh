@@ -10,6 +10,8 @@
 #include <cute/tensor.hpp>
 #include <cutlass/pipeline/pipeline.hpp>
 
+#include "epilogue_steps.cuh"
+
 namespace sparse24::cuda {
 
 // Mainloop: CUTLASS's sparse one for two warpgroups, of which each has 64 rows of the tile.
@@ -38,16 +40,16 @@ struct SparseProducts {
                             e);
   }
 
-  // kIndex: of the K tile; 1 and 2 for all behind the first, by turns.
-  template <int kIndex, class Operands, class Pipeline, class State, class Accumulators, class Behind>
+  // kStep: 0 for the first K tile, of those behind the last step even and odd ones by turns.
+  template <int kStep, class Operands, class Pipeline, class State, class Accumulators, class Before>
   CUTLASS_DEVICE static void k_tile(Operands const& operands, Pipeline& pipeline, State& read, State& done,
-                                    Registers& registers, Accumulators& accumulators, Behind behind) {
+                                    Registers& registers, Accumulators& accumulators, Before& before) {
     using namespace cute;
     auto const& [a, b, e] = operands;
     static_assert(decltype(size<1>(a))::value == 1 && decltype(size<2>(a))::value == kProducts,
                   "64 rows, two products");
     bool arrived = true;
-    if constexpr (kIndex > 0) {
+    if constexpr (kStep > 0) {
       arrived = __all_sync(0xffffffffu, pipeline.consumer_test_wait(read).get() == cutlass::BarrierStatus::WaitDone);
       if (!arrived) {
         warpgroup_wait<0>();
@@ -55,13 +57,13 @@ struct SparseProducts {
       }
     }
     pipeline.consumer_wait(read, pipeline.consumer_try_wait(read));
-    Metadata& metadata = registers.metadata[kIndex % 2];
+    Metadata& metadata = registers.metadata[kStep % 2];
     Tensor words = recast<uint32_t>(metadata);
     CUTLASS_PRAGMA_UNROLL
     for (int k = 0; k < kProducts; ++k)
       words(0, 0, k) = *reinterpret_cast<const uint32_t*>(e + read.index() * kStageBytes + k * kProductBytes);
     Mma mma;
-    mma.accumulate_ = kIndex == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
+    mma.accumulate_ = kStep == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
     warpgroup_fence_operand(accumulators);
     warpgroup_arrive();
     CUTLASS_PRAGMA_UNROLL
@@ -72,8 +74,8 @@ struct SparseProducts {
     }
     warpgroup_commit_batch();
     ++read;
-    behind();
-    if constexpr (kIndex > 0) {
+    if constexpr (kStep < Before::kSteps) finish_step<kStep>(before);
+    if constexpr (kStep > 0) {
       if (arrived) {
         warpgroup_wait<1>();
         pipeline.consumer_release(done);
@@ -81,13 +83,6 @@ struct SparseProducts {
       warpgroup_fence_operand(accumulators);
       ++done;
     }
-  }
-
-  template <class Pipeline, class State, class Accumulators>
-  CUTLASS_DEVICE static void finish(Pipeline& pipeline, State& done, Accumulators& accumulators) {
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(accumulators);
-    pipeline.consumer_release(done);
   }
 
  private:

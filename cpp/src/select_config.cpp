@@ -8,33 +8,38 @@
 namespace sparse24 {
 namespace {
 
-// A compiled tile and its throughput relative to 128x256, for tiles that fill the machine; with a K-major B, where
-// 128x256 has its epilogue under the next tile's products (mm_sm90.cuh), and with a row-major one.
+// A compiled tile and its throughput relative to 128x256, for tiles that fill the machine.
 struct Tile {
   MmTile tile;
   int m, n, cluster_m;
-  double throughput, throughput_row;
+  double throughput;
   bool float16;  // compiled for float16 too
 };
 constexpr Tile kTiles[] = {
-    {MmTile::k128x256, 128, 256, 2, 1.00, 1.00, true},   // many tokens
-    {MmTile::k256x192, 256, 192, 2, 0.98, 1.02, false},  // where it makes fewer waves
-    {MmTile::k128x128, 128, 128, 2, 0.72, 0.72, false},  // hundreds of tokens
-    {MmTile::k64x128, 64, 128, 2, 0.46, 0.46, true},     // few tokens
-    {MmTile::k64x64, 64, 64, 2, 0.28, 0.28, false},      // the fewest; its throughput is an estimate
+    {MmTile::k128x256, 128, 256, 2, 1.00, true},   // many tokens
+    {MmTile::k256x192, 256, 192, 2, 0.98, false},  // where it makes fewer waves
+    {MmTile::k128x128, 128, 128, 2, 0.72, false},  // hundreds of tokens
+    {MmTile::k64x128, 64, 128, 2, 0.46, true},     // few tokens
+    {MmTile::k64x64, 64, 64, 2, 0.28, false},      // the fewest; its throughput is an estimate
 };
+
+// 128x256 tiles whose last column is at most half full (n = 1664, 2176, 4480) take 4 to 15 % more than their number
+// says, unless few of them lie along M. Measured, not explained.
+constexpr double kHalfEmpty = 1.1;
+bool is_half_empty(MmTile tile, int tile_n, int64_t n) {
+  return tile == MmTile::k128x256 && 2 * (n - (ceil_div(n, tile_n) - 1) * tile_n) <= tile_n;
+}
 
 constexpr bool is_compiled(const Tile& tile, DType dtype) { return dtype != DType::kFloat16 || tile.float16; }
 
 /// Microseconds, by the model: waves of tiles, and with several parts of K the pass that adds them up.
-double predicted_time(const Tile& tile, int splits, DType dtype, Major b_major, int64_t m, int64_t n, int64_t k,
-                      int sm_count) {
+double predicted_time(const Tile& tile, int splits, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
   const int64_t clusters = ceil_div(m, int64_t{tile.m} * tile.cluster_m) * ceil_div(n, tile.n) * splits;
   const int64_t waves = ceil_div(clusters, std::max(sm_count / tile.cluster_m, 1));
   // A tile's time: its area over its throughput, times K and what filling and draining its pipeline costs: about 1,000
   // columns. The unit is fp8's time for an entry of a 128x256 tile and one column.
   const double unit = dtype == DType::kFloat8E4M3 ? 1.05e-7 : 2.1e-7;
-  const double throughput = b_major == Major::kColumn ? tile.throughput : tile.throughput_row;
+  const double throughput = tile.throughput / (is_half_empty(tile.tile, tile.n, n) ? kHalfEmpty : 1);
   const double computing = double(waves) * tile.m * tile.n / throughput * (double(k) / splits + 1000) * unit;
   // All of B is read, at about 2.3 TB/s, and the shorter of both is not quite hidden.
   const double reading = double(n * k * size_of(dtype)) / 2.3e6;
@@ -89,7 +94,7 @@ bool splits_evenly(const MmConfig& config, int64_t k, int splits) {
   return splits == 1 || (splits <= kMostSplits && k % (int64_t{config.tile_k} * splits) == 0);
 }
 
-MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, Major b_major, bool may_split) {
+MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split) {
   check(dtype != DType::kFloat32, "sparse24.mm: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
   MmConfig best{};
   double best_time = std::numeric_limits<double>::infinity();
@@ -98,7 +103,7 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
     MmConfig config = config_of(tile, dtype);
     for (config.splits = 1; config.splits <= (may_split ? kMostSplits : 1); ++config.splits) {
       if (!splits_evenly(config, k, config.splits)) continue;
-      const double time = predicted_time(tile, config.splits, dtype, b_major, m, n, k, sm_count);
+      const double time = predicted_time(tile, config.splits, dtype, m, n, k, sm_count);
       if (time < best_time) {
         best_time = time;
         best = config;
@@ -109,11 +114,9 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
   // Per column of K: half of A's entries with metadata of an eighth of them, and meanwhile memory delivers 0.32 entries
   // for each entry of a tile.
   TileTraffic traffic{0.5625 * cluster_rows, double(best.tile_n), 0.32 * best.tile_m * best.tile_n};
-  // Measured for 128x256 tiles, not explained: along N 2 % less than along M, but at N = 1664, 2176 and 4480, where the
-  // last column is at most half full, 4 to 15 % more.
-  const int64_t in_last_column = n - (ceil_div(n, best.tile_n) - 1) * best.tile_n;
   if (best.tile == MmTile::k128x256) {
-    traffic.along_n = 2 * in_last_column <= best.tile_n ? 1.1 : 0.98;
+    // Measured, not explained: elsewhere along N takes 2 % less than along M.
+    traffic.along_n = is_half_empty(best.tile, best.tile_n, n) ? kHalfEmpty : 0.98;
     traffic.hidden = kEnergyOfReading;
   }
   const TileOrder order = select_tile_order(ceil_div(m, cluster_rows), ceil_div(n, best.tile_n),

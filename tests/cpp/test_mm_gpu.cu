@@ -172,6 +172,56 @@ TEST_P(MmInterleavedGpu, EqualsTheProductWithInterleavedRows) {
 INSTANTIATE_TEST_SUITE_P(SixteenBit, MmInterleavedGpu,
                          testing::Combine(testing::Values(kBF16, kFP16), testing::ValuesIn(kInterleaved)));
 
+/// 128x256 tiles, more than 132 of them and of at least 16 K tiles, with vectors of 16 bits to store: the kernel whose
+/// epilogue runs under the next tile's products.
+using Operands = std::tuple<DType, Dim, Major>;
+class MmOverlappedGpu : public MmGpu, public testing::WithParamInterface<Operands> {};
+
+TEST_P(MmOverlappedGpu, EqualsTheReferenceOnIntegers) {
+  const auto [dtype, dim, b_major] = GetParam();
+  const int64_t m = 2104, k = dtype == kFP8 ? 2080 : 1040;
+  const bool features = dim == Dim::kFeatures;
+  const int64_t rows = features ? m : k, cols = features ? k : m;
+  const Array x = random_integers(dtype == kFP8 ? kBF16 : dtype, rows * cols, 3, 1);
+  const Compressed a = cpu_compress(x, rows, cols, dtype, {dim, Activation::kNone, Scaling::kTensor, {1}});
+  Product p(1800);
+  p.b_major = b_major;
+  const Array numbers = random_integers(dtype, a.a.k * p.n, 3, 2);
+  const Array b = layout_b(numbers, a.a.k, p);
+  for (int64_t i = 0; i < m; ++i) p.scale_a.push_back(std::ldexp(1.0f, static_cast<int>(i % 4) - 2));
+  p.bias = random_integers(kFP32, p.n, 9, 3);
+  for (Major d_major : {Major::kRow, Major::kColumn}) {
+    for (bool interleaved : {false, true}) {
+      if (interleaved && (features || dtype == kFP8)) continue;
+      p.d_dtype = dtype == kFP16 ? kFP16 : kBF16;
+      p.d_major = d_major;
+      p.interleaved = interleaved;
+      Product rows_in_order = p;
+      rows_in_order.b_major = Major::kRow;
+      rows_in_order.ldb = 0;
+      rows_in_order.interleaved = false;
+      const Array expected = cpu_mm(a, interleaved ? interleave(numbers, a.a.k, p.n) : numbers, rows_in_order);
+      for (MmConfig config : mm_configs(dtype)) {
+        if (config.tile != MmTile::k128x256) continue;
+        for (bool along_m : {true, false}) {
+          config.raster_along_m = along_m;
+          config.swizzle = along_m ? 1 : 8;
+          ASSERT_EQ(gpu_mm(a, b, p, &config).first_difference(expected), -1)
+              << to_string(config) << (d_major == Major::kRow ? ", D" : ", D.T")
+              << (interleaved ? ", interleaved" : "");
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, MmOverlappedGpu,
+    testing::Values(Operands{kBF16, Dim::kFeatures, Major::kColumn}, Operands{kBF16, Dim::kFeatures, Major::kRow},
+                    Operands{kBF16, Dim::kTokens, Major::kRow}, Operands{kFP16, Dim::kFeatures, Major::kColumn},
+                    Operands{kFP16, Dim::kTokens, Major::kRow}, Operands{kFP8, Dim::kFeatures, Major::kColumn},
+                    Operands{kFP8, Dim::kTokens, Major::kColumn}));
+
 class MmAccuracyGpu : public MmGpu, public testing::WithParamInterface<DType> {};
 
 TEST_P(MmAccuracyGpu, LosesNoMoreThanTheAccumulatorsCan) {

@@ -75,9 +75,8 @@ inline constexpr double kEnergyOfReading = 0.12;
 /// The order of `clusters_m` x `clusters_n` clusters of which `in_flight` run at the same time.
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
 
-/// The configuration for one problem: a pure function of sizes, dtype, SM count and how B is stored.
-MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, Major b_major = Major::kColumn,
-                          bool may_split = true);
+/// The configuration for one problem: a pure function of sizes, dtype and SM count.
+MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
 
 /// The largest number of parts that K is computed in.
 inline constexpr int kMostSplits = 8;
