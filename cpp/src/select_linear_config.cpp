@@ -11,20 +11,20 @@ namespace sparse24 {
 namespace {
 
 // A compiled tile, its throughput relative to 128x128 where tiles fill the machine, in 16 bits and in fp8, the fewest K
-// tiles that it runs, and in fp8 the columns of K that taking its accumulators costs; and what its last epilogue, which
-// has no products to run under, costs in rounds.
+// tiles that it runs, and in fp8 the columns of K that taking its accumulators costs; and the columns that its last
+// epilogue costs, which has no products to run under.
 struct Tile {
   LinearTile tile;
   int m, n, cluster_m, cluster_n;
   double throughput, throughput_fp8;
   int min_k_tiles, taking_fp8;
-  double tail;
+  int tail, tail_fp8;
 };
 constexpr Tile kTiles[] = {
-    {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 0.62, 1, 0, 0},
-    {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1.00, 1, 0, 0},
-    {LinearTile::k128x192, 128, 192, 2, 1, 1.08, 1.08, 1, 0, 0},
-    {LinearTile::k128x256, 128, 256, 2, 1, 1.10, 1.105, 16, 90, 0.1},
+    {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 0.62, 1, 0, 100, 0},
+    {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1.00, 1, 0, 100, 0},
+    {LinearTile::k128x192, 128, 192, 2, 1, 1.08, 1.08, 1, 0, 100, 0},
+    {LinearTile::k128x256, 128, 256, 2, 1, 1.10, 1.105, 16, 90, 300, 420},
 };
 
 int64_t rows_of_cluster(const LinearConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
@@ -78,7 +78,8 @@ double predicted_time(const LinearConfig& config, DType dtype, int64_t m, int64_
   const int64_t k_tiles = std::max<int64_t>(ceil_div(k, config.tile_k), 1);
   const int64_t depth = std::max<int64_t>(k_tiles, tile.min_k_tiles) * config.tile_k + (fp8 ? tile.taking_fp8 : 0);
   const double throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
-  return (double(rounds.whole) + last + tile.tail) * config.tile_n / throughput * double(depth);
+  return ((double(rounds.whole) + last) * double(depth) + (fp8 ? tile.tail_fp8 : tile.tail)) * config.tile_n /
+         throughput;
 }
 
 }  // namespace

@@ -237,7 +237,7 @@ TEST(SelectLinearConfig, TakesAWiderTileWhereItsWavesCostLess) {
 
 /// A cluster of 128x128 tiles lies along N: 1, 2 or 3 rows of tiles leave nobody idle (bench/NOTES.md).
 TEST(SelectLinearConfig, FewTokensTakeSmallTilesOneRowBesideTheOther) {
-  for (int64_t m : {1, 128, 256, 384}) {
+  for (int64_t m : {1, 128, 384}) {
     const LinearConfig c = select_wide(DType::kBFloat16, m, 16384, 4096);
     EXPECT_EQ(c.tile, LinearTile::k128x128) << m;
     EXPECT_EQ(c.cluster_m, 1);
@@ -245,6 +245,14 @@ TEST(SelectLinearConfig, FewTokensTakeSmallTilesOneRowBesideTheOther) {
     // The same rows of w for all tokens, one after the other: w is read once.
     EXPECT_TRUE(m <= 128 || c.raster_along_m) << to_string(c);
   }
+}
+
+/// One round of 128x256 tiles, 51 us, against two of 128x128, 56; with fewer columns its last epilogue is too long.
+TEST(SelectLinearConfig, OneRoundOfTheWidestTileWhereColumnsAreMany) {
+  EXPECT_EQ(select_wide(DType::kBFloat16, 256, 16384, 4096).tile, LinearTile::k128x256);
+  EXPECT_EQ(select_wide(DType::kBFloat16, 512, 6656, 1664).tile, LinearTile::k128x128);
+  EXPECT_EQ(select_wide(DType::kBFloat16, 768, 5120, 1280).tile, LinearTile::k128x128);
+  EXPECT_EQ(select_wide(DType::kFloat8E4M3, 256, 16384, 4096).tile, LinearTile::k128x128);
 }
 
 /// linear_relu2 has tiles for sizes that fill only half of the machine, or one wave of it (bench/NOTES.md).
