@@ -9,9 +9,9 @@
 //     fetch(params, lane, m, n, terms)             by the lanes of a warp
 //     Epilogue(params)                             nothing is taken: the steps store nothing
 //     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it;
-//     terms:
-//                                                  of a tile at the same place that is at least as wide
-//     WithColumns<n>                               the same for tiles of n columns, with the same order of features
+//                                                  terms may be of a wider tile at the same place
+//     WithColumns<n>                               where tiles are divided: the same for parts of n columns, with
+//                                                  features in the same order
 //     counts()                                     whether statistics are wanted
 //     finish<step, counts>(), step = 0 .. kSteps-1 in this order
 //

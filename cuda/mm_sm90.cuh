@@ -152,16 +152,16 @@ struct MmSm90 {
   // its steps; false elsewhere.
   static bool launch_overlapped(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
     using Steps = StoreSteps<Shape::kM, Shape::kN, kRuns>;
-    using OfA = StockOf<OverlappedStages<Steps>>;
-    using Loads = typename MmMainloop<OfA, kMayInterleave, kRuns>::type;
+    using OverlappedStock = StockOf<OverlappedStages<Steps>>;
+    using Loads = typename MmMainloop<OverlappedStock, kMayInterleave, kRuns>::type;
     using Overlapped = OverlappedGemm<Loads, SparseProducts<Loads>, Steps, Undivided>;
     const auto of = arguments(args, config.splits);
     const bool stores = kRuns ? of.epilogue.in_runs() : of.epilogue.in_steps();
     if (config.splits > 1 || !stores || args.a.k < int64_t{Steps::kSteps} * config.tile_k) return false;
     const auto& m = of.mainloop;
     typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, int(args.a.m), int(args.n)}};
-    static_cast<typename OfA::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
-                                                                  m.dB,    m.ptr_E,    m.layout_e};
+    static_cast<typename OverlappedStock::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
+                                                                              m.dB,    m.ptr_E,    m.layout_e};
     if constexpr (kRuns || kMayInterleave) overlapped.mainloop.reordered = m.reordered;
     launch_gemm<Overlapped>(overlapped, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
     return true;
