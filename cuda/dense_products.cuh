@@ -1,11 +1,11 @@
 // The products of a dense tile, K tile by K tile, for the kernel of overlapped_sm90.cuh: one K tile in flight while the
 // next is issued.
 //
-//     Mma, accumulators()                      of a tile of kColumns columns
-//     Registers                                what a thread keeps from one K tile to the next
-//     operands(shared, thread)                 descriptors of the stages
-//     k_tile<index>(..., behind)               waits for a stage, issues its products, runs behind(), gives a stage
-//     back finish(pipeline, done, accumulators)     waits for all products
+//     accumulators()             of a tile of kColumns columns
+//     Registers                  what a thread keeps from one K tile to the next
+//     operands(shared, thread)   descriptors of the stages
+//     k_tile<step>(..., before)  waits for a stage, issues its products, finishes a step of the tile before, if it has
+//                                that step, and gives a stage back
 #pragma once
 
 #include <cutlass/cutlass.h>

@@ -140,26 +140,26 @@ struct MmSm90 {
   }
 
   static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+    const auto of = arguments(args, config.splits);
     if constexpr (kTile == MmTile::k128x256) {
-      if (launch_overlapped(args, config, stream)) return;
+      if (launch_overlapped(of, config, stream)) return;
     }
-    launch_gemm<Kernel>(arguments(args, config.splits), config.swizzle, config.raster_along_m, stream,
-                        "sparse24.mm: launch");
+    launch_gemm<Kernel>(of, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
   }
 
  private:
   // With the epilogue under the next tile's products, where it stores vectors of 16 bits and K has a tile for each of
   // its steps; false elsewhere.
-  static bool launch_overlapped(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+  static bool launch_overlapped(const typename Kernel::Arguments& of, const MmConfig& config, cudaStream_t stream) {
     using Steps = StoreSteps<Shape::kM, Shape::kN, kRuns>;
     using OverlappedStock = StockOf<OverlappedStages<Steps>>;
     using Loads = typename MmMainloop<OverlappedStock, kMayInterleave, kRuns>::type;
     using Overlapped = OverlappedGemm<Loads, SparseProducts<Loads>, Steps, Undivided>;
-    const auto of = arguments(args, config.splits);
+    const auto [rows, cols, k, parts] = of.problem_shape;
     const bool stores = kRuns ? of.epilogue.in_runs() : of.epilogue.in_steps();
-    if (config.splits > 1 || !stores || args.a.k < int64_t{Steps::kSteps} * config.tile_k) return false;
+    if (parts > 1 || !stores || k < Steps::kSteps * config.tile_k) return false;
     const auto& m = of.mainloop;
-    typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, int(args.a.m), int(args.n)}};
+    typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, rows, cols}};
     static_cast<typename OverlappedStock::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
                                                                               m.dB,    m.ptr_E,    m.layout_e};
     if constexpr (kRuns || kMayInterleave) overlapped.mainloop.reordered = m.reordered;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
@@ -185,6 +186,10 @@ TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
     // Both make waves of as much.
     for (const auto& [m, n] : {std::pair{8192, 3072}, {32768, 768}})
       EXPECT_EQ(tile(dtype, m, n), MmTile::k128x256) << m << " x " << n;
+    for (const auto& [m, n] : {std::pair{8192, 2048}, {32768, 1024}, {2048, 4096}, {32768, 1280}})
+      EXPECT_EQ(tile(dtype, m, n), MmTile::k128x256) << m << " x " << n;
+    for (const auto& [m, n, k] : {std::tuple{16384, 6144, 24576}, {16384, 4096, 21504}})
+      EXPECT_EQ(select_mm_config(dtype, m, n, k, 132).tile, MmTile::k128x256) << m << " x " << n;
     // The last column of 128x256 is half empty.
     for (const auto& [m, n] : {std::pair{32768, 1664}, {6656, 1664}, {8192, 4480}})
       EXPECT_EQ(tile(dtype, m, n), MmTile::k256x192) << m << " x " << n;
