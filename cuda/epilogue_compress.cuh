@@ -37,11 +37,11 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   template <int kColumns>
   using WithColumns = CompressEpilogue<T, kFp8Values, kFp8Meta, kTileM, kColumns>;
 
-  template <class Fragment, class Terms>
-  CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, row, terms) / 2 * kBytes;
-    place_meta(m + row, n);
-    h_.take(p_.hidden, row, acc, terms);
+  template <class Fragment, class Scales>
+  CUTLASS_DEVICE void take(int m, int n, Fragment const& acc, Scales& scales) {
+    values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, scales) / 2 * kBytes;
+    place_meta(m + scales.row, n);
+    h_.take(p_.hidden, acc, scales);
   }
 
   template <int kStep, bool kCounts>
@@ -51,7 +51,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) m[i] = h_.of[2 * kStep + i / 2][i % 2];
     const KeptPairs kept = keep_two_pairs(m, m);
-    nibbles_ = (kept.nibbles << 4 * kGroup) + (kGroup ? nibbles_ : 0u);
+    constexpr uint32_t kBefore = 0x00010001u * ((1u << 4 * kGroup) - 1);
+    nibbles_ = (nibbles_ & kBefore) | (kept.nibbles & ~kBefore);
     if constexpr (kFp8Values || kCounts) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {

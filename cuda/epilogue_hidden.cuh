@@ -4,6 +4,7 @@
 #include "epilogue_base.cuh"
 #include "epilogue_terms.cuh"
 #include "lane_runs.cuh"
+#include "scale_accumulators.cuh"
 #include "sparse24/linear.h"
 #include "vocabulary.cuh"
 
@@ -61,29 +62,13 @@ struct HiddenFragment {
   static constexpr int kBlocks = kColumns / 8;
   uint32_t of[kBlocks][2] = {};
 
-  // `row`: of r in the tile.
-  template <class Fragment, class Terms>
-  __device__ __forceinline__ void take(const HiddenParams& p, int row, Fragment const& acc, Terms const& terms) {
-    if (!p.scale_x && !p.scale_w && !p.bias) {
+  template <class Fragment, class Scales>
+  __device__ __forceinline__ void take(const HiddenParams& p, Fragment const& acc, Scales& scales) {
+    if (p.scale_x || p.scale_w || p.bias) return scales.template scale<kBlocks>(acc, *this);
 #pragma unroll
-      for (int b = 0; b < kBlocks; ++b) pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
-      return;
-    }
-    const int q = threadIdx.x & 3;
-    const float scale_x[2] = {terms.rows[row].scale, terms.rows[row + 8].scale};
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      if (b % 8 == 0) asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
-      const auto of_columns = terms.columns[4 * b + q];
-      float h[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        h[i] = acc(4 * b + i) * scale_x[i / 2] * of_columns.scale[i % 2] + of_columns.shift[i % 2];
-      pack(b, h[0], h[1], h[2], h[3]);
-    }
+    for (int b = 0; b < kBlocks; ++b) pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
   }
 
- private:
   // Two columns of row r, then of row r + 8.
   __device__ __forceinline__ void pack(int b, float h00, float h01, float h10, float h11) {
     of[b][0] = kRowPairs ? pack2_relu(T{}, h00, h10) : pack2_relu(T{}, h00, h01);
@@ -134,14 +119,15 @@ class HiddenEpilogue {
  protected:
   // The place of the lane's run of row r in a tile, once for all of its blocks, and, kFp8, the scales of both rows.
   // Returns the index of the run's first element.
-  template <bool kFp8, class Terms>
-  CUTLASS_DEVICE uint64_t locate(int m, int n, int row, Terms const& terms) {
+  template <bool kFp8, class Scales>
+  CUTLASS_DEVICE uint64_t locate(int m, int n, Scales const& scales) {
+    const int row = scales.row;
     const HiddenParams& h = p_.hidden;
     const int column = n + kRun * (threadIdx.x & 3);
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       left_[half] = m + row + 8 * half < h.rows ? h.cols - column : 0;
-      if constexpr (kFp8) inverse_scale_[half] = terms.rows[row + 8 * half].out_scale;
+      if constexpr (kFp8) inverse_scale_[half] = scales.terms.rows[row + 8 * half].out_scale;
     }
     return uint64_t(m + row) * uint32_t(h.cols) + column;
   }

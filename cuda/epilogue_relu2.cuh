@@ -27,10 +27,10 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
   template <int kColumns>
   using WithColumns = Relu2Epilogue<T, kFp8, kTileM, kColumns>;
 
-  template <class Fragment, class Terms>
-  CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, row, terms) * kBytes;
-    h_.take(p_.hidden, row, acc, terms);
+  template <class Fragment, class Scales>
+  CUTLASS_DEVICE void take(int m, int n, Fragment const& acc, Scales& scales) {
+    y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, scales) * kBytes;
+    h_.take(p_.hidden, acc, scales);
   }
 
   template <int kStep, bool kCounts>

@@ -8,8 +8,8 @@
 //     column_of(params, column)                    the feature that a column of the tile is, by that order
 //     fetch(params, lane, m, n, terms)             by the lanes of a warp
 //     Epilogue(params)                             nothing is taken: the steps store nothing
-//     take(m, n, row, fragment, terms)             m, n: the tile's origin; row: of the thread's first row in it;
-//                                                  terms may be of a wider tile at the same place
+//     take(m, n, fragment, scales)                 m, n: the tile's origin; scales (scale_accumulators.cuh) may be of a
+//                                                  wider tile at the same place
 //     WithColumns<n>                               where tiles are divided: the same for parts of n columns, with
 //                                                  features in the same order
 //     counts()                                     whether statistics are wanted
@@ -23,6 +23,7 @@
 
 #include "epilogue_base.cuh"
 #include "epilogue_terms.cuh"
+#include "scale_accumulators.cuh"
 
 namespace sparse24::cuda {
 
@@ -84,8 +85,8 @@ class AtOnce : public EpilogueBase<typename Steps::Params, TermsStages<typename 
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < size<1>(acc); ++i) {
       Steps epilogue(p_);
-      epilogue.take(get<0>(block_coord) * Terms::kM, get<1>(block_coord) * Terms::kN,
-                    get<0>(coords(make_coord(_0{}, _0{}, _0{}), i, _0{})), acc(_, i, _0{}), terms);
+      AccumulatorScales<Terms> scales(terms, get<0>(coords(make_coord(_0{}, _0{}, _0{}), i, _0{})));
+      epilogue.take(get<0>(block_coord) * Terms::kM, get<1>(block_coord) * Terms::kN, acc(_, i, _0{}), scales);
       finish_all(epilogue);
     }
   }

@@ -7,6 +7,7 @@
 
 #include "epilogue_steps.cuh"
 #include "epilogue_store.cuh"
+#include "scale_accumulators.cuh"
 
 namespace sparse24::cuda {
 
@@ -33,14 +34,14 @@ class StoreSteps {
   }
   CUTLASS_DEVICE bool counts() const { return false; }
 
-  template <class Fragment>
-  CUTLASS_DEVICE void take(int m, int n, int row, Fragment const& acc, Terms const& terms) {
-    m_ = m + row;
+  template <class Fragment, class Scales>
+  CUTLASS_DEVICE void take(int m, int n, Fragment const& acc, Scales& scales) {
+    m_ = m + scales.row;
     n_ = n;
     if (p_.store.d_dtype == DType::kBFloat16) {
-      convert<__nv_bfloat16>(row, acc, terms);
+      convert<__nv_bfloat16>(acc, scales);
     } else {
-      convert<__half>(row, acc, terms);
+      convert<__half>(acc, scales);
     }
   }
 
@@ -68,31 +69,22 @@ class StoreSteps {
   }
 
  private:
-  template <class T, class Fragment>
-  CUTLASS_DEVICE void convert(int row, Fragment const& acc, Terms const& terms) {
-    if (!p_.store.scale_a && !p_.store.scale_b && !p_.store.bias) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < kTileN / 8; ++b) pack<T>(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
-      return;
-    }
-    const int q = threadIdx.x & 3;
-    const float scale_a[2] = {terms.rows[row].scale, terms.rows[row + 8].scale};
-    CUTLASS_PRAGMA_UNROLL
-    for (int b = 0; b < kTileN / 8; ++b) {
-      if (b % 8 == 0) asm volatile("" ::: "memory");  // keeps the reads of later columns out: registers
-      const auto of_columns = terms.columns[4 * b + q];
-      float v[4];
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 4; ++i)
-        v[i] = acc(4 * b + i) * scale_a[i / 2] * of_columns.scale[i % 2] + of_columns.shift[i % 2];
-      pack<T>(b, v[0], v[1], v[2], v[3]);
-    }
-  }
-  // Two columns of row r, then of row r + 8.
+  // As words of two columns, of row r and of row r + 8.
   template <class T>
-  CUTLASS_DEVICE void pack(int b, float v00, float v01, float v10, float v11) {
-    words_[b][0] = pack2(T{}, v00, v01);
-    words_[b][1] = pack2(T{}, v10, v11);
+  struct Words {
+    uint32_t (&of)[kTileN / 8][2];
+
+    CUTLASS_DEVICE void pack(int b, float v00, float v01, float v10, float v11) {
+      of[b][0] = pack2(T{}, v00, v01);
+      of[b][1] = pack2(T{}, v10, v11);
+    }
+  };
+  template <class T, class Fragment, class Scales>
+  CUTLASS_DEVICE void convert(Fragment const& acc, Scales& scales) {
+    Words<T> words{words_};
+    if (p_.store.scale_a || p_.store.scale_b || p_.store.bias) return scales.template scale<kTileN / 8>(acc, words);
+    CUTLASS_PRAGMA_UNROLL
+    for (int b = 0; b < kTileN / 8; ++b) words.pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
   }
 
   Params const& p_;

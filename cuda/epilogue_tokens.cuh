@@ -85,7 +85,7 @@ class TokenStore {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // The lanes whose groups are neighbours complete each other's 16 tokens: half of them take blocks 0 .. 3.
-      const uint32_t nibbles = kept[i].nibbles << 4 * (part_.group & 3);
+      const uint32_t nibbles = kept[i].nibbles & 0x000f000fu << 4 * (part_.group & 3);
       if (b < 4) {
         nibbles_[b + i] = nibbles;
       } else {

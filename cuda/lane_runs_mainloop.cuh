@@ -53,14 +53,19 @@ struct LaneRunsMainloop : Stock {
     const Tensor from_a = copy_a.partition_S(get<0>(inputs)(_, _, m, _, l));  // (TMA, TMA_M, TMA_K, k)
     const Tensor to_a = copy_a.partition_D(a);                                // (TMA, TMA_M, TMA_K, stage)
     constexpr uint16_t kReceivers = Copies::kShared ? 0 : 3;
+    // What the other CTA waits for comes first.
+    const auto copy_a_to = [&](auto* barrier, int k, int stage) {
+      copy(params.tma_load_a.with(*barrier, kReceivers), from_a(_, _, _, k), to_a(_, _, _, stage));
+    };
     CUTLASS_PRAGMA_NO_UNROLL
     for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
-      copy(params.tma_load_a.with(*barrier, kReceivers), from_a(_, _, _, *k_tile), to_a(_, _, _, write.index()));
+      if constexpr (!Copies::kShared) copy_a_to(barrier, *k_tile, write.index());
       Copies::template load<kRows>(params.of_w, barrier,
                                    raw_pointer_cast(shared.smem_B.data()) + write.index() * kTileElements, int(n),
                                    int(*k_tile) * kTileK, int(rank_in_cluster));
+      if constexpr (Copies::kShared) copy_a_to(barrier, *k_tile, write.index());
     }
   }
 };

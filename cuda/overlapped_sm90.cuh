@@ -10,14 +10,15 @@
 //     threads                                         | take() | finish<0> | finish<1> | finish<2> | ...
 //
 // A step that takes longer than the other warpgroup's products leaves the tensor cores idle too: steps are short.
-// Barriers, copies and the order of tiles are CUTLASS's. Before all that come quarters of the tiles that would make a
-// ragged last round (tile_rounds.cuh): tiles of 128 x 64, each with its epilogue behind its products.
+// Barriers and copies are CUTLASS's, the order of tiles is that of tile_bands.cuh. Before all that come quarters of the
+// tiles that would make a ragged last round (tile_rounds.cuh): tiles of 128 x 64, each with its epilogue behind its
+// products.
 #pragma once
 
 #include <cutlass/arch/grid_dependency_control.h>
 #include <cutlass/arch/reg_reconfig.h>
+#include <cutlass/gemm/kernel/tile_scheduler_params.h>
 
-#include <cutlass/gemm/kernel/sm90_tile_scheduler.hpp>
 #include <cutlass/pipeline/pipeline.hpp>
 
 #include "dense_products.cuh"
@@ -54,7 +55,6 @@ class OverlappedGemm {
   using Mainloop = Mainloop_;
   using TileShape = typename Mainloop::TileShape;
   using ClusterShape = typename Mainloop::DispatchPolicy::ClusterShape;
-  using Scheduler = cutlass::gemm::kernel::detail::PersistentTileSchedulerSm90;
   using Problem = cute::Shape<int, int, int, int>;
 
  private:
@@ -62,7 +62,9 @@ class OverlappedGemm {
   using PipelineState = typename Mainloop::PipelineState;
   using Terms = TermsStages<typename Epilogue::Terms>;
   using TermsPipeline = cutlass::PipelineAsync<Terms::kCount>;
-  using Rounds = TileRounds<Scheduler, cute::size(ClusterShape{}), Parts::kParts>;
+  static constexpr int kClusterSize = cute::size<0>(ClusterShape{});
+  static_assert(cute::size(ClusterShape{}) == kClusterSize, "a cluster lies along M");
+  using Rounds = TileRounds<kClusterSize, Parts::kParts>;
   static constexpr bool kDivides = Parts::kParts > 1;
   static constexpr int kTileM = cute::size<0>(TileShape{}), kTileN = cute::size<1>(TileShape{});
   static constexpr int kConsumers = 256;
@@ -90,35 +92,32 @@ class OverlappedGemm {
     typename Mainloop::Arguments mainloop;
     typename Epilogue::Params epilogue;
     cutlass::KernelHardwareInfo hw_info{};
-    typename Scheduler::Arguments scheduler{};
+    struct {
+      int max_swizzle_size;  // the most clusters across a band
+      cutlass::gemm::kernel::detail::RasterOrderOptions raster_order;
+    } scheduler{};
     bool divides = false;  // the tiles that whole rounds leave over
   };
   struct Params {
     Problem problem;
     typename Mainloop::Params mainloop;
     typename Epilogue::Params epilogue;
-    cutlass::KernelHardwareInfo hw_info;
-    typename Scheduler::Params scheduler;
-    typename Scheduler::Arguments order;
-    uint32_t divided;  // tiles
+    TileBands bands;
+    uint32_t ctas, divided;  // divided: tiles
   };
 
   static Params to_underlying_arguments(const Arguments& args, void*) {
-    Params p{args.problem,
-             Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr),
-             args.epilogue,
-             args.hw_info,
-             Scheduler::to_underlying_arguments(args.problem, TileShape{}, ClusterShape{}, args.hw_info, args.scheduler,
-                                                nullptr),
-             args.scheduler,
-             0};
-    const dim3 grid = get_grid_shape(p);
-    if (kDivides && args.divides) p.divided = Rounds::left_over(p.scheduler, grid.x * grid.y);
-    return p;
+    const auto [m, n, k, batches] = args.problem;
+    const bool along_m = args.scheduler.raster_order == cutlass::gemm::kernel::detail::RasterOrderOptions::AlongM;
+    const TileBands bands(cute::ceil_div(m, kTileM * kClusterSize), cute::ceil_div(n, kTileN),
+                          args.scheduler.max_swizzle_size, along_m);
+    const uint32_t ctas = cute::min(args.hw_info.sm_count / kClusterSize, bands.clusters()) * kClusterSize;
+    const uint32_t divided = kDivides && args.divides ? Rounds::left_over(bands, ctas) : 0;
+    return {args.problem,  Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr),
+            args.epilogue, bands,
+            ctas,          divided};
   }
-  static dim3 get_grid_shape(const Params& p) {
-    return Scheduler::get_grid_shape(p.scheduler, p.problem, TileShape{}, ClusterShape{}, p.hw_info, p.order);
-  }
+  static dim3 get_grid_shape(const Params& p) { return dim3(p.ctas); }
   static dim3 get_block_shape() { return dim3(MaxThreadsPerBlock); }
 
   CUTLASS_DEVICE void operator()(Params const& params, char* shared) const {
@@ -172,9 +171,7 @@ class OverlappedGemm {
   }
 
   CUTLASS_DEVICE static Rounds rounds_of(Params const& params) {
-    const bool along_n = params.scheduler.raster_order_ == Scheduler::RasterOrder::AlongN;
-    const uint32_t cta = along_n ? blockIdx.y * gridDim.x + blockIdx.x : blockIdx.x * gridDim.y + blockIdx.y;
-    return {params.scheduler, params.divided, cta, gridDim.x * gridDim.y};
+    return {params.bands, params.divided, blockIdx.x, params.ctas};
   }
 
   // One warp: the operands of every part and tile.
@@ -249,9 +246,9 @@ class OverlappedGemm {
         PipelineState done =
             multiply<typename Parts::Products>(storage, pipeline, state, accumulators, count, thread, before);
         const auto at = rounds.part(i);
-        wait_for_products(pipeline, done, accumulators);
         typename Parts::Epilogue epilogue(params.epilogue);
-        take_tile(epilogue, at.m * kTileM, at.n * Parts::kColumns, row, accumulators, storage, terms_pipeline, terms);
+        take_tile(epilogue, at.m * kTileM, at.n * Parts::kColumns, row, accumulators, storage, pipeline, done,
+                  terms_pipeline, terms);
         finish_all(epilogue);
       }
     }
@@ -261,22 +258,27 @@ class OverlappedGemm {
     for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
       PipelineState done = multiply<Products>(storage, pipeline, state, accumulators, count, thread, epilogue);
       const auto at = rounds.tile(i);
-      wait_for_products(pipeline, done, accumulators);
-      take_tile(epilogue, at.m * kTileM, at.n * kTileN, row, accumulators, storage, terms_pipeline, terms);
+      take_tile(epilogue, at.m * kTileM, at.n * kTileN, row, accumulators, storage, pipeline, done, terms_pipeline,
+                terms);
     }
     cutlass::arch::launch_dependent_grids();
     finish_all(epilogue);
   }
 
+  // The first terms are read under the last products, whose stage is `done`.
   template <class E, class Accumulators>
-  CUTLASS_DEVICE static void take_tile(E& epilogue, int m, int n, int row, Accumulators const& accumulators,
-                                       SharedStorage& storage, TermsPipeline& pipeline,
-                                       cutlass::PipelineState<Terms::kCount>& state) {
+  CUTLASS_DEVICE static void take_tile(E& epilogue, int m, int n, int row, Accumulators& accumulators,
+                                       SharedStorage& storage, Pipeline& pipeline, PipelineState& done,
+                                       TermsPipeline& terms_pipeline, cutlass::PipelineState<Terms::kCount>& terms) {
     using namespace cute;
-    pipeline.consumer_wait(state);
-    epilogue.take(m, n, row, accumulators(_, _0{}, _0{}), storage.terms.stage[state.index()]);
-    pipeline.consumer_release(state);
-    ++state;
+    terms_pipeline.consumer_wait(terms);
+    AccumulatorScales<typename Epilogue::Terms> scales(storage.terms.stage[terms.index()], row);
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(accumulators);
+    pipeline.consumer_release(done);
+    epilogue.take(m, n, accumulators(_, _0{}, _0{}), scales);
+    terms_pipeline.consumer_release(terms);
+    ++terms;
   }
 
   // One tile's products, with the steps of the tile before it. The last run when this returns: the state of their
@@ -297,13 +299,6 @@ class OverlappedGemm {
     }
     if (k < count) P::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
     return done;
-  }
-
-  template <class Accumulators>
-  CUTLASS_DEVICE static void wait_for_products(Pipeline& pipeline, PipelineState& done, Accumulators& accumulators) {
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(accumulators);
-    pipeline.consumer_release(done);
   }
 
   template <class P, int kStep, class Operands, class Accumulators, class Before>

@@ -59,7 +59,7 @@ __device__ __forceinline__ uint32_t square2(uint32_t word) {
 }
 
 // Of two groups at once, whose elements are the low and the high halves of four words: the elements that are kept first
-// and second, and the nibbles, at bits 0 and 16.
+// and second, and the nibbles, four times in their halves: who collects them takes each from its place.
 struct KeptPairs {
   uint32_t first, second;
   uint32_t nibbles;
@@ -68,17 +68,18 @@ struct KeptPairs {
 // Keeps the two largest magnitudes m of both, of the elements v. An element stays if it beats two of the other three;
 // of equals the lower position does. 16-bit halves are compared by one subtraction: magnitudes have 15 bits, so that
 // with bit 15 set in the minuend no half borrows from the other, and bit 15 says whether it was not the smaller one.
+// Two stay, so the last does where one of the others does.
 __device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&m)[4], const uint32_t (&v)[4]) {
   const auto beats = [&](int i, int j) { return m[i] + 0x80008000u - m[j]; };
   const auto majority = [](uint32_t a, uint32_t b, uint32_t c) { return (a & b) | (a & c) | (b & c); };
   const uint32_t b01 = beats(0, 1), b02 = beats(0, 2), b03 = beats(0, 3);
   const uint32_t b12 = beats(1, 2), b13 = beats(1, 3), b23 = beats(2, 3);
   const uint32_t k0 = spread_signs(majority(b01, b02, b03)), k1 = spread_signs(majority(~b01, b12, b13));
-  const uint32_t k2 = spread_signs(majority(~b02, ~b12, b23)), k3 = spread_signs(majority(~b03, ~b13, ~b23));
+  const uint32_t k2 = spread_signs(majority(~b02, ~b12, b23)), k3 = k0 ^ k1 ^ k2;
   const auto choose = [](uint32_t mask, uint32_t a, uint32_t b) { return (mask & a) | (~mask & b); };
   // Bits 0 and 1: of i0, 1 or 2 where 0 is not kept; bits 2 and 3: of i1, 3 where 3 is kept, 2 or 1.
-  const uint32_t i0 = ~k0 & ~(k1 ^ 0x00050005u), i1 = k3 | (k2 ^ 0x00050005u);
-  const uint32_t nibbles = ((i0 & 0x00030003u) | (i1 & ~0x00030003u)) & 0x000f000fu;
+  const uint32_t i0 = ~k0 & ~(k1 ^ 0x55555555u), i1 = k3 | (k2 ^ 0x55555555u);
+  const uint32_t nibbles = (i0 & 0x33333333u) | (i1 & ~0x33333333u);
   return {choose(k0, v[0], choose(k1, v[1], v[2])), choose(k3, v[3], choose(k2, v[2], v[1])), nibbles};
 }
 

@@ -63,10 +63,11 @@ struct SparseRowsMainloop : Stock {
     for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
-      copy(params.tma_load_a.with(*barrier, 0), from_a(_, _, _, *k_tile), to_a(_, _, _, write.index()));
-      copy(params.tma_load_e.with(*barrier, 0), from_e(_, _, _, *k_tile), to_e(_, _, _, write.index()));
+      // B first: the other CTA waits for its half.
       Rows::load(params.of_b, barrier, raw_pointer_cast(shared.smem_B.begin()) + write.index() * kStageElements, int(n),
                  int(l), int(*k_tile), int(rank_in_cluster));
+      copy(params.tma_load_a.with(*barrier, 0), from_a(_, _, _, *k_tile), to_a(_, _, _, write.index()));
+      copy(params.tma_load_e.with(*barrier, 0), from_e(_, _, _, *k_tile), to_e(_, _, _, write.index()));
     }
   }
 };

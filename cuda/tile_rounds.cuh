@@ -16,13 +16,13 @@
 
 #include <cstdint>
 
+#include "tile_bands.cuh"
+
 namespace sparse24::cuda {
 
-// Scheduler: of CUTLASS, which numbers the tiles. kParts: of a divided tile.
-template <class Scheduler, int kClusterSize, int kParts>
+// kClusterSize: tiles along M. kParts: of a divided tile, along N.
+template <int kClusterSize, int kParts>
 class TileRounds {
-  using Params = typename Scheduler::Params;
-
  public:
   struct Place {
     int m, n;  // of a tile; or n of a part, in parts
@@ -39,15 +39,11 @@ class TileRounds {
   }
 
   // How many tiles whole rounds of `ctas` leave over: whole clusters.
-  static uint32_t left_over(Params const& params, uint32_t ctas) { return uint32_t(params.blocks_per_problem_ % ctas); }
+  static uint32_t left_over(TileBands const& bands, uint32_t ctas) { return tiles(bands) % ctas; }
 
   // cta: of `ctas`, in the order of tiles.
-  CUTLASS_DEVICE TileRounds(Params const& params, uint32_t divided, uint32_t cta, uint32_t ctas)
-      : scheduler_(params),
-        tiles_(uint32_t(params.blocks_per_problem_) - divided),
-        divided_(divided),
-        cta_(cta),
-        ctas_(ctas) {}
+  CUTLASS_DEVICE TileRounds(TileBands const& bands, uint32_t divided, uint32_t cta, uint32_t ctas)
+      : bands_(bands), tiles_(tiles(bands) - divided), divided_(divided), cta_(cta), ctas_(ctas) {}
 
   // This CTA's numbers of parts, then of whole tiles: each from first() on, stride() apart.
   CUTLASS_DEVICE uint32_t first() const { return cta_; }
@@ -63,12 +59,15 @@ class TileRounds {
   CUTLASS_DEVICE Place tile(uint32_t i) const { return place(divided_ + i); }
 
  private:
+  CUTLASS_HOST_DEVICE static uint32_t tiles(TileBands const& bands) {
+    return uint32_t(bands.clusters() * kClusterSize);
+  }
   CUTLASS_DEVICE Place place(uint32_t number) const {
-    const auto work = scheduler_.get_current_work_for_linear_idx(number);
-    return {work.M_idx, work.N_idx};
+    const auto cluster = bands_.place(int(number / kClusterSize));
+    return {cluster.m * kClusterSize + int(number % kClusterSize), cluster.n};
   }
 
-  Scheduler scheduler_;
+  TileBands const& bands_;
   uint32_t tiles_, divided_, cta_, ctas_;
 };
 

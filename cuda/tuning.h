@@ -22,8 +22,8 @@ inline std::optional<TuningOverride> tuning_override(const char* variable, int t
   int tile = 0, swizzle = 1, splits = 1;
   char raster = 'm';
   const int fields = std::sscanf(text, "%d,%d,%c,%d", &tile, &swizzle, &raster, &splits);
-  check(fields >= 3 && tile >= 0 && tile < tiles && splits > 0, "sparse24: expected ", variable,
-        " to be \"tile,swizzle,m|n[,splits]\" with tile below ", tiles, ", got \"", text, "\"");
+  check(fields >= 3 && tile >= 0 && tile < tiles && swizzle > 0 && splits > 0, "sparse24: expected ", variable,
+        " to be \"tile,swizzle,m|n[,splits]\" with tile below ", tiles, " and swizzle above 0, got \"", text, "\"");
   return TuningOverride{tile, {swizzle, raster == 'm'}, splits};
 }
 

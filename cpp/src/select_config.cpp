@@ -1,5 +1,6 @@
 // Which kernel runs a sparse GEMM: a model of time per wave of tiles, fitted to measurements (bench/NOTES.md).
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "sparse24/error.h"
@@ -53,21 +54,26 @@ MmConfig config_of(const Tile& tile, DType dtype) {
   return {tile.tile, tile.m, tile.n, int(meta_atom_k(dtype)), tile.cluster_m, /*swizzle=*/1, /*raster_along_m=*/true};
 }
 
+// CUTLASS's largest, and as wide as bands of ours need to be: 66 clusters in flight are square at 8.
+constexpr int kMostSwizzle = 8;
+
 }  // namespace
 
 // The clusters that run at the same time are a rectangle of tiles, whose operands come from memory once. Its sides
 // follow from the swizzle s: along N it has s rows of clusters and as many columns as there are clusters left, along M
 // the other way round. Reading that takes longer than computing costs the difference, and so do the tiles that pad both
-// counts to multiples of s.
+// counts to multiples of s, of an order of CUTLASS's. One of ours has bands of s or fewer, as equal as they can be.
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic) {
   TileOrder best{1, true};
   double best_cost = std::numeric_limits<double>::infinity();
-  for (const int swizzle : {1, 2, 4, 8}) {
-    const int64_t padded_m = round_up(clusters_m, int64_t{swizzle}), padded_n = round_up(clusters_n, int64_t{swizzle});
+  for (int swizzle = 1; swizzle <= kMostSwizzle; swizzle += traffic.any_swizzle ? 1 : swizzle) {
+    const int64_t multiple = traffic.any_swizzle ? 1 : swizzle;
+    const int64_t padded_m = round_up(clusters_m, multiple), padded_n = round_up(clusters_n, multiple);
     for (const bool along_m : {true, false}) {
-      const double major = double(along_m ? padded_m : padded_n);
-      const double short_side = std::max(double(swizzle), in_flight / major);
-      const double long_side = std::min(major, double(in_flight) / swizzle);
+      const double major = double(along_m ? padded_m : padded_n), minor = double(along_m ? padded_n : padded_m);
+      const double width = minor / std::ceil(minor / swizzle);  // of a band
+      const double short_side = std::max(width, in_flight / major);
+      const double long_side = std::min(major, in_flight / width);
       const double rows = along_m ? long_side : short_side, cols = along_m ? short_side : long_side;
       const double reading = rows * traffic.cluster_row + cols * traffic.cluster_col;
       // Reading that is not shared in time: a third more than the rectangle says.

@@ -33,13 +33,17 @@ int clusters_in_flight(const LinearConfig& c, int sm_count) {
   return std::max(sm_count / (c.cluster_m * c.cluster_n), 1);
 }
 
+// 128x256 runs in a kernel of ours, in bands that none pad (tile_bands.cuh); the others in CUTLASS's order.
+bool has_bands(const LinearConfig& c) { return c.tile == LinearTile::k128x256; }
+
 // The clusters of a problem, with those that pad the order, as rounds of all that run at once.
 struct Rounds {
   int64_t whole, left_over;
 };
 Rounds rounds_of(const LinearConfig& c, int64_t m, int64_t n, int sm_count) {
   const int64_t rows = ceil_div(m, rows_of_cluster(c)), columns = ceil_div(n, columns_of_cluster(c));
-  const int64_t clusters = round_up(rows, int64_t{c.swizzle}) * round_up(columns, int64_t{c.swizzle});
+  const int64_t multiple = has_bands(c) ? 1 : c.swizzle;
+  const int64_t clusters = round_up(rows, multiple) * round_up(columns, multiple);
   const int64_t in_flight = clusters_in_flight(c, sm_count);
   return {clusters / in_flight, clusters % in_flight};
 }
@@ -50,8 +54,7 @@ double time_of_quarters(const LinearConfig& c, const Rounds& rounds, int sm_coun
   return kRoundOfQuarters * double(ceil_div(4 * rounds.left_over, int64_t{clusters_in_flight(c, sm_count)}));
 }
 bool divides(const LinearConfig& c, const Rounds& rounds, int sm_count) {
-  return c.tile == LinearTile::k128x256 && rounds.whole > 0 && rounds.left_over > 0 &&
-         time_of_quarters(c, rounds, sm_count) < 1;
+  return has_bands(c) && rounds.whole > 0 && rounds.left_over > 0 && time_of_quarters(c, rounds, sm_count) < 1;
 }
 
 // With the order of tiles that reads least.
@@ -61,6 +64,7 @@ LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, in
   TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
   // 16 bits show nothing of it: 0.5 % between 4160 and 8960 entries, with 128x256 tiles.
   if (dtype == DType::kFloat8E4M3) traffic.hidden = kEnergyOfReading;
+  traffic.any_swizzle = has_bands(config);
   const TileOrder order =
       select_tile_order(ceil_div(m, rows), ceil_div(n, columns), clusters_in_flight(config, sm_count), traffic);
   config.swizzle = order.swizzle;

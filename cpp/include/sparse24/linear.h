@@ -64,7 +64,7 @@ LinearTiles linear_relu2_tiles(DType x, DType y);
 LinearTiles linear_compress_tiles(DType x, DType y, DType meta);
 LinearTiles linear_relu2_gradient_tiles();
 
-/// How one of these GEMMs runs; as `MmConfig`, with clusters along either side.
+/// How one of these GEMMs runs; as `MmConfig`, with clusters along either side. Of k128x256 any `swizzle` is one.
 struct LinearConfig {
   LinearTile tile;
   int tile_m, tile_n, tile_k;

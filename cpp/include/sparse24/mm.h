@@ -46,7 +46,7 @@ void mm(const MmArgs& args);
 /// The tile shapes that are compiled, K tile = metadata atom. The cluster multicasts B along M.
 enum class MmTile { k128x256, k256x192, k128x128, k64x128, k64x64 };
 
-/// How one sparse GEMM runs. `swizzle` groups tiles of one raster line so that their operands stay in L2. With `splits`
+/// How one sparse GEMM runs. `swizzle` groups lines of tiles so that their operands stay in L2. With `splits`
 /// above 1 each tile is computed in as many parts of K, which go to the workspace and are added up in order.
 struct MmConfig {
   MmTile tile;
@@ -65,10 +65,12 @@ struct TileOrder {
 /// Entries that come from memory for one column of K: for a row and for a column of clusters, and while the tiles
 /// of all multiprocessors are computed for that column. `along_n`: the time of an order along N, by that along M, where
 /// both read enough. `hidden`: what reading costs that computing hides, of the time that it takes; by default enough to
-/// decide between orders that are equal otherwise.
+/// decide between orders that are equal otherwise. `any_swizzle`: none pads, and need not be a power of two
+/// (tile_bands.cuh).
 struct TileTraffic {
   double cluster_row, cluster_col, computing;
   double along_n = 1, hidden = 1e-3;
+  bool any_swizzle = false;
 };
 /// `hidden` where the board's power limits: reading costs energy. Measured 0.08 to 0.19 (bench/NOTES.md).
 inline constexpr double kEnergyOfReading = 0.12;

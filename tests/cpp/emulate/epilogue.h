@@ -126,8 +126,9 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
       }
       if constexpr (HasSteps<Epilogue>::value) {
         cuda::finish_all(epilogue);  // the tile before
-        epilogue.take(m * Tile::kM, n * Tile::kN, int(get<0>(coords(0))), acc(_, _0{}, _0{}),
-                      *terms[tile].template data<const typename Epilogue::Terms>());
+        cuda::AccumulatorScales scales(*terms[tile].template data<const typename Epilogue::Terms>(),
+                                       int(get<0>(coords(0))));
+        epilogue.take(m * Tile::kM, n * Tile::kN, acc(_, _0{}, _0{}), scales);
       } else if constexpr (HasTerms<Epilogue>::value) {
         const auto& of_tile = *terms[tile].template data<const typename Epilogue::Terms>();
         epilogue(problem, Shape{}, place(tile), acc, mma, thread, of_tile);
