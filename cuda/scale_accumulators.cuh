@@ -1,7 +1,7 @@
 // acc * scale of the row * scale of the column + shift of the column, for the accumulators of a lane.
 //
-// No products run while a thread takes its accumulators, and of a tile of fp8 that takes 500 cycles. So the terms of
-// the first columns are in registers before the products are done, and those of the next columns come while some are
+// Few products run while threads take their accumulators, which costs a tile of fp8 1,000 cycles. So the terms of the
+// first columns are in registers before the products are done, and those of the next columns come while some are
 // scaled.
 #pragma once
 

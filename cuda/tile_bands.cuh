@@ -24,7 +24,6 @@ class TileBands {
     int m, n;  // of a cluster
   };
 
-  TileBands() = default;
   // width: the most clusters across a band; along_m: bands are walked along M.
   TileBands(int clusters_m, int clusters_n, int width, bool along_m)
       : along_m_(along_m), length_(along_m ? clusters_m : clusters_n), side_(along_m ? clusters_n : clusters_m) {
