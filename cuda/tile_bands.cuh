@@ -38,12 +38,13 @@ class TileBands {
   CUTLASS_HOST_DEVICE Place place(int number) const {
     const int in_wide = wide_bands_ * wide_.clusters.divisor;
     const bool is_wide = number < in_wide;
+    const int before = is_wide ? 0 : wide_bands_;  // bands of the other width
     const Band& of = is_wide ? wide_ : narrow_;
     int band, within, along, across;
     of.clusters(band, within, is_wide ? number : number - in_wide);
     of.width(along, across, within);
-    across += band * of.width.divisor + (is_wide ? 0 : wide_bands_ * wide_.width.divisor);
-    if ((band + (is_wide ? 0 : wide_bands_)) % 2 == 1) along = length_ - 1 - along;
+    across += band * of.width.divisor + before * wide_.width.divisor;
+    if ((before + band) % 2 == 1) along = length_ - 1 - along;
     return along_m_ ? Place{along, across} : Place{across, along};
   }
 

@@ -54,8 +54,8 @@ MmConfig config_of(const Tile& tile, DType dtype) {
   return {tile.tile, tile.m, tile.n, int(meta_atom_k(dtype)), tile.cluster_m, /*swizzle=*/1, /*raster_along_m=*/true};
 }
 
-// CUTLASS's largest, and as wide as bands of ours need to be: 66 clusters in flight are square at 8.
-constexpr int kMostSwizzle = 8;
+// CUTLASS's largest; bands of ours may be wider where the L2 cache holds what they read.
+constexpr int kMostSwizzle = 8, kWidestBand = 24;
 
 }  // namespace
 
@@ -63,10 +63,12 @@ constexpr int kMostSwizzle = 8;
 // follow from the swizzle s: along N it has s rows of clusters and as many columns as there are clusters left, along M
 // the other way round. Reading that takes longer than computing costs the difference, and so do the tiles that pad both
 // counts to multiples of s, of an order of CUTLASS's. One of ours has bands of s or fewer, as equal as they can be.
+// Where the cache holds all that is read at the same time, the short side is read once for the length of a band.
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic) {
   TileOrder best{1, true};
   double best_cost = std::numeric_limits<double>::infinity();
-  for (int swizzle = 1; swizzle <= kMostSwizzle; swizzle += traffic.any_swizzle ? 1 : swizzle) {
+  const int most = traffic.any_swizzle ? kWidestBand : kMostSwizzle;
+  for (int swizzle = 1; swizzle <= most; swizzle += traffic.any_swizzle ? 1 : swizzle) {
     const int64_t multiple = traffic.any_swizzle ? 1 : swizzle;
     const int64_t padded_m = round_up(clusters_m, multiple), padded_n = round_up(clusters_n, multiple);
     for (const bool along_m : {true, false}) {
@@ -74,8 +76,9 @@ TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_fligh
       const double width = minor / std::ceil(minor / swizzle);  // of a band
       const double short_side = std::max(width, in_flight / major);
       const double long_side = std::min(major, in_flight / width);
-      const double rows = along_m ? long_side : short_side, cols = along_m ? short_side : long_side;
-      const double reading = rows * traffic.cluster_row + cols * traffic.cluster_col;
+      const double along = long_side * (along_m ? traffic.cluster_row : traffic.cluster_col);
+      const double across = short_side * (along_m ? traffic.cluster_col : traffic.cluster_row);
+      const double reading = along + across * (along + across <= traffic.cached ? long_side / major : 1);
       // Reading that is not shared in time: a third more than the rectangle says.
       const double work = double(padded_m * padded_n) * (along_m ? 1 : traffic.along_n);
       const double cost = work * (std::max(traffic.computing, 1.35 * reading) + traffic.hidden * reading);
