@@ -26,6 +26,9 @@ alone are in the races gemm1 (records of bench "gemm1") and gemm2; cuSPARSELt's 
 Verified against a float64 second GEMM of the activation that the same first GEMM gives: the dense variants against the
 whole activation, the sparse ones against its 2:4 pruned form. `pruning_error` is the distance between those two
 references. With many tokens a random sample of them is compared (ffn_checks.py).
+
+At the large sizes networks and first GEMMs are also timed back to back (`sustained_us`), as a GPU at its power limit
+runs them.
 """
 
 from __future__ import annotations
@@ -100,7 +103,8 @@ def problem(name: str, size: sizes.Size, zeros: float, options: Options) -> Prob
     facts = {"sizes": name, "verified_rows": len(ffn.rows)}
     facts |= {"model": size.model} if size.model else {}
     facts |= {"bias": True} if size.bias else {}
-    return Problem(*size[:3], measured, cases, facts=facts)
+    sustained = ("forward", "gemm1") if name in ("large", "smoke") else ()
+    return Problem(*size[:3], measured, cases, sustained=sustained, facts=facts)
 
 
 if __name__ == "__main__":

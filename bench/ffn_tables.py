@@ -66,6 +66,30 @@ def _variants(records: list[report.Record]) -> str:
     return table("**FFN forward**, 90 % zeros, all variants", head, rows) if rows else ""
 
 
+def back_to_back(records: list[report.Record]) -> str:
+    """First GEMM and network of the large sizes on a hot card: us, and over what is dense."""
+    rows = []
+    # Benches "gemm1" and "ffn_forward" of one problem together; gain() compares medians.
+    hot = [r | {"bench": "", "median_us": r["sustained_us"]} for r in records]
+    for both in report.group(hot, "dtype").values():
+        times = {(r["race"], r["variant"]): r for r in both}
+        dtype = both[0]["dtype"]
+        row = [_size(both[0]), dtype]
+        for race, ours, rival in (
+            ("gemm1", "linear_compress", "linear_relu2"),
+            ("gemm1", "linear_compress", "dense"),
+            ("forward", "sparse24", TORCH[dtype][0]),
+            ("forward", "sparse24" if dtype == "bf16" else "sparse24_fused_static", "fused_dense"),
+        ):
+            mine, theirs = times.get((race, ours)), times.get((race, rival))
+            row.append(f"{us(mine)}, {gain(theirs, mine)}" if mine and theirs else "")
+        rows.append(row)
+    head = ["T, D, F", "precision", "linear_compress us, over linear_relu2", "over torch's plain GEMM"]
+    head += ["relu2_mlp us, over torch_compile or scaled_mm_row", "over fused dense (fp8: one scale)"]
+    title = "**Back to back**, 90 % zeros: each called again and again, on a hot card at its power limit"
+    return table(title, head, rows) if rows else ""
+
+
 def _sweeps(found: list[threshold.Point]) -> str:
     """One row per number of tokens; where dense is faster, bold."""
     rows = []

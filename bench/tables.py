@@ -33,6 +33,7 @@ def _of_one_gpu(records: list[report.Record]) -> str:
         chosen = [r for r in (records if bench in ("ffn_forward", "accuracy") else usual) if r["bench"] == bench]
         if chosen:
             parts.append(make(chosen))
+    parts.append(ffn_tables.back_to_back([r for r in usual if r.get("sustained_us") and r["median_us"]]))
     if runs:
         parts.append(_gpt_table(runs))
     return "\n\n".join(filter(None, parts))
@@ -42,11 +43,14 @@ def _headline(records: list[report.Record]) -> str:
     first = records[0]
     clocks = [r["sm_clock_mhz"] for r in records if r.get("sm_clock_mhz")]
     clock = f", SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz while timing" if clocks else ""
+    paused = sorted({r["bench"] for r in records if r.get("pause_us")})
+    pauses = f" Before each sample of {', '.join(paused)} the card had a pause of 1 ms." if paused else ""
     commits = ", ".join(sorted({r["commit"][:12] for r in records}))
     return (
         f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, CUDA {first['cuda']}{clock}; "
         f"commit {commits}, {first['date'][:10]}. Medians of at least 15 interleaved rounds on a cold L2; every output "
         "was verified before it was timed. TFLOP/s are dense-equivalent: 2 x tokens x out x reduction over the time."
+        f"{pauses}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Times of GPU work: CUDA events, cold L2, variants interleaved, medians."""
+"""Times of GPU work: CUDA events, cold L2, variants interleaved, medians; or back to back on a hot card."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ MIN_ROUNDS = 15
 # torch.cuda._sleep counts clock cycles; this is above any clock of the GPUs in question, so waits are never shorter.
 CYCLES_PER_US = 2000
 MAX_WAIT_US = 3000.0
+# Each sample begins on a device that has been idle for so long. A GPU at its power limit sets its clock by what it did
+# just before: with shorter pauses, as long as the host happened to take, emptying the L2 slows the sample down, and
+# some kernels more than others (bench/NOTES.md).
+PAUSE_US = 1000.0
 
 Run = Callable[[int], object]
 
@@ -31,12 +35,14 @@ class Timing:
     rounds: int
     host_us: float
     clocks: dict[str, float | None]
+    pause_us: float  # at least, before each sample
+    sustained_us: float | None = None  # of `sustain`
 
     @classmethod
-    def of(cls, times_us: Sequence[float], host_us: float, clocks: dict[str, float | None]) -> Timing:
+    def of(cls, times_us: Sequence[float], host_us: float, clocks: dict[str, float | None], pause_us: float) -> Timing:
         ordered = sorted(times_us)
         low, median, high = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else ordered * 3
-        return cls(median, high - low, ordered[0], len(ordered), host_us, clocks)
+        return cls(median, high - low, ordered[0], len(ordered), host_us, clocks, pause_us)
 
 
 def measure(
@@ -57,10 +63,10 @@ def measure(
         Empty the L2 before each sample by reading a large buffer (reading, not writing: dirty lines would be written
         back at the variant's expense). Off for variants that rotate.
     """
-    clock = _CudaClock(device) if device.type == "cuda" else _HostClock()
+    clock = _clock(device)
     # Enough work before the first sample for clocks to rise and for lazy initialisation to be over.
     host_us = [min(_host_us(run, clock, i) for i in range(3)) for run in runs]
-    clock.wait_us = min(MAX_WAIT_US, 1.5 * repeat * max(host_us))
+    clock.wait_us = min(MAX_WAIT_US, max(clock.pause_us, 1.5 * repeat * max(host_us)))
 
     start = time.perf_counter()
     order = list(range(len(runs)))
@@ -81,7 +87,30 @@ def measure(
     times: list[list[float]] = [[] for _ in runs]
     for index, marks in samples:
         times[index].append(clock.elapsed_us(*marks) / repeat)
-    return [Timing.of(t, h, clocks) for t, h in zip(times, host_us, strict=True)]
+    return [Timing.of(t, h, clocks, clock.pause_us) for t, h in zip(times, host_us, strict=True)]
+
+
+def sustain(runs: Sequence[Run], device: torch.device, timings: Sequence[Timing], *, seconds: float) -> list[float]:
+    """The time of one call in us where each of `runs` is called back to back for `seconds`: a hot card, a warm L2.
+
+    Twice each, the second time in the opposite order; the mean of both. `timings` says how many calls that are.
+    """
+    clock = _clock(device)
+    times: list[list[float]] = [[] for _ in runs]
+    order = list(range(len(runs)))
+    for index in order + order[::-1]:
+        calls = max(1, int(seconds * 1e6 / timings[index].median_us))
+        begin = clock.mark()
+        for i in range(calls):
+            runs[index](i)
+        end = clock.mark()
+        clock.synchronize()
+        times[index].append(clock.elapsed_us(begin, end) / calls)
+    return [statistics.fmean(both) for both in times]
+
+
+def _clock(device: torch.device) -> _CudaClock | _HostClock:
+    return _CudaClock(device) if device.type == "cuda" else _HostClock()
 
 
 def _round(runs: Sequence[Run], order: Sequence[int], clock, repeat: int, evict: bool, counter: int) -> list:
@@ -109,6 +138,8 @@ def _host_us(run: Run, clock, counter: int) -> float:
 
 class _CudaClock:
     """Events on the current stream."""
+
+    pause_us = PAUSE_US
 
     def __init__(self, device: torch.device) -> None:
         cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -138,7 +169,7 @@ class _CudaClock:
 class _HostClock:
     """The host's clock, so that the whole path also runs without a GPU."""
 
-    wait_us = 0.0
+    pause_us = wait_us = 0.0
 
     def evict(self) -> None:
         pass

@@ -54,6 +54,7 @@ def test_all_variants_are_verified_at_every_share_of_zeros(smoke):
         mine = [r for r in records if (r["dtype"], r["race"]) == (dtype, race)]
         assert {r["variant"] for r in mine} == set(names.split())
         assert {r["bench"] for r in mine} == {"gemm1" if race == "gemm1" else "ffn_forward"}
+        assert all(("sustained_us" in r) == (race != "gemm2" and r["verified"]) for r in mine)
     # torch has cuSPARSELt on CUDA only.
     assert {r["variant"] for r in records if not r["verified"]} <= {"cusparselt"}
     ours = {(r["d_ff"], r["dtype"], round(20 * r["zeros"]) / 20): r for r in records if r["role"] == "sparse24"}

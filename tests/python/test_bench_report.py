@@ -135,6 +135,32 @@ def test_tables_show_where_it_loses():
     assert rows(text, "by the share of zeros") == [["8192, 3072, 9216", "fp8", "100, **0.50**", "100, 1.25"]]
 
 
+def test_what_runs_back_to_back_has_a_table():
+    """By the sustained times, whatever the medians say; of fp8 the variant with as many scales as fused_dense."""
+    import tables
+
+    def hot(dtype, race, variant, us):
+        bench = "gemm1" if race == "gemm1" else "ffn_forward"
+        return record(8192, WIDE, dtype, variant, "part", 1.0, race=race, bench=bench, sustained_us=us)
+
+    records = [
+        hot("fp8", "gemm1", "linear_compress", 100.0),
+        hot("fp8", "gemm1", "linear_relu2", 101.0),
+        hot("fp8", "gemm1", "dense", 99.0),
+        hot("fp8", "forward", "sparse24", 160.0),
+        hot("fp8", "forward", "scaled_mm_row", 200.0),
+        hot("fp8", "forward", "sparse24_fused_static", 150.0),
+        hot("fp8", "forward", "fused_dense", 180.0),
+        hot("bf16", "forward", "sparse24", 300.0),
+        hot("bf16", "forward", "fused_dense", 330.0),
+    ]
+    assert rows(tables.markdown([*records, *SWEEPS]), "**Back to back**") == [
+        ["8192, 4096, 16384", "fp8", "100, 1.01", "100, **0.99**", "160, 1.25", "150, 1.20"],
+        ["8192, 4096, 16384", "bf16", "", "", "", "300, 1.10"],
+    ]
+    assert "Back to back" not in tables.markdown(SWEEPS)
+
+
 def test_the_readme_has_a_summary():
     """What it runs by itself, over what users run and over the best dense; bold where that is faster."""
     import summary
