@@ -42,9 +42,11 @@ def _of_one_gpu(records: list[report.Record]) -> str:
     for name, (*_, rival) in TIMED.items():
         head += [f"{name} us", f"over {rival}", "over fused_dense"]
     first = records[0]
+    paused = all(r.get("pause_us") for r in records if r["bench"] == "ffn_forward")
+    pause = ", the forward pass after pauses of 1 ms" if paused else ""
     title = (
         f"{first['gpu']}, torch {first['torch']}, CUDA {first['cuda']}, 90 % zeros: medians of at least 15 interleaved "
-        "rounds on a cold L2, every output verified before it was timed. torch_compile is torch's own network, "
+        f"rounds on a cold L2{pause}, every output verified before it was timed. torch_compile is torch's own network, "
         "scaled_mm_row the same in fp8 with a scale per row, fused_dense a dense one with the activation in the first "
         "GEMM's epilogue, as ours has it (fp8: one scale). Where we lose is bold"
     )

@@ -93,12 +93,14 @@ def measure(
 def sustain(runs: Sequence[Run], device: torch.device, timings: Sequence[Timing], *, seconds: float) -> list[float]:
     """The time of one call in us where each of `runs` is called back to back for `seconds`: a hot card, a warm L2.
 
-    Twice each, the second time in the opposite order; the mean of both. `timings` says how many calls that are.
+    Twice each, the second time in the opposite order; the mean of both. Before that the first one warms the card up.
+    `timings` says how many calls that are.
     """
     clock = _clock(device)
     times: list[list[float]] = [[] for _ in runs]
     order = list(range(len(runs)))
-    for index in order + order[::-1]:
+    warm_up = 4 * order[:1]
+    for index in warm_up + order + order[::-1]:
         calls = max(1, int(seconds * 1e6 / timings[index].median_us))
         begin = clock.mark()
         for i in range(calls):
@@ -106,7 +108,7 @@ def sustain(runs: Sequence[Run], device: torch.device, timings: Sequence[Timing]
         end = clock.mark()
         clock.synchronize()
         times[index].append(clock.elapsed_us(begin, end) / calls)
-    return [statistics.fmean(both) for both in times]
+    return [statistics.fmean(both[-2:]) for both in times]
 
 
 def _clock(device: torch.device) -> _CudaClock | _HostClock:
