@@ -207,15 +207,8 @@ def run_problem(
             case.facts["repeatable"] = case.repeats_itself()
             if case.role == "sparse24" and not case.facts["repeatable"]:
                 case.error = "another run gave other bits"
-        again = [case for case in sound if case.race in problem.sustained]
-        times = timing.sustain(
-            [case.run for case in again],
-            options.device,
-            [timings[id(case)] for case in again],
-            seconds=0 if options.smoke else SUSTAINED_SECONDS,
-        )
-        for case, time_us in zip(again, times, strict=True):
-            timings[id(case)].sustained_us = time_us
+        if problem.sustained:
+            _sustain([case for case in sound if case.race in problem.sustained], timings, options)
     except Exception as error:
         for case in sound:
             case.error = case.error or f"timing: {describe(error)}"
@@ -228,6 +221,15 @@ def run_problem(
         _record(name, label, problem, case, timings.get(id(case)), header)
         for name, case in zip(names, problem.cases, strict=True)
     ]
+
+
+def _sustain(cases: list[Case], timings: dict[int, timing.Timing], options: Options) -> None:
+    """Adds the times back to back."""
+    known = [timings[id(case)] for case in cases]
+    seconds = 0.0 if options.smoke else SUSTAINED_SECONDS
+    times = timing.sustain([case.run for case in cases], options.device, known, seconds=seconds)
+    for one, time_us in zip(known, times, strict=True):
+        one.sustained_us = time_us
 
 
 def compiled(

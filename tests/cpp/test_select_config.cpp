@@ -172,8 +172,7 @@ TEST(SelectTileOrder, MakesWideBandsWhereTheCacheHoldsWhatTheyRead) {
   bands.any_swizzle = true;
   const auto width = [&](double cached) {
     bands.cached = cached;
-    const TileOrder order = select_tile_order(64, 72, 66, bands);
-    return order.swizzle;
+    return select_tile_order(64, 72, 66, bands).swizzle;
   };
   EXPECT_EQ(width(0), 8);
   EXPECT_EQ(width(4100), 8);
