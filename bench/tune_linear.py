@@ -26,7 +26,7 @@ VARIABLE = "SPARSE24_LINEAR_CONFIG"
 SIZES = [(8192, 4096, 16384), (16384, 4096, 21504), (32768, 1664, 6656), (16384, 2560, 18432), (512, 4096, 16384)]
 SMOKE_SIZES = [(48, 64, 128)]
 #: Of those that are no power of two all but 128x256 take the one below.
-SWIZZLES = (1, 2, 4, 6, 8, 11)
+SWIZZLES = (1, 2, 4, 6, 8, 12, 16, 24)
 RASTERS = ("m", "n")
 #: As linear_configs lists them, where all is of one type.
 TILES = ("128x128", "128x192", "128x256")
