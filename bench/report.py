@@ -52,6 +52,11 @@ def fastest(records: Iterable[Record], role: str) -> Record | None:
     return min(timed, key=lambda r: r["median_us"], default=None)
 
 
+def pause_ms(records: Iterable[Record]) -> float:
+    """The pause that every timed record had before each of its samples, in ms."""
+    return min((r.get("pause_us", 0.0) for r in records if r["median_us"]), default=0.0) / 1e3
+
+
 def add_comparisons(records: list[Record]) -> None:
     """Adds to each of our records its speed-ups over its rivals, and to all the share of the copy bandwidth."""
     for race in group(records, "race", "dtype").values():

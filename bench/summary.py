@@ -42,8 +42,8 @@ def _of_one_gpu(records: list[report.Record]) -> str:
     for name, (*_, rival) in TIMED.items():
         head += [f"{name} us", f"over {rival}", "over fused_dense"]
     first = records[0]
-    paused = all(r.get("pause_us") for r in records if r["bench"] == "ffn_forward")
-    pause = ", the forward pass after pauses of 1 ms" if paused else ""
+    ms = report.pause_ms(r for r in records if r["bench"] == "ffn_forward")
+    pause = f", the forward pass after pauses of {ms:g} ms" if ms else ""
     title = (
         f"{first['gpu']}, torch {first['torch']}, CUDA {first['cuda']}, 90 % zeros: medians of at least 15 interleaved "
         f"rounds on a cold L2{pause}, every output verified before it was timed. torch_compile is torch's own network, "

@@ -43,8 +43,12 @@ def _headline(records: list[report.Record]) -> str:
     first = records[0]
     clocks = [r["sm_clock_mhz"] for r in records if r.get("sm_clock_mhz")]
     clock = f", SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz while timing" if clocks else ""
-    paused = sorted({r["bench"] for r in records if r.get("pause_us")})
-    pauses = f" Before each sample of {', '.join(paused)} the card had a pause of 1 ms." if paused else ""
+    by_bench = {
+        bench: report.pause_ms(r for r in records if r["bench"] == bench)
+        for bench in dict.fromkeys(r["bench"] for r in records)
+    }
+    paused = ", ".join(f"{bench} ({ms:g} ms)" for bench, ms in by_bench.items() if ms)
+    pauses = f" With a pause before each sample: {paused}." if paused else ""
     commits = ", ".join(sorted({r["commit"][:12] for r in records}))
     return (
         f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, CUDA {first['cuda']}{clock}; "

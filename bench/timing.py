@@ -97,18 +97,22 @@ def sustain(runs: Sequence[Run], device: torch.device, timings: Sequence[Timing]
     `timings` says how many calls that are.
     """
     clock = _clock(device)
-    times: list[list[float]] = [[] for _ in runs]
-    order = list(range(len(runs)))
-    warm_up = 4 * order[:1]
-    for index in warm_up + order + order[::-1]:
+
+    def one_call(index: int) -> float:
         calls = max(1, int(seconds * 1e6 / timings[index].median_us))
         begin = clock.mark()
         for i in range(calls):
             runs[index](i)
         end = clock.mark()
         clock.synchronize()
-        times[index].append(clock.elapsed_us(begin, end) / calls)
-    return [statistics.fmean(both[-2:]) for both in times]
+        return clock.elapsed_us(begin, end) / calls
+
+    order = range(len(runs))
+    for index in 4 * list(order[:1]):
+        one_call(index)
+    there = [one_call(index) for index in order]
+    back = [one_call(index) for index in reversed(order)][::-1]
+    return [statistics.fmean(both) for both in zip(there, back, strict=True)]
 
 
 def _clock(device: torch.device) -> _CudaClock | _HostClock:

@@ -57,29 +57,22 @@ bool divides(const LinearConfig& c, const Rounds& rounds, int sm_count) {
   return has_bands(c) && rounds.whole > 0 && rounds.left_over > 0 && time_of_quarters(c, rounds, sm_count) < 1;
 }
 
-TileTraffic traffic_of(const LinearConfig& config, DType dtype) {
-  // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
-  TileTraffic traffic{double(rows_of_cluster(config)), double(columns_of_cluster(config)),
-                      0.53 * config.tile_m * config.tile_n};
-  // 16 bits show nothing of it: 0.5 % between 4160 and 8960 entries, with 128x256 tiles.
-  if (dtype == DType::kFloat8E4M3) traffic.hidden = kEnergyOfReading;
-  return traffic;
-}
-
 // What is read for 66 tiles of two multiprocessors stays in L2 if it is 18 MB, and does not if it is 34.
 constexpr double kCachedBytes = 20e6;
-TileTraffic traffic_of(const LinearConfig& config, DType dtype, int64_t k) {
-  TileTraffic traffic = traffic_of(config, dtype);
-  traffic.any_swizzle = has_bands(config);
-  if (has_bands(config)) traffic.cached = kCachedBytes / double(std::max<int64_t>(k, 1) * size_of(dtype));
-  return traffic;
-}
 
-// With the order of tiles that reads least.
-LinearConfig in_order(LinearConfig config, const TileTraffic& traffic, int64_t m, int64_t n, int sm_count) {
+// With the order of tiles that reads least. k: only bands depend on it.
+LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  const int64_t rows = rows_of_cluster(config), columns = columns_of_cluster(config);
+  // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
+  TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
+  // 16 bits show nothing of it: 0.5 % between 4160 and 8960 entries, with 128x256 tiles.
+  if (dtype == DType::kFloat8E4M3) traffic.hidden = kEnergyOfReading;
+  if (has_bands(config)) {
+    traffic.any_swizzle = true;
+    traffic.cached = kCachedBytes / double(std::max<int64_t>(k, 1) * size_of(dtype));
+  }
   const TileOrder order =
-      select_tile_order(ceil_div(m, rows_of_cluster(config)), ceil_div(n, columns_of_cluster(config)),
-                        clusters_in_flight(config, sm_count), traffic);
+      select_tile_order(ceil_div(m, rows), ceil_div(n, columns), clusters_in_flight(config, sm_count), traffic);
   config.swizzle = order.swizzle;
   config.raster_along_m = order.along_m;
   config.divides = divides(config, rounds_of(config, m, n, sm_count), sm_count);
@@ -133,7 +126,7 @@ LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, 
   LinearConfig best{};
   double best_time = std::numeric_limits<double>::infinity();
   for (const LinearConfig& unordered : linear_configs(dtype, tiles)) {
-    const LinearConfig config = in_order(unordered, traffic_of(unordered, dtype, k), m, n, sm_count);
+    const LinearConfig config = in_order(unordered, dtype, m, n, k, sm_count);
     const double time = predicted_time(config, dtype, m, n, k, sm_count);
     if (time < best_time) {
       best_time = time;
@@ -144,8 +137,8 @@ LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, 
 }
 
 LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count) {
-  const LinearConfig config = linear_configs(dtype, {kLinearGradientTile}).front();
-  return in_order(config, traffic_of(config, dtype), tokens, features, sm_count);
+  static_assert(kLinearGradientTile != LinearTile::k128x256, "no bands, for which K would be needed");
+  return in_order(linear_configs(dtype, {kLinearGradientTile}).front(), dtype, tokens, features, /*k=*/0, sm_count);
 }
 
 std::string to_string(const LinearConfig& c) {
