@@ -9,8 +9,8 @@ The sizes come in the order of their weight: four large ones, few to many tokens
 that users run, the same sweep over a narrow FFN, then 50 and 95 % zeros at the large ones. bench/threshold.py finds
 from the sweeps from which number of tokens on 2:4 pays.
 
-Variants: `sparse24` (relu2_mlp as it comes, but sparse for any number of tokens), `sparse24_fallback` (as it comes,
-where that is dense: `sparse24.mlp.pays`), `sparse24_fused` (the first GEMM compresses in its epilogue),
+Variants: `sparse24` (relu2_mlp as it comes, but sparse for any number of tokens), `sparse24_fallback` (the same run
+dense, on both sides of the threshold of `sparse24.mlp.pays`), `sparse24_fused` (the first GEMM compresses in its epilogue),
 `sparse24_composed` (GEMM, compress, GEMM), `torch_compile` and `eager` in bf16, `scaled_mm_row` and `scaled_mm_tensor`
 (torch.compile around `_scaled_mm`, x and the activation quantised inside), `fused_dense`: linear_relu2, which has the
 activation and the fp8 cast in its epilogue as linear_compress has, and a dense second GEMM; and `cusparselt`: torch's
@@ -20,7 +20,7 @@ before on all sides. torch.compile gets static shapes, so each size is compiled 
 In fp8 `sparse24` is given the factor of |x_row|^2 that bounds the activation (`bounding_factor`, from the weights
 alone, where there is no bias), `sparse24_fused_predicted` a factor from calibration, and the others compute exact
 scales, but for those with one scale for the activation, as calibration or a delayed maximum gives it, and one for w2:
-`sparse24_fused_static` (`sparse24_fallback_static` where it runs dense), `fused_dense` and `cusparselt`. The GEMMs
+`sparse24_fused_static` (`sparse24_fallback_static` run dense), `fused_dense` and `cusparselt`. The GEMMs
 alone are in the races gemm1 (records of bench "gemm1") and gemm2; cuSPARSELt's gemm2 is without its compression.
 
 Verified against a float64 second GEMM of the activation that the same first GEMM gives: the dense variants against the

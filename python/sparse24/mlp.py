@@ -24,11 +24,12 @@ Precision = Literal["auto", "16bit", "fp8"]
 
 #: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
 #: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
-#: take longer than the products. Measured (bench/NOTES.md); `pays` says which is for what.
-DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 40e9}
-#: In fp8 with a scale per row, so many tokens run sparse for any size: torch's dense product for such scales takes 1.5
-#: times as long there as with single ones.
-FEW_TOKENS = 256
+#: take longer than the products. "fp8" is with a scale per row, where torch's dense product is slower than with one.
+#: Chosen by the records of the forward pass on an H200, and a test holds them against these: `pays` is the rule.
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
+#: In fp8 with a scale per row, so many tokens run sparse for any size: there torch's dense product for such scales is
+#: slowest beside that for one.
+FEW_TOKENS = 512
 
 _DEFAULT_RECIPE = Recipe()
 
@@ -89,9 +90,9 @@ def relu2_mlp(
         costs nothing. `sparse24.bounding_factor` gives one with which nothing saturates.
     min_tokens : int, optional
         Fewer tokens run dense. Default: 0 on the CPU; on CUDA so many that the second GEMM has
-        `sparse24.mlp.DEFAULT_MIN_PRODUCTS` multiply-adds (`sparse24.mlp.pays`), such as 298 tokens in 16 bits for D =
-        4096 and F = 16384. fp8 with a scale per row is sparse again up to `sparse24.mlp.FEW_TOKENS` of them. The
-        comparison is a Python one on shapes: constant for static shapes, guards for dynamic ones.
+        `sparse24.mlp.DEFAULT_MIN_PRODUCTS` multiply-adds, such as 299 tokens in 16 bits for D = 4096 and F = 16384;
+        fp8 with a scale per row runs sparse up to `sparse24.mlp.FEW_TOKENS` tokens too. `sparse24.mlp.pays` tells which
+        a call runs. The comparison is a Python one on shapes: constant for static shapes, guards for dynamic ones.
     fused : bool
         True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
         GEMM, then a compressing pass. In sparse fp8 with neither `scale_y` nor `scale_y_factor` that saves one rounding
@@ -194,7 +195,11 @@ def relu2_mlp(
 
 
 def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
-    """Whether `relu2_mlp` runs sparse by default on CUDA: where that was not slower than dense.
+    """Whether `relu2_mlp` runs sparse by default on CUDA.
+
+    It is the faster of the two within 2 % in fp8, and within 6 % in 16 bits, at every size of the forward pass that
+    was measured on an H200 (``bench/results/h200``). Beyond 2 % in 16 bits are 1,400 to 1,536 tokens of single experts,
+    which it runs dense: their training steps are faster so.
 
     Parameters
     ----------
@@ -207,7 +212,8 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
     """
     if fp8 and not one_scale and tokens <= FEW_TOKENS:
         return True
-    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS["fp8" if fp8 else "16bit"]
+    precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
+    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision]
 
 
 def up_projection(

@@ -17,7 +17,7 @@ VARIANTS = {
     ("bf16", "forward"): "torch_compile eager fused_dense cusparselt sparse24 sparse24_fused sparse24_composed "
     "sparse24_fallback",
     ("fp8", "forward"): "scaled_mm_row scaled_mm_tensor fused_dense cusparselt sparse24 sparse24_composed "
-    "sparse24_fused sparse24_fused_static sparse24_fused_predicted sparse24_fallback_static",
+    "sparse24_fused sparse24_fused_static sparse24_fused_predicted sparse24_fallback sparse24_fallback_static",
     ("bf16", "gemm1"): "dense linear_relu2 linear_compress",
     ("fp8", "gemm1"): "dense linear_relu2 linear_compress",
     ("bf16", "gemm2"): "dense sparse",
