@@ -10,12 +10,13 @@ that users run, the same sweep over a narrow FFN, then 50 and 95 % zeros at the 
 from the sweeps from which number of tokens on 2:4 pays.
 
 Variants: `sparse24` (relu2_mlp as it comes, but sparse for any number of tokens), `sparse24_fallback` (the same run
-dense, on both sides of the threshold of `sparse24.mlp.pays`), `sparse24_fused` (the first GEMM compresses in its epilogue),
-`sparse24_composed` (GEMM, compress, GEMM), `torch_compile` and `eager` in bf16, `scaled_mm_row` and `scaled_mm_tensor`
-(torch.compile around `_scaled_mm`, x and the activation quantised inside), `fused_dense`: linear_relu2, which has the
-activation and the fp8 cast in its epilogue as linear_compress has, and a dense second GEMM; and `cusparselt`: torch's
-first GEMM, relu^2 and pruning in one compiled pass, then torch's own compression and sparse GEMM. Weights are quantised
-before on all sides. torch.compile gets static shapes, so each size is compiled anew.
+dense, on both sides of the threshold of `sparse24.mlp.pays`), `sparse24_fused` (the first GEMM compresses in its
+epilogue), `sparse24_composed` (GEMM, compress, GEMM), `torch_compile` and `eager` in bf16, `scaled_mm_row` and
+`scaled_mm_tensor` (torch.compile around `_scaled_mm`, x and the activation quantised inside), `fused_dense`:
+linear_relu2, which has the activation and the fp8 cast in its epilogue as linear_compress has, and a dense second GEMM;
+and `cusparselt`: torch's first GEMM, relu^2 and pruning in one compiled pass, then torch's own compression and sparse
+GEMM. Weights are quantised before on all sides. torch.compile has its default mode (max-autotune was not timed) and
+static shapes, so each size is compiled anew.
 
 In fp8 `sparse24` is given the factor of |x_row|^2 that bounds the activation (`bounding_factor`, from the weights
 alone, where there is no bias), `sparse24_fused_predicted` a factor from calibration, and the others compute exact
