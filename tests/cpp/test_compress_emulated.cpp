@@ -35,7 +35,7 @@ class CompressEmulated : public testing::Test {
 
   /// The epilogue's values, metadata with its padding and statistics are the reference's; nothing else is written.
   template <bool kFp8Values, bool kFp8Meta>
-  void compare(const HiddenCase& h, Order order) {
+  void compare(const HiddenCase& h, Order order, Beyond beyond = Beyond::kTiles) {
     SCOPED_TRACE(testing::PrintToString(h) + (kFp8Meta ? ", fp8 metadata" : ""));
     const LinearCase c = h.linear();
     const auto expected = reference(c, kFp8Meta ? DType::kFloat8E4M3 : kHidden, h.sums());
@@ -44,7 +44,7 @@ class CompressEmulated : public testing::Test {
     const cuda::CompressParams params{params_of(c, h.statistics ? &seen : nullptr), expected.a, values.data(),
                                       meta.data<uint8_t>()};
     using Steps = cuda::CompressEpilogue<T, kFp8Values, kFp8Meta, Tile::kM, Tile::kN>;
-    run_epilogue<typename Kernel::template Hosted<Steps>, Tile>(params, h.tokens, h.out, h.sums(), order);
+    run_epilogue<typename Kernel::template Hosted<Steps>, Tile>(params, h.tokens, h.out, h.sums(), order, 1, beyond);
     Array got(c.y_dtype, expected.values.size());
     std::memcpy(got.data(), values.data(), got.bytes());
     const int64_t at = got.first_difference(expected.values), row = h.out / 2;
@@ -78,6 +78,14 @@ TYPED_TEST(CompressEmulated, EqualsTheReference) {
 TYPED_TEST(CompressEmulated, TakesMultiplesOf16) {
   this->template compare<false, false>({5, 16, this->kHidden}, Order::kForward);
   this->template compare<false, false>({129, 272, this->kHidden}, Order::kForward);
+}
+
+/// The last 128 columns of fp8 metadata end behind the last tile: it pads them, whether others follow or not.
+TYPED_TEST(CompressEmulated, PadsWhatNoTileCovers) {
+  for (const auto& [tokens, out] : kSizes) {
+    this->template compare<true, true>({tokens, out, this->kHidden, OutScale::kOne}, Order::kForward, Beyond::kNone);
+    this->template compare<false, true>({tokens, out, this->kHidden}, Order::kForward, Beyond::kNone);
+  }
 }
 
 TYPED_TEST(CompressEmulated, TakesScalesBiasAndStatisticsOrNone) {

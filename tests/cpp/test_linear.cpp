@@ -62,6 +62,11 @@ TEST_P(LinearTypes, SaturationCountsKeptValues) {
   // 16 / (1 / 28) = 448 is not beyond.
   c.scale_y = {1.0f / 28};
   EXPECT_EQ(cpu_linear_compress(c, kFP8).saturated, 0);
+  // Neither is 9 / (9 / 448), which is 448 to the last bit; 16 / (9 / 448) is.
+  c.scale_y = {9.0f / 448};
+  ASSERT_EQ(9 * (1.0f / c.scale_y[0]), 448.0f);
+  EXPECT_EQ(cpu_linear_compress(c, kFP8).saturated, 1);
+  EXPECT_EQ(cpu_linear_relu2(c).saturated, 1);
 }
 
 TEST_P(LinearTypes, WithoutReductionThereIsTheBias) {

@@ -193,6 +193,21 @@ TEST(SelectMmConfig, ReadsLittleWhereThatPadsNoTiles) {
   EXPECT_EQ(chosen(DType::kFloat8E4M3, 32768, 1664, 6656), "256x192x128 cluster 2x1 swizzle 1 along N");
 }
 
+/// What was the fastest of 17 tiles and splits (bench/NOTES.md). A tile costs the filling of its pipeline, so that K is
+/// not cut where larger parts do as well; and all of B is read, however fast the tiles are.
+TEST(SelectMmConfig, TakesWhatWasFastestForFewTokens) {
+  const auto chosen = [](DType dtype, int64_t m, int64_t n, int64_t k) {
+    const MmConfig c = select_mm_config(dtype, m, n, k, 132);
+    return std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + " in " + std::to_string(c.splits);
+  };
+  EXPECT_EQ(chosen(DType::kBFloat16, 16, 4096, 16384), "64x64 in 1");
+  EXPECT_EQ(chosen(DType::kBFloat16, 128, 4096, 16384), "64x64 in 1");
+  EXPECT_EQ(chosen(DType::kBFloat16, 512, 1664, 6656), "128x128 in 2");
+  EXPECT_EQ(chosen(DType::kFloat8E4M3, 128, 1664, 6656), "64x128 in 4");
+  // 36.5 us, where 128x256 in 4 takes 47.4.
+  EXPECT_EQ(chosen(DType::kFloat8E4M3, 256, 4096, 16384), "64x128 in 1");
+}
+
 /// A last column of 128x256 tiles that is half empty costs along N (1664 = 6.5 tiles), unless all rows are too many.
 TEST(SelectTileOrder, GoesAlongMWhereTheLastColumnIsHalfEmpty) {
   const auto along_m = [](int64_t m, int64_t n) {

@@ -46,6 +46,31 @@ def test_fp8_stats_by_hand(device):
     assert sparse24.activation_stats(y1).fp8_saturated == 0
 
 
+def test_two_of_four_fit(device):
+    y1 = torch.tensor([[1.0, 0, 2, 0, 1, 2, 3, -1], [0, 0, 0, 1, 3, 3, 0, 0]], device=device)
+    stats = sparse24.activation_stats(y1)
+    assert stats.feature_groups_over_2 == 1 / 4 and stats.feature_nonzeros_dropped == 1 / 8
+
+
+def test_what_rounds_to_the_largest_fp8_does_not_saturate(device):
+    """Squares 448, 451.6 and 484 of a scale of 1: the next number would be 480, and half of the way is 464."""
+    y1 = torch.tensor([[448**0.5, 21.25, 22, 0]], device=device)
+    assert sparse24.activation_stats(y1, fp8_scale=torch.ones(1, device=device)).fp8_saturated == 1 / 3
+
+
+def test_tiny_rows_underflow(device):
+    """The scale of a row is a normal number, as that of compress_fp8: what is far below the least one becomes zero."""
+    tiny = sparse24.activation_stats(torch.tensor([[2.0**-71, 0, 0, 0]], device=device))
+    assert tiny.fp8_underflow == 1 and tiny.fp8_saturated == 0
+    assert sparse24.activation_stats(torch.tensor([[2.0**-65, 2.0**-69, 0, 0]], device=device)).fp8_underflow == 1 / 2
+
+
+def test_energies_are_summed_in_float64(device):
+    """Of pre-activations of 2^33 the fourth power is no float32."""
+    y1 = torch.tensor([[2.0**33, 2.0**33, 2.0**33, 0]], device=device)
+    assert sparse24.activation_stats(y1).feature_energy_dropped == pytest.approx(1 / 3)
+
+
 def test_the_mask_is_that_of_compress(dim):
     x = activations(64, 96, torch.float32, seed=1)
     meta = sparse24.compress(x, dim=dim)[1]

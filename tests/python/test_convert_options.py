@@ -7,6 +7,7 @@ import torch
 from compare import assert_same_bits
 from convert_models import EXACT, CountOps, D, Inline, Stack, WithModule, gradients, randomize
 from data import normal
+from test_training_memory import saved_bytes
 from torch import nn
 
 import sparse24
@@ -95,6 +96,19 @@ def test_options_reach_relu2_mlp(device):
         sparse24.convert(module, config, quiet=True)
         for a, e in zip(gradients(module, module, x), expected, strict=True):
             assert_same_bits(a, e)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+def test_recompute_saves_nothing(device, dtype):
+    """The results say nothing about it: what is saved between the passes does."""
+    x = inputs(device).requires_grad_()
+
+    def saved(recompute):
+        module = build(lambda: Inline(bias=True), device)
+        sparse24.convert(module, ConvertConfig(dtype, min_tokens=0, recompute=recompute), quiet=True)
+        return saved_bytes(lambda: module(x), (x, *module.parameters()))[0]
+
+    assert saved(recompute=True) == 0 < saved(recompute=False)
 
 
 def test_filters_and_decisions(capsys):

@@ -258,6 +258,10 @@ REFUSALS = {
         {"hot_features": torch.zeros(1, 64, dtype=torch.int64)},
         r"hot_features to have shape \[64\] .*, got \[1, 64\]",
     ),
+    "rank of a column": (
+        {"hot_features": torch.zeros(64, 1, dtype=torch.int64)},
+        r"hot_features to have shape \[64\] .*, got \[64, 1\]",
+    ),
     "device": (
         {"hot_features": torch.zeros(64, dtype=torch.int64, device="meta")},
         "hot_features to be on .* as w1 is, got meta",
@@ -295,7 +299,15 @@ def test_refusals_of_options(make, sentence):
 
 @pytest.mark.parametrize(
     ("share", "features", "count"),
-    [(0.05, 3072, 192), (0.05, 160, 64), (0.05, 32, 32), (0.0, 4096, 0), (1.0, 100, 100)],
+    [
+        (0.05, 3072, 192),
+        (0.05, 160, 64),
+        (0.05, 32, 32),
+        (0.0, 4096, 0),
+        (1.0, 100, 100),
+        (0.02, 3200, 64),
+        (0.02, 3201, 128),
+    ],
 )
 def test_number_of_dense_features(share, features, count):
     assert Recipe(dense_features=share).hot_features(features) == count

@@ -28,6 +28,12 @@ enum class Schedule {
   kOverlapped,   ///< rows of one tile, which they finish under the next; for epilogues in steps
 };
 
+/// Which tiles run beside those of the result.
+enum class Beyond {
+  kTiles,  ///< as under a swizzle, some wholly below and to the right of it
+  kNone,   ///< what its own tiles do not write is not written
+};
+
 /// A tile of kM x kN and its MMA. `kSparse`: that of the sparse mainloop. Clusters of kClusterM tiles run even where
 /// the last of them lie below the result, and swizzled orders of tiles run some that lie beyond it.
 template <int kM_, int kN_, Schedule kSchedule_, bool kSparse = false, int kClusterM_ = 2>
@@ -93,15 +99,17 @@ std::vector<Guarded> fetch_terms(const Params& params, const Problem& problem, i
 }
 
 /// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: the lanes of a warp fetch the terms
-/// of each tile, if it has any, then the warpgroups store it. As under a swizzle there are tiles wholly below and to
-/// the right of the result. `accumulator(m, n, batch)` is defined beyond rows and cols too.
+/// of each tile, if it has any, then the warpgroups store it. `accumulator(m, n, batch)` is defined beyond rows and
+/// cols too.
 template <class Epilogue, class Tile, class Accumulator>
 void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, const Accumulator& accumulator,
-                  Order order, int batches = 1) {
+                  Order order, int batches = 1, Beyond beyond = Beyond::kTiles) {
   using namespace cute;
   using Shape = typename Tile::Shape;
-  const int tiles_m = ((rows + Tile::kM * Tile::kClusterM - 1) / (Tile::kM * Tile::kClusterM) + 1) * Tile::kClusterM;
-  const int tiles_n = (cols + Tile::kN - 1) / Tile::kN + 1;
+  constexpr int kClusterRows = Tile::kM * Tile::kClusterM;
+  const int more = beyond == Beyond::kTiles;
+  const int tiles_m = ((rows + kClusterRows - 1) / kClusterRows + more) * Tile::kClusterM;
+  const int tiles_n = (cols + Tile::kN - 1) / Tile::kN + more;
   const int tiles = tiles_m * tiles_n * batches;
   const auto problem = make_shape(rows, cols, 64, batches);
   const auto place = [&](int tile) {
