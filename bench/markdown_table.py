@@ -17,9 +17,13 @@ def zeros(record: report.Record) -> str:
     return f"{100 * record['zeros']:.0f} %"
 
 
-def gain(rival: report.Record, ours: report.Record) -> str:
+def size(record: report.Record) -> str:
+    return f"{record['tokens']}, {record['d_model']}, {record['d_ff']}"
+
+
+def gain(rival: report.Record, ours: report.Record, time: str = "median_us") -> str:
     """Our speed-up; bold where we lose, be it by less than is printed."""
-    ratio = rival["median_us"] / ours["median_us"]
+    ratio = rival[time] / ours[time]
     return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
 
 

@@ -1,9 +1,10 @@
-"""From records to files and tables: JSON, plain text for the terminal, the README's table, and all tables.
+"""From records to files and tables: JSON, plain text for the terminal, summaries, and all tables.
 
-    python bench/report.py bench/results/<gpu>/*.json --readme README.md --tables bench/results/<gpu>/README.md
+    python bench/report.py bench/results/<gpu>/*.json --tables bench/results/<gpu>/README.md
 
-replaces what stands between `<!-- bench:begin -->` and `<!-- bench:end -->` in the one by a summary, and in the other
-by every table; with neither it prints the tables.
+replaces what stands between `<!-- bench:begin -->` and `<!-- bench:end -->` there by every table; `--readme` and
+`--summary` do so with the README's table and that of docs/performance.md. With none it prints the tables. figures.py
+does all of that for the committed records, and the figures in prose.
 """
 
 from __future__ import annotations
@@ -50,11 +51,6 @@ def group(records: Iterable[Record], *extra: str) -> dict[tuple, list[Record]]:
 def fastest(records: Iterable[Record], role: str) -> Record | None:
     timed = [r for r in records if r["role"] == role and r["median_us"]]
     return min(timed, key=lambda r: r["median_us"], default=None)
-
-
-def pause_ms(records: Iterable[Record]) -> float:
-    """The pause that every timed record had before each of its samples, in ms."""
-    return min((r.get("pause_us", 0.0) for r in records if r["median_us"]), default=0.0) / 1e3
 
 
 def add_comparisons(records: list[Record]) -> None:
@@ -114,17 +110,19 @@ def replace_section(text: str, section: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", nargs="+", type=Path)
-    parser.add_argument("--readme", type=Path, help="gets the summary")
+    parser.add_argument("--readme", type=Path, help="gets the README's table")
+    parser.add_argument("--summary", type=Path, help="gets a table of times for each GPU")
     parser.add_argument("--tables", type=Path, help="gets all tables")
     args = parser.parse_args()
     import summary  # both import this module
     import tables
 
     records = read_json(args.json)
-    for path, markdown in ((args.readme, summary.markdown), (args.tables, tables.markdown)):
+    written = ((args.readme, summary.headline), (args.summary, summary.markdown), (args.tables, tables.markdown))
+    for path, markdown in written:
         if path:
             path.write_text(replace_section(path.read_text(), markdown(records)))
-    if not (args.readme or args.tables):
+    if not any(path for path, _ in written):
         print(tables.markdown(records))
     return 0
 

@@ -6,7 +6,8 @@ import ffn_tables
 import report
 import train_table
 import training_tables
-from markdown_table import rate, table, us, zeros
+from markdown_table import gain, rate, size, table, us, zeros
+from origins import Origins
 
 
 def markdown(records: list[report.Record]) -> str:
@@ -43,35 +44,31 @@ def _headline(records: list[report.Record]) -> str:
     first = records[0]
     clocks = [r["sm_clock_mhz"] for r in records if r.get("sm_clock_mhz")]
     clock = f", SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz while timing" if clocks else ""
-    by_bench = {
-        bench: report.pause_ms(r for r in records if r["bench"] == bench)
-        for bench in dict.fromkeys(r["bench"] for r in records)
-    }
-    paused = ", ".join(f"{bench} ({ms:g} ms)" for bench, ms in by_bench.items() if ms)
-    pauses = f" With a pause before each sample: {paused}." if paused else ""
-    commits = ", ".join(sorted({r["commit"][:12] for r in records}))
+    dates = sorted({r["date"][:10] for r in records})
     return (
         f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, CUDA {first['cuda']}{clock}; "
-        f"commit {commits}, {first['date'][:10]}. Medians of at least 15 interleaved rounds on a cold L2; every output "
-        "was verified before it was timed. TFLOP/s are dense-equivalent: 2 x tokens x out x reduction over the time."
-        f"{pauses}"
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. Medians of at least 15 interleaved rounds on a cold L2; "
+        "every output was verified before it was timed. TFLOP/s are dense-equivalent: 2 x tokens x out x reduction "
+        "over the time. Ratios are speed-ups, ours over theirs: above 1 is good. torch.compile has its default mode; "
+        "max-autotune was not timed. Each table says of which commits it is, and whether the card paused before the "
+        "samples; letters mark what is of another one."
     )
 
 
 def _compress_table(records: list[report.Record]) -> str:
-    rows = []
+    origins, rows = Origins(records), []
     for r in records:
         if r["role"] == "roof" or not r["median_us"]:
             continue
         share = f"{100 * r['share_of_copy']:.0f} %" if "share_of_copy" in r else ""
-        size = f"{r['tokens']} x {r['d_ff']}"
-        rows.append([size, zeros(r), r["variant"], us(r), f"{r['gb_per_s']:.0f}", share])
+        shape = f"{r['tokens']} x {r['d_ff']}{origins.mark(r)}"
+        rows.append([shape, zeros(r), r["variant"], us(r), f"{r['gb_per_s']:.0f}", share])
     head = ["tokens x features", "zeros", "kernel", "us", "GB/s", "of the copy bandwidth"]
-    return table("**Memory-bound kernels**", head, rows)
+    return table(f"**Memory-bound kernels**. {origins.note()}", head, rows)
 
 
 def _mm_table(records: list[report.Record]) -> str:
-    rows = []
+    origins, rows = Origins(records), []
     for race in report.group(records, "race", "dtype").values():
         ours, dense, cslt = (report.fastest(race, role) for role in ("sparse24", "dense", "cusparselt"))
         if not ours:
@@ -79,15 +76,15 @@ def _mm_table(records: list[report.Record]) -> str:
         first = race[0]
         rows.append(
             [
-                f"{first['tokens']} x {first['d_model']} x {first['d_ff']}",
+                f"{first['tokens']} x {first['d_model']} x {first['d_ff']}{origins.mark(ours)}",
                 zeros(first),
                 first["race"],
                 first["dtype"],
                 rate(ours),
                 f"{rate(dense)} {dense['variant']}" if dense else "",
                 rate(cslt) if cslt else "",
-                f"{ours['speedup_vs_best_dense']:.2f}" if dense else "",
-                f"{ours['speedup_vs_cusparselt']:.2f}" if cslt else "",
+                gain(dense, ours) if dense else "",
+                gain(cslt, ours) if cslt else "",
             ]
         )
     head = [
@@ -99,53 +96,59 @@ def _mm_table(records: list[report.Record]) -> str:
         "best dense",
         "cuSPARSELt",
     ]
-    return table("**Sparse GEMM**", [*head, "over dense", "over cuSPARSELt"], rows)
+    return table(f"**Sparse GEMM**. {origins.note()}", [*head, "over dense", "over cuSPARSELt"], rows)
 
 
 def _gemm1_table(records: list[report.Record]) -> str:
-    rows = []
+    records = [r for r in records if r.get("sizes", "large") == "large"]
+    origins, rows = Origins(records), []
     for race in report.group(records, "dtype").values():
         first = race[0]
-        if first.get("sizes", "large") != "large":
-            continue
-        times = {r["variant"]: rate(r) for r in race if r["median_us"]}
-        size = f"{first['tokens']} x {first['d_ff']} x {first['d_model']}"
-        names = ("linear_compress", "linear_relu2", "dense")
-        rows.append([size, first["dtype"], *(times.get(name, "") for name in names)])
-    head = ["tokens x out x reduction", "dtype", "linear_compress us (TFLOP/s)", "linear_relu2", "plain GEMM of torch"]
-    return table("**First GEMM alone**", head, rows)
+        by_name = {r["variant"]: r for r in race if r["median_us"]}
+        ours = by_name.get("linear_compress")
+        others = [by_name.get(name) for name in ("linear_relu2", "dense")]
+        row = [f"{first['tokens']} x {first['d_ff']} x {first['d_model']}{origins.mark(first)}", first["dtype"]]
+        row += [rate(r) if r else "" for r in (ours, *others)]
+        rows.append(row + [gain(r, ours) if r and ours else "" for r in others])
+    head = ["tokens x out x reduction", "dtype", "linear_compress us (TFLOP/s)", "linear_relu2"]
+    head += ["plain GEMM of torch", "over linear_relu2", "over torch's"]
+    title = "**First GEMM alone**. torch's is in fp8 `_scaled_mm` row-wise; tensor-wise was not timed here. "
+    return table(title + origins.note(), head, rows) if rows else ""
 
 
 def _models_table(records: list[report.Record]) -> str:
     """A row per model and phase: the model as it is, and converted."""
-    rows = []
+    origins, rows = Origins(records), []
     for race in report.group(records, "race").values():
         first = race[0]
         times = {r["variant"]: r for r in race if r["median_us"]}
         dense = times.get("dense")
-        row = [first["model"], f"{first['tokens']}, {first['d_model']}, {first['d_ff']}", zeros(first), first["race"]]
+        row = [first["model"], size(first) + origins.mark(first), zeros(first), first["race"]]
         row.append(us(dense) if dense else "")
         for name in ("sparse24", "sparse24_fp8"):
             ours = times.get(name)
             if ours:
-                gain = f", {dense['median_us'] / ours['median_us']:.2f}" if dense else ""
-                row.append(f"{us(ours)}{gain}")
+                row.append(f"{us(ours)}, {gain(dense, ours)}" if dense else us(ours))
             else:
                 row.append("not verified" if any(r["variant"] == name for r in race) else "")
         rows.append(row)
     layers = next((r["layers"] for r in records if "layers" in r), 0)
     title = (
         f"**Models before and after `sparse24.convert`**: {layers} layers with attention and norms, each compiled; us, "
-        "and speed-up over bfloat16 before it. In the last column the FFNs are fp8 too, and gain by that as well"
+        "and speed-up over bfloat16 before it. In the last column the FFNs are fp8 too, and gain by that as well. "
     )
-    return table(title, ["model", "T, D, F", "zeros", "phase", "before", "converted", "converted, fp8"], rows)
+    head = ["model", "T, D, F", "zeros", "phase", "before", "converted", "converted, fp8"]
+    return table(title + origins.note(), head, rows)
 
 
 def _gpt_table(records: list[report.Record]) -> str:
     first = records[0]
+    commits = ", ".join(dict.fromkeys(r["commit"][:7] for r in records))
     title = (
-        f"**A GPT in training**, 12 layers, 768 wide, {first['tokens'] / 1e6:.0f} million tokens of Python sources, "
-        f"commit {first['commit'][:12]}. Loss on held-out text, mean over the seeds"
+        f"**A GPT in training**, 12 layers, 768 wide, {first['tokens'] / 1e6:.0f} million tokens of Python sources. "
+        f"Loss on held-out text, mean over the seeds. Of commits {commits}: rates are those of the default recipe's "
+        "runs alone, since the other recipes ran with older kernels in part; over the run's own dense steps, they are "
+        "of one process"
     )
     return f"{title}\n\n{train_table.table(train_table.in_order(records))}"
 

@@ -19,7 +19,8 @@ HEAD = (
     "to dense of the same seed",
     "in %",
     "tokens/s",
-    "over dense",
+    "over dense runs",
+    "over its own dense steps",
     "peak GB",
     "zeros at the end, %",
 )
@@ -55,12 +56,20 @@ def difference(runs: list[Record], dense: dict[int, Record]) -> tuple[float, flo
     return mean, 100 * mean / statistics.mean(theirs for _, theirs in pairs)
 
 
+def own_gain(runs: list[Record]) -> float | None:
+    """Tokens a second of the sparse steps over those of the dense steps of the same runs."""
+    rates = [r["tokens_per_s"] for r in runs if {"sparse", "dense"} <= r["tokens_per_s"].keys()]
+    return sum(r["sparse"] for r in rates) / sum(r["dense"] for r in rates) if rates else None
+
+
 def _row(variant: str, runs: list[Record], dense: dict[int, Record]) -> list[str]:
     losses = [r["held_out_loss"] for r in runs if r["held_out_loss"] is not None]
     loss = f"{statistics.mean(losses):.4f}" if losses else "diverged"
     gap = difference(runs, dense) if runs[0]["ffn"] == "sparse" else None
-    rate = _mean(runs, "tokens_per_s")
+    timed = runs[0]["ffn"] == "dense" or runs[0]["recipe"] == "default"
+    rate = _mean(runs, "tokens_per_s") if timed else None
     dense_rate = _mean([dense[r["seed"]] for r in runs if r["seed"] in dense], "tokens_per_s")
+    own = own_gain(runs) if timed else None
     peak = _mean(runs, "peak_bytes")
     zeros = [statistics.mean(r["activations"][-1]["zeros"]) for r in runs if r["activations"]]
     return [
@@ -71,6 +80,7 @@ def _row(variant: str, runs: list[Record], dense: dict[int, Record]) -> list[str
         f"{gap[1]:+.2f}" if gap else "",
         f"{rate:,.0f}" if rate else "",
         f"{rate / dense_rate:.2f}" if rate and dense_rate else "",
+        f"{own:.2f}" if own else "",
         f"{peak / 1e9:.1f}" if peak else "",
         f"{100 * statistics.mean(zeros):.1f}" if zeros else "",
     ]

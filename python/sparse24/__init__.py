@@ -2,7 +2,8 @@
 
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, here with documentation: `compress`, `compress_fp8`, `compress_like`,
-`decompress`, `linear_compress`, `linear_gradient`, `linear_relu2`, `linear_relu2_gradient`, `mm`, `quantize_fp8`.
+`decompress`, `densest_features`, `feature_counts`, `gather_features`, `linear_compress`, `linear_gradient`,
+`linear_relu2`, `linear_relu2_gradient`, `mm`, `put_features`, `quantize_fp8`, `quantize_fp8_predict`.
 `convert` makes the networks of an existing model run that way, `revert` and `disabled` undo it for good and for a
 while. `activation_stats` measures what pruning an activation drops; `build_info` and ``python -m sparse24 info`` tell
 what was built.

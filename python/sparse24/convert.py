@@ -93,7 +93,8 @@ def convert(
     (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
     linear_fc2, linear_1 and linear_2, key and value; modules or parameters) and converted if a replica of it, with
     small random weights, computes ``W2 max(W1 x + b1, 0)^2 + b2``. So inlined activations are found, `torch.nn.Linear`
-    subclasses that cast float32 weights too, and gated, leaky and smoothed variants are not.
+    subclasses that cast float32 weights too, and gated, leaky and smoothed variants are not. Networks whose layers have
+    other names are neither converted nor in the report, nor are `sparse24.nn.ReLU2MLP` modules.
 
     Parameters
     ----------

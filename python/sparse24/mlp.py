@@ -55,8 +55,9 @@ def relu2_mlp(
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
-    Of each four neighbouring features of a token the two largest are kept. At 90 % zeros that drops about 1 % of the
-    non-zeros, at random initialisation 19 %: train dense first (`sparse24.analyze` measures it).
+    Of each four neighbouring features of a token the two largest are kept. Where 90 % are zeros, independent of each
+    other, that drops 1 % of the non-zeros, at random initialisation 19 %. Trained layers differ: train dense first, and
+    measure each with `sparse24.activation_stats`.
 
     It runs dense, at the same precision and without pruning, where the sparse product does not pay or does not fit:
     with too few tokens (`min_tokens`), and where F is not a multiple of 16 (16-bit) or 32 (fp8); and with `sparse`
@@ -95,8 +96,8 @@ def relu2_mlp(
         a call runs. The comparison is a Python one on shapes: constant for static shapes, guards for dynamic ones.
     fused : bool
         True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
-        GEMM, then a compressing pass. In sparse fp8 with neither `scale_y` nor `scale_y_factor` that saves one rounding
-        of the activation, to bfloat16, and was up to 5 % faster with 512 to 2,048 tokens, else slower.
+        GEMM, then a compressing pass, which is slower but for some sizes of fp8. In sparse fp8 with neither `scale_y`
+        nor `scale_y_factor` that saves one rounding of the activation, to bfloat16.
     recipe : Recipe, optional
         How the backward pass treats the token direction. Default: ``Recipe()``.
     hot_features : Tensor [H], optional

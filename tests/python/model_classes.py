@@ -1,4 +1,4 @@
-"""The classes of feed-forward networks in the README's table: of this library, of transformers, of two projects."""
+"""Classes of feed-forward networks, those of docs/compatibility.md: of this library, transformers, two projects."""
 
 import pytest
 import torch.nn.functional as F

@@ -119,18 +119,25 @@ def rows(text, title):
 def test_tables_show_where_it_loses():
     import tables
 
-    text = tables.markdown([*SWEEPS, *MODELS])
+    more = {"model": "Mini-4B", "sizes": "large", "rel_error": 0.025}
+    exact_scales = record(8192, (3072, 9216), "fp8", "sparse24_fused", "part", 105.0, **more)
+    exact = ["105", "1.31", "1.19"]
+    text = tables.markdown([*SWEEPS, *MODELS, exact_scales])
     swept = rows(text, "**FFN forward over the number of tokens**")
     assert "Not slower than the best dense: bf16 from 2,048 tokens on, fp8 from 1,024 tokens on." in text
     assert len(swept) == 5 + 3
     assert ["4096, 16384", "1,024", "100", "99.0 fused_dense", "**0.99**", "100", "110 fused_dense", "1.10"] in swept
     models = rows(text, "**FFN forward of models**")
     assert models == [
-        ["nanochat d12", "32768, 768, 3072", "100", "1.06", "**0.96** fused_dense", "1.20", "not verified", "", "", ""],
-        ["Mini-4B", "8192, 3072, 9216", "not verified", "", "", "", "100", "1.38", "1.25 fused_dense", "1.20"],
+        ["nanochat d12", "32768, 768, 3072", "100", "1.06", "**0.96** fused_dense", "1.20", "not verified"] + [""] * 6,
+        ["Mini-4B", "8192, 3072, 9216"]
+        + ["not verified", "", "", "", "100", "1.38", "1.25 fused_dense", "1.20"]
+        + exact,
     ]
+    large = ["8192, 3072, 9216", "fp8, exact scales", "105", "104", "138 scaled_mm_row", "125", "120", "1.31", "1.19"]
     assert rows(text, "**FFN forward**, 90 %") == [
-        ["8192, 3072, 9216", "fp8", "100", "104 composed", "138 scaled_mm_row", "125", "120", "1.25", "1.6 %"]
+        [*large, "2.50 %", "1.60 %"],
+        [*large[:1], "fp8, bounded scales", "100", "", *large[4:7], "1.38", "1.25", "", "1.60 %"],
     ]
     assert rows(text, "by the share of zeros") == [["8192, 3072, 9216", "fp8", "100, **0.50**", "100, 1.25"]]
 
@@ -149,38 +156,79 @@ def test_what_runs_back_to_back_has_a_table():
         hot("fp8", "gemm1", "dense", 99.0),
         hot("fp8", "forward", "sparse24", 160.0),
         hot("fp8", "forward", "scaled_mm_row", 200.0),
+        hot("fp8", "forward", "sparse24_fused", 170.0),
         hot("fp8", "forward", "sparse24_fused_static", 150.0),
         hot("fp8", "forward", "fused_dense", 180.0),
         hot("bf16", "forward", "sparse24", 300.0),
         hot("bf16", "forward", "fused_dense", 330.0),
     ]
     assert rows(tables.markdown([*records, *SWEEPS]), "**Back to back**") == [
-        ["8192, 4096, 16384", "fp8", "100, 1.01", "100, **0.99**", "160, 1.25", "150, 1.20"],
+        ["8192, 4096, 16384", "fp8, exact scales", "100, 1.01", "100, **0.99**", "170, 1.18", "170, 1.06"],
+        ["8192, 4096, 16384", "fp8, bounded scales", "", "", "160, 1.25", "160, 1.12"],
+        ["8192, 4096, 16384", "fp8, one scale", "", "", "150, 1.33", "150, 1.20"],
         ["8192, 4096, 16384", "bf16", "", "", "", "300, 1.10"],
     ]
     assert "Back to back" not in tables.markdown(SWEEPS)
 
 
-def test_the_readme_has_a_summary():
-    """What it runs by itself, over what users run and over the best dense; bold where that is faster."""
-    import summary
-
-    ffn, training = (8192, *WIDE), {"bench": "ffn_training", "race": "training"}
+def of_a_summary():
+    """A few tokens, where bf16 runs dense; a large size, with exact scales too and back to back; a step of it."""
+    exact = record(8192, WIDE, "fp8", "sparse24_fused", "part", 110.0, sustained_us=120.0)
+    large = [r | {"sustained_us": 1.2 * r["median_us"]} for r in size(8192, WIDE, "fp8", 1.25, model="P")]
     few = [
         record(128, WIDE, "bf16", "torch_compile", "dense", 118.0),
         record(128, WIDE, "bf16", "fused_dense", "dense", 99.0),
         record(128, WIDE, "bf16", "sparse24", "sparse24", 120.0),
         record(128, WIDE, "bf16", "sparse24_fallback", "part", 100.0),
     ]
+    training = {"bench": "ffn_training", "race": "training", "commit": "d", "pause_us": 1000.0}
     step = [
-        record(*ffn[:1], WIDE, "bf16", "torch_compile", "dense", 240.0, **training),
-        record(*ffn[:1], WIDE, "bf16", "sparse24", "sparse24", 200.0, **training),
+        record(8192, WIDE, "bf16", "torch_compile", "dense", 240.0, **training),
+        record(8192, WIDE, "fp8", "scaled_mm_tensor", "dense", 180.0, **training),
+        record(8192, WIDE, "bf16", "sparse24", "sparse24", 200.0, **training),
+        record(128, WIDE, "bf16", "torch_compile", "dense", 240.0, **training | {"commit": "e"}),
+        record(128, WIDE, "bf16", "sparse24_fallback", "part", 240.0, **training | {"commit": "e"}),
     ]
-    text = summary.markdown([*size(8192, WIDE, "fp8", 1.25, model="P"), *step, *few, *size(77, WIDE, "fp8", 2.0)])
+    return [*large, exact, *step, *few, *size(77, WIDE, "fp8", 2.0)]
+
+
+def test_the_readme_has_speed_ups():
+    """What it runs by itself, over what users run and the best dense; bold where that is faster; hot in brackets."""
+    import summary
+
+    text = summary.headline(of_a_summary())
     assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
-        ["8192, 4096, 16384", "P", "", "", "", "100", "1.38", "1.25", "200", "1.20", ""],
-        ["128, 4096, 16384", "", "100 (dense)", "1.18", "**0.99**", "", "", "", "", "", ""],
+        ["8192, 4096, 16384", "P", "", "", "1.25 (1.38)", "1.14 (1.25)", "1.20", "", "**0.90**"],
+        ["128, 4096, 16384", "", "1.18", "**0.99**", "", "", "1.00 [a]", "", ""],
     ]
+    assert (
+        "Forward: of commit c, without pauses. Training: of commit d, pauses of 1 ms before the samples; [a] " in text
+    )
+    assert summary.headline([]) == ""
+
+
+def test_a_summary_has_times():
+    import summary
+
+    text = summary.markdown(of_a_summary())
+    assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
+        ["8192, 4096, 16384", "P", "", "", "", "110", "1.25", "1.14", "100", "1.38", "1.25", "200", "1.20", ""],
+        ["128, 4096, 16384", "", "100 (dense)", "1.18", "**0.99**", *[""] * 6, "240 (dense) [a]", "1.00", ""],
+    ]
+
+
+def test_other_commits_and_pauses_are_marked():
+    """Rows or cells that are of another call than most of their table bear a letter, and it says whose."""
+    import tables
+    from origins import Origins
+
+    usual = size(8192, WIDE, "bf16", 1.25, pause_us=1000.0)
+    other = size(8192, WIDE, "bf16", 1.25, zeros=0.5, commit="other67890")
+    assert rows(tables.markdown([*usual, *other]), "by the share of zeros")[0][2:] == ["100, 1.25 [a]", "100, 1.25"]
+    note = "Of commit c, pauses of 1 ms before the samples; [a] commit other67, without pauses"
+    assert note in tables.markdown([*usual, *other])
+    origins = Origins([*usual, *other[:1]])
+    assert (origins.mark(usual[0]), origins.mark(other[0])) == ("", " [a]") and origins.note() == note
 
 
 def test_tables_stand_in_the_readme(tmp_path):
@@ -333,7 +381,7 @@ def test_a_training_step_beside_its_rivals():
     ]
     records.append(record(1024, WIDE, "bf16", "dense", "part", 9.0, bench="ffn_training", race="dx"))
     text = tables.markdown(records)
-    row = "| 1024, 4096, 16384 | 100 | 96.0 |  | 120 | 110 |  | 1.20 (1.25) | 1.10 (1.15) | 0.28 |"
+    row = "| 1024, 4096, 16384 | 100 | 96.0 |  | 120 | 110 |  | 1.20 (1.25) | 1.10 (1.15) |  | 0.28 |"
     assert row in text and text.count("| 1024, 4096, 16384 |") == 1
     # Without its rivals there is nothing to compare.
     assert "1024, 4096" not in tables.markdown([r for r in records if r["variant"] != "fused_dense"])
@@ -357,3 +405,4 @@ def test_runs_of_training_are_files_of_one_record(tmp_path):
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| dense", "| sparse_"))]
     assert [row[0] for row in rows] == ["| dense", "| sparse_default", "| sparse_no_split"]
     assert [row[4] for row in rows] == ["", "-0.50", "+1.00"]
+    assert [row[5] for row in rows] == ["1,000,000", "1,000,000", ""]  # another recipe's kernels may be older

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 import sparse24
 
 HERE = Path(__file__).parent
-DOCS = HERE.parents[1] / "docs"
+ROOT = HERE.parents[1]
+DOCS, BENCH = ROOT / "docs", ROOT / "bench"
 
 
 @pytest.mark.filterwarnings("ignore")  # of Sphinx and its extensions
@@ -35,5 +38,46 @@ def test_tests_that_are_named_exist():
     trees = [ast.parse(path.read_text()) for path in HERE.glob("test_*.py")]
     defined = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert len(named) > 25 and not named - defined
-    rows = [line for line in text.splitlines() if "✓" in line]
+    # test_model_classes.py holds the table of classes against its own tests.
+    features, classes, rest = text.partition("## Classes of networks")
+    rows = [line for line in (features + rest.partition("\n## ")[2]).splitlines() if "✓" in line]
+    assert classes and len(rows) > 25
     assert all(re.search(r"`test_\w+` \|$", row) for row in rows)
+
+
+def figures(*arguments):
+    command = [sys.executable, BENCH / "figures.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_figures_and_tables_are_those_of_the_records():
+    done = figures("--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fp8-exact-over-row: 1.26 to 1.36\n" in figures("--list").stdout
+
+
+def test_a_stale_figure_is_seen(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import figures as program
+
+    page = tmp_path / "page.md"
+    page.write_text("a <!-- fig:fp8-exact-over-row -->1.32 to 1.49<!-- /fig --> b")
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    assert program.current(page) == "a <!-- fig:fp8-exact-over-row -->1.26 to 1.36<!-- /fig --> b"
+    page.write_text("<!-- fig:no-such -->1<!-- /fig -->")
+    with pytest.raises(SystemExit, match="there is no figure no-such"):
+        program.current(page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/performance.md"])
+def test_measured_numbers_are_computed(page):
+    """No ratio and no share stands in prose that bench/figures.py did not put there."""
+    text = (ROOT / page).read_text()
+    marks = (r"<!-- bench:begin -->.*?<!-- bench:end -->", r"<!-- fig:[\w-]+ -->.*?<!-- /fig -->", r"^```.*?^```$")
+    for mark in (*marks, r"^    .*?$", r"`[^`]*`", r"\[[^\]]*\]\([^)]*\)"):
+        text = re.sub(mark, "", text, flags=re.DOTALL | re.MULTILINE)
+    # By the paper, or no measurement.
+    said = ("84 to 98 %", "90 % independent zeros", "Python 3.10", "torch 2.11", "nvcc; 13.0")
+    for words in said:
+        text = text.replace(words, "")
+    assert not re.findall(r"\d+\.\d+|\d+ %", text)

@@ -1,4 +1,4 @@
-"""The table of the README: classes of networks, and what each is run under. A tick there is a test here."""
+"""The table of docs/compatibility.md: classes of networks, and what each is run under. A tick there is a test here."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparse24
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 
 pytestmark = [
     # Dynamo's, which makes an instance of every autograd function that it traces, and torch's own
@@ -124,9 +124,9 @@ def classes_of(test: str) -> set[str]:
     return {name for mark in marks if mark.name == "parametrize" and mark.args[0] == "name" for name in mark.args[1]}
 
 
-def test_the_table_in_the_readme():
+def test_the_table_of_classes():
     """Every class is a row, and a cell is what a test shows: nothing more, nothing less."""
-    table = README.read_text().partition("| class |")[2].partition("\n\n")[0]
+    table = PAGE.read_text().partition("| class |")[2].partition("\n\n")[0]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert head == list(COLUMNS)
     assert [row[0].partition("`")[0].strip() or row[0].split("`")[1] for row in rows] == list(CLASSES)

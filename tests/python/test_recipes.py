@@ -55,12 +55,22 @@ def test_the_readme_at_sizes_for_a_cpu():
     """An assertion of its own compares the network with its parts."""
     blocks = [
         (line, re.sub(r"\b(8192|4096|16384)\b", lambda n: str(int(n[0]) // 32), code).replace('"cuda"', '"cpu"'))
-        for line, code in sections(README)["Use"]
+        for section in ("Write a model", "How it works")
+        for line, code in sections(README)[section]
     ]
-    n = execute(blocks, {}, README)
-    assert n["mlp"].sparse is False and n["schedule"].apply(n["mlp"], 1000) is True
-    expected = F.linear(relu2(F.linear(n["x"], n["w1"])), n["w2"])
+    with CountOps() as ops:
+        n = execute(blocks[:1], {}, README)
+    assert ops.sparse == 0  # the first step of the schedule
+    mlp, x = n["mlp"], n["x"]
+    assert mlp.sparse is False and n["schedule"].apply(mlp, 1000) is True
+    assert 0.4 < n["stats"].zeros < 0.6 and 0.15 < n["stats"].feature_nonzeros_dropped < 0.25
+    w1, w2 = mlp.up_proj.weight, mlp.down_proj.weight
+    expected = F.linear(relu2(F.linear(x, w1)), w2)
+    assert_near([n["y"]], [expected], 1e-2)
+    n = execute(blocks[1:], n, README)
+    assert_same_bits(n["y"], mlp(x))
     assert 0.05 < (n["y"] - expected).norm() / expected.norm() < 0.5  # a fifth of a random activation is dropped
+    assert n["frozen"].up_proj.weight.dtype == torch.float8_e4m3fn and n["frozen"](x).shape == x.shape
 
 
 def test_conversion_in_the_readme(capsys):
@@ -70,7 +80,7 @@ def test_conversion_in_the_readme(capsys):
     def evaluate(model):
         evaluated.append(model(x))
 
-    execute(sections(README)["In your model"], {"sparse24": sparse24, "model": model, "evaluate": evaluate}, README)
+    execute(sections(README)["Convert a model"], {"sparse24": sparse24, "model": model, "evaluate": evaluate}, README)
     assert capsys.readouterr().out == "sparse24: converted 2 of 2\n"
     assert_same_bits(evaluated[0], dense)
     assert_same_bits(model(x), dense)
