@@ -18,8 +18,8 @@ M, K, dim and the width of the values.
 
 Every op runs on CUDA (compute capability 9.0) and on the CPU. The bits are the same but for what is a product: those of
 `mm` and the ops named ``linear_*`` differ by the order of summation, and what is made of their sums is the same given
-the same sums. float32 is for the CPU only. Inputs that are not contiguous or not 16-byte aligned are copied. Wrong arguments raise RuntimeError:
-``sparse24.<op>: expected <argument> <rule>, got <value>``.
+the same sums. float32 is for the CPU only. Inputs that are not contiguous or not 16-byte aligned are copied. Wrong
+arguments raise RuntimeError: ``sparse24.<op>: expected <argument> <rule>, got <value>``.
 
 `linear_relu2` and `linear_compress` are documented in `sparse24.linear`.
 
