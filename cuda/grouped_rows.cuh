@@ -6,22 +6,27 @@
 //     dimension      columns of A   g    e    w            h
 //     size           K              8    2    tokens / 32  2
 //     of one copy    64             8    2    4            2     (128 bytes x 128 rows)
+//
+// Where tokens are no multiple of 32 that map covers whole tiles, and another one the copy of the last rows.
 #pragma once
 
 #include <cutlass/cutlass.h>
 
+#include <climits>
 #include <cute/tensor.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 
+#include "sparse24/linear_gradient.h"
 #include "tensor_map.cuh"
 
 namespace sparse24::cuda {
 
-// Rows of A between the tokens of a group and between groups; the number of rows is a multiple of 32. And the columns
-// of B: the tiles may cover more.
+// Rows of A between the tokens of a group and between groups. The columns of B: the tiles may cover more. And
+// LinearGradientArgs::grad_tail, or null where the number of rows is a multiple of 32.
 struct RowOrder {
   int64_t token, group;
   int columns;
+  const void* tail;
 };
 
 // Stock: the collective that CUTLASS builds for tiles of 128 rows and clusters of two CTAs along M, each of which has
@@ -44,21 +49,34 @@ struct GroupedRowsMainloop : Stock {
     RowOrder order;
   };
   struct Params : Stock::Params {
-    cute::TmaDescriptor rows;
+    cute::TmaDescriptor rows, tail;
+    int tail_tile;  // the first that `tail` has the rows of
   };
 
   template <class ProblemShape>
   static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
     const auto [m, n, k, l] = shape;
-    const int64_t ld = cute::get<0>(args.dA), token = args.order.token * ld, group = args.order.group * ld;
-    const MapDim dims[] = {
-        {1, k, 64}, {group, 8, 8}, {token, 2, 2}, {8 * group, cute::ceil_div(int64_t(m), 32), 4}, {2 * token, 2, 2}};
-    return {Stock::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace),
-            map_rows(args.ptr_A, dims, "sparse24.linear_gradient")};
+    const int64_t ld = cute::get<0>(args.dA), columns = k;
+    using Element = typename Stock::ElementA;
+    const auto map = [&](const Element* start, int64_t rows, int64_t token, int64_t group) {
+      const MapDim dims[] = {{1, columns, 64},
+                             {group * ld, 8, 8},
+                             {token * ld, 2, 2},
+                             {8 * group * ld, cute::ceil_div(rows, int64_t{32}), 4},
+                             {2 * token * ld, 2, 2}};
+      return map_rows(start, dims, "sparse24.linear_gradient");
+    };
+    const auto* tail = static_cast<const Element*>(args.order.tail);
+    // A map has rows, if only some that nothing reads.
+    const int64_t first = first_of_tail(m, 128), whole = tail ? cute::max(first, int64_t{32}) : int64_t{m};
+    const auto rows = map(args.ptr_A, whole, args.order.token, args.order.group);
+    return {Stock::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace), rows,
+            tail ? map(tail, m - first, 1, 4) : rows, tail ? int(first / 128) : INT_MAX};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
     cute::prefetch_tma_descriptor(&params.rows);
+    if (params.tail_tile != INT_MAX) cute::prefetch_tma_descriptor(&params.tail);
     cute::prefetch_tma_descriptor(params.tma_load_b.get_tma_descriptor());
   }
 
@@ -77,12 +95,15 @@ struct GroupedRowsMainloop : Stock {
     constexpr int kTile = size<0>(TileShape{}) * size<2>(TileShape{});
     constexpr uint16_t kBoth = 3;
     constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
+    const bool in_tail = int(m) >= params.tail_tile;
+    const auto* rows = in_tail ? &params.tail : &params.rows;
+    const int first_w = (int(m) - (in_tail ? params.tail_tile : 0)) * 4;
     CUTLASS_PRAGMA_NO_UNROLL
     for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
-      SM90_TMA_LOAD_5D::copy(&params.rows, barrier, kHint, shared.smem_A.data() + write.index() * kTile,
-                             int(*k_tile) * 64, 0, 0, int(m) * 4, 0);
+      SM90_TMA_LOAD_5D::copy(rows, barrier, kHint, shared.smem_A.data() + write.index() * kTile, int(*k_tile) * 64, 0,
+                             0, first_w, 0);
       copy(params.tma_load_b.with(*barrier, kBoth), from_b(_, _, _, *k_tile), to_b(_, _, _, write.index()));
     }
   }

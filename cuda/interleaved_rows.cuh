@@ -5,12 +5,17 @@
 //     dimension      columns of B   i                       g
 //     interleaved    N, 64          4, Q rows apart, 4      Q, one row apart, 8    (size, and of one copy)
 //     as they are    N, 64          K, one row apart, 32    1, 1
+//
+// The last K tile of a number of rows that is no multiple of four comes from a copy that is in the order of the
+// product.
 #pragma once
 
 #include <cutlass/cutlass.h>
 
+#include <climits>
 #include <cute/tensor.hpp>
 
+#include "sparse24/token_order.h"
 #include "tensor_map.cuh"
 
 namespace sparse24::cuda {
@@ -26,20 +31,29 @@ class InterleavedRows {
 
  public:
   struct Params {
-    cute::TmaDescriptor rows;
+    cute::TmaDescriptor rows, tail;
     bool interleaved;
+    int tail_tile;  // the K tile that `tail` has the rows of
   };
 
   template <class ProblemShape>
-  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, bool interleaved) {
+  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, RowsOfB const& given) {
     const auto [m, n, k, l] = shape;
-    const int64_t ld = cute::get<1>(args.dB), quarter = k / 4;
+    const int64_t ld = cute::get<1>(args.dB), quarter = cute::max(k / 4, 1);
     const MapDim reordered[] = {{1, n, kColumns}, {quarter * ld, 4, 4}, {ld, quarter, kTileK / 8}};
     const MapDim as_they_are[] = {{1, n, kColumns}, {ld, k, kTileK / 2}, {ld, 1, 1}};
-    return {map_rows(args.ptr_B, interleaved ? reordered : as_they_are, "sparse24.mm"), interleaved};
+    const auto rows = map_rows(args.ptr_B, given.reordered ? reordered : as_they_are, "sparse24.mm");
+    if (!given.tail) return {rows, rows, given.reordered, INT_MAX};
+    const int64_t first = first_of_tail(k, kTileK);
+    const MapDim last[] = {{1, n, kColumns}, {given.ld_tail, k - first, kTileK / 2}, {given.ld_tail, 1, 1}};
+    const auto tail = map_rows(static_cast<const Element*>(given.tail), last, "sparse24.mm");
+    return {rows, tail, given.reordered, int(first / kTileK)};
   }
 
-  CUTLASS_DEVICE static void prefetch(Params const& params) { cute::prefetch_tma_descriptor(&params.rows); }
+  CUTLASS_DEVICE static void prefetch(Params const& params) {
+    cute::prefetch_tma_descriptor(&params.rows);
+    if (params.tail_tile != INT_MAX) cute::prefetch_tma_descriptor(&params.tail);
+  }
 
   // One CTA's share of a K tile, to a stage's buffer: blocks of 64 columns, in each 64 rows of 128 bytes.
   template <class Barrier>
@@ -49,11 +63,13 @@ class InterleavedRows {
     constexpr uint16_t kBoth = 3;
     constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
     Element* to = stage + rank_in_cluster * (kTileK / 2 * kColumns);
-    const int row = k_tile * kTileK + rank_in_cluster * (kTileK / 2);
+    const bool in_tail = k_tile == params.tail_tile, in_groups = params.interleaved && !in_tail;
+    const auto* rows = in_tail ? &params.tail : &params.rows;
+    const int row = (in_tail ? 0 : k_tile * kTileK) + rank_in_cluster * (kTileK / 2);
     CUTLASS_PRAGMA_UNROLL
     for (int c = 0; c < kTileN; c += kColumns) {
-      SM90_TMA_LOAD_MULTICAST_3D::copy(&params.rows, barrier, kBoth, kHint, to + c * kTileK, n * kTileN + c,
-                                       params.interleaved ? 0 : row, params.interleaved ? row / 4 : 0);
+      SM90_TMA_LOAD_MULTICAST_3D::copy(rows, barrier, kBoth, kHint, to + c * kTileK, n * kTileN + c,
+                                       in_groups ? 0 : row, in_groups ? row / 4 : 0);
     }
   }
 };

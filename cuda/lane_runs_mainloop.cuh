@@ -84,9 +84,9 @@ class LaneRunsRows {
   };
 
   template <class ProblemShape>
-  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, bool in_runs) {
+  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, RowsOfB const& rows) {
     const auto [m, n, k, l] = shape;
-    return {Copies::of(args.ptr_B, cute::get<0>(args.dB), n, int64_t(k) * l, in_runs, "sparse24.mm"), int(k)};
+    return {Copies::of(args.ptr_B, cute::get<0>(args.dB), n, int64_t(k) * l, rows.reordered, "sparse24.mm"), int(k)};
   }
 
   CUTLASS_DEVICE static void prefetch(Params const& params) { Copies::prefetch(params.rows); }

@@ -32,8 +32,9 @@ void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearCon
       args.hot_count > 0 ? args.hot_slots : nullptr,
       {args.y_hot, args.dh_hot}};
   // Rows of grad between the tokens of a group, and between groups.
-  const bool apart = args.interleaved && !args.grad_in_order;
-  const RowOrder order{apart ? args.quarter() : 1, apart ? 1 : 4, int(args.features)};
+  const bool apart = args.interleaved;
+  const RowOrder order{apart ? std::max<int64_t>(args.quarter(), 1) : 1, apart ? 1 : 4, int(args.features),
+                       args.grad_tail};
   // Beyond K both operands read as zeros, whatever lies between the rows of grad.
   const int64_t columns = round_up(args.features, kMetaRowPadding);  // metadata has its padding
   const DenseProduct product{args.tokens, columns, args.in, args.grad, args.ld_grad, args.w, args.features};

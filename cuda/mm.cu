@@ -66,8 +66,11 @@ int64_t mm_workspace_bytes(const MmArgs& args) {
 void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
   if (args.a.m == 0 || args.n == 0) return;
   check(args.a.k > 0, "sparse24.mm: expected K to be above 0, got 0");
-  check(!args.b_interleaved || (args.a.m_contiguous() && args.b_major == Major::kRow && args.a.k % 4 == 0),
-        "sparse24.mm: expected MN-major operands and K to be a multiple of 4 for an interleaved B, got K ", args.a.k);
+  check(!args.b_interleaved || (args.a.m_contiguous() && args.b_major == Major::kRow),
+        "sparse24.mm: expected MN-major operands for an interleaved B, got others");
+  check(!args.b_interleaved || args.a.k % 4 == 0 || args.b_tail,
+        "sparse24.mm: expected a copy of the last rows of an interleaved B or K to be a multiple of 4, got K ",
+        args.a.k);
   const Launcher launch = find(args, config.tile);
   if (config.splits == 1) return launch(args, config, stream);
   check(may_split(args) && args.workspace && splits_evenly(config, args.a.k, config.splits),

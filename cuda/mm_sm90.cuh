@@ -134,8 +134,8 @@ struct MmSm90 {
         stride_b,
         reinterpret_cast<typename Mainloop::ElementE const*>(args.meta),
         layout_e};
-    if constexpr (kMayInterleave) out.mainloop.reordered = args.b_interleaved;
-    if constexpr (kRuns) out.mainloop.reordered = store.in_runs();
+    if constexpr (kMayInterleave) out.mainloop.rows = {args.b_interleaved, args.b_tail, args.ldb_tail};
+    if constexpr (kRuns) out.mainloop.rows = {store.in_runs()};
     return out;
   }
 
@@ -162,7 +162,7 @@ struct MmSm90 {
     typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, rows, cols}};
     static_cast<typename OverlappedStock::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
                                                                               m.dB,    m.ptr_E,    m.layout_e};
-    if constexpr (kRuns || kMayInterleave) overlapped.mainloop.reordered = m.reordered;
+    if constexpr (kRuns || kMayInterleave) overlapped.mainloop.rows = m.rows;
     launch_gemm<Overlapped>(overlapped, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
     return true;
   }

@@ -6,13 +6,15 @@
 #include <cute/tensor.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 
+#include "tensor_map.cuh"
+
 namespace sparse24::cuda {
 
 // Stock: the collective that CUTLASS builds for clusters of two CTAs along M, which have rows of A of their own, with
 // their metadata, and share the columns of B. Its buffers, barriers and products stay as they are. Rows:
 //
 //     Params                                              what the kernel is given of B
-//     of(problem, arguments, reordered)                   these, for rows of B in Rows' order or as they are
+//     of(problem, arguments, rows)                        these, for RowsOfB
 //     prefetch(params)                                    the tensor maps in them
 //     load(params, barrier, stage, n, l, k_tile, rank)    one CTA's share of a K tile, to a stage's buffer
 template <class Stock, class Rows>
@@ -27,7 +29,7 @@ struct SparseRowsMainloop : Stock {
                 "two CTAs share the columns");
 
   struct Arguments : Stock::Arguments {
-    bool reordered;  // the rows of B
+    RowsOfB rows;
   };
   struct Params : Stock::Params {
     typename Rows::Params of_b;
@@ -35,7 +37,7 @@ struct SparseRowsMainloop : Stock {
 
   template <class ProblemShape>
   static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
-    return {Stock::to_underlying_arguments(shape, args, workspace), Rows::of(shape, args, args.reordered)};
+    return {Stock::to_underlying_arguments(shape, args, workspace), Rows::of(shape, args, args.rows)};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {

@@ -18,6 +18,14 @@ struct MapDim {
   int box;
 };
 
+// The rows of B: in an order of Rows' or as they are, and a copy of the last ones where that order needs it, `ld_tail`
+// elements apart.
+struct RowsOfB {
+  bool reordered = false;
+  const void* tail = nullptr;
+  int64_t ld_tail = 0;
+};
+
 #ifdef __CUDACC__  // CUTLASS has the driver's call for nvcc alone; host tests look at the dimensions
 // The map of elements of 8 or 16 bits whose copies are rows of 128 bytes in shared memory, swizzled as wgmma reads
 // them; what lies outside reads as zeros. The order of the dimensions, the first innermost, is that of shared memory.

@@ -28,7 +28,7 @@ int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleav
 template <class In, class H>
 void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
   for_each_gradient<In>(args, [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
-    auto* row = dy + (args.grad_in_order ? token_of(args, r) : r) * args.features;
+    auto* row = dy + r * args.features;
     for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
   });
 }

@@ -33,31 +33,20 @@ struct ProductOwners {
   Tensor grad, w;
 };
 
-/// What the kernels want of the rows of grad, where it is more than their alignment.
-struct GradRows {
-  int64_t multiple = 1;      ///< where tokens are none, grad is copied, with rows of zeros up to the next
-  bool interleaved = false;  ///< the order of the rows of such a copy
-};
-
 /// Copies what the kernels cannot read, and points `args` to it. They always have something to multiply, if only zeros.
 template <class Args>
-ProductOwners prepare_product(const Tensor& grad, const Tensor& w, Args& args, const GradRows& wanted = {}) {
+ProductOwners prepare_product(const Tensor& grad, const Tensor& w, Args& args) {
   ProductOwners owners{grad, w};
   const int64_t step = 16 / size_of(args.dtype), in = args.in;
-  const int64_t rows = round_up(args.tokens, wanted.multiple), added = rows - args.tokens;
   args.ld_grad = in;
   if (grad.is_cuda() && in == 0) {
     args.in = args.ld_grad = step;
-    owners.grad = torch::stable::new_zeros(grad, {rows, step});
+    owners.grad = torch::stable::new_zeros(grad, {args.tokens, step});
     owners.w = torch::stable::new_zeros(w, {step, args.features});
-  } else if (grad.is_cuda() && (in % step != 0 || added > 0)) {
+  } else if (grad.is_cuda() && in % step != 0) {
     args.ld_grad = round_up(in, step);
-    owners.grad = new_empty(grad, {rows, args.ld_grad}, grad.scalar_type());
-    copy_rows(torch::stable::narrow(owners.grad, 1, 0, in), grad, added > 0 && wanted.interleaved);
-    if (added > 0) {
-      Tensor zeros = torch::stable::narrow(owners.grad, 0, args.tokens, added);
-      torch::stable::zero_(zeros);
-    }
+    owners.grad = new_empty(grad, {args.tokens, args.ld_grad}, grad.scalar_type());
+    copy_rows(torch::stable::narrow(owners.grad, 1, 0, in), grad, false);
     owners.w = contiguous_aligned(w);
   } else {
     owners.grad = contiguous_aligned(grad);

@@ -1,14 +1,12 @@
 /// @file
-/// sparse24.linear_gradient: every size against the others, one copy where rows are not aligned or tokens are odd.
+/// sparse24.linear_gradient: every size against the others, a copy where rows are not aligned, and of the last rows
+/// where tokens are odd.
 #include "gradient.h"
 
 namespace sparse24::torch_ops {
 namespace {
 
 constexpr OpName kOp = "sparse24.linear_gradient";
-
-/// Tokens that the kernels find the rows of by themselves: LinearGradientArgs::grad_in_order is for the others.
-constexpr int64_t kTokenMultiple = 32;
 
 /// Sizes and dtypes of everything, checked.
 LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta,
@@ -39,6 +37,15 @@ int64_t check_hot(const Tensor& hot, const Tensor& grad, int64_t features, bool 
   return hot.size(0);
 }
 
+/// LinearGradientArgs::grad_tail, of the prepared gradient.
+Tensor new_grad_tail(Tensor grad, const LinearGradientArgs& args) {
+  const int64_t first = first_of_tail(args.tokens, kGradTailTile);
+  Tensor tail = torch::stable::new_zeros(grad, {round_up(args.tokens - first, kGradTokenMultiple), args.ld_grad});
+  copy_rows(torch::stable::narrow(tail, 1, 0, args.in), torch::stable::narrow(grad, 1, 0, args.in), args.interleaved,
+            first);
+  return tail;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
@@ -61,8 +68,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
   const auto new_rows = [&] { return new_empty(grad, {args.hot_count, args.tokens}, grad.scalar_type()); };
   const Tensor y_hot = new_rows(), dh_hot = new_rows();
   if (args.tokens > 0 && args.features > 0) {
-    const ProductOwners owners = prepare_product(grad, w, args, {kTokenMultiple, interleaved});
-    args.grad_in_order = grad.is_cuda() && args.tokens % kTokenMultiple != 0;
+    const ProductOwners owners = prepare_product(grad, w, args);
+    Tensor tail;
+    if (grad.is_cuda() && args.tokens % kGradTokenMultiple != 0) {
+      tail = new_grad_tail(owners.grad, args);
+      args.grad_tail = tail.const_data_ptr();
+    }
     const Tensor owned_values = contiguous_aligned(values), owned_meta = contiguous_aligned(meta);
     args.y = owned_values.const_data_ptr();
     args.meta = owned_meta.const_data_ptr<uint8_t>();

@@ -38,17 +38,19 @@ struct Dense {
   Tensor tensor;
   Major major;
   int64_t ld;
-  bool interleaved;  ///< still to be, by the product
+  bool interleaved;                           ///< still to be, by the product
+  std::optional<Tensor> tail = std::nullopt;  ///< MmArgs::b_tail
 };
 
-/// b copied to `major`, with a leading dimension and an address that are multiples of 16 bytes.
-Dense copy_b(const Tensor& b, DType dtype, Major major, bool interleaved) {
-  const int64_t step = 16 / size_of(dtype);
-  const int64_t outer = b.size(major == Major::kRow ? 0 : 1), inner = b.size(major == Major::kRow ? 1 : 0);
+/// Rows `first` and following of b copied to `major`, with a leading dimension and an address that are multiples of 16
+/// bytes.
+Dense copy_b(const Tensor& b, DType dtype, Major major, bool interleaved, int64_t first = 0) {
+  const int64_t step = 16 / size_of(dtype), rows = b.size(0) - first;
+  const int64_t outer = major == Major::kRow ? rows : b.size(1), inner = major == Major::kRow ? b.size(1) : rows;
   Tensor buffer = new_empty(b, {outer, round_up(inner, step)}, to_torch(dtype));
   Tensor target = torch::stable::narrow(buffer, 1, 0, inner);
   if (major == Major::kColumn) target = torch::stable::transpose(target, 0, 1);
-  copy_rows(target, b, interleaved);
+  copy_rows(target, b, interleaved, first);
   return {buffer, major, round_up(inner, step), false};
 }
 
@@ -67,8 +69,7 @@ Dense prepare_b(const Tensor& b, const Operand& a, bool interleaved) {
   } else {
     // The one combination without kernels on the GPU: K-major B for a sparse operand that is itself M-major.
     const bool missing = b.is_cuda() && a.m_contiguous() && !row;
-    const bool remainder = b.is_cuda() && interleaved && a.k % 4 != 0;
-    if (missing || remainder || (!row && !column)) return copy_b(b, a.dtype, Major::kRow, interleaved);
+    if (missing || (!row && !column)) return copy_b(b, a.dtype, Major::kRow, interleaved);
   }
   // A single line may count as either; along it there is nothing to pad.
   const bool line_of_k = column && b.size(1) == 1 && !(b.is_cuda() && a.m_contiguous());
@@ -76,7 +77,11 @@ Dense prepare_b(const Tensor& b, const Operand& a, bool interleaved) {
   const int64_t inner = major == Major::kRow ? 1 : 0, step = 16 / size_of(a.dtype);
   const int64_t ld = b.size(1 - inner) <= 1 ? round_up(b.size(inner), step) : b.stride(1 - inner);
   if (b.is_cuda() && (ld % step != 0 || !is_aligned(b))) return copy_b(b, a.dtype, major, interleaved);
-  return {b, major, ld, interleaved};
+  Dense as_it_is{b, major, ld, interleaved};
+  if (b.is_cuda() && interleaved && a.k % 4 != 0) {
+    as_it_is.tail = copy_b(b, a.dtype, Major::kRow, true, first_of_tail(a.k, meta_atom_k(a.dtype))).tensor;
+  }
+  return as_it_is;
 }
 
 ScalarType default_out_dtype(DType values) {
@@ -161,6 +166,10 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
   args.b_major = dense.major;
   args.ldb = dense.ld;
   args.b_interleaved = dense.interleaved;
+  if (dense.tail) {
+    args.b_tail = dense.tail->const_data_ptr();
+    args.ldb_tail = dense.tail->size(1);
+  }
   args.d = d.mutable_data_ptr();
   args.d_major = transpose_out ? Major::kColumn : Major::kRow;
   std::optional<Tensor> contiguous_scale_a, contiguous_scale_b, contiguous_bias;

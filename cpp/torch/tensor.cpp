@@ -162,18 +162,21 @@ Tensor contiguous_aligned(const Tensor& t) {
   return is_aligned(out) ? out : torch::stable::clone(out);
 }
 
-void copy_rows(Tensor target, Tensor t, bool interleaved) {
+void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first) {
   const int64_t rows = t.size(0), columns = t.size(1), quarter = interleaved ? rows / 4 : 0;
-  if (quarter > 0) {
+  const int64_t groups = quarter - first / 4;
+  int64_t done = first;
+  if (groups > 0) {
     // Row 4 g + i of one is row i quarter + g of the other.
-    const int64_t by_group[] = {quarter, 4, columns}, by_quarter[] = {4, quarter, columns};
-    Tensor groups = torch::stable::view(torch::stable::narrow(target, 0, 0, 4 * quarter), by_group);
-    const Tensor quarters = torch::stable::view(torch::stable::narrow(t, 0, 0, 4 * quarter), by_quarter);
-    torch::stable::copy_(groups, torch::stable::transpose(quarters, 0, 1));
+    const int64_t by_group[] = {groups, 4, columns}, by_quarter[] = {4, quarter, columns};
+    Tensor ordered = torch::stable::view(torch::stable::narrow(target, 0, 0, 4 * groups), by_group);
+    Tensor quarters = torch::stable::view(torch::stable::narrow(t, 0, 0, 4 * quarter), by_quarter);
+    torch::stable::copy_(ordered,
+                         torch::stable::transpose(torch::stable::narrow(quarters, 1, first / 4, groups), 0, 1));
+    done = 4 * quarter;
   }
-  const int64_t done = 4 * quarter;
   if (done == rows) return;
-  Tensor rest = torch::stable::narrow(target, 0, done, rows - done);
+  Tensor rest = torch::stable::narrow(target, 0, done - first, rows - done);
   torch::stable::copy_(rest, torch::stable::narrow(t, 0, done, rows - done));
 }
 

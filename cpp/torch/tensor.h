@@ -95,9 +95,9 @@ Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, Scala
 bool is_aligned(const Tensor& t);
 /// `t`, or a copy of it that is contiguous and aligned.
 Tensor contiguous_aligned(const Tensor& t);
-/// Copies t [rows, columns] to the first rows of `target`; interleaved: row r of `target` is row `interleaved_token(r)`
-/// of t.
-void copy_rows(Tensor target, Tensor t, bool interleaved);
+/// Copies rows `first` (a multiple of four) and following of t [rows, columns] to the first rows of `target`;
+/// interleaved: they are counted in the order of `interleaved_token`.
+void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first = 0);
 /// The scale tensor that an fp8 conversion returns: a copy of the given one, or room for the computed one.
 Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows);
 

@@ -75,7 +75,7 @@ def linear_gradient(
 
     Notes
     -----
-    On CUDA grad is copied where D is not a multiple of 8 or T not one of 32.
+    On CUDA grad is copied where D is not a multiple of 8, and its last T % 128 rows where T is not one of 32.
 
     Source: Haziza et al. 2025, arXiv 2503.16672, whose backward pass uses the forward's pattern.
 

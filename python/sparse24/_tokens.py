@@ -44,9 +44,19 @@ def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bo
     cuBLAS takes H x N in tiles, too few for all multiprocessors, and each of them takes all T. So here T is cut into
     equal parts, whose products are rounded and summed up.
     """
+    a = _aligned(a)
     parts = _parts(a.shape[0] * b.shape[1], a.shape[1]) if a.is_cuda else 1
     rows, columns = a.unflatten(1, (parts, -1)).transpose(0, 1), b.unflatten(0, (parts, -1))
     put_features(out, columns.mT @ rows.mT if transpose else rows @ columns, hot, -1 if transpose else -2)
+
+
+def _aligned(a: Tensor) -> Tensor:
+    """On CUDA, a [H, T] with rows that begin at multiples of 16 bytes: else cuBLAS takes six times as long."""
+    tokens = a.shape[1]
+    if not a.is_cuda or tokens % 8 == 0:
+        return a
+    rows = a.new_empty(a.shape[0], (tokens + 7) // 8 * 8).narrow(1, 0, tokens)
+    return rows.copy_(a)
 
 
 def _parts(size: int, tokens: int) -> int:

@@ -59,15 +59,13 @@ struct GradientCase {
   }
 };
 
-/// The rows of grad that the kernels are given, each `c.in` long: tokens in their own order; where tokens are no
-/// multiple of 32, in that of what is compressed along tokens, with zeros up to the next
-/// (LinearGradientArgs::grad_in_order).
-inline Array rows_of_grad(const GradientCase& c) {
-  const int64_t rows = round_up(c.tokens, 32);
-  if (rows == c.tokens) return c.grad;
+/// LinearGradientArgs::grad_tail, its rows `c.in` long; empty where there is none.
+inline Array grad_tail(const GradientCase& c) {
+  if (c.tokens % kGradTokenMultiple == 0) return Array(c.grad.dtype(), 0);
   const Array ordered = c.interleaved ? interleave(c.grad, c.tokens, c.in) : c.grad;
-  Array out(c.grad.dtype(), std::vector<double>(rows * c.in, 0));
-  for (int64_t i = 0; i < ordered.size(); ++i) out.set_code(i, ordered.code(i));
+  const int64_t first = first_of_tail(c.tokens, kGradTailTile) * c.in;
+  Array out(c.grad.dtype(), std::vector<double>(round_up(c.tokens * c.in - first, kGradTokenMultiple * c.in), 0));
+  for (int64_t i = first; i < ordered.size(); ++i) out.set_code(i - first, ordered.code(i));
   return out;
 }
 
@@ -105,7 +103,7 @@ inline LinearGradientArgs gradient_args(const GradientCase& c, GradientResult& o
           {out.dh_tokens.values.data(), out.dh_tokens.meta.data()},
           out.counts.data(),
           c.interleaved,
-          /*grad_in_order=*/false,
+          /*grad_tail=*/nullptr,
           c.hot.data(),
           static_cast<int64_t>(c.hot.size()),
           out.y_hot.data(),

@@ -219,27 +219,6 @@ TEST_P(GradientTypes, RowsOfTheGradientMayBeApart) {
   EXPECT_EQ(out.dh.first_difference(cpu_linear_gradient(c).dh), -1);
 }
 
-/// What the kernels want where tokens are no multiple of 32: the same results.
-TEST_P(GradientTypes, TheGradientMayHaveTheOrderOfTheGroups) {
-  for (int64_t tokens : {3, 64, 131}) {
-    GradientCase c = GradientCase::integers(GetParam(), tokens, 24, 48, 1, /*specials=*/true);
-    for (bool interleaved : {false, true}) {
-      c.interleaved = interleaved;
-      const GradientResult expected = cpu_linear_gradient(c);
-      const Array ordered = interleaved ? interleave(c.grad, tokens, c.in) : c.grad;
-      GradientResult out(c);
-      LinearGradientArgs args = gradient_args(c, out);
-      args.grad = ordered.data();
-      args.grad_in_order = true;
-      cpu::linear_gradient(args);
-      EXPECT_EQ(out.dh.first_difference(expected.dh), -1);
-      EXPECT_EQ(out.y_tokens.meta, expected.y_tokens.meta);
-      EXPECT_EQ(out.dh_tokens.meta, expected.dh_tokens.meta);
-      EXPECT_EQ(out.dh_tokens.values.first_difference(expected.dh_tokens.values), -1);
-    }
-  }
-}
-
 INSTANTIATE_TEST_SUITE_P(All, GradientTypes, testing::Values(DType::kBFloat16, DType::kFloat16, DType::kFloat32),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 

@@ -39,10 +39,9 @@ class GradientGpu : public GpuTest {
     DeviceBuffer values, meta;
   };
 
-  /// grad as the kernels want it, with rows `ld` apart and NaN between them.
-  static Array spread(const GradientCase& c, int64_t ld) {
-    const Array rows = rows_of_grad(c);
-    const int64_t count = round_up(c.tokens, 32);
+  /// Rows of grad as the kernels want them, `ld` apart and with NaN between them.
+  static Array spread(const GradientCase& c, const Array& rows, int64_t ld) {
+    const int64_t count = c.in == 0 ? 0 : rows.size() / c.in;
     Array out(c.grad.dtype(), count * ld);
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t k = 0; k < c.in; ++k) out.set_code(r * ld + k, rows.code(r * c.in + k));
@@ -53,7 +52,7 @@ class GradientGpu : public GpuTest {
   void compare(const GradientCase& c, const GradientResult& expected, const LinearConfig* config, bool wants_counts) {
     SCOPED_TRACE(config ? to_string(*config) : "own choice");
     const int64_t ld = round_up(c.in, 8);
-    DeviceBuffer grad(spread(c, ld)), w(c.w), y(c.y.values), meta(c.meta);
+    DeviceBuffer grad(spread(c, c.grad, ld)), tail(spread(c, grad_tail(c), ld)), w(c.w), y(c.y.values), meta(c.meta);
     DeviceBuffer dh(expected.dh.bytes()), counts(std::vector<int32_t>(c.features, 0));
     Output y_tokens(expected.y_tokens), dh_tokens(expected.dh_tokens);
     DeviceBuffer hot(c.hot), slots(4 * c.features), y_hot(expected.y_hot.bytes()), dh_hot(expected.dh_hot.bytes());
@@ -74,7 +73,7 @@ class GradientGpu : public GpuTest {
                                   dh_tokens.args(),
                                   wants_counts ? counts.data<int32_t>() : nullptr,
                                   c.interleaved,
-                                  c.tokens % 32 != 0,
+                                  c.tokens % kGradTokenMultiple != 0 ? tail.data() : nullptr,
                                   hot.data<int64_t>(),
                                   static_cast<int64_t>(c.hot.size()),
                                   y_hot.data(),
@@ -92,7 +91,7 @@ class GradientGpu : public GpuTest {
     EXPECT_EQ(first_difference(counts.to_host<int32_t>(), wants_counts ? expected.counts : unwanted), -1) << "counts";
     expect_rows("y_hot", y_hot, expected.y_hot, c.tokens);
     expect_rows("dh_hot", dh_hot, expected.dh_hot, c.tokens);
-    for (const DeviceBuffer* b : {&grad, &w, &y, &meta, &dh, &counts, &hot, &slots, &y_hot, &dh_hot}) {
+    for (const DeviceBuffer* b : {&grad, &tail, &w, &y, &meta, &dh, &counts, &hot, &slots, &y_hot, &dh_hot}) {
       EXPECT_TRUE(b->guards_intact());
     }
   }

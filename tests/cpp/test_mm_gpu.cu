@@ -42,15 +42,31 @@ class MmGpu : public GpuTest {
     return b;
   }
 
+  /// MmArgs::b_tail, its rows as far apart as those of b; empty where there is none.
+  static Array b_tail(const Operand& a, const Array& b, const Product& p) {
+    if (!p.interleaved || a.k % 4 == 0) return Array(b.dtype(), 0);
+    const int64_t first = first_of_tail(a.k, meta_atom_k(a.dtype));
+    Array out(b.dtype(), (a.k - first) * p.ldb);
+    for (int64_t i = 0; i < out.size(); ++i) {
+      out.set_code(i, b.code(interleaved_token(first + i / p.ldb, a.k / 4) * p.ldb + i % p.ldb));
+    }
+    return out;
+  }
+
   /// The device's product with one configuration, or with the one it chooses.
   Array gpu_mm(const Compressed& a, const Array& b, const Product& p, const MmConfig* config) {
     DeviceBuffer values(a.values), meta(a.meta), db(b), d(a.a.m * p.n * size_of(p.d_dtype));
+    DeviceBuffer tail(b_tail(a.a, b, p));
     DeviceBuffer scale_a(p.scale_a), scale_b(p.scale_b), bias(p.bias ? *p.bias : Array(kFP32, 0));
     Array got(p.d_dtype, a.a.m * p.n);
     MmArgs args = mm_args(a, b, p, got);
     args.values = values.data();
     args.meta = meta.data<uint8_t>();
     args.b = db.data();
+    if (tail.bytes() > 0) {
+      args.b_tail = tail.data();
+      args.ldb_tail = p.ldb;
+    }
     args.d = d.data();
     if (args.scale_a) args.scale_a = scale_a.data<float>();
     if (args.scale_b) args.scale_b = scale_b.data<float>();
@@ -145,8 +161,9 @@ INSTANTIATE_TEST_SUITE_P(Fp8, MmLayoutsGpu,
                          testing::Combine(testing::Values(kFP8), testing::Values(Dim::kFeatures, Dim::kTokens),
                                           testing::Values(Major::kColumn), testing::ValuesIn(kProblems)));
 
-/// Tokens in multiples of four, off and on those of the tile and of its metadata; features and N with tails.
-const Problem kInterleaved[] = {{4, 64, 7},      {8, 32, 136},  {36, 160, 129},   {64, 1856, 1000},
+/// Tokens off and on multiples of four, of the tile and of its metadata; features and N with tails.
+const Problem kInterleaved[] = {{3, 64, 9},      {66, 32, 136}, {127, 160, 129},  {1031, 520, 520},
+                                {4, 64, 7},      {8, 32, 136},  {36, 160, 129},   {64, 1856, 1000},
                                 {300, 160, 264}, {512, 768, 8}, {1028, 520, 520}, {2048, 96, 136}};
 
 class MmInterleavedGpu : public MmGpu, public testing::WithParamInterface<std::tuple<DType, Problem>> {};

@@ -37,9 +37,9 @@ struct LinearGradientArgs {
   int32_t* counts;  ///< [features], zero before the call: tokens where y is not 0, as NaN is not; null: not wanted
 
   bool interleaved = false;  ///< the rows of y_tokens and dh_tokens are `interleaved_token`s; of all others tokens
-  /// On the GPU, for tokens % 32 != 0: grad's rows already have the order of y_tokens, and are padded with zero rows to
-  /// a multiple of 32.
-  bool grad_in_order = false;
+  /// On the GPU, for tokens % kGradTokenMultiple != 0: the rows of grad from `first_of_tail(tokens, kGradTailTile)` on,
+  /// in the order of y_tokens, `ld_grad` apart and padded with zero rows to that multiple.
+  const void* grad_tail = nullptr;
 
   /// Features of which all tokens are wanted: y_hot and dh_hot [hot_count, tokens], tokens in their own order. Indices
   /// ascend; one that does not, or is no feature, gives a row of NaN, because nothing can refuse it on the device.
@@ -50,6 +50,10 @@ struct LinearGradientArgs {
 
   int64_t quarter() const { return interleaved ? tokens / 4 : 0; }
 };
+
+/// Tokens whose rows of grad the kernels find by themselves come in this multiple; else there is a `grad_tail`, of the
+/// last tile of this many rows.
+inline constexpr int64_t kGradTokenMultiple = 32, kGradTailTile = 128;
 
 /// The tile of linear_gradient. One of 128x128 reads more from L2 than there is time for, a wider one has no registers
 /// left.

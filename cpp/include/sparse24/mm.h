@@ -35,8 +35,12 @@ struct MmArgs {
   float* workspace = nullptr;  ///< on the GPU: `cuda::mm_workspace_bytes`, 16-byte aligned; null: K is never split
 
   /// Column k of A multiplies row `interleaved_token(k, a.k / 4)` of b: A is of interleaved tokens, b is not. On the
-  /// GPU only for a.m_contiguous(), b_major kRow and a.k % 4 == 0.
+  /// GPU only for a.m_contiguous() and b_major kRow.
   bool b_interleaved = false;
+  /// On the GPU, for an interleaved b and a.k % 4 != 0: its rows from `first_of_tail(a.k, meta_atom_k(a.dtype))` on, in
+  /// the order of the columns of A, `ldb_tail` apart and aligned as b is.
+  const void* b_tail = nullptr;
+  int64_t ldb_tail = 0;
 };
 
 namespace cpu {

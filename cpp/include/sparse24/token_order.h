@@ -12,4 +12,10 @@ SPARSE24_HD constexpr int64_t interleaved_token(int64_t row, int64_t quarter) {
   return row < 4 * quarter ? row % 4 * quarter + row / 4 : row;
 }
 
+/// Where the last rows of `rows` begin that do not fill a tile of `tile` of them, a multiple of four.
+///
+/// A tensor map finds the rows of whole tiles where they lie. Of the last ones, groups may end within what a copy
+/// takes, so the kernels are given a copy of these few in the order that they are multiplied in.
+SPARSE24_HD constexpr int64_t first_of_tail(int64_t rows, int64_t tile) { return rows / tile * tile; }
+
 }  // namespace sparse24
