@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse24._convert_forward import Layer, bypass_problem
+from sparse24._children import runs_own_forward
+from sparse24._convert_forward import Layer
 from sparse24._convert_probe import Network, probe
+from sparse24._convert_seen import difference, look
 from sparse24.env import cuda_problem
 from sparse24.mlp import Precision
 from sparse24.nn import ReLU2MLP
@@ -67,7 +69,7 @@ def find_network(candidate: Candidate, precision: Precision) -> Network | str:
         or _layer_problem(module, candidate.up)
         or _layer_problem(module, candidate.down)
         or _further_problem(candidate)
-        or bypass_problem(module)
+        or difference(module, look(module))
     )
     if reason:
         return reason
@@ -94,7 +96,7 @@ def _module_problem(candidate: Candidate) -> str | None:
         return "already converted"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted"
-    if "forward" in module.__dict__:
+    if not runs_own_forward(module):
         return "its forward is patched"
     for name in _RESERVED:
         if hasattr(module, name):
@@ -117,7 +119,8 @@ def _layer_problem(module: nn.Module, name: str) -> str | None:
     if type(weight) not in (Tensor, nn.Parameter):
         return f"the weight of {name} is a {type(weight).__name__}"
     if weight.dim() != 2:
-        return f"the weight of {name} has {weight.dim()} dimensions"
+        experts = "a mixture of experts: " if weight.dim() == 3 else ""
+        return f"{experts}the weight of {name} has {weight.dim()} dimensions"
     if weight.is_cuda and cuda_problem() is not None:
         return f"the kernels cannot run: {cuda_problem()}"
     if weight.dtype == _FP8:

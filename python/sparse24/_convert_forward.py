@@ -8,7 +8,8 @@ copied from. A class has neither problem, is what Dynamo guards on and what expo
 
 import functools
 import inspect
-import warnings
+import threading
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,35 +20,49 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24._bounding_factor import factor_of
+from sparse24._children import is_bound, is_moved, run_moved, warn_once, weight_problem
+from sparse24._convert_seen import Seen, difference
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.training import Recipe
 
 _FP8 = torch.float8_e4m3fn
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+_lock = threading.Lock()
+#: How many blocks of `disabled` are open, and whether none is, which converted modules read: a constant when traced.
+_blocks = 0
 _enabled = True
+#: Likewise of blocks inside of what is being traced. Dynamo has no locks, and such a block opens and ends in one graph.
+_traced_blocks = 0
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
     """Run converted modules as they were before conversion, inside the ``with`` block or the decorated function.
 
-    For evaluation, or to compare. It holds for the whole process and can be nested. The switch is read while tracing:
-    a compiled model gets a second graph, and takes the right one afterwards. Activation checkpointing runs the forward
-    again in the backward pass, which then has to be inside too.
+    For evaluation, or to compare. It holds for the whole process, in all of its threads, until the last of the blocks
+    that overlap ends. The switch is read while tracing: a compiled model gets a second graph, and takes the right one
+    afterwards. Activation checkpointing runs the forward again in the backward pass, which then has to be inside too.
 
     Examples
     --------
     >>> with sparse24.disabled():
     ...     loss = evaluate(model)
     """
-    global _enabled
-    before = _enabled
-    _enabled = False
+    _count(1)
     try:
         yield
     finally:
-        _enabled = before
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _blocks, _enabled, _traced_blocks
+    if torch.compiler.is_compiling():
+        _traced_blocks += change
+        return
+    with _lock:
+        _blocks += change
+        _enabled = _blocks == 0
 
 
 class Layer(NamedTuple):
@@ -73,15 +88,15 @@ class Conversion:
     ----------
     up, down : Layer
         The two weights.
-    children : tuple of (str, type)
-        The children at conversion: with others the module runs its own forward.
+    seen : Seen
+        The module at conversion: where that does not hold any more, it runs its own forward.
     precision, recipe, min_tokens, recompute
         As in `relu2_mlp`.
     """
 
     up: Layer
     down: Layer
-    children: tuple[tuple[str, type], ...]
+    seen: Seen
     precision: Precision
     recipe: Recipe | None
     min_tokens: int | None
@@ -102,76 +117,126 @@ def layer_weights(module: nn.Module, layer: Layer) -> Weights:
     return Weights(weight, getattr(owner, "bias", None), owner.weight_scale if weight.dtype == _FP8 else None)
 
 
-def bypass_problem(module: nn.Module) -> str | None:
-    """Why the children of a module have to be called: what runs only then; None if nothing does.
-
-    Hooks for all modules of the process do not count. Profilers and FLOP counters install them, which would then see
-    another computation than the one they are there for.
-    """
-    for name, child in module._modules.items():
-        if child is None:
-            continue
-        for kind in _HOOKS:
-            if len(getattr(child, kind)) > 0:
-                return f"{name} has hooks"
-        if "forward" in child.__dict__:
-            return f"the forward of {name} is patched"
-    return None
-
-
-class Converted:
-    """What the classes of converted modules have in common.
-
-    Attributes
-    ----------
-    sparse : bool
-        False: dense at the same precision, as in the warm-up of training (`sparse24.Schedule` sets it).
-    sparse24_enabled : bool
-        False: the module runs as before conversion.
-    """
-
-    sparse: bool = True
-    sparse24_enabled: bool = True
-    _sparse24_converted = True
-    _sparse24: Conversion
-    _sparse24_base: type[nn.Module]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class exists in this process only: what is pickled and copied is the class it was made from.
-        function, args, *rest = super().__reduce_ex__(protocol)
-        base = type(self)._sparse24_base
-        return _rebuild, (function, *(base if arg is type(self) else arg for arg in args)), *rest
-
-    def extra_repr(self) -> str:
-        """Add how it runs."""
-        return ", ".join(filter(None, (super().extra_repr(), f"sparse24: {self._sparse24}")))  # type: ignore[misc]
-
-
-@functools.cache
 def converted_class(base: type[nn.Module]) -> type[nn.Module]:
-    """Make the class of converted modules of class `base`: once, so that modules of a class stay of one class."""
+    """Make the class of converted modules of class `base`: once, so that modules of a class stay of one class.
+
+    It has no other base: with a second one the layout of its objects may differ, and a module could not become one.
+    """
+    made = _classes.get(base)
+    if made is None or made._sparse24_original is not base.forward:
+        made = _classes[base] = _make_class(base)
+    return made
+
+
+_classes: dict[type[nn.Module], Any] = {}
+
+
+def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     original = base.forward
-    parameters = list(inspect.signature(original).parameters)
-    input_name = parameters[1] if len(parameters) > 1 else ""
+    arguments = Arguments(original)
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _enabled and self.sparse24_enabled:
-            # With more than the one argument that the conversion was checked for, the module knows better.
-            if len(args) == 1 and not kwargs:
-                x = args[0]
-            else:
-                x = kwargs.get(input_name) if not args and len(kwargs) == 1 else None
+        conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
+        if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
+            x, further = (args[0], None) if len(args) == 1 and not kwargs else arguments.split(args, kwargs)
             if x is not None:
-                problem = _problem(self, x)
+                problem = further or _problem(self, conversion, x)
+                if base.forward is not original:
+                    problem = "its forward is patched in its class"
                 if problem is None:
-                    return _run(self, x)
-                if not torch.compiler.is_compiling():
-                    _warn(base, problem)
-        return original(self, *args, **kwargs)
+                    return _run(self, conversion, x)
+                warn_once(self, f"{base.__name__} runs as before conversion: {problem}")
+        return base.forward(self, *args, **kwargs)
 
-    namespace = {"forward": forward, "_sparse24_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
-    return type(base)(f"Sparse24{base.__name__}", (Converted, base), namespace)
+    def reduce_ex(self: Any, protocol: Any) -> tuple[Any, ...]:
+        # The class exists in this process only: what is pickled and copied is the class it was made from.
+        function, args, *rest = base.__reduce_ex__(self, protocol)
+        return _rebuild, (function, *(base if arg is type(self) else arg for arg in args)), *rest
+
+    def extra_repr(self: Any) -> str:
+        return ", ".join(filter(None, (base.extra_repr(self), f"sparse24: {self._sparse24}")))
+
+    namespace = {
+        "forward": forward,
+        "__reduce_ex__": reduce_ex,
+        "extra_repr": extra_repr,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        # False: dense at the same precision, as in the warm-up of training (`sparse24.Schedule` sets it).
+        "sparse": True,
+        # False: the module runs as before conversion.
+        "sparse24_enabled": True,
+        "_sparse24_converted": True,
+        "_sparse24_base": base,
+        "_sparse24_original": original,
+    }
+    return type(base)(f"Sparse24{base.__name__}", (base,), namespace)
+
+
+class Arguments:
+    """Which argument of a forward is the input, and which of the others say nothing.
+
+    The network was tried with the input alone. An argument says nothing if it is its default, or None where anything
+    goes (``*args``, ``**kwargs``).
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        kinds = inspect.Parameter
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+        named = [p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+        self.positional = tuple((p.name, p.default) for p in positional)
+        self.named = {p.name: p.default for p in named}
+        self.has_args = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+        self.has_kwargs = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+        self.input = positional[0].name if positional and positional[0].name in self.named else ""
+
+    def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str | None]:
+        """Give the input, and what speaks against taking it alone.
+
+        No input where the arguments do not fit: the module's own forward says so.
+        """
+        x, given = (args[0], args[1:]) if args else (kwargs.get(self.input), ())
+        names = [name for name in kwargs if args or name != self.input]
+        taken = {name for name, _ in self.positional[: len(args)]}
+        fits = len(args) <= len(self.positional) or self.has_args
+        if not fits or any(name in taken or not (name in self.named or self.has_kwargs) for name in names):
+            return None, None
+        further = [(name, value, default) for (name, default), value in zip(self.positional[1:], given, strict=False)]
+        further += [("*args", value, None) for value in given[len(self.positional[1:]) :]]
+        further += [(name, kwargs[name], self.named.get(name)) for name in names]
+        for name, value, default in further:
+            if value is not default and not (type(value) in (bool, int, float, str) and value == default):
+                return x, f"it is called with {name}"
+        return x, None
+
+
+def install(module: nn.Module, conversion: Conversion) -> str | None:
+    """Convert a module, or say why it cannot be, and leave it as it is."""
+    before = type(module)
+    try:
+        _set_class(module, converted_class(before))
+    except Exception as error:  # of a metaclass or of __init_subclass__, and it may be anything
+        return f"its class cannot be extended: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    module.__dict__["_sparse24"] = conversion
+    return None
+
+
+def uninstall(module: nn.Module) -> None:
+    """Undo `install`."""
+    _set_class(module, type(module)._sparse24_base)  # type: ignore[attr-defined]
+    for attribute in ("_sparse24", "sparse", "sparse24_enabled"):
+        module.__dict__.pop(attribute, None)
+
+
+def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    before = type(module).forward
+    object.__setattr__(module, "__class__", kind)
+    # What wraps the forward of a module holds its method: accelerate, or what it leaves behind.
+    for name in ("forward", "_old_forward"):
+        if is_bound(module.__dict__.get(name), module, before):
+            module.__dict__[name] = types.MethodType(kind.forward, module)
 
 
 def _rebuild(function: Callable[..., nn.Module], *args: Any) -> nn.Module:
@@ -180,8 +245,14 @@ def _rebuild(function: Callable[..., nn.Module], *args: Any) -> nn.Module:
     return module
 
 
-def _run(module: Any, x: Tensor) -> Tensor:
-    conversion = module._sparse24
+def _run(module: Any, conversion: Conversion, x: Tensor) -> Tensor:
+    up = getattr(module, conversion.up.name)
+    if is_moved(up):
+        return run_moved(up, getattr(module, conversion.down.name), x, lambda t: _network(module, conversion, t))
+    return _network(module, conversion, x)
+
+
+def _network(module: Any, conversion: Conversion, x: Tensor) -> Tensor:
     w1, b1, w1_scale = layer_weights(module, conversion.up)
     w2, b2, w2_scale = layer_weights(module, conversion.down)
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
@@ -205,29 +276,28 @@ def _run(module: Any, x: Tensor) -> Tensor:
     )
 
 
-def _problem(module: Any, x: Any) -> str | None:
+def _problem(module: Any, conversion: Conversion, x: Any) -> str | None:
     """Why this call has to run the original forward."""
-    conversion = module._sparse24
-    children = module._modules
-    if len(children) != len(conversion.children):
-        return "its children are others than at conversion"
-    for name, kind in conversion.children:
-        if type(children.get(name)) is not kind:
-            return f"{name} is not a {kind.__name__} any more"
-    problem = bypass_problem(module)
+    problem = difference(module, conversion.seen)
     if problem is not None:
         return problem
-    for layer in (conversion.up, conversion.down):
-        owner = getattr(module, layer.name)
-        if is_traceable_wrapper_subclass(owner if isinstance(owner, Tensor) else owner.weight):
-            return f"the weight of {layer.name} is distributed or quantised"
+    owners = [getattr(module, layer.name) for layer in (conversion.up, conversion.down)]
+    weights = [owner if isinstance(owner, Tensor) else owner.weight for owner in owners]
+    for layer, weight in zip((conversion.up, conversion.down), weights, strict=True):
+        problem = weight_problem(layer.name, weight)
+        if problem is not None:
+            return problem
+    if is_moved(owners[0]):
+        if weights[0].device != weights[1].device:
+            return "its layers are on different devices"
+        return _input_problem(x, weights[0].device)
     return _input_problem(x)
 
 
-def _input_problem(x: Any) -> str | None:
+def _input_problem(x: Any, device: torch.device | None = None) -> str | None:
     if not isinstance(x, Tensor) or is_traceable_wrapper_subclass(x):
         return f"the input is a {type(x).__name__}"
-    device_type = x.device.type
+    device_type = (device or x.device).type
     if device_type not in ("cpu", "cuda", "meta"):
         return f"the input is on {device_type}"
     autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
@@ -235,7 +305,3 @@ def _input_problem(x: Any) -> str | None:
     if dtype in (torch.bfloat16, torch.float16) or (dtype == torch.float32 and device_type != "cuda"):
         return None
     return f"the input is {dtype} on {device_type}"
-
-
-def _warn(base: type[nn.Module], problem: str) -> None:
-    warnings.warn(f"sparse24: {base.__name__} runs as before conversion: {problem}", stacklevel=4)

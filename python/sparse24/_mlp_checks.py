@@ -34,11 +34,16 @@ def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_s
             fail(f"{name}_scale to be on {w.device} as {name} is", scale.device)
     fp8 = precision == "fp8" or w1.dtype == _FP8
     if fp8:
-        rules = (("w1", "columns", w1.shape[1]), ("w1", "rows", w1.shape[0]), ("w2", "rows", w2.shape[0]))
-        for name, extent, size in rules:
-            if size % 16 != 0:
-                fail(f"{name} to have a multiple of 16 {extent} for fp8", size)
+        check_fp8_sizes(w1, w2)
     return fp8
+
+
+def check_fp8_sizes(w1: Tensor, w2: Tensor) -> None:
+    """Check that float8 products take the sizes."""
+    rules = (("w1", "columns", w1.shape[1]), ("w1", "rows", w1.shape[0]), ("w2", "rows", w2.shape[0]))
+    for name, extent, size in rules:
+        if size % 16 != 0:
+            fail(f"{name} to have a multiple of 16 {extent} for fp8", size)
 
 
 def check_scale_y(scale_y: Tensor | None, tokens: Tensor, fp8: bool) -> None:

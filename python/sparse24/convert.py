@@ -8,7 +8,8 @@ from typing import Literal, NoReturn
 from torch import nn
 
 from sparse24._convert_find import candidates, find_network
-from sparse24._convert_forward import Conversion, converted_class
+from sparse24._convert_forward import Conversion, install, uninstall
+from sparse24._convert_seen import look
 from sparse24.mlp import Precision
 from sparse24.training import Recipe
 
@@ -123,10 +124,15 @@ def convert(
     -----
     The new forward reads the weights and does not call the children. Where that would be wrong, a network is skipped:
     distributed (DTensor), quantised or parametrised weights, adapters (LoRA), hooks on children, children with a
-    patched forward, dropout. If such a thing appears later, the converted module notices when it is called, and runs as
-    before conversion with a warning. A compiled one looks when it is traced, without a warning, and Dynamo does not
-    guard on hooks: register them before. The same holds for inputs that the kernels do not take, such as float32 on
-    CUDA without autocast. Hooks for all modules of the process see the network and not its children.
+    patched forward, dropout. If such a thing appears later, or a child or an attribute (a number, a string, a function:
+    the `p` of a dropout, a clip, an activation) is another than at conversion, the converted module notices when it is
+    called, and runs as before conversion with a warning, once. What else its forward reads is read at conversion only:
+    globals, closures, containers and the contents of other objects. A compiled module looks when it is traced, without
+    a warning, and guards on attributes and types, but Dynamo does not guard on hooks: register them before. It also
+    runs as before conversion with inputs that the kernels do not take, such as float32 on CUDA without autocast, and
+    with further arguments, unless they are None or their default. Hooks for all modules of the process see the network
+    and not its children; hooks of accelerate that only move inputs to the weights are followed.
+    Conversion is whole or not at all: where it raises, nothing has changed.
     Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
     activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
     quantised per token.
@@ -152,7 +158,8 @@ def convert(
         _fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
 
     report = ConvertReport()
-    for candidate in found:
+    conversions: list[tuple[str, nn.Module, Conversion]] = []
+    for candidate in found:  # nothing is changed before all is known
         name, module = candidate.name, candidate.module
         decision = config.decisions.get(name, True)
         if decision is False:
@@ -166,17 +173,20 @@ def convert(
         if isinstance(network, str):
             report.skipped[name] = network
             continue
-        module._sparse24 = Conversion(
-            network.up,
-            network.down,
-            tuple((child_name, type(child)) for child_name, child in module._modules.items()),
-            precision,
-            config.recipe,
-            config.min_tokens,
-            config.recompute,
-        )
-        module.__class__ = converted_class(type(module))
-        report.converted.append(name)
+        options = precision, config.recipe, config.min_tokens, config.recompute
+        conversions.append((name, module, Conversion(network.up, network.down, look(module), *options)))
+    try:
+        for name, module, conversion in conversions:
+            problem = install(module, conversion)
+            if problem is None:
+                report.converted.append(name)
+            else:
+                report.skipped[name] = problem
+    except BaseException:  # an interrupt: all or nothing
+        for _, module, _ in conversions:
+            if "_sparse24_base" in vars(type(module)):
+                uninstall(module)
+        raise
     if not quiet:
         print(report)
     return report
@@ -204,12 +214,10 @@ def revert(model: nn.Module) -> list[str]:
         _fail("revert", "model to be a torch.nn.Module", type(model).__name__)
     found = [(n, m) for n, m in model.named_modules() if getattr(m, "_sparse24_converted", False)]
     for name, module in found:
-        if type(module) is not converted_class(module._sparse24_base):
+        if "_sparse24_base" not in vars(type(module)):
             _fail("revert", f"{name or 'model'} to have the class that convert gave it", type(module).__name__)
     for _, module in found:
-        module.__class__ = module._sparse24_base
-        for attribute in ("_sparse24", "sparse", "sparse24_enabled"):
-            module.__dict__.pop(attribute, None)
+        uninstall(module)
     return [name for name, _ in found]
 
 

@@ -42,6 +42,18 @@ class CastLinear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
+class Wrapper(nn.Module):
+    """Of an adapter library: the layer is inside."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.weight, self.bias = base.weight, base.bias
+
+    def forward(self, x):
+        return self.base(x)
+
+
 class SquaredReLU(nn.Module):
     def forward(self, x):
         return relu2(x)

@@ -172,18 +172,6 @@ def test_what_is_around_a_module_stays(device):
     assert "sparse24: precision=auto, min_tokens=0" in repr(module)
 
 
-def test_further_arguments_are_for_the_module(device):
-    class Scaled(Inline):
-        def forward(self, x, factor=1):
-            return super().forward(x) * factor
-
-    module = build(Scaled, device)
-    before = copy.deepcopy(module)
-    sparse24.convert(module, EXACT, quiet=True)
-    assert_same_bits(module(inputs(device), 3), before(inputs(device), 3))
-    assert not torch.equal(module(inputs(device)), before(inputs(device)))
-
-
 def test_revert(device):
     """Bit for bit, and nothing is left behind."""
     module = build(lambda: Stack(Inline(), WithModule(), nn.Linear(D, D)), device)

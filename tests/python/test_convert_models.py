@@ -95,7 +95,7 @@ def test_forward_and_revert(device, name):
     keys = list(model.state_dict())
     report = sparse24.convert(model, EXACT, quiet=True)
     assert report.converted == MODELS[name][2]
-    experts = {"model.layers.3.mixer.experts": "the weight of up_proj has 3 dimensions"}
+    experts = {"model.layers.3.mixer.experts": "a mixture of experts: the weight of up_proj has 3 dimensions"}
     assert report.skipped == (experts if name == "nemotron_h" else {})
     assert list(model.state_dict()) == keys
     with CountOps() as ops:
@@ -190,7 +190,7 @@ OTHERS = {
     "SwiGLU": ("llama", {}, f"{GATED} (gate_proj.weight)"),
     "gated squared ReLU": ("bitnet", {}, f"{GATED} (gate_proj.weight, ffn_sub_norm.weight)"),
     "GELU": ("phi", {}, f"{SMOOTH} (activation_fn: NewGELUActivation)"),
-    "ReLU": ("gpt_neox", {"hidden_act": "relu"}, "it does not compute W2 relu(W1 x)^2 (act: ReLU)"),
+    "ReLU": ("gpt_neox", {"hidden_act": "relu"}, "its activation is ReLU, not the square of it (act: ReLU)"),
     "another activation": ("nemotron", {"hidden_act": "silu"}, f"{SMOOTH} (act_fn: SiLUActivation)"),
     "dropout": ("gpt2", {"n_embd": 64, "activation_function": "relu2"}, "it has dropout (dropout, p=0.1)"),
 }

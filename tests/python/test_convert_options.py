@@ -1,6 +1,7 @@
 """Options of a conversion, its report, and the switches of converted modules."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -60,6 +61,65 @@ def test_switches(device):
             return ops_of_a_call()[0]
 
         assert not evaluate() and not evaluate() and ops_of_a_call()[0]
+
+
+def test_overlapping_blocks(device):
+    """Of generators and of threads: off until the last one ends, and on afterwards."""
+    module = build(Inline, device)
+    sparse24.convert(module, EXACT, quiet=True)
+    x = inputs(device)
+
+    def is_on():
+        with CountOps() as ops:
+            module(x)
+        return ops.sparse == 1
+
+    def block():
+        with sparse24.disabled():
+            yield
+
+    first, second = block(), block()
+    assert is_on()
+    next(first)
+    next(second)
+    first.close()
+    assert not is_on()
+    second.close()
+    assert is_on()
+
+    opened, ended = threading.Event(), threading.Event()
+
+    def outlast():
+        with sparse24.disabled():
+            opened.set()
+            ended.wait(60)
+
+    thread = threading.Thread(target=outlast)
+    with sparse24.disabled():
+        thread.start()
+        assert opened.wait(60)
+    assert not is_on()  # the switch is of the process
+    ended.set()
+    thread.join(60)
+    assert is_on()
+
+
+def test_many_threads_of_blocks():
+    def enter():
+        for _ in range(200):
+            with sparse24.disabled():
+                pass
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    module = build(Inline, "cpu")
+    sparse24.convert(module, EXACT, quiet=True)
+    with CountOps() as ops:
+        module(inputs("cpu"))
+    assert ops.sparse == 1
 
 
 def test_schedule_finds_converted_modules(device):

@@ -6,7 +6,7 @@ import distributed_worker as worker
 import pytest
 import torch
 import torch.distributed as dist
-from composition_models import KINDS, build
+from composition_models import KINDS, build, layer_names
 from convert_models import assert_near, gradients
 from distributed_worker import WORLD, assert_ranks_near, averaged, batch
 
@@ -23,10 +23,6 @@ def kind(request):
 #: Gathered weights lie at other addresses than a module's own, which changes the order of sums in torch's products. A
 #: float8 rounding can then go the other way.
 TOLERANCE = {"module": 1e-5, "converted": 1e-5, "fp8": 1e-2}
-
-
-#: Of the op that meets a sharded weight first.
-REFUSED = re.compile("DTensor|does not have a sharding strategy")
 
 
 @pytest.mark.parametrize("wrap", ["plain", "checkpointed", "compiled"])
@@ -71,16 +67,21 @@ def test_fsdp2_training(ranks, kind):
     assert_near([a - b for a, b in zip(first, before, strict=True)], expected, max(1e-4, TOLERANCE[kind]))
 
 
+def assert_layers_called(results, kind, reason):
+    """Dense, by the layers themselves, and with a warning that gives the reason."""
+    network = build(kind).layers[0]
+    up, down = (network.get_submodule(name) for name in layer_names(kind))
+    expected = down(torch.relu(up(batch())).square()).detach()
+    for out, messages in results:
+        assert_near([out], [expected], 1e-5)
+        assert any(re.search(reason, message) for message in messages), messages
+
+
 def test_fsdp2_around_the_layers(ranks, kind):
-    """Each layer gathers its weight in a hook that the network does not call: a refusal, or a warning and dense."""
-    for result in ranks(worker.sharded_children, kind):
-        if kind != "converted":
-            assert REFUSED.search(result)
-            continue
-        out, messages = result
-        with sparse24.disabled():
-            assert_near([out], [build(kind).layers[0](batch()).detach()], 1e-5)
-        assert any("runs as before conversion: c_fc is not a Linear any more" in m for m in messages)
+    """Each layer gathers its weight in a hook, so that it is called."""
+    assert_layers_called(
+        ranks(worker.sharded_children, kind), kind, "is not a Linear any more|up_proj is a .*FSDPLinear"
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -109,12 +110,5 @@ def test_tensor_parallel(ranks, wrap):
 
 
 def test_tensor_parallel_plan_for_another_network(ranks, kind):
-    """Sharded weights are refused; what was converted runs as before, with the collectives of its layers."""
-    for result in ranks(worker.tensor_parallel_plan, kind):
-        if kind != "converted":
-            assert REFUSED.search(result)
-            continue
-        out, messages = result
-        with sparse24.disabled():
-            assert_near([out], [build(kind).layers[0](batch()).detach()], 1e-5)
-        assert any("Inline runs as before conversion: c_fc has hooks" in m for m in messages)
+    """The layers own the collectives, so that they are called."""
+    assert_layers_called(ranks(worker.tensor_parallel_plan, kind), kind, f"{layer_names(kind)[0]} has hooks")
