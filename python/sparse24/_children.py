@@ -89,7 +89,7 @@ def is_bound(method: object, module: nn.Module, forward: Callable[..., Any]) -> 
 
 def is_moved(child: object) -> bool:
     """Whether hooks move a child's input to its weight."""
-    return "_hf_hook" in getattr(child, "__dict__", ())
+    return isinstance(child, nn.Module) and "_hf_hook" in child.__dict__
 
 
 def run_moved(up: nn.Module, down: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:

@@ -39,7 +39,9 @@ def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0) -> object:
     devices = [x.device] if x.is_cuda else []
     # Dropout without a module draws random numbers in training: it differs, and leaves no trace.
     with torch.no_grad(), torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed devices that are not restored
+        if x.is_cuda:
+            torch.cuda.default_generators[x.device.index].manual_seed(seed)
         return replica.forward(x)
 
 
