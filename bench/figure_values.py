@@ -11,6 +11,7 @@ import ffn_tables
 import report
 import sizes
 import train_table
+from origins import Origins
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Size = tuple[int, int, int]
@@ -104,6 +105,7 @@ def forward() -> None:
     for name, ours in (("exact", EXACT), ("bounded", BOUNDED)):
         figure(f"others-fp8-{name}-over-compile", others("fp8", ours, COMPILED["fp8"]))
         figure(f"others-fp8-{name}-over-fused", others("fp8", ours, FUSED))
+    figure("forward-h200-origin", lambda: origin("h200", "ffn_forward", "forward"))
     figure("others-fp8-exact-slower", lambda: span(slower_than_fused(), ",.0f"))
     figure("fp8-exact-error", lambda: errors("fp8", EXACT))
     figure("fp8-bounded-error", lambda: errors("fp8", BOUNDED))
@@ -115,6 +117,12 @@ def forward() -> None:
             f"default-{name.replace(', ', '-').replace(' ', '-')}-least", lambda name=name: f"{by_default(name):.2f}"
         )
     figure("hot-time", lambda: span(slower_hot()))
+
+
+def origin(gpu: str, file: str, race: str) -> str:
+    """Commits and pauses of the usual records of a race, in words."""
+    note = Origins(r for r in records(gpu, file) if report.usual(r) and r["race"] == race).note()
+    return note[0].lower() + note[1:].replace("[a] ", "some ").replace("[b] ", "some ")
 
 
 def slower_than_fused() -> list[int]:
@@ -199,6 +207,7 @@ def training() -> None:
     compile_, fused, dense_fp8 = ("bf16", "torch_compile"), ("bf16", FUSED), ("fp8", "scaled_mm_tensor")
     narrow, wide = (0, 1280), (1280, 1 << 20)
     for gpu in ("h200", "h100"):
+        figure(f"step-{gpu}-origin", lambda gpu=gpu: origin(gpu, "ffn_training", "training"))
         figure(f"step-{gpu}-over-compile", step(gpu, bf16, compile_))
         figure(f"step-{gpu}-over-fused", step(gpu, bf16, fused))
         figure(f"step-{gpu}-over-dense-fp8", step(gpu, bf16, dense_fp8))

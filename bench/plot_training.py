@@ -27,6 +27,13 @@ STEP_VARIANTS = {
     "sparse24": "#2f6fde",
     "sparse24_no_split": "#4b9b6e",
 }
+LABELS = {
+    "torch_compile": "torch.compile",
+    "fused_dense": "fused dense",
+    "scaled_mm_tensor": "torch.compile, six GEMMs in fp8",
+    "sparse24_dense_dw": "sparse24, dense weight gradients",
+    "sparse24_no_split": "sparse24, no dense features",
+}
 RUN_COLOURS = ["#616e7c", "#2f6fde", "#e8a33d", "#c2554d", "#4b9b6e", "#8a63c9"]
 
 
@@ -94,7 +101,7 @@ def draw_steps(records: list[Record]) -> plt.Figure:
     axes[2].set_ylabel("bytes per element of the activation")
     axes[2].set_title("Saved between forward and backward, x included", fontsize=10)
     axes[2].legend(fontsize=8, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
-    return titled(figure, records[0])
+    return titled(figure, records)
 
 
 def bars(axis: plt.Axes, records: list[Record], group, height) -> None:
@@ -106,7 +113,9 @@ def bars(axis: plt.Axes, records: list[Record], group, height) -> None:
         heights = {group(r): height(r) for r in records if r["variant"] == variant}
         heights = {name: value for name, value in heights.items() if value is not None}
         places = [groups.index(name) + (i - (len(variants) - 1) / 2) * width for name in heights]
-        drawn = axis.bar(places, list(heights.values()), width, label=variant, color=STEP_VARIANTS[variant])
+        drawn = axis.bar(
+            places, list(heights.values()), width, label=LABELS.get(variant, variant), color=STEP_VARIANTS[variant]
+        )
         axis.bar_label(drawn, [f"{v:.2f}" for v in heights.values()], fontsize=6, padding=1)
     axis.set_xticks(range(len(groups)), groups, fontsize=8)
     axis.margins(y=0.12)
@@ -156,7 +165,7 @@ def draw_runs(runs: list[Record]) -> plt.Figure:
         if switch and unit == "step":
             axis.axvline(switch, color="black", linewidth=0.6, linestyle=":")
     axes[0, 1].axhline(0, color="black", linewidth=0.6)
-    return titled(figure, runs[0])
+    return titled(figure, runs)
 
 
 def training_seconds(run: Record, steps: int) -> float:
@@ -171,9 +180,10 @@ def training_seconds(run: Record, steps: int) -> float:
     return sum(count * per_step / rates.get(phase, fallback) for phase, count in counts.items() if count)
 
 
-def titled(figure: plt.Figure, first: Record) -> plt.Figure:
+def titled(figure: plt.Figure, records: list[Record]) -> plt.Figure:
+    first, commits = records[0], ", ".join(sorted({r["commit"][:7] for r in records}))
     text = f"{first['gpu']}, torch {first['torch']}, CUDA {first['cuda']}, sparse24 {first['sparse24']}"
-    figure.suptitle(f"{text}, commit {first['commit'][:12]}, {first['date'][:10]}", fontsize=9)
+    figure.suptitle(f"{text}, commit {commits}, {first['date'][:10]}", fontsize=9)
     figure.tight_layout()
     return figure
 

@@ -300,7 +300,8 @@ def test_drawings_show_the_losing_region(tmp_path):
     pytest.importorskip("matplotlib")
     import report
 
-    report.write_json(tmp_path / "ffn_forward.json", [*SWEEPS, *MODELS])
+    exact = record(8192, (3072, 9216), "fp8", "sparse24_fused", "part", 110.0, sizes="large")
+    report.write_json(tmp_path / "ffn_forward.json", [*SWEEPS, *MODELS, exact])
     command = [sys.executable, BENCH / "plot.py", tmp_path]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert "nothing to draw for mm" in printed
@@ -310,7 +311,8 @@ def test_drawings_show_the_losing_region(tmp_path):
     assert {"bf16 2:4", "fp8 2:4", "fp8 cuSPARSELt", "8,192", "bf16 from 2,048 on", "fp8 from 1,024 on"} <= set(
         comments
     )
-    assert "sparse24" in re.findall(r"<!-- (.*?) -->", (tmp_path / "ffn_forward_sizes.svg").read_text())
+    labels = set(re.findall(r"<!-- (.*?) -->", (tmp_path / "ffn_forward_sizes.svg").read_text()))
+    assert {"torch._scaled_mm row-wise, compiled", "sparse24, bounded scales", "sparse24, exact scales"} <= labels
     subprocess.run(command, capture_output=True, check=True, timeout=120)
     assert (tmp_path / "ffn_forward.svg").read_text() == drawn  # the same records, the same file
 
