@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import ffn_tables
+import regret
 import report
 import sizes
 import train_table
@@ -112,17 +113,17 @@ def forward() -> None:
     figure("fp8-row-error", lambda: errors("fp8", "scaled_mm_row"))
     figure("pruning-error", lambda: errors("fp8", EXACT, "pruning_error"))
     figure("bounded-error-over-exact", lambda: span(error_ratios()))
-    for name in ffn_tables.DEFAULTS:
-        figure(
-            f"default-{name.replace(', ', '-').replace(' ', '-')}-least", lambda name=name: f"{by_default(name):.2f}"
-        )
+    for kind in ffn_tables.DEFAULTS:
+        name = kind.replace(", ", "-").replace(" ", "-")
+        figure(f"default-{name}-least", lambda kind=kind: f"{by_default(kind):.2f}")
+        figure(f"default-{name}-regret", lambda kind=kind: f"{100 * most_regret(kind):.1f}")
     figure("hot-time", lambda: span(slower_hot()))
 
 
 def origin(gpu: str, file: str, race: str) -> str:
     """Commits and pauses of the usual records of a race, in words."""
     note = Origins(r for r in records(gpu, file) if report.usual(r) and r["race"] == race).note()
-    return note[0].lower() + note[1:].replace("[a] ", "some ").replace("[b] ", "some ")
+    return note[0].lower() + note[1:].replace("[a] ", "some of ").replace("[b] ", "some of ")
 
 
 def slower_than_fused() -> list[int]:
@@ -157,6 +158,10 @@ def by_default(name: str) -> float:
         if chosen and dense:
             found.append(min(dense) / chosen["median_us"])
     return min(found)
+
+
+def most_regret(kind: str) -> float:
+    return max(loss for loss, _ in regret.choices(records("h200", "ffn_forward"), kind).values())
 
 
 def slower_hot() -> list[float]:

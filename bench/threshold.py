@@ -1,4 +1,6 @@
-"""From how many tokens on 2:4 pays, from the sweeps of ffn_forward: what sparse24.mlp.pays stands on.
+"""From how many tokens on 2:4 beats the best dense, from the sweeps of ffn_forward.
+
+What relu2_mlp chooses by itself, between sparse and its own dense path, is in regret.py.
 
     python bench/threshold.py bench/results/<gpu>/ffn_forward.json
     python bench/threshold.py bench/results/<gpu>/ffn_forward.json --tolerance 0.02
