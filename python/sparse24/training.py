@@ -103,7 +103,7 @@ class Schedule:
     """Which steps of a training run are sparse: all but a dense start and, optionally, a dense end.
 
     At initialisation half of the activation is not zero and 2:4 would drop a fifth of that; within some hundred steps
-    90 % are zeros.
+    most of it is.
 
     Parameters
     ----------
