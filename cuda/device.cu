@@ -24,6 +24,12 @@ DeviceInfo device_info() {
   return info;
 }
 
+int64_t free_memory() {
+  size_t unused = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&unused, &total), "cudaMemGetInfo");
+  return int64_t(unused);
+}
+
 void check_architecture(const char* op) {
   const int capability = device_info().capability;
   check(capability == 90, op, ": built for sm_", build_info().cuda_archs, ", this device is sm_", capability);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "buffer.h"
 #include "numeric.h"
 #include "parallel.h"
 
@@ -58,7 +59,7 @@ inline float scale_of_amax(float amax) { return amax == 0.0f ? 1.0f : std::max(a
 /// max |activation(x)| of every row of x [rows, cols]; NaN does not count.
 template <class In>
 std::vector<float> row_amax(const typename In::Storage* x, int64_t rows, int64_t cols, Activation activation) {
-  std::vector<float> amax(static_cast<size_t>(rows), 0.0f);
+  auto amax = make_buffer<float>(rows);
   parallel_for(rows, cols, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       float largest = 0.0f;
@@ -75,7 +76,7 @@ std::vector<float> row_amax(const typename In::Storage* x, int64_t rows, int64_t
 /// The same for every column.
 template <class In>
 std::vector<float> column_amax(const typename In::Storage* x, int64_t rows, int64_t cols, Activation activation) {
-  std::vector<float> amax(static_cast<size_t>(cols), 0.0f);
+  auto amax = make_buffer<float>(cols);
   parallel_for(cols, rows, [&](int64_t begin, int64_t end) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = begin; c < end; ++c) {

@@ -2,14 +2,14 @@
 /// The reference of densest_features.
 #include <algorithm>
 #include <numeric>
-#include <vector>
 
+#include "buffer.h"
 #include "sparse24/densest_features.h"
 
 namespace sparse24::cpu {
 
 void densest_features(const DensestFeaturesArgs& args) {
-  std::vector<int32_t> features(static_cast<size_t>(args.features));
+  auto features = make_buffer<int32_t>(args.features);
   std::iota(features.begin(), features.end(), 0);
   // No two features are equal in this order: the first k of them are the same set, however they are found.
   const auto denser = [&](int32_t a, int32_t b) {

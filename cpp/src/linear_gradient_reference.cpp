@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "buffer.h"
 #include "gradient.h"
 #include "groups.h"
 #include "numeric.h"
@@ -55,7 +56,7 @@ void turn(const LinearGradientArgs& args, const void* values, const TokenCompres
   const DType dtype = args.hidden_dtype;
   decompress({values, args.meta, dtype, t, f, Dim::kFeatures, dense.data()});
   store_hot<H>(args, codes<H>(dense), static_cast<typename H::Storage*>(hot));
-  Bytes ordered(dense.size());
+  auto ordered = make_buffer<unsigned char>(static_cast<int64_t>(dense.size()));
   const int64_t bytes = f * size_of(dtype);
   for (int64_t r = 0; r < t; ++r)
     std::memcpy(ordered.data() + r * bytes, dense.data() + token_of(args, r) * bytes, bytes);
@@ -86,12 +87,12 @@ void linear_gradient(const LinearGradientArgs& given) {
   // The separate steps read metadata in the layout of their values.
   const auto pattern = [&](DType dtype) { return Operand::of(given.tokens, given.features, dtype, Dim::kFeatures); };
   const Operand own = pattern(given.hidden_dtype);
-  Bytes meta(static_cast<size_t>(own.meta_bytes()));
+  auto meta = make_buffer<unsigned char>(own.meta_bytes());
   convert_meta(given.meta, pattern(given.meta_dtype), meta.data(), own);
   LinearGradientArgs args = given;
   args.meta = meta.data();
 
-  Bytes dy(static_cast<size_t>(args.tokens * args.features * size_of(args.hidden_dtype)));
+  auto dy = make_buffer<unsigned char>(args.tokens * args.features * size_of(args.hidden_dtype));
   visit_dtype(args.hidden_dtype, [&](auto type) {
     using H = decltype(type);
     visit_dtype(args.dtype, [&](auto in) { multiply<decltype(in), H>(args, codes<H>(dy)); });

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "activate.h"
+#include "buffer.h"
 #include "groups.h"
 #include "numeric.h"
 #include "product.h"
@@ -17,7 +18,7 @@ namespace {
 /// h [tokens, out] as it is stored: scales and bias in fp32, one rounding to hidden_dtype.
 struct Hidden {
   explicit Hidden(const LinearArgs& args)
-      : bytes(static_cast<size_t>(args.tokens * args.out * size_of(args.hidden_dtype))) {}
+      : bytes(make_buffer<unsigned char>(args.tokens * args.out * size_of(args.hidden_dtype))) {}
 
   template <class H>
   typename H::Storage* codes() {
@@ -74,7 +75,7 @@ void raise_amax(const LinearArgs& args, const typename H::Storage* h) {
 template <class Count>
 void add_saturated(const LinearArgs& args, const Count& count) {
   if (args.saturated == nullptr || args.y_dtype != DType::kFloat8E4M3) return;
-  std::vector<int32_t> of_row(static_cast<size_t>(args.tokens));
+  auto of_row = make_buffer<int32_t>(args.tokens);
   parallel_for(args.tokens, args.out, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) of_row[static_cast<size_t>(t)] = count(t, inverse_scale(args, t));
   });
@@ -119,7 +120,7 @@ void store_compressed(const LinearCompressArgs& args, const void* h) {
   }
   const Operand from = Operand::of(linear.tokens, linear.out, linear.y_dtype, Dim::kFeatures);
   const Operand to = Operand::of(linear.tokens, linear.out, args.meta_dtype, Dim::kFeatures);
-  std::vector<uint8_t> meta(static_cast<size_t>(from.meta_bytes()));
+  auto meta = make_buffer<uint8_t>(from.meta_bytes());
   separate.meta = meta.data();
   compress(separate);
   convert_meta(meta.data(), from, args.meta, to);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "buffer.h"
 #include "numeric.h"
 #include "parallel.h"
 
@@ -21,7 +22,7 @@ inline constexpr int64_t kReductionBlock = 128;
 template <class In>
 std::vector<float> widen(const void* stored, int64_t k_size, int64_t n_size, Major major, int64_t ld) {
   const auto* b = static_cast<const typename In::Storage*>(stored);
-  std::vector<float> wide(static_cast<size_t>(k_size * n_size));
+  auto wide = make_buffer<float>(k_size * n_size);
   parallel_for(k_size, n_size, [&](int64_t begin, int64_t end) {
     if (major == Major::kRow) {
       for (int64_t k = begin; k < end; ++k) {

@@ -14,7 +14,7 @@ Tensor densest_features(const Tensor& counts, int64_t k) {
 
   const Tensor out = new_empty(counts, {k}, ScalarType::Long);
   if (k > 0) {
-    const Tensor source = torch::stable::contiguous(counts);
+    const Tensor source = as_contiguous(counts);
     const DensestFeaturesArgs args{source.const_data_ptr<int32_t>(), features, k, out.mutable_data_ptr<int64_t>()};
     scope.run(cpu::densest_features, cuda::densest_features, args);
   }

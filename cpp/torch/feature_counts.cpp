@@ -14,8 +14,8 @@ Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples,
   const DeviceScope scope(op, values);
 
   args.samples = std::min(samples, args.a.m);
-  const Tensor counts = args.a.m > 0 ? new_empty(values, {args.a.k}, ScalarType::Int)
-                                     : torch::stable::new_zeros(values, {args.a.k}, ScalarType::Int);
+  const Tensor counts =
+      args.a.m > 0 ? new_empty(values, {args.a.k}, ScalarType::Int) : new_zeros(values, {args.a.k}, ScalarType::Int);
   if (args.a.m > 0 && args.a.k > 0) {
     const Tensor source = contiguous_aligned(values), pattern = contiguous_aligned(meta);
     args.values = source.const_data_ptr();

@@ -18,7 +18,7 @@ Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& f
   const Tensor out = new_empty(values, {args.a.m, args.count}, values.scalar_type());
   if (args.a.m > 0 && args.count > 0) {
     const Tensor source = contiguous_aligned(values), pattern = contiguous_aligned(meta);
-    const Tensor columns = torch::stable::contiguous(features);
+    const Tensor columns = as_contiguous(features);
     args.values = source.const_data_ptr();
     args.meta = pattern.const_data_ptr<uint8_t>();
     args.features = columns.const_data_ptr<int64_t>();

@@ -41,8 +41,8 @@ ProductOwners prepare_product(const Tensor& grad, const Tensor& w, Args& args) {
   args.ld_grad = in;
   if (grad.is_cuda() && in == 0) {
     args.in = args.ld_grad = step;
-    owners.grad = torch::stable::new_zeros(grad, {args.tokens, step});
-    owners.w = torch::stable::new_zeros(w, {step, args.features});
+    owners.grad = new_zeros(grad, {args.tokens, step}, grad.scalar_type());
+    owners.w = new_zeros(w, {step, args.features}, w.scalar_type());
   } else if (grad.is_cuda() && in % step != 0) {
     args.ld_grad = round_up(in, step);
     owners.grad = new_empty(grad, {args.tokens, args.ld_grad}, grad.scalar_type());

@@ -19,7 +19,7 @@ struct torch::stable::detail::ToImpl<sparse24::torch_ops::Word> {
 
 STABLE_TORCH_LIBRARY(sparse24, library) {
   library.def(R"(compress(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta))");
-  library.def(R"(compress_fp8(Tensor x, Tensor? scale, str activation="none", int dim=-1, str scaling="row") )"
+  library.def(R"(compress_fp8(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row") )"
               R"(-> (Tensor values, Tensor meta, Tensor scale))");
   library.def("compress_like(Tensor x, Tensor meta, int dim=-1) -> Tensor");
   library.def("decompress(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor");
@@ -27,16 +27,19 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
   library.def("feature_counts(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor");
   library.def("gather_features(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor");
   library.def(
-      "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
+      "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a=None, Tensor? scale_b=None, Tensor? bias=None, *, int "
+      "dim=-1, "
       "ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor");
   library.def("put_features(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()");
-  library.def(R"(quantize_fp8(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale))");
+  library.def(R"(quantize_fp8(Tensor x, Tensor? scale=None, str scaling="row") -> (Tensor values, Tensor scale))");
   library.def("quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)");
   library.def(
-      "linear_relu2(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+      "linear_relu2(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, Tensor? "
+      "scale_out=None, *, "
       "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)");
   library.def(
-      "linear_compress(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+      "linear_compress(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, Tensor? "
+      "scale_out=None, *, "
       R"(str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) )"
       "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
   library.def(

@@ -95,7 +95,7 @@ void check_scale_out(OpName op, const Inputs& in, const LinearArgs& args, bool w
 /// t [rows, in], contiguous and aligned; for the GPU with `padded` columns, zeros behind the last one.
 Tensor pad_columns(const Tensor& t, int64_t padded) {
   if (!t.is_cuda() || t.size(1) == padded) return contiguous_aligned(t);
-  Tensor buffer = torch::stable::new_zeros(t, {t.size(0), padded});
+  Tensor buffer = new_zeros(t, {t.size(0), padded}, t.scalar_type());
   Tensor target = torch::stable::narrow(buffer, 1, 0, t.size(1));
   torch::stable::copy_(target, t);
   return buffer;
@@ -113,12 +113,12 @@ Owners prepare(const Inputs& in, LinearArgs& args) {
   args.x = owners.x.const_data_ptr();
   args.w = owners.w.const_data_ptr();
   if (in.scale_x) {
-    owners.scale_x = torch::stable::contiguous(*in.scale_x);
+    owners.scale_x = as_contiguous(*in.scale_x);
     args.scale_x = owners.scale_x->const_data_ptr<float>();
     args.scale_x_per_row = is_per_row(*in.scale_x, args.tokens);
   }
   if (in.scale_w) {
-    owners.scale_w = torch::stable::contiguous(*in.scale_w);
+    owners.scale_w = as_contiguous(*in.scale_w);
     args.scale_w = owners.scale_w->const_data_ptr<float>();
     args.scale_w_per_row = is_per_row(*in.scale_w, args.out);
   }
@@ -127,7 +127,7 @@ Owners prepare(const Inputs& in, LinearArgs& args) {
     args.bias = owners.bias->const_data_ptr();
   }
   if (in.scale_out) {
-    owners.scale_out = torch::stable::contiguous(*in.scale_out);
+    owners.scale_out = as_contiguous(*in.scale_out);
     args.scale_y = owners.scale_out->const_data_ptr<float>();
     args.scale_y_per_row = is_per_row(*in.scale_out, args.tokens);
   }
@@ -137,8 +137,7 @@ Owners prepare(const Inputs& in, LinearArgs& args) {
 /// Zeroed, and collected into; or empty and not collected, which saves two launches.
 Statistics new_statistics(const Tensor& x, LinearArgs& args, bool wanted) {
   if (!wanted) return {new_empty(x, {0}, ScalarType::Float), new_empty(x, {0}, ScalarType::Int)};
-  Statistics out{torch::stable::new_zeros(x, {1}, ScalarType::Float),
-                 torch::stable::new_zeros(x, {1}, ScalarType::Int)};
+  Statistics out{new_zeros(x, {1}, ScalarType::Float), new_zeros(x, {1}, ScalarType::Int)};
   args.amax = out.amax.mutable_data_ptr<float>();
   args.saturated = out.saturated.mutable_data_ptr<int32_t>();
   return out;
@@ -194,7 +193,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   const Operand a = Operand::of(linear.tokens, linear.out, out, Dim::kFeatures);
   const Tensor values = new_empty(x, {a.values_rows(), a.values_cols()}, to_torch(out));
   const Tensor meta = new_empty(x, {a.meta_bytes()}, ScalarType::Byte);
-  const bool one_scale = scale_out && scale_out->numel() == 1;
+  // A single token's scale [1, 1] stands for it as [tokens, 1] does: what is returned has one rank for any number of
+  // tokens.
+  const bool one_scale = scale_out && scale_out->numel() == 1 && !(scale_out->dim() == 2 && linear.tokens == 1);
   const Tensor scale = fp8 ? new_scale(x, scale_out, one_scale ? Scaling::kTensor : Scaling::kRow, linear.tokens)
                            : new_empty(x, {0}, ScalarType::Float);
   const Statistics collected = new_statistics(x, linear, statistics);

@@ -40,7 +40,7 @@ int64_t check_hot(const Tensor& hot, const Tensor& grad, int64_t features, bool 
 /// LinearGradientArgs::grad_tail, of the prepared gradient.
 Tensor new_grad_tail(Tensor grad, const LinearGradientArgs& args) {
   const int64_t first = first_of_tail(args.tokens, kGradTailTile);
-  Tensor tail = torch::stable::new_zeros(grad, {round_up(args.tokens - first, kGradTokenMultiple), args.ld_grad});
+  Tensor tail = new_zeros(grad, {round_up(args.tokens - first, kGradTokenMultiple), args.ld_grad}, grad.scalar_type());
   copy_rows(torch::stable::narrow(tail, 1, 0, args.in), torch::stable::narrow(grad, 1, 0, args.in), args.interleaved,
             first);
   return tail;
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
   const auto new_meta = [&] { return new_empty(grad, {tokens ? along_tokens.meta_bytes() : 0}, ScalarType::Byte); };
   const Tensor dh = new_empty(grad, {args.tokens, args.features / 2}, grad.scalar_type());
   const Tensor dh_tokens = new_values(), dh_meta = new_meta(), y_tokens = new_values(), y_meta = new_meta();
-  const Tensor counts = torch::stable::new_zeros(grad, {tokens && !hot ? args.features : 0}, ScalarType::Int);
+  const Tensor counts = new_zeros(grad, {tokens && !hot ? args.features : 0}, ScalarType::Int);
   const auto new_rows = [&] { return new_empty(grad, {args.hot_count, args.tokens}, grad.scalar_type()); };
   const Tensor y_hot = new_rows(), dh_hot = new_rows();
   if (args.tokens > 0 && args.features > 0) {
@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
     }
     Tensor owned_hot, slots;
     if (args.hot_count > 0) {
-      owned_hot = torch::stable::contiguous(*hot);
+      owned_hot = as_contiguous(*hot);
       args.hot = owned_hot.const_data_ptr<int64_t>();
       args.y_hot = y_hot.mutable_data_ptr();
       args.dh_hot = dh_hot.mutable_data_ptr();

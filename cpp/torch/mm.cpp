@@ -174,17 +174,17 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
   args.d_major = transpose_out ? Major::kColumn : Major::kRow;
   std::optional<Tensor> contiguous_scale_a, contiguous_scale_b, contiguous_bias;
   if (scale_a) {
-    contiguous_scale_a = torch::stable::contiguous(*scale_a);
+    contiguous_scale_a = as_contiguous(*scale_a);
     args.scale_a = contiguous_scale_a->const_data_ptr<float>();
     args.scale_a_per_row = contiguous_scale_a->numel() == args.a.m && args.a.m != 1;
   }
   if (scale_b) {
-    contiguous_scale_b = torch::stable::contiguous(*scale_b);
+    contiguous_scale_b = as_contiguous(*scale_b);
     args.scale_b = contiguous_scale_b->const_data_ptr<float>();
     args.scale_b_per_column = contiguous_scale_b->numel() == args.n && args.n != 1;
   }
   if (bias) {
-    contiguous_bias = torch::stable::contiguous(*bias);
+    contiguous_bias = as_contiguous(*bias);
     args.bias = contiguous_bias->const_data_ptr();
   }
   std::optional<Tensor> workspace;

@@ -14,6 +14,7 @@ namespace {
 void check_architecture(const char* op) { refuse(op); }
 
 // Never reached through an op, which checks the architecture first.
+int64_t free_memory() { refuse("sparse24"); }
 void compress(const CompressArgs&, cudaStream_t) { refuse("sparse24.compress"); }
 void compress_like(const CompressLikeArgs&, cudaStream_t) { refuse("sparse24.compress_like"); }
 void decompress(const DecompressArgs&, cudaStream_t) { refuse("sparse24.decompress"); }

@@ -29,7 +29,7 @@ void put_features(const Tensor& out, const Tensor& parts, const Tensor& features
          args.by_columns ? "elements of features" : "columns of out", "), got ", parts.size(2));
   const DeviceScope scope(op, out);
 
-  const Tensor source = contiguous_aligned(parts), where = torch::stable::contiguous(features);
+  const Tensor source = contiguous_aligned(parts), where = as_contiguous(features);
   args.out = out.mutable_data_ptr();
   args.parts = source.const_data_ptr();
   args.features = where.const_data_ptr<int64_t>();

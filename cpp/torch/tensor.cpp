@@ -12,8 +12,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace sparse24::torch_ops {
 namespace {
 
-constexpr int64_t kAlignment = 16;
-
 /// "(1, 2)"
 std::ostream& print_list(std::ostream& out, const Tensor& t, int64_t (Tensor::*entry)(int64_t) const) {
   out << '(';
@@ -100,7 +98,12 @@ DType check_dtype(OpName op, const char* argument, const Tensor& t, std::initial
        dtype_text(actual));
 }
 
+void check_defined(OpName op, const char* argument, const Tensor& t) {
+  expect(t.defined(), op, argument, " to be a Tensor, got None");
+}
+
 void check_sizes(OpName op, const char* argument, const Tensor& t, int64_t rank) {
+  check_defined(op, argument, t);
   expect(t.dim() == rank, op, argument, " to have ", rank, rank == 1 ? " dimension" : " dimensions", ", got ", t.dim(),
          " with shape ", Shape{t});
   for (int64_t i = 0; i < rank; ++i) {
@@ -110,6 +113,7 @@ void check_sizes(OpName op, const char* argument, const Tensor& t, int64_t rank)
 
 void check_device(OpName op, const char* argument, const Tensor& t, const char* reference_name,
                   const Tensor& reference) {
+  check_defined(op, argument, t);
   const bool same = t.is_cuda() == reference.is_cuda() && t.is_cpu() == reference.is_cpu() &&
                     (t.is_cpu() || t.get_device_index() == reference.get_device_index());
   expect(same, op, argument, " to be on ", Device{reference}, " (the device of ", reference_name, "), got ", Device{t});
@@ -149,49 +153,8 @@ void check_given_scale(OpName op, const std::optional<Tensor>& scale, Scaling sc
   }
 }
 
-Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
-}
-
-bool is_aligned(const Tensor& t) {
-  return !t.is_cuda() || reinterpret_cast<uintptr_t>(t.const_data_ptr()) % kAlignment == 0;
-}
-
-Tensor contiguous_aligned(const Tensor& t) {
-  Tensor out = t.is_contiguous() ? t : torch::stable::contiguous(t);
-  return is_aligned(out) ? out : torch::stable::clone(out);
-}
-
-void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first) {
-  const int64_t rows = t.size(0), columns = t.size(1), quarter = interleaved ? rows / 4 : 0;
-  const int64_t groups = quarter - first / 4;
-  int64_t done = first;
-  if (groups > 0) {
-    // Row 4 g + i of one is row i quarter + g of the other.
-    const int64_t by_group[] = {groups, 4, columns}, by_quarter[] = {4, quarter, columns};
-    Tensor ordered = torch::stable::view(torch::stable::narrow(target, 0, 0, 4 * groups), by_group);
-    Tensor quarters = torch::stable::view(torch::stable::narrow(t, 0, 0, 4 * quarter), by_quarter);
-    torch::stable::copy_(ordered,
-                         torch::stable::transpose(torch::stable::narrow(quarters, 1, first / 4, groups), 0, 1));
-    done = 4 * quarter;
-  }
-  if (done == rows) return;
-  Tensor rest = torch::stable::narrow(target, 0, done - first, rows - done);
-  torch::stable::copy_(rest, torch::stable::narrow(t, 0, done, rows - done));
-}
-
-Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows) {
-  Tensor scale =
-      scaling == Scaling::kRow ? new_empty(x, {rows, 1}, ScalarType::Float) : new_empty(x, {1}, ScalarType::Float);
-  if (given) {
-    const int64_t elements[] = {scale.numel()};
-    Tensor flat = torch::stable::view(scale, elements);
-    torch::stable::copy_(flat, torch::stable::reshape(*given, elements));
-  }
-  return scale;
-}
-
 DeviceScope::DeviceScope(OpName op, const Tensor& t) {
+  enter_op(op, t);
   if (!t.is_cuda()) return;
   guard_.emplace(t.get_device_index());
   cuda::check_architecture(op);

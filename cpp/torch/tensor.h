@@ -1,5 +1,6 @@
 /// @file
-/// Between torch's stable tensors and the pointers of the waist: dtypes, checks, copies, the current stream.
+/// Between torch's stable tensors and the pointers of the waist: dtypes, checks (tensor.cpp), memory (memory.cpp), the
+/// current stream.
 ///
 /// Only the stable ABI is used, so one binary serves every torch from TORCH_TARGET_VERSION on.
 #pragma once
@@ -59,6 +60,8 @@ Dim parse_dim(OpName op, int64_t dim);
 ScalarType to_torch(DType t);
 /// The dtype of `t`, one of `allowed`. float32 has no kernels and is refused on CUDA devices.
 DType check_dtype(OpName op, const char* argument, const Tensor& t, std::initializer_list<DType> allowed);
+/// `t` is there: None for a tensor arrives as an undefined one.
+void check_defined(OpName op, const char* argument, const Tensor& t);
 /// Rank, and no size beyond 2^31 - 1: the kernels' coordinates hold no more. Products of sizes are 64-bit everywhere.
 void check_sizes(OpName op, const char* argument, const Tensor& t, int64_t rank);
 /// `t` is where `reference` is.
@@ -90,9 +93,16 @@ void check_given_scale(OpName op, const std::optional<Tensor>& scale, Scaling sc
                        const char* meaning, const Tensor& x);
 
 // ---- memory -------------------------------------------------------------------------------------------------------
+/// Tells which op asks for memory: what the sentence of a failed allocation begins with.
+void enter_op(OpName op, const Tensor& t);
+/// `op: out of memory: N bytes asked for on <device>`. In Python it is torch.OutOfMemoryError, a RuntimeError.
+[[noreturn]] void fail_out_of_memory(uint64_t bytes);
 Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
+Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
 /// True for CPU tensors, and where a kernel may use 16-byte accesses from the first element on.
 bool is_aligned(const Tensor& t);
+/// `t`, or a copy of it that is contiguous.
+Tensor as_contiguous(const Tensor& t);
 /// `t`, or a copy of it that is contiguous and aligned.
 Tensor contiguous_aligned(const Tensor& t);
 /// Copies rows `first` (a multiple of four) and following of t [rows, columns] to the first rows of `target`;
@@ -109,11 +119,16 @@ class DeviceScope {
   DeviceScope(OpName op, const Tensor& t);
 
   template <class Args>
-  void run(void (*cpu)(const Args&), void (*cuda)(const Args&, cudaStream_t), const Args& args) const {
+  void run(void (*on_cpu)(const Args&), void (*on_cuda)(const Args&, cudaStream_t), const Args& args) const {
     if (guard_) {
-      cuda(args, stream_);
-    } else {
-      cpu(args);
+      on_cuda(args, stream_);
+      return;
+    }
+    cpu::set_max_threads(torch::stable::get_num_threads());
+    try {
+      on_cpu(args);
+    } catch (const OutOfMemory& error) {
+      fail_out_of_memory(error.bytes());
     }
   }
 

@@ -27,6 +27,9 @@ struct DeviceInfo {
 /// Of the current device, cached per device.
 DeviceInfo device_info();
 
+/// Bytes of the current device that no process uses. Throws after an error that the device does not recover from.
+int64_t free_memory();
+
 /// Throws unless the current device can run the kernels of this build: "op: built for sm_90a, this device is sm_86".
 void check_architecture(const char* op);
 

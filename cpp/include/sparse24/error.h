@@ -2,6 +2,7 @@
 /// One exception type and one form of sentence: `op: expected <argument> <rule>, got <value>`.
 #pragma once
 
+#include <cstdint>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,17 @@ namespace sparse24 {
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+/// Memory that was asked for and could not be had.
+class OutOfMemory : public Error {
+ public:
+  explicit OutOfMemory(uint64_t bytes)
+      : Error("sparse24: out of memory: " + std::to_string(bytes) + " bytes asked for"), bytes_(bytes) {}
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  uint64_t bytes_;
 };
 
 /// Throws `Error` with all parts printed one after the other.

@@ -15,5 +15,6 @@
 #include "sparse24/mm.h"
 #include "sparse24/put_features.h"
 #include "sparse24/quantize.h"
+#include "sparse24/threads.h"
 #include "sparse24/token_order.h"
 #include "sparse24/types.h"

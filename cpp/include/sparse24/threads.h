@@ -1,0 +1,14 @@
+/// @file
+/// How many threads the CPU functions use. Their results do not depend on it.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse24::cpu {
+
+/// The most threads, the calling one included, that each later CPU function of the calling thread uses. 0, which every
+/// thread begins with, stands for the number of cores.
+void set_max_threads(int64_t threads);
+int64_t max_threads();
+
+}  // namespace sparse24::cpu

@@ -1,0 +1,23 @@
+/// @file
+/// Memory of the CPU functions: what cannot be had is told with its size.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <vector>
+
+#include "sparse24/error.h"
+
+namespace sparse24 {
+
+/// `count` elements of `value`; throws `OutOfMemory`.
+template <class T>
+std::vector<T> make_buffer(int64_t count, T value = T{}) {
+  try {
+    return std::vector<T>(static_cast<size_t>(count), value);
+  } catch (const std::exception&) {  // bad_alloc, or length_error beyond any memory
+    throw OutOfMemory(static_cast<uint64_t>(count) * sizeof(T));
+  }
+}
+
+}  // namespace sparse24
