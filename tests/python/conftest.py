@@ -21,6 +21,12 @@ def device(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=["cpu", "meta", CUDA])
+def checked_device(request) -> str:
+    """Where wrong arguments are refused: on every device, and in the same words by the fake functions."""
+    return request.param
+
+
 @pytest.fixture(params=[CUDA])
 def cuda(request) -> str:
     """The device of tests that are about CUDA only."""

@@ -1,4 +1,5 @@
-"""Wrong arguments, one by one: a RuntimeError that names the argument, the rule and the value, on every device."""
+"""Wrong arguments, one by one: a RuntimeError that names the argument, the rule and the value, on every device
+and while tracing."""
 
 import re
 from collections.abc import Callable
@@ -356,10 +357,10 @@ for dtype, text in ((FP64, "float64"), (FP8, "float8_e4m3fn"), (torch.int32, "in
 
 
 @pytest.mark.parametrize("wrong", CASES, ids=str)
-def test_one_sentence(device, wrong):
+def test_one_sentence(checked_device, wrong):
     sentence = rf"^sparse24\.{wrong.op}: expected {wrong.rule}, got {wrong.got}$"
     with pytest.raises(RuntimeError) as caught:
-        wrong.call(device)
+        wrong.call(checked_device)
     message = str(caught.value).splitlines()[0]
     assert re.search(sentence, message), f"{message!r} does not match {sentence!r}"
 
@@ -440,8 +441,8 @@ def test_others_on_two_devices(cuda):
             call()
 
 
-def test_sizes_beyond_the_kernels(cuda):
+def test_sizes_beyond_the_kernels(checked_device):
     """A number of rows that coordinates of 32 bits do not hold is refused before memory is asked for."""
-    x = torch.ones(1, 16, dtype=BF16, device=cuda).expand(2**31, 16)
+    x = torch.ones(1, 16, dtype=BF16, device=checked_device).expand(2**31, 16)
     with pytest.raises(RuntimeError, match=r"^sparse24\.compress: expected x to have sizes below 2\^31, got "):
         sparse24.compress(x)

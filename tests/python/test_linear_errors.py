@@ -101,10 +101,10 @@ CASES["linear_compress", "row_scaling_with_a_scale"] = (
 
 
 @pytest.mark.parametrize("key", CASES, ids="-".join)
-def test_one_sentence(device, key):
+def test_one_sentence(checked_device, key):
     changes, rule = CASES[key]
     with pytest.raises(RuntimeError) as caught:
-        call(key[0], device, **changes)
+        call(key[0], checked_device, **changes)
     message = str(caught.value).splitlines()[0]
     assert re.search(rf"^sparse24\.{key[0]}: expected {rule}$", message), message
 

@@ -68,10 +68,10 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_one_sentence(device, name):
+def test_one_sentence(checked_device, name):
     changes, rule = ERRORS[name]
     with pytest.raises(RuntimeError) as caught:
-        call(device, **changes)
+        call(checked_device, **changes)
     message = str(caught.value).splitlines()[0]
     assert re.search(rf"^sparse24\.linear_gradient: expected {rule}$", message), message
 

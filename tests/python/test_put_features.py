@@ -130,15 +130,16 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_errors(device, name):
+def test_errors(checked_device, name):
     change, rule, value = ERRORS[name]
-    if device == "cuda":
+    if checked_device == "cuda":
         rule = rule.replace("bfloat16, float16 or float32", "bfloat16 or float16 on a CUDA device")
-    out, parts, features = good(device)
+    out, parts, features = good(checked_device)
     before = out.clone()
     with pytest.raises(RuntimeError) as error:
         put_features(*change(out, parts, features))
     first_line = str(error.value).splitlines()[0]
     assert first_line.startswith(f"sparse24.put_features: expected {rule}"), first_line
     assert f"got {value.replace(chr(92), '')}" in first_line, first_line
-    assert_same_bits(out, before)
+    if checked_device != "meta":
+        assert_same_bits(out, before)
