@@ -69,7 +69,9 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if values.dtype == torch.float8_e4m3fn:
         _refuse("mm", "values to be bfloat16, float16 or float32 for a backward pass", "float8_e4m3fn")
     g = grad.t() if ctx.transpose_out else grad  # [M, N]
-    grad_bias = g.sum(0, dtype=torch.float32).to(ctx.bias_dtype) if ctx.needs_input_grad[5] else None
+    # Where trailing arguments are left out, needs_input_grad ends before them.
+    learns_bias = ctx.bias_dtype is not None and ctx.needs_input_grad[5]
+    grad_bias = g.sum(0, dtype=torch.float32).to(ctx.bias_dtype) if learns_bias else None
     if scale_a is not None:
         g = g * scale_a.reshape(-1, 1)
     if scale_b is not None:
@@ -96,7 +98,8 @@ def _linear_setup(
     ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]
 ) -> None:
     """For both linear ops: of what they return, only the activation is differentiable."""
-    x, w, scale_x, scale_w, _, _ = inputs
+    x, w, scale_x, scale_w, bias, _ = inputs
+    ctx.has_bias = bias is not None
     stored, *others = output
     ctx.save_for_backward(x, w, scale_x, scale_w, stored, *(others[:1] if len(output) == 5 else ()))
     ctx.mark_non_differentiable(*others)
@@ -114,7 +117,7 @@ def _linear_backward(ctx: Any, op: str, grad: Tensor) -> tuple[Tensor | None, ..
     grad_h = (grad.float() * (2 * root)).to(x.dtype)
     if meta:
         grad_h = _ops.decompress.default(grad_h, meta[0], x.shape[0], w.shape[0], -1)
-    grad_bias = grad_h.sum(0, dtype=torch.float32).to(x.dtype) if ctx.needs_input_grad[4] else None
+    grad_bias = grad_h.sum(0, dtype=torch.float32).to(x.dtype) if ctx.has_bias and ctx.needs_input_grad[4] else None
     g = grad_h
     if scale_x is not None:
         g = g * scale_x.reshape(-1, 1)

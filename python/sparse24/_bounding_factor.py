@@ -45,6 +45,9 @@ def bounding_factor(w: Tensor, scale: Tensor | None = None) -> Tensor:
     >>> w1, w1_scale = sparse24.quantize_fp8(torch.randn(64, 32))
     >>> factor = sparse24.bounding_factor(w1, w1_scale)
     """
+    for name, t in (("w", w), ("scale", scale)):
+        if not isinstance(t, Tensor) and (name == "w" or t is not None):
+            _fail(f"{name} to be a Tensor", None if t is None else type(t).__name__)
     if w.dim() != 2:
         _fail("w to have 2 dimensions", w.dim())
     if not w.dtype.is_floating_point:

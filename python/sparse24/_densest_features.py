@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._arguments import refuse_non_tensors
 
 _densest_features = torch.ops.sparse24.densest_features.default
 
@@ -44,4 +45,8 @@ def densest_features(counts: Tensor, k: int) -> Tensor:
     >>> sparse24.densest_features(counts, 4)
     tensor([0, 1, 3, 5])
     """
-    return _densest_features(counts, k)
+    try:
+        return _densest_features(counts, k)
+    except RuntimeError:
+        refuse_non_tensors(_densest_features, counts)
+        raise

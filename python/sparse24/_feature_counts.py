@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._arguments import refuse_non_tensors
 
 _feature_counts = torch.ops.sparse24.feature_counts.default
 
@@ -51,4 +52,8 @@ def feature_counts(values: Tensor, meta: Tensor, samples: int = 1024, fp8_meta: 
     >>> sparse24.feature_counts(values, meta)[:4]
     tensor([2, 1, 1, 0], dtype=torch.int32)
     """
-    return _feature_counts(values, meta, samples, fp8_meta)
+    try:
+        return _feature_counts(values, meta, samples, fp8_meta)
+    except RuntimeError:
+        refuse_non_tensors(_feature_counts, values, meta)
+        raise

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._arguments import refuse_non_tensors
 
 _linear_gradient = torch.ops.sparse24.linear_gradient.default
 _linear_relu2_gradient = torch.ops.sparse24.linear_relu2_gradient.default
@@ -87,7 +88,11 @@ def linear_gradient(
     >>> dh, *_ = sparse24.linear_gradient(grad, w2, values, meta)
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
-    return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot)
+    try:
+        return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot)
+    except RuntimeError:
+        refuse_non_tensors(_linear_gradient, grad, w, values, meta, interleaved, tokens, fp8_meta, hot)
+        raise
 
 
 def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
@@ -131,4 +136,8 @@ def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
     >>> dh = sparse24.linear_relu2_gradient(grad, w2, y)
     >>> torch.testing.assert_close(dh, (grad @ w2) * 2 * y.sqrt())
     """
-    return _linear_relu2_gradient(grad, w, y)
+    try:
+        return _linear_relu2_gradient(grad, w, y)
+    except RuntimeError:
+        refuse_non_tensors(_linear_relu2_gradient, grad, w, y)
+        raise

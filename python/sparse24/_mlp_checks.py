@@ -11,6 +11,14 @@ _FP8 = torch.float8_e4m3fn
 _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def check_tensors(x: Tensor, w1: Tensor, w2: Tensor) -> None:
+    """Check that what has to be a tensor is one, before anything is asked of it."""
+    if isinstance(x, Tensor) and isinstance(w1, Tensor) and isinstance(w2, Tensor):
+        return
+    for name, t in (("x", x), ("w1", w1), ("w2", w2)):
+        _require_tensor(name, t)
+
+
 def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_scale: Tensor | None) -> bool:
     """Resolve `precision`, and check what depends on it."""
     if precision not in ("auto", "16bit", "fp8"):
@@ -26,6 +34,7 @@ def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_s
             continue
         if scale is None:
             fail(f"{name}_scale to be a tensor for a float8 weight", "None")
+        _require_tensor(f"{name}_scale", scale)
         if scale.dtype != torch.float32:
             fail(f"{name}_scale to be float32", _name(scale.dtype))
         if scale.numel() not in (1, w.shape[0]):
@@ -52,6 +61,7 @@ def check_scale_y(scale_y: Tensor | None, tokens: Tensor, fp8: bool) -> None:
         return
     if not fp8:
         fail("scale_y to be None in 16-bit precision", "a tensor")
+    _require_tensor("scale_y", scale_y)
     if scale_y.dtype != torch.float32:
         fail("scale_y to be float32", _name(scale_y.dtype))
     if scale_y.numel() not in (1, tokens.shape[0]):
@@ -68,6 +78,7 @@ def check_scale_y_factor(factor: Tensor | None, scale_y: Tensor | None, x: Tenso
         fail("scale_y_factor to be None in 16-bit precision", "a tensor")
     if scale_y is not None:
         fail("scale_y_factor to be None where scale_y is given", "a tensor")
+    _require_tensor("scale_y_factor", factor)
     if factor.dtype != torch.float32:
         fail("scale_y_factor to be float32", _name(factor.dtype))
     if factor.numel() != 1:
@@ -96,6 +107,7 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Ten
     for name, bias, owner, rows in (("b1", b1, "w1", w1.shape[0]), ("b2", b2, "w2", w2.shape[0])):
         if bias is None:
             continue
+        _require_tensor(name, bias)
         if bias.dim() != 1 or bias.shape[0] != rows:
             fail(f"{name} to have shape [{rows}] (rows of {owner})", list(bias.shape))
         if bias.dtype not in _ACTIVATION_DTYPES:
@@ -113,6 +125,7 @@ def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8:
         fail("recipe to reuse the mask in fp8 precision", "reuse_mask=False")
     if hot_features is None:
         return
+    _require_tensor("hot_features", hot_features)
     if hot_features.dtype != torch.int64:
         fail("hot_features to be int64", _name(hot_features.dtype))
     count = recipe.hot_features(w1.shape[0])
@@ -120,6 +133,11 @@ def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8:
         fail(f"hot_features to have shape [{count}] (recipe.hot_features(F))", list(hot_features.shape))
     if hot_features.device != w1.device:
         fail(f"hot_features to be on {w1.device} as w1 is", hot_features.device)
+
+
+def _require_tensor(name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        fail(f"{name} to be a Tensor", None if t is None else type(t).__name__)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._arguments import refuse_non_tensors
 
 _put_features = torch.ops.sparse24.put_features.default
 
@@ -50,4 +51,8 @@ def put_features(out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None
     tensor([[11.,  0.,  0., 22.],
             [33.,  0.,  0., 44.]])
     """
-    _put_features(out, parts, features, dim)
+    try:
+        _put_features(out, parts, features, dim)
+    except RuntimeError:
+        refuse_non_tensors(_put_features, out, parts, features)
+        raise

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._arguments import refuse_non_tensors
 
 #: Where the scale of float8 output comes from: `scale_out`, or the largest value of each row.
 OutputScaling = Literal["given", "row"]
@@ -81,7 +82,11 @@ def linear_relu2(
     >>> y, amax, saturated = sparse24.linear_relu2(x, w)
     >>> assert torch.equal(y, w.t().relu().square()) and amax.item() == 31**2
     """
-    return _linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype=out_dtype, statistics=statistics)
+    try:
+        return _linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype=out_dtype, statistics=statistics)
+    except RuntimeError:
+        refuse_non_tensors(_linear_relu2, x, w, scale_x, scale_w, bias, scale_out)
+        raise
 
 
 def linear_compress(
@@ -158,15 +163,19 @@ def linear_compress(
     >>> expected = sparse24.compress(x @ w.t(), "relu2")
     >>> assert torch.equal(values, expected[0]) and torch.equal(meta, expected[1])
     """
-    return _linear_compress(
-        x,
-        w,
-        scale_x,
-        scale_w,
-        bias,
-        scale_out,
-        activation=activation,
-        scaling=scaling,
-        out_dtype=out_dtype,
-        statistics=statistics,
-    )
+    try:
+        return _linear_compress(
+            x,
+            w,
+            scale_x,
+            scale_w,
+            bias,
+            scale_out,
+            activation=activation,
+            scaling=scaling,
+            out_dtype=out_dtype,
+            statistics=statistics,
+        )
+    except RuntimeError:
+        refuse_non_tensors(_linear_compress, x, w, scale_x, scale_w, bias, scale_out)
+        raise

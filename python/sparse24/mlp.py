@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse24._mlp_checks import check_operands, check_scale_y, check_scale_y_factor, check_training, fail, is_fp8
+from sparse24._mlp_checks import (
+    check_operands,
+    check_scale_y,
+    check_scale_y_factor,
+    check_tensors,
+    check_training,
+    fail,
+    is_fp8,
+)
 from sparse24._mlp_forward import Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
 from sparse24._mlp_function import FeedForward, without_autocast
 from sparse24.ops import quantize_fp8
@@ -143,6 +151,7 @@ def relu2_mlp(
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
+    check_tensors(x, w1, w2)
     device_type = x.device.type
     autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from sparse24 import _autograd, _fake
+from sparse24._arguments import refuse_non_tensors
 from sparse24._densest_features import densest_features
 from sparse24._feature_counts import feature_counts
 from sparse24._linear_gradient import linear_gradient, linear_relu2_gradient
@@ -121,7 +122,11 @@ def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple
     >>> values[0, :2]
     tensor([16.,  9.])
     """
-    return _compress(x, activation, dim)
+    try:
+        return _compress(x, activation, dim)
+    except RuntimeError:
+        refuse_non_tensors(_compress, x)
+        raise
 
 
 def compress_fp8(
@@ -168,7 +173,11 @@ def compress_fp8(
     -----
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
-    return _compress_fp8(x, scale, activation, dim, scaling)
+    try:
+        return _compress_fp8(x, scale, activation, dim, scaling)
+    except RuntimeError:
+        refuse_non_tensors(_compress_fp8, x, scale)
+        raise
 
 
 def compress_like(x: Tensor, meta: Tensor, dim: Dim = -1) -> Tensor:
@@ -201,7 +210,11 @@ def compress_like(x: Tensor, meta: Tensor, dim: Dim = -1) -> Tensor:
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the backward pass uses the forward's pattern).
     """
-    return _compress_like(x, meta, dim)
+    try:
+        return _compress_like(x, meta, dim)
+    except RuntimeError:
+        refuse_non_tensors(_compress_like, x, meta)
+        raise
 
 
 def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1) -> Tensor:
@@ -234,7 +247,11 @@ def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
-    return _decompress(values, meta, rows, cols, dim)
+    try:
+        return _decompress(values, meta, rows, cols, dim)
+    except RuntimeError:
+        refuse_non_tensors(_decompress, values, meta)
+        raise
 
 
 def gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
@@ -271,7 +288,11 @@ def gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bo
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the densest features take a dense product).
     """
-    return _gather_features(values, meta, features, fp8_meta)
+    try:
+        return _gather_features(values, meta, features, fp8_meta)
+    except RuntimeError:
+        refuse_non_tensors(_gather_features, values, meta, features)
+        raise
 
 
 def mm(
@@ -345,18 +366,22 @@ def mm(
     >>> y = sparse24.mm(values, meta, w.t())
     >>> torch.testing.assert_close(y, sparse24.decompress(values, meta, 3, 32) @ w.t())
     """
-    return _mm(
-        values,
-        meta,
-        b,
-        scale_a,
-        scale_b,
-        bias,
-        dim=dim,
-        out_dtype=out_dtype,
-        transpose_out=transpose_out,
-        interleaved=interleaved,
-    )
+    try:
+        return _mm(
+            values,
+            meta,
+            b,
+            scale_a,
+            scale_b,
+            bias,
+            dim=dim,
+            out_dtype=out_dtype,
+            transpose_out=transpose_out,
+            interleaved=interleaved,
+        )
+    except RuntimeError:
+        refuse_non_tensors(_mm, values, meta, b, scale_a, scale_b, bias)
+        raise
 
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row") -> tuple[Tensor, Tensor]:
@@ -390,7 +415,11 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row
     -----
     Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672.
     """
-    return _quantize_fp8(x, scale, scaling)
+    try:
+        return _quantize_fp8(x, scale, scaling)
+    except RuntimeError:
+        refuse_non_tensors(_quantize_fp8, x, scale)
+        raise
 
 
 def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -421,4 +450,8 @@ def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Ten
     RuntimeError
         Wrong dtype, rank, number of columns or factor; backward, which is not defined.
     """
-    return _quantize_fp8_predict(x, factor)
+    try:
+        return _quantize_fp8_predict(x, factor)
+    except RuntimeError:
+        refuse_non_tensors(_quantize_fp8_predict, x, factor)
+        raise
