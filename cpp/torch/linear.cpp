@@ -193,9 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   const Operand a = Operand::of(linear.tokens, linear.out, out, Dim::kFeatures);
   const Tensor values = new_empty(x, {a.values_rows(), a.values_cols()}, to_torch(out));
   const Tensor meta = new_empty(x, {a.meta_bytes()}, ScalarType::Byte);
-  // A single token's scale [1, 1] stands for it as [tokens, 1] does: what is returned has one rank for any number of
-  // tokens.
-  const bool one_scale = scale_out && scale_out->numel() == 1 && !(scale_out->dim() == 2 && linear.tokens == 1);
+  const bool one_scale = scale_out && scale_out->numel() == 1;
   const Tensor scale = fp8 ? new_scale(x, scale_out, one_scale ? Scaling::kTensor : Scaling::kRow, linear.tokens)
                            : new_empty(x, {0}, ScalarType::Float);
   const Statistics collected = new_statistics(x, linear, statistics);

@@ -203,10 +203,8 @@ def _linear_compress(
 
 
 def _scale_shape(tokens: int, scale_out: Tensor | None) -> tuple[int, ...]:
-    """One element where one is given, but not for a single token whose scale stands for it: [tokens, 1] is that too."""
-    if scale_out is None or not guard_or_false(scale_out.numel() == 1):
-        return tokens, 1
-    return (tokens, 1) if scale_out.dim() == 2 and guard_or_false(tokens == 1) else (1,)
+    """[1] where one element is given; a number that is known at run time only counts as many."""
+    return (1,) if scale_out is not None and guard_or_false(scale_out.numel() == 1) else (tokens, 1)
 
 
 def _check_gradient(op: str, grad: Tensor, w: Tensor) -> int:

@@ -126,7 +126,8 @@ def _activation_fp8(x: Tensor, weight: Weight, b1: Tensor | None, out_scale: Out
     if mode.sparse:
         scaling_out: OutputScaling = "row" if scale_y is None else "given"
         values, meta, scale, *_ = linear_compress(*first, scale_y, scaling=scaling_out, statistics=False)
-        return Hidden(values, meta, scale)
+        # The predicted scale is [T, 1] for any T, where the op's copy of a single token's is [1].
+        return Hidden(values, meta, scale if out_scale.factor is None else scale_y)
     if scale_y is not None:
         return Hidden(linear_relu2(*first, scale_y, statistics=False)[0], None, scale_y)
     y, scale = quantize_fp8(linear_relu2(*first, out_dtype=torch.bfloat16, statistics=False)[0])
