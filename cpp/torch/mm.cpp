@@ -134,7 +134,7 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
   args.n = b.size(1);
   check_meta(kOp, meta, args.a);
   if (dtype == DType::kFloat8E4M3) {
-    expect(b.size(0) <= 1 || b.stride(0) == 1, kOp,
+    expect(b.size(0) <= 1 || b.size(1) == 0 || b.stride(0) == 1, kOp,
            "b to be K-major for float8_e4m3fn (stride 1 along dim 0, as w.t() of a contiguous w), got strides ",
            Strides{b});
   }

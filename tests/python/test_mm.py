@@ -240,3 +240,10 @@ def test_large_result(cuda):
     for at in (0, 40000, 65536 - 128, rows - 1):
         expected = x[at, :1].float() * b[0].float()
         assert_same_bits(d[at], expected.to(torch.bfloat16))
+
+
+def test_nothing_is_k_major(device):
+    """A b without columns has no majorness that float8 could ask for, whatever its strides say."""
+    problem = random_problem(64, 64, 0, FP8, -1, device)
+    problem.b = problem.b[:1].expand(64, 0)
+    assert problem.b.stride(0) == 0 and problem().shape == (64, 0)
