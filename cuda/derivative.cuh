@@ -40,18 +40,36 @@ __device__ __forceinline__ void twice_roots(float (&x)[kCount]) {
   }
 }
 
-// Pairs of dy * 2 sqrt(y), the gradient of h from that of y, to dy; rounded once.
+// Pairs of dy * 2 sqrt(y), the gradient of h from that of y, to dy; rounded once. roots: y are the roots already.
 template <class T, int kCount>
-__device__ __forceinline__ void times_twice_roots(uint32_t (&dy)[kCount], const uint32_t (&y)[kCount]) {
+__device__ __forceinline__ void times_twice_roots(uint32_t (&dy)[kCount], const uint32_t (&y)[kCount], bool roots) {
   float factors[2 * kCount];
 #pragma unroll
   for (int i = 0; i < 2 * kCount; ++i) factors[i] = to_float(T{}, uint16_t(y[i / 2] >> 16 * (i % 2)));
-  twice_roots<T>(factors);
+  if (kHasRoots<T> && roots) {
+#pragma unroll
+    for (float& factor : factors) factor = __fadd_rn(factor, factor);
+  } else {
+    twice_roots<T>(factors);
+  }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     dy[i] = pack2(T{}, __fmul_rn(to_float(T{}, uint16_t(dy[i])), factors[2 * i]),
                   __fmul_rn(to_float(T{}, uint16_t(dy[i] >> 16)), factors[2 * i + 1]));
   }
 }
+
+// Of a kernel's parameters: whether it is given roots. Types that never are have no room for it.
+template <class T>
+struct MaybeRoots {
+  MaybeRoots(bool = false) {}
+  __device__ __forceinline__ bool roots() const { return false; }
+};
+template <>
+struct MaybeRoots<__half> {
+  bool given;
+  MaybeRoots(bool roots = false) : given(roots) {}
+  __device__ __forceinline__ bool roots() const { return given; }
+};
 
 }  // namespace sparse24::cuda

@@ -56,7 +56,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     if constexpr (kFp8Values || kCounts) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const float y[2] = {square<T>(kept.first, half), square<T>(kept.second, half)}, inverse = inverse_scale_[half];
+        const float y[2] = {this->activated(kept.first, half), this->activated(kept.second, half)},
+                    inverse = inverse_scale_[half];
         if (kCounts && this->exists(kFirst, half)) {  // the largest of a group is always kept
           seen_.see(y[0], inverse);
           seen_.see(y[1], inverse);
@@ -72,7 +73,7 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
       }
     }
     if constexpr (!kFp8Values) {
-      const uint32_t first = square2<T>(kept.first), second = square2<T>(kept.second);
+      const uint32_t first = this->activated2(kept.first), second = this->activated2(kept.second);
       kept_[0][kGroup] = __byte_perm(first, second, 0x5410);
       kept_[1][kGroup] = __byte_perm(first, second, 0x7632);
     }

@@ -1,5 +1,6 @@
 // The epilogue of linear_gradient: dh = dy * 2 sqrt(y) at the entries that the forward pass kept, straight from the
-// accumulators, and both y and dh once more with two of four along tokens.
+// accumulators, and both y and dh once more with two of four along tokens. In float16 the forward pass may have kept
+// the roots of y instead.
 //
 // The rows of the tile are in an order (place_of_row) in which the fragment of a thread holds groups of four tokens
 // whole, so that nothing is exchanged to select along tokens. Of 8 columns, lane 4 g + q holds
@@ -35,12 +36,13 @@ SPARSE24_HD constexpr int place_of_row(int row) {
 // Arguments as the device sees them.
 struct GradientParams {
   int tokens, features;
-  const void* y;        // kept values
+  const void* y;        // kept values, or `roots` of them
   const uint8_t* meta;  // theirs and those of dh
   void* dh;
   TokenParams along_tokens[2];  // y and dh; null: not wanted
   int32_t* counts;              // null: not wanted
   int quarter;                  // of the tokens; 0: not interleaved
+  bool roots;                   // float16 only
   const int32_t* slots;         // [features], the row of `hot` that a feature has, or -1; null: no such rows
   void* hot[2];                 // [slots, tokens] of y and of dh: all tokens of a feature
 };
@@ -104,9 +106,10 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       int2 slots{-1, -1};
       if (p_.slots && feature + 2 * lane < p_.features)
         slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
-      const Kept y = next.arranged(tokens, lane);
+      Kept y = next.arranged(tokens, lane);
       Pairs dh;
       differentiate(parts[0].of, y, tokens, feature, dh);
+      if (kHasRoots<T> && p_.roots) square(y);
       // On its way while this part is stored; any earlier it would take registers from the roots.
       if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
       if (p_.slots) store_hot(slots, y, dh, tokens, lane);
@@ -242,9 +245,18 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
         kept[i] = valid ? y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) : 0u;
         of_y[i] = y.pairs[s][block];
       }
-      times_twice_roots<T>(kept, of_y);
+      times_twice_roots<T>(kept, of_y, p_.roots);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kBatch; ++i) dh[i % 2][b + i / 2] = kept[i];
+    }
+  }
+
+  // Of roots, as linear_compress squares.
+  CUTLASS_DEVICE static void square(Kept& y) {
+    CUTLASS_PRAGMA_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int s = 0; s < 2; ++s) y.pairs[s][b] = square2<T>(y.pairs[s][b]);
     }
   }
 

@@ -5,6 +5,7 @@
 #include "epilogue_terms.cuh"
 #include "lane_runs.cuh"
 #include "scale_accumulators.cuh"
+#include "select24.cuh"
 #include "sparse24/linear.h"
 #include "vocabulary.cuh"
 
@@ -22,11 +23,12 @@ struct HiddenParams {
   int scale_x_stride;  // 0: one element, 1: one per row
   int scale_w_stride;
   int scale_y_stride;
+  Activation activation;  // of float16 also kRelu: y is its own root
 
   static HiddenParams of(const LinearArgs& args) {
-    return {int(args.tokens),    int(args.out), args.scale_x,   args.scale_w,         args.bias,
-            args.scale_y,        args.amax,     args.saturated, args.scale_x_per_row, args.scale_w_per_row,
-            args.scale_y_per_row};
+    return {int(args.tokens),     int(args.out),  args.scale_x,   args.scale_w,         args.bias,
+            args.scale_y,         args.amax,      args.saturated, args.scale_x_per_row, args.scale_w_per_row,
+            args.scale_y_per_row, args.activation};
   }
 
   // The terms of a tile, by the lanes of a warp, for columns in the order Runs. T: the hidden type. Rows and columns
@@ -135,6 +137,12 @@ class HiddenEpilogue {
   // holds: NaN times its zeros is none of the result's.
   CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
 
+  // What y is of the roots in a word, in T and in fp32.
+  CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const { return keeps_roots() ? roots : square2<T>(roots); }
+  CUTLASS_DEVICE float activated(uint32_t roots, int i) const {
+    return keeps_roots() ? to_float(T{}, uint16_t(i ? roots >> 16 : roots)) : square<T>(roots, i);
+  }
+
   // Behind a step.
   template <int kStep, bool kCounts>
   CUTLASS_DEVICE void collect() {
@@ -150,6 +158,8 @@ class HiddenEpilogue {
   float inverse_scale_[2] = {};  // of rows r and r + 8; 0: y is not scaled
 
  private:
+  CUTLASS_DEVICE bool keeps_roots() const { return kHasRoots<T> && p_.hidden.activation == Activation::kRelu; }
+
   int left_[2] = {};  // columns from the lane's first on
 };
 

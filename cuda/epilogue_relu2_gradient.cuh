@@ -1,4 +1,5 @@
-// The epilogue of linear_relu2_gradient: dh = dy * 2 sqrt(y), y dense, straight from the accumulators.
+// The epilogue of linear_relu2_gradient: dh = dy * 2 sqrt(y), y dense, straight from the accumulators; in float16 also
+// from the roots of y.
 //
 // The fragment and its transposition over the quad are those of epilogue_relu2.cuh, which stored y: dy is transposed
 // once it is rounded, and each lane multiplies and stores 16 bytes of one row where it loaded those of y.
@@ -11,7 +12,8 @@
 namespace sparse24::cuda {
 
 // Arguments as the device sees them.
-struct Relu2GradientParams {
+template <class T>
+struct Relu2GradientParams : MaybeRoots<T> {
   int tokens, features;
   const void* y;
   void* dh;
@@ -19,8 +21,8 @@ struct Relu2GradientParams {
 
 // T: the 16-bit type of all of it.
 template <class T, int kTileM, int kTileN>
-class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams, NoStorage> {
-  using Base = EpilogueBase<Relu2GradientParams, NoStorage>;
+class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStorage> {
+  using Base = EpilogueBase<Relu2GradientParams<T>, NoStorage>;
   using Base::p_;
 
  public:
@@ -80,7 +82,7 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams, NoStorage
     int tokens, features;  // those of [tokens, features]
     int64_t at;
 
-    CUTLASS_DEVICE Place(Relu2GradientParams const& p, int token_, int feature_)
+    CUTLASS_DEVICE Place(Relu2GradientParams<T> const& p, int token_, int feature_)
         : token(token_),
           feature(feature_),
           tokens(p.tokens),
@@ -117,7 +119,7 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams, NoStorage
     if (!first.inside(rows, columns)) return;
     const uint32_t of_y[] = {y.x, y.y, y.z, y.w};
     uint32_t dh[] = {dy[0], dy[1], dy[2], dy[3]};
-    times_twice_roots<T>(dh, of_y);
+    times_twice_roots<T>(dh, of_y, p_.roots());
     store16(static_cast<T*>(p_.dh) + first.index(rows, columns), dh[0], dh[1], dh[2], dh[3]);
   }
 };

@@ -53,6 +53,8 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
             const LinearConfig& config, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   if (linear.tokens == 0 || linear.out == 0) return;
+  check(linear.activation == Activation::kRelu2 || linear.hidden_dtype == DType::kFloat16, op,
+        ": expected squares where h is not float16, got another activation");
   for (const Instance& i : instances) {
     if (i.tile == config.tile && match(i)) return i.launch(args, config, stream);
   }

@@ -26,6 +26,8 @@ void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config,
   if (args.tokens == 0 || args.features == 0) return;
   check(config.tile == kLinearGradientTile, "sparse24.linear_gradient: expected a tile of 128x192, got ",
         to_string(config));
+  check(!args.roots || args.dtype == DType::kFloat16, "sparse24.linear_gradient: expected roots in float16, got ",
+        name_of(args.dtype));
   if (args.hot_count > 0) hot_slots(args, stream);
   for (const Instance& i : kInstances) {
     if (i.dtype == args.dtype && i.dtype == args.hidden_dtype && i.meta == args.meta_dtype &&

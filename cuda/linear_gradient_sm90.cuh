@@ -29,6 +29,7 @@ void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearCon
       {{args.y_tokens.values, args.y_tokens.meta}, {args.dh_tokens.values, args.dh_tokens.meta}},
       args.counts,
       int(args.quarter()),
+      args.roots,
       args.hot_count > 0 ? args.hot_slots : nullptr,
       {args.y_hot, args.dh_hot}};
   // Rows of grad between the tokens of a group, and between groups.

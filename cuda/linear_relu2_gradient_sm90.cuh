@@ -11,9 +11,11 @@ template <DType kDType, LinearTile kTile>
 void launch_linear_relu2_gradient_sm90(const LinearRelu2GradientArgs& args, const LinearConfig& config,
                                        cudaStream_t stream) {
   using Tile = DenseTile<kTile>;
+  using T = typename HiddenType<kDType>::type;
   using Epilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<
-      Relu2GradientEpilogue<typename HiddenType<kDType>::type, Tile::kM, Tile::kN>>;
-  const Relu2GradientParams epilogue{int(args.tokens), int(args.features), args.y, args.dh};
+      Relu2GradientEpilogue<T, Tile::kM, Tile::kN>>;
+  const Relu2GradientParams<T> epilogue{MaybeRoots<T>(args.roots), int(args.tokens), int(args.features), args.y,
+                                        args.dh};
   // Beyond K both operands read as zeros, whatever lies between the rows of grad.
   const DenseProduct product{args.tokens, args.features, args.in, args.grad, args.ld_grad, args.w, args.features};
   DenseSm90<kDType, Major::kRow, Tile, Epilogue>::launch(product, config, epilogue, stream,

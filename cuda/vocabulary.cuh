@@ -43,6 +43,11 @@ __device__ __forceinline__ uint32_t pack2(__half, float lo, float hi) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// Whether kernels of T can store and be given an activation's root, relu(h), instead of its square: float16, whose
+// squares underflow. Kernels of other types have no code for it.
+template <class T>
+inline constexpr bool kHasRoots = std::is_same_v<T, __half>;
+
 // ---- 8 elements of 16 bits: one 16-byte access ----------------------------------------------------------------------
 
 struct alignas(16) Vec8 {

@@ -20,10 +20,11 @@ void for_each_gradient(const Args& args, const Store& store) {
                store);
 }
 
-/// dy * (2 sqrt(y)), rounded once.
+/// dy * (2 sqrt(y)), rounded once; `roots`: y is the root already.
 template <class H>
-typename H::Storage times_root(typename H::Storage dy, typename H::Storage y) {
-  return H::round(H::load(dy) * (2.0f * std::sqrt(H::load(y))));
+typename H::Storage times_root(typename H::Storage dy, typename H::Storage y, bool roots) {
+  const float value = H::load(y);
+  return H::round(H::load(dy) * (2.0f * (roots ? value : std::sqrt(value))));
 }
 
 }  // namespace sparse24

@@ -63,16 +63,29 @@ void turn(const LinearGradientArgs& args, const void* values, const TokenCompres
   compress({ordered.data(), dtype, t, f, Dim::kTokens, Activation::kNone, dtype, out.values, out.meta});
 }
 
+/// The kept values of y where those of its root are given.
+template <class H>
+Bytes squares(const LinearGradientArgs& args) {
+  const auto* roots = static_cast<const typename H::Storage*>(args.y);
+  Bytes out(static_cast<size_t>(args.tokens * args.features / 2 * size_of(args.hidden_dtype)));
+  std::transform(roots, roots + args.tokens * args.features / 2, codes<H>(out), [](auto code) {
+    const float root = H::load(code);
+    return H::round(root * root);
+  });
+  return out;
+}
+
 template <class H>
 void finish(const LinearGradientArgs& args, Bytes& dy) {
   const auto* y = static_cast<const typename H::Storage*>(args.y);
   auto* dh = static_cast<typename H::Storage*>(args.dh);
   compress_like({dy.data(), args.hidden_dtype, args.tokens, args.features, Dim::kFeatures, args.meta, dh});
-  for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) dh[i] = times_root<H>(dh[i], y[i]);
+  for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) dh[i] = times_root<H>(dh[i], y[i], args.roots);
   if (!args.y_tokens.values) return;
   Bytes& dense = dy;  // no longer needed
   turn<H>(args, dh, args.dh_tokens, args.dh_hot, dense);
-  turn<H>(args, y, args.y_tokens, args.y_hot, dense);
+  const Bytes of_roots = args.roots ? squares<H>(args) : Bytes{};
+  turn<H>(args, args.roots ? of_roots.data() : args.y, args.y_tokens, args.y_hot, dense);
   if (!args.counts) return;
   for (int64_t t = 0; t < args.tokens; ++t) {
     for (int64_t f = 0; f < args.features; ++f) {

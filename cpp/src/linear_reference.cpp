@@ -53,8 +53,6 @@ Hidden multiply(const LinearArgs& args) {
   return hidden;
 }
 
-float relu2(float h) { return activate(h, Activation::kRelu2); }
-
 /// 1 / scale of a token.
 float inverse_scale(const LinearArgs& args, int64_t t) {
   return 1.0f / scale_at(args.scale_y, args.scale_y_per_row, t);
@@ -66,7 +64,7 @@ bool saturates(float y, float inverse) { return y * inverse > kLargestE4M3; }
 template <class H>
 void raise_amax(const LinearArgs& args, const typename H::Storage* h) {
   if (args.amax == nullptr) return;
-  for (float largest : row_amax<H>(h, args.tokens, args.out, Activation::kRelu2)) {
+  for (float largest : row_amax<H>(h, args.tokens, args.out, args.activation)) {
     *args.amax = std::max(*args.amax, largest);
   }
 }
@@ -89,7 +87,7 @@ void store_dense(const LinearRelu2Args& args, const typename H::Storage* h) {
     for (int64_t t = begin; t < end; ++t) {
       const float inverse = inverse_scale(linear, t);
       for (int64_t at = t * linear.out; at < (t + 1) * linear.out; ++at) {
-        const float y = relu2(H::load(h[at]));
+        const float y = activate(H::load(h[at]), linear.activation);
         if (linear.y_dtype == DType::kFloat8E4M3) {
           static_cast<uint8_t*>(args.y)[at] = float_to_e4m3(y * inverse);
         } else {
@@ -108,7 +106,7 @@ void store_compressed(const LinearCompressArgs& args, const void* h) {
                         linear.tokens,
                         linear.out,
                         Dim::kFeatures,
-                        Activation::kRelu2,
+                        linear.activation,
                         linear.y_dtype,
                         args.values,
                         args.meta};
@@ -138,8 +136,9 @@ void linear_relu2(const LinearRelu2Args& args) {
     raise_amax<H>(linear, h);
     add_saturated(linear, [&](int64_t t, float inverse) {
       const auto* row = h + t * linear.out;
-      return static_cast<int32_t>(
-          std::count_if(row, row + linear.out, [&](auto code) { return saturates(relu2(H::load(code)), inverse); }));
+      return static_cast<int32_t>(std::count_if(row, row + linear.out, [&](auto code) {
+        return saturates(activate(H::load(code), linear.activation), inverse);
+      }));
     });
   });
 }
@@ -158,8 +157,8 @@ void linear_compress(const LinearCompressArgs& args) {
       for (int64_t g = 0; g < linear.out / 4; ++g) {
         const Pair pair = read_pair(args.meta, a, t, g);
         const auto* group = h + t * linear.out + 4 * g;
-        count += saturates(relu2(H::load(group[pair.first])), inverse);
-        count += saturates(relu2(H::load(group[pair.second])), inverse);
+        count += saturates(activate(H::load(group[pair.first]), linear.activation), inverse);
+        count += saturates(activate(H::load(group[pair.second]), linear.activation), inverse);
       }
       return count;
     });

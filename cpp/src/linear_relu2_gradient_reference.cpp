@@ -15,7 +15,7 @@ void linear_relu2_gradient(const LinearRelu2GradientArgs& args) {
       for_each_gradient<decltype(in)>(args, [&](int64_t t, int64_t f_begin, int64_t f_end, const float* sums) {
         for (int64_t f = f_begin; f < f_end; ++f) {
           const int64_t at = t * args.features + f;
-          dh[at] = times_root<H>(H::round(sums[f - f_begin]), y[at]);
+          dh[at] = times_root<H>(H::round(sums[f - f_begin]), y[at], args.roots);
         }
       });
     });

@@ -28,6 +28,13 @@ Args check_product(OpName op, const Tensor& grad, const Tensor& w) {
   return args;
 }
 
+/// Roots are what training in float16 stores: no other kernel knows them. float32 is for the CPU.
+inline bool check_roots(OpName op, DType dtype, bool roots) {
+  const bool allowed = dtype == DType::kFloat16 || dtype == DType::kFloat32;
+  expect(allowed || !roots, op, "roots to be False (", name_of(dtype), " grad), got True");
+  return roots;
+}
+
 /// What owns the memory of grad and w that `Args` point to.
 struct ProductOwners {
   Tensor grad, w;

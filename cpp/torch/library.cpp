@@ -36,7 +36,8 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
   library.def(
       "linear_relu2(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, Tensor? "
       "scale_out=None, *, "
-      "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)");
+      R"(ScalarType? out_dtype=None, bool statistics=True, str activation="relu2") )"
+      "-> (Tensor y, Tensor amax, Tensor saturated)");
   library.def(
       "linear_compress(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, Tensor? "
       "scale_out=None, *, "
@@ -44,9 +45,9 @@ STABLE_TORCH_LIBRARY(sparse24, library) {
       "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)");
   library.def(
       "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool tokens=True, "
-      "bool fp8_meta=False, Tensor? hot=None) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, "
-      "Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)");
-  library.def("linear_relu2_gradient(Tensor grad, Tensor w, Tensor y) -> Tensor");
+      "bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> (Tensor dh_values, Tensor dh_tokens, "
+      "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)");
+  library.def("linear_relu2_gradient(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor");
 }
 
 namespace {

@@ -67,6 +67,15 @@ LinearArgs check_operands(OpName op, const Inputs& in) {
   return args;
 }
 
+/// "relu" is what training in float16 stores: no other kernel knows it. float32 is for the CPU.
+Activation check_activation(OpName op, const LinearArgs& args, const Word& word) {
+  const bool has_relu = args.dtype == DType::kFloat16 || args.dtype == DType::kFloat32;
+  if (has_relu && word.text == "relu") return Activation::kRelu;
+  expect(word.text == "relu2", op, R"(activation to be "relu2")", has_relu ? R"( or "relu")" : "", R"(, got ")",
+         word.text, '"');
+  return Activation::kRelu2;
+}
+
 /// What y is stored as: x's 16-bit type or fp8.
 DType check_out_dtype(OpName op, const LinearArgs& args, std::optional<ScalarType> out_dtype) {
   const DType fp8 = DType::kFloat8E4M3, hidden = args.hidden_dtype;
@@ -148,11 +157,13 @@ Statistics new_statistics(const Tensor& x, LinearArgs& args, bool wanted) {
 std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x,
                                                 const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& scale_out,
-                                                std::optional<ScalarType> out_dtype, bool statistics) {
+                                                std::optional<ScalarType> out_dtype, bool statistics,
+                                                const Word& activation) {
   constexpr OpName op = "sparse24.linear_relu2";
   const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearRelu2Args args{check_operands(op, in), nullptr};
   LinearArgs& linear = args.linear;
+  linear.activation = check_activation(op, linear, activation);
   linear.y_dtype = check_out_dtype(op, linear, out_dtype);
   const bool fp8 = linear.y_dtype == DType::kFloat8E4M3;
   check_rows_of_w(op, linear, fp8 ? 16 : 8);  // rows of y are 16-byte aligned
@@ -174,12 +185,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
     const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics) {
   constexpr OpName op = "sparse24.linear_compress";
-  expect(activation.text == "relu2", op, R"(activation to be "relu2", got ")", activation.text, '"');
   expect(scaling.text == "given" || scaling.text == "row", op, R"(scaling to be "given" or "row", got ")", scaling.text,
          '"');
   const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearCompressArgs args{check_operands(op, in), nullptr, nullptr, {}};
   LinearArgs& linear = args.linear;
+  linear.activation = check_activation(op, linear, activation);
   const DType out = linear.y_dtype = args.meta_dtype = check_out_dtype(op, linear, out_dtype);
   const bool fp8 = out == DType::kFloat8E4M3, by_row = scaling.text == "row";
   check_rows_of_w(op, linear, feature_alignment(out, Dim::kFeatures));

@@ -50,8 +50,9 @@ Tensor new_grad_tail(Tensor grad, const LinearGradientArgs& args) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
     const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta, bool interleaved, bool tokens,
-    bool fp8_meta, const std::optional<Tensor>& hot) {
+    bool fp8_meta, const std::optional<Tensor>& hot, bool roots) {
   LinearGradientArgs args = check_operands(grad, w, values, meta, fp8_meta);
+  args.roots = check_roots(kOp, args.dtype, roots);
   if (hot) args.hot_count = check_hot(*hot, grad, args.features, tokens);
   args.interleaved = interleaved;
   const DeviceScope scope(kOp, grad);

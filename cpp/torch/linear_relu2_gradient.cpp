@@ -23,8 +23,9 @@ LinearRelu2GradientArgs check_operands(const Tensor& grad, const Tensor& w, cons
 
 }  // namespace
 
-Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y) {
+Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y, bool roots) {
   LinearRelu2GradientArgs args = check_operands(grad, w, y);
+  args.roots = check_roots(kOp, args.dtype, roots);
   const DeviceScope scope(kOp, grad);
 
   const Tensor dh = new_empty(grad, {args.tokens, args.features}, grad.scalar_type());

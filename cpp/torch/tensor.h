@@ -155,14 +155,15 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
 std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x,
                                                 const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& scale_out,
-                                                std::optional<ScalarType> out_dtype, bool statistics);
+                                                std::optional<ScalarType> out_dtype, bool statistics,
+                                                const Word& activation);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
     const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
     const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta, bool interleaved, bool tokens,
-    bool fp8_meta, const std::optional<Tensor>& hot);
-Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y);
+    bool fp8_meta, const std::optional<Tensor>& hot, bool roots);
+Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y, bool roots);
 
 }  // namespace sparse24::torch_ops

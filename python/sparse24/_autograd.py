@@ -100,21 +100,34 @@ def _linear_setup(
     """For both linear ops: of what they return, only the activation is differentiable."""
     x, w, scale_x, scale_w, bias, _ = inputs
     ctx.has_bias = bias is not None
+    ctx.activation = keyword_only_inputs["activation"]
     stored, *others = output
-    ctx.save_for_backward(x, w, scale_x, scale_w, stored, *(others[:1] if len(output) == 5 else ()))
+    ctx.save_for_backward(x, w, scale_x, scale_w, bias, stored, *(others[:1] if len(output) == 5 else ()))
     ctx.mark_non_differentiable(*others)
 
 
+def _gradient_of_h(ctx: Any, op: str, grad: Tensor) -> Tensor:
+    """From that of what is stored, in x's dtype."""
+    x, w, scale_x, scale_w, bias, stored, *_ = ctx.saved_tensors
+    if ctx.activation == "relu":
+        return torch.where(stored <= 0, 0, grad)
+    # The pre-activation is not stored: y = h^2 has the derivative 2 h = 2 sqrt(y).
+    if stored.dtype == torch.float16:
+        # Squares underflow there: the product again, in the same kernel, so that the pattern is the same.
+        root = getattr(_ops, op).default(x, w, scale_x, scale_w, bias, None, activation="relu", statistics=False)[0]
+    else:
+        # Zeros are kept from the root, whose own derivative is infinite there.
+        zero = stored == 0
+        root = torch.where(zero, 0, torch.where(zero, 1, stored).float().sqrt())
+    return (grad.float() * (2 * root.float())).to(x.dtype)
+
+
 def _linear_backward(ctx: Any, op: str, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, w, scale_x, scale_w, stored, *meta = ctx.saved_tensors
+    x, w, scale_x, scale_w, _, stored, *meta = ctx.saved_tensors
     for name, t in (("x", x), ("out_dtype", stored)):
         if t.dtype == torch.float8_e4m3fn:
             _refuse(op, f"{name} to be bfloat16, float16 or float32 for a backward pass", "float8_e4m3fn")
-    # The pre-activation is not stored: y = h^2 has the derivative 2 h = 2 sqrt(y). Zeros are kept from the root, whose
-    # own derivative is infinite there.
-    zero = stored == 0
-    root = torch.where(zero, 0, torch.where(zero, 1, stored).float().sqrt())
-    grad_h = (grad.float() * (2 * root)).to(x.dtype)
+    grad_h = _gradient_of_h(ctx, op, grad)
     if meta:
         grad_h = _ops.decompress.default(grad_h, meta[0], x.shape[0], w.shape[0], -1)
     grad_bias = grad_h.sum(0, dtype=torch.float32).to(x.dtype) if ctx.has_bias and ctx.needs_input_grad[4] else None

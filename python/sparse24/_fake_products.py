@@ -149,6 +149,20 @@ def _statistics(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(int(wanted), dtype=torch.float32), x.new_empty(int(wanted), dtype=torch.int32)
 
 
+#: Whose activation can be stored as its root, relu(h).
+_ROOTS = (torch.float16, torch.float32)
+
+
+def _check_activation(op: str, activation: str, x: Tensor) -> None:
+    allowed = ("relu2", "relu") if x.dtype in _ROOTS else ("relu2",)
+    rule = "activation to be " + " or ".join(f'"{word}"' for word in allowed)
+    expect(activation in allowed, op, rule, f'"{activation}"')
+
+
+def _check_roots(op: str, roots: bool, grad: Tensor) -> None:
+    expect(not roots or grad.dtype in _ROOTS, op, f"roots to be False ({name_of(grad.dtype)} grad)", roots)
+
+
 def _linear_relu2(
     x: Tensor,
     w: Tensor,
@@ -159,9 +173,11 @@ def _linear_relu2(
     *,
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
+    activation: str = "relu2",
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "linear_relu2"
     stored = _check_linear(op, x, w, scale_x, scale_w, bias, out_dtype)
+    _check_activation(op, activation, x)
     fp8 = stored == FP8
     _check_rows_of_w(op, w, 16 if fp8 else 8, stored)
     reason = "float8_e4m3fn output" if fp8 else "the output is not float8_e4m3fn"
@@ -183,9 +199,9 @@ def _linear_compress(
     statistics: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     op = "linear_compress"
-    expect(activation == "relu2", op, 'activation to be "relu2"', f'"{activation}"')
     expect(scaling in ("given", "row"), op, 'scaling to be "given" or "row"', f'"{scaling}"')
     stored = _check_linear(op, x, w, scale_x, scale_w, bias, out_dtype)
+    _check_activation(op, activation, x)
     fp8, by_row = stored == FP8, scaling == "row"
     _check_rows_of_w(op, w, feature_alignment(stored, -1), stored)
     rule = f'scaling to be "given" ({name_of(stored)} output has no scale)'
@@ -237,6 +253,7 @@ def _linear_gradient(
     tokens: bool = True,
     fp8_meta: bool = False,
     hot: Tensor | None = None,
+    roots: bool = False,
 ) -> tuple[Tensor, ...]:
     op = "linear_gradient"
     features, rows = _check_gradient(op, grad, w), grad.shape[0]
@@ -248,6 +265,7 @@ def _linear_gradient(
     _check_shape(op, "values", values, rows, features // 2, "half the columns")
     check_device(op, "meta", meta, "grad", grad)
     check_meta(op, meta, Operand.of(rows, features, meta_dtype, -1))
+    _check_roots(op, roots, grad)
     hot_count = 0
     if hot is not None:
         expect(tokens, op, "tokens to be True where hot is given", tokens)
@@ -268,12 +286,13 @@ def _linear_gradient(
     return grad.new_empty(rows, features // 2), *along_tokens(), *along_tokens(), counts, y_hot, dh_hot
 
 
-def _linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
+def _linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor, roots: bool = False) -> Tensor:
     op = "linear_relu2_gradient"
     features, rows = _check_gradient(op, grad, w), grad.shape[0]
     expect(features % 8 == 0, op, f"w to have a multiple of 8 columns ({name_of(grad.dtype)} output)", features)
     _check_beside(op, "y", y, grad)
     _check_shape(op, "y", y, rows, features, "columns")
+    _check_roots(op, roots, grad)
     return grad.new_empty(rows, features)
 
 

@@ -22,6 +22,7 @@ def linear_gradient(
     tokens: bool = True,
     fp8_meta: bool = False,
     hot: Tensor | None = None,
+    roots: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Differentiate ``y @ w.T`` and the squared ReLU that gave y, and compress along tokens what comes of it.
 
@@ -53,6 +54,9 @@ def linear_gradient(
         int64: features of which all tokens are wanted, for dense products beside the sparse ones. They ascend, as
         `densest_features` gives them. Nothing can refuse what lies on a device: one that is not above all before it, or
         is not from 0 to F - 1, gives rows of NaN.
+    roots : bool
+        `values` are those of ``relu(h)``, the root of y, and no root is taken: from `linear_compress` with "relu". y is
+        their squares, rounded. float16, where small y underflow; and float32.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def linear_gradient(
     ------
     RuntimeError
         Wrong dtype, device or rank; sizes of grad, w, values and meta that do not fit each other; more than F `hot`
-        features, or any without `tokens`; backward, which is not defined.
+        features, or any without `tokens`; `roots` of bfloat16; backward, which is not defined.
 
     Notes
     -----
@@ -89,13 +93,13 @@ def linear_gradient(
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
     try:
-        return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot)
+        return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots)
     except RuntimeError:
-        refuse_non_tensors(_linear_gradient, grad, w, values, meta, interleaved, tokens, fp8_meta, hot)
+        refuse_non_tensors(_linear_gradient, grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots)
         raise
 
 
-def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
+def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor, roots: bool = False) -> Tensor:
     """Differentiate ``y @ w.T`` and the squared ReLU that gave y, where y is dense.
 
     ``dy = grad @ w`` in float32, rounded to grad's dtype; ``dh = dy * (2 * sqrt(y))`` in float32, rounded once. dy does
@@ -111,6 +115,8 @@ def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
     y : Tensor [T, F]
         ``relu(h)^2``, of grad's dtype: from `linear_relu2`. The root stands for the pre-activation h, which need not be
         saved.
+    roots : bool
+        `y` is ``relu(h)``, from `linear_relu2` with "relu". float16, where small squares underflow; and float32.
 
     Returns
     -------
@@ -120,7 +126,8 @@ def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
     Raises
     ------
     RuntimeError
-        Wrong dtype, device or rank; sizes of grad, w and y that do not fit each other; backward, which is not defined.
+        Wrong dtype, device or rank; sizes of grad, w and y that do not fit each other; `roots` of bfloat16; backward,
+        which is not defined.
 
     Notes
     -----
@@ -137,7 +144,7 @@ def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor) -> Tensor:
     >>> torch.testing.assert_close(dh, (grad @ w2) * 2 * y.sqrt())
     """
     try:
-        return _linear_relu2_gradient(grad, w, y)
+        return _linear_relu2_gradient(grad, w, y, roots)
     except RuntimeError:
-        refuse_non_tensors(_linear_relu2_gradient, grad, w, y)
+        refuse_non_tensors(_linear_relu2_gradient, grad, w, y, roots)
         raise

@@ -4,7 +4,7 @@ They only compute: weights and biases come in the dtype that they are multiplied
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Mode:
     fp8: bool
     sparse: bool
     fused: bool
+    #: The activation is stored as its root, relu(h): training in float16, where squares of small ones underflow.
+    roots: bool = False
 
 
 class Hidden(NamedTuple):
@@ -55,8 +57,13 @@ class Weight(NamedTuple):
 
 
 def activation(x: Tensor, w1: Weight, b1: Tensor | None, scale_y: OutScale, mode: Mode) -> Hidden:
-    """Compute the squared ReLU of the first layer of x [T, D]."""
+    """Compute the squared ReLU of the first layer of x [T, D], or its root."""
     return _activation_fp8(x, w1, b1, scale_y, mode) if mode.fp8 else _activation_16bit(x, w1.values, b1, mode)
+
+
+def squared(hidden: Hidden, mode: Mode) -> Hidden:
+    """Return the activation that the second layer takes, of one that may be stored as its root."""
+    return hidden._replace(values=hidden.values.square()) if mode.roots else hidden
 
 
 def down_projection(hidden: Hidden, w2: Weight, b2: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -97,15 +104,17 @@ def float8_weight(weight: Weight) -> tuple[Tensor, Tensor]:
 
 
 def _activation_16bit(x: Tensor, w1: Tensor, b1: Tensor | None, mode: Mode) -> Hidden:
+    kind: Literal["relu", "relu2"] = "relu" if mode.roots else "relu2"
     if mode.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
         if mode.sparse:
-            values, meta, *_ = linear_compress(x, w1, bias=b1, statistics=False)
+            values, meta, *_ = linear_compress(x, w1, bias=b1, activation=kind, statistics=False)
             return Hidden(values, meta, None)
-        return Hidden(linear_relu2(x, w1, bias=b1, statistics=False)[0], None, None)
+        return Hidden(linear_relu2(x, w1, bias=b1, activation=kind, statistics=False)[0], None, None)
     y1 = F.linear(x, w1, b1)
     if mode.sparse:
-        return Hidden(*compress(y1, "relu2"), None)
-    return Hidden(torch.relu(y1).square(), None, None)
+        return Hidden(*compress(y1, kind), None)
+    root = torch.relu(y1)
+    return Hidden(root if mode.roots else root.square(), None, None)
 
 
 def _activation_fp8(x: Tensor, weight: Weight, b1: Tensor | None, out_scale: OutScale, mode: Mode) -> Hidden:

@@ -5,7 +5,7 @@
     dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens
 
 y is the activation, saved as the 2:4 values and metadata of the forward pass: its root is the derivative, so the
-pre-activation is not needed. The epilogue of the first GEMM writes everything that the sparse ones multiply
+pre-activation is not needed. In float16, where squares underflow long before their roots, the roots are saved. The epilogue of the first GEMM writes everything that the sparse ones multiply
 (`linear_gradient`). The other ways to do it that a recipe can ask for are composed from separate ops (`_tokens`).
 
 In fp8 the kept values of y are dequantised first, and dx is a product of float8 operands; the other three are of x's
@@ -20,7 +20,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sparse24._mlp_forward import Hidden, Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
+from sparse24._mlp_forward import (
+    Hidden,
+    Mode,
+    OutScale,
+    Weight,
+    activation,
+    down_projection,
+    float8_weight,
+    linear_fp8,
+    squared,
+)
 from sparse24._tokens import put_product, weight_gradient
 from sparse24.ops import (
     compress,
@@ -80,7 +90,7 @@ class FeedForward(torch.autograd.Function):
         )
         kept = Hidden(None, None, None) if ctx.recompute else hidden
         ctx.save_for_backward(*replay, w1, w2, w1_scale, w2_scale, hot_features, *kept)
-        return down_projection(hidden, Weight(w2, w2_scale), b2, x.dtype)
+        return down_projection(squared(hidden, mode), Weight(w2, w2_scale), b2, x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -99,15 +109,20 @@ class _Activation(NamedTuple):
 
     values: Tensor
     meta: Tensor | None
+    roots: bool  # the values are relu(h), not its square
     fp8: bool  # what the forward pass multiplied: the layout of the metadata, and how dx is computed
 
     @staticmethod
-    def of(hidden: Hidden, fp8: bool, dtype: torch.dtype) -> "_Activation":
+    def of(hidden: Hidden, mode: Mode, dtype: torch.dtype) -> "_Activation":
         values, meta, scale = hidden
         if scale is not None:
             # In place: a product of its own would be float32.
             values = values.to(dtype).mul_(scale.reshape(-1, 1))
-        return _Activation(values, meta, fp8)
+        return _Activation(values, meta, mode.roots, mode.fp8)
+
+    def squares(self) -> Tensor:
+        """Return the values of the activation itself."""
+        return self.values.square() if self.roots else self.values
 
     def dense(self, values: Tensor) -> Tensor:
         """Return the dense matrix with `values` at the pattern."""
@@ -151,7 +166,7 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
             hot = densest_features(y.count_nonzero(0).int(), count)
     else:
         hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
-        saved = _Activation.of(hidden, mode.fp8, grad.dtype)
+        saved = _Activation.of(hidden, mode, grad.dtype)
         if count:
             hot = saved.densest(count)
         elif hot is not None:
@@ -175,7 +190,7 @@ def _both_directions(
     # Given features, if only none: linear_gradient need not count.
     whole = grad.new_empty(0, dtype=torch.int64) if hot is None else hot
     dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = linear_gradient(
-        grad, w2, y.values, y.meta, permuted, fp8_meta=y.fp8, hot=whole
+        grad, w2, y.values, y.meta, permuted, fp8_meta=y.fp8, hot=whole, roots=y.roots
     )
     dw1 = mm(dh_tokens, dh_meta, x, dim=-2, interleaved=permuted)
     dw2 = mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True, interleaved=permuted)
@@ -192,15 +207,15 @@ def _separate(
     if not need_dh:
         dh = None
     elif y.meta is None:
-        dh = _gradient_of_dense(grad, w2, y.values)
+        dh = _gradient_of_dense(grad, w2, y.values, y.roots)
     else:
-        dh = linear_gradient(grad, w2, y.values, y.meta, tokens=False, fp8_meta=y.fp8)[0]
+        dh = linear_gradient(grad, w2, y.values, y.meta, tokens=False, fp8_meta=y.fp8, roots=y.roots)[0]
     dx = _gradient_of_x(y, dh, w1) if need_x else None
     if y.meta is None:
-        return _Operands(y.values, dh, dx)
+        return _Operands(y.squares(), dh, dx)
     if not need_dense:
         return _Operands(None, None, dx)
-    return _Operands(y.dense(y.values), None if dh is None else y.dense(dh), dx)
+    return _Operands(y.dense(y.squares()), None if dh is None else y.dense(dh), dx)
 
 
 def _gradient_of_x(y: _Activation, dh: Tensor, w1: Tensor) -> Tensor:
@@ -232,13 +247,14 @@ def _again(x: Tensor) -> Tensor:
     return x - x.new_empty(0).sum() if torch.compiler.is_compiling() else x
 
 
-def _gradient_of_dense(grad: Tensor, w2: Tensor, y: Tensor) -> Tensor:
-    """``(grad @ w2) * 2 sqrt(y)``: y = h^2 has the derivative 2 h."""
+def _gradient_of_dense(grad: Tensor, w2: Tensor, y: Tensor, roots: bool) -> Tensor:
+    """``(grad @ w2) * 2 sqrt(y)``: y = h^2 has the derivative 2 h. `roots`: y are the roots."""
     if w2.shape[1] % 8 == 0:  # as linear_relu2_gradient needs it
-        return linear_relu2_gradient(grad, w2, y)
+        return linear_relu2_gradient(grad, w2, y, roots)
     dy = grad @ w2
     # In place: without a compiler each step would be a float32 tensor of its own.
-    return y.float().sqrt().mul_(2).mul_(dy).to(dy.dtype)
+    root = y.float() if roots else y.float().sqrt()
+    return root.mul_(2).mul_(dy).to(dy.dtype)
 
 
 def _sixteen_bit(weight: Weight, dtype: torch.dtype) -> Tensor:

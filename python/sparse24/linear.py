@@ -1,7 +1,7 @@
 """The first GEMM of the feed-forward network with the squared ReLU in its epilogue: dense, or compressed to 2:4.
 
 Both compute ``h = x @ w.T * scale_x * scale_w + bias`` in float32, round it to the 16-bit type of the pre-activation
-(x's own; bfloat16 for float8), and store ``y = max(h, 0)^2``. Part of `sparse24.ops`.
+(x's own; bfloat16 for float8), and store ``y = max(h, 0)^2``, or its root ``max(h, 0)``. Part of `sparse24.ops`.
 """
 
 from typing import Literal
@@ -14,6 +14,8 @@ from sparse24._arguments import refuse_non_tensors
 
 #: Where the scale of float8 output comes from: `scale_out`, or the largest value of each row.
 OutputScaling = Literal["given", "row"]
+#: What is stored of h: the squared ReLU, or its root.
+OutputActivation = Literal["relu2", "relu"]
 
 _linear_compress = torch.ops.sparse24.linear_compress.default
 _linear_relu2 = torch.ops.sparse24.linear_relu2.default
@@ -29,6 +31,7 @@ def linear_relu2(
     *,
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
+    activation: OutputActivation = "relu2",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Multiply, add the bias, and store the squared ReLU of the result.
 
@@ -54,6 +57,9 @@ def linear_relu2(
         h's dtype or float8_e4m3fn. Default: x's dtype.
     statistics : bool
         Collect `amax` and `saturated`. False saves two small launches, and both come back empty.
+    activation : {"relu2", "relu"}
+        "relu" stores ``y = max(h, 0)``: of float16 and float32 x. Squares in float16 have few digits below h = 1e-2 and
+        underflow below 2e-4: the network's training keeps their roots, which are the derivative.
 
     Returns
     -------
@@ -72,7 +78,8 @@ def linear_relu2(
     Notes
     -----
     Differentiable with respect to x, w and bias in 16 bits and float32 (scales are constants); float8 raises in
-    backward.
+    backward. The derivative ``2 h`` of the square is ``2 sqrt(y)``. In float16, whose squares do not hold it, the
+    backward pass computes h again, which is one more product.
 
     Source: the dense counterpart of Haziza et al. 2025, arXiv 2503.16672.
 
@@ -83,7 +90,9 @@ def linear_relu2(
     >>> assert torch.equal(y, w.t().relu().square()) and amax.item() == 31**2
     """
     try:
-        return _linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype=out_dtype, statistics=statistics)
+        return _linear_relu2(
+            x, w, scale_x, scale_w, bias, scale_out, out_dtype=out_dtype, statistics=statistics, activation=activation
+        )
     except RuntimeError:
         refuse_non_tensors(_linear_relu2, x, w, scale_x, scale_w, bias, scale_out)
         raise
@@ -97,7 +106,7 @@ def linear_compress(
     bias: Tensor | None = None,
     scale_out: Tensor | None = None,
     *,
-    activation: Literal["relu2"] = "relu2",
+    activation: OutputActivation = "relu2",
     scaling: OutputScaling = "given",
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
@@ -119,8 +128,8 @@ def linear_compress(
         float32, 1 or T elements: the dequantising multiplier of float8 values, needed for scaling="given". A static one
         from calibration, ``amax / 448`` of an earlier call, or one per token that is predicted as ``c * |x_row|^2``: it
         need not be exact, what saturates is counted.
-    activation : {"relu2"}
-        The only one so far.
+    activation : {"relu2", "relu"}
+        "relu" stores the root of what "relu2" does, at the same positions: see `linear_relu2`.
     scaling : {"given", "row"}
         For float8 output. "row" needs no scale: it stores 16-bit values and converts them at half the size, with the
         scale of each row's largest value. They are rounded twice, to h's dtype and to float8: the result is that of
@@ -151,8 +160,8 @@ def linear_compress(
     Notes
     -----
     Differentiable with respect to x, w and bias in 16 bits and float32 (scales are constants): the backward pass uses
-    the forward's pattern, and takes the derivative ``2 h`` from the kept values as ``2 sqrt(y)``. float8 raises in
-    backward.
+    the forward's pattern, and takes the derivative ``2 h`` from the kept values as ``2 sqrt(y)``; in float16 from h,
+    computed again as in `linear_relu2`. float8 raises in backward.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
 

@@ -138,6 +138,9 @@ def relu2_mlp(
         out = y2 @ w2.T, dx = dy1 @ w1               sparse along features
         dw2 = grad.T @ y2, dw1 = dy1.T @ x           sparse along tokens: `Recipe` says what that drops
 
+    In float16 the roots ``max(x @ w1.T + b1, 0)`` are kept instead of their squares, dense too: below 1e-2 squares have
+    few digits there, and below 2e-4 none, which would be the derivative's. One pass over what is kept squares it.
+
     Of the hidden layer the values and their metadata are saved: 1.125 bytes per feature and token in 16 bits and 0.625
     in fp8, where an unfused dense network saves 4. Sums over tokens are in float32, and every gradient is rounded once
     to x's dtype.
@@ -146,7 +149,7 @@ def relu2_mlp(
     float8 product of dy1 (one scale per token) and w1 (one per column). The rest is in x's dtype, and the derivative of
     rounding is taken as 1. float8 weights get no gradient.
 
-    Where it runs dense in 16 bits without `recompute`, the backward pass is that of the ops, and second derivatives
+    Where it runs dense in bfloat16 or float32 without `recompute`, the backward pass is that of the ops, and second derivatives
     exist; elsewhere asking for them raises torch's error.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
@@ -171,7 +174,6 @@ def relu2_mlp(
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
     sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
-    mode = Mode(fp8, sparse, fused)
     # Differentiable casts: float32 master weights get float32 gradients.
     first = Weight(w1 if w1_scale is not None else w1.to(dtype), w1_scale)
     second = Weight(w2 if w2_scale is not None else w2.to(dtype), w2_scale)
@@ -179,8 +181,10 @@ def relu2_mlp(
     learns = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (tokens, first.values, second.values, b1, b2)
     )
+    roots = learns and dtype == torch.float16 and not fp8
+    mode = Mode(fp8, sparse, fused, roots)
     with without_autocast(device_type):
-        if learns and (fp8 or sparse or recompute):
+        if learns and (fp8 or sparse or recompute or roots):
             out = FeedForward.apply(
                 tokens,
                 first.values,

@@ -2,10 +2,10 @@
 /// linear_relu2 and linear_compress: the first GEMM of the feed-forward network, with the activation in its epilogue.
 ///
 ///     h = (x @ w.T) * scale_x * scale_w + bias     in fp32, rounded to the 16-bit type `hidden_dtype`
-///     y = relu(h)^2                                in fp32
+///     y = relu(h)^2                                in fp32; or relu(h), its root
 ///
 /// linear_relu2 stores y, linear_compress its 2:4 form. Given the same h both are bit-identical to the separate steps:
-/// a cast, or compress / compress_fp8.
+/// a cast, or compress / compress_fp8. Squares order as their roots do, so that both keep the same pattern.
 #pragma once
 
 #include <string>
@@ -35,6 +35,10 @@ struct LinearArgs {
 
   float* amax = nullptr;         ///< one element, zero before the call: max y, NaN not counted; null: not wanted
   int32_t* saturated = nullptr;  ///< one element, zero before the call: kept values with y / scale_y > 448
+
+  /// kRelu2 or kRelu. Training in float16 keeps roots: its squares underflow where the derivative does not. On the GPU
+  /// kRelu is for the hidden type float16 alone.
+  Activation activation = Activation::kRelu2;
 };
 
 /// y [tokens, out], cast to y_dtype (fp8: e4m3(y * (1 / scale_y)), saturating).

@@ -6,7 +6,8 @@
 ///     dh = dy * (2 sqrt(y))   in fp32, at the entries that the forward pass kept of y = relu(h)^2
 ///
 /// Given the same dy all of it is bit-identical to the separate steps: compress_like, the product with the root,
-/// decompress, and compress along tokens of both y and dh.
+/// decompress, and compress along tokens of both y and dh. Where roots are given instead of y, they are what dy is
+/// multiplied with, and y is their squares, rounded.
 #pragma once
 
 #include "sparse24/linear.h"
@@ -47,6 +48,8 @@ struct LinearGradientArgs {
   int64_t hot_count = 0;
   void *y_hot = nullptr, *dh_hot = nullptr;  ///< of hidden_dtype
   int32_t* hot_slots = nullptr;              ///< on the GPU: room for [features]
+
+  bool roots = false;  ///< `y` holds relu(h); on the GPU in float16 alone
 
   int64_t quarter() const { return interleaved ? tokens / 4 : 0; }
 };

@@ -24,6 +24,7 @@ struct LinearRelu2GradientArgs {
 
   const void* y;
   void* dh;
+  bool roots = false;  ///< `y` holds relu(h), its own root; on the GPU in float16 alone
 };
 
 namespace cpu {
