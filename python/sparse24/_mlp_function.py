@@ -5,8 +5,9 @@
     dw1, dw2 = dh.T @ x, grad.T @ y         sparse along tokens
 
 y is the activation, saved as the 2:4 values and metadata of the forward pass: its root is the derivative, so the
-pre-activation is not needed. In float16, where squares underflow long before their roots, the roots are saved. The epilogue of the first GEMM writes everything that the sparse ones multiply
-(`linear_gradient`). The other ways to do it that a recipe can ask for are composed from separate ops (`_tokens`).
+pre-activation is not needed. In float16, where squares underflow long before their roots, the roots are saved. The
+epilogue of the first GEMM writes everything that the sparse ones multiply (`linear_gradient`). The other ways to do it
+that a recipe can ask for are composed from separate ops (`_tokens`).
 
 In fp8 the kept values of y are dequantised first, and dx is a product of float8 operands; the other three are of x's
 dtype.

@@ -149,8 +149,8 @@ def relu2_mlp(
     float8 product of dy1 (one scale per token) and w1 (one per column). The rest is in x's dtype, and the derivative of
     rounding is taken as 1. float8 weights get no gradient.
 
-    Where it runs dense in bfloat16 or float32 without `recompute`, the backward pass is that of the ops, and second derivatives
-    exist; elsewhere asking for them raises torch's error.
+    Where it runs dense in bfloat16 or float32 without `recompute`, the backward pass is that of the ops, and second
+    derivatives exist; elsewhere asking for them raises torch's error.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """

@@ -10,7 +10,7 @@
 
 namespace sparse24::test {
 
-/// grad [tokens, in], w [in, features], and the activation y as it was kept.
+/// grad [tokens, in], w [in, features], and the activation y, or its roots, as it was kept.
 struct GradientCase {
   int64_t tokens, in, features;
   Array grad, w;
@@ -19,26 +19,31 @@ struct GradientCase {
   DType meta_dtype;
   bool interleaved = false;
   std::vector<int64_t> hot = {};  ///< features of which all tokens are wanted
+  bool roots;                     ///< y holds relu(h)
 
-  /// y = relu(h)^2 of h [tokens, features].
-  GradientCase(int64_t t, int64_t d, int64_t f, Array grad_, Array w_, const Array& h)
+  /// y = relu(h)^2 of h [tokens, features], or kRelu of it.
+  GradientCase(int64_t t, int64_t d, int64_t f, Array grad_, Array w_, const Array& h,
+               Activation activation = Activation::kRelu2)
       : tokens(t),
         in(d),
         features(f),
         grad(std::move(grad_)),
         w(std::move(w_)),
-        y(cpu_compress(h, t, f, h.dtype(), {Dim::kFeatures, Activation::kRelu2})),
+        y(cpu_compress(h, t, f, h.dtype(), {Dim::kFeatures, activation})),
         meta(y.meta),
-        meta_dtype(h.dtype()) {}
+        meta_dtype(h.dtype()),
+        roots(activation == Activation::kRelu) {}
 
   /// Small integers: products and sums are exact in fp32 whatever their order.
-  static GradientCase integers(DType dtype, int64_t t, int64_t d, int64_t f, uint64_t seed, bool specials = false) {
+  static GradientCase integers(DType dtype, int64_t t, int64_t d, int64_t f, uint64_t seed, bool specials = false,
+                               Activation activation = Activation::kRelu2) {
     return {t,
             d,
             f,
             random_integers(dtype, t * d, 2, seed),
             random_integers(dtype, f * d, 2, seed + 1),
-            random_activations(dtype, t * f, seed + 2, specials)};
+            random_activations(dtype, t * f, seed + 2, specials),
+            activation};
   }
   DType hidden() const { return y.values.dtype(); }
 
@@ -107,7 +112,9 @@ inline LinearGradientArgs gradient_args(const GradientCase& c, GradientResult& o
           c.hot.data(),
           static_cast<int64_t>(c.hot.size()),
           out.y_hot.data(),
-          out.dh_hot.data()};
+          out.dh_hot.data(),
+          /*hot_slots=*/nullptr,
+          c.roots};
 }
 
 inline GradientResult cpu_linear_gradient(const GradientCase& c) {

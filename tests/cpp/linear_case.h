@@ -22,6 +22,7 @@ struct LinearCase {
   DType y_dtype;
   std::vector<float> scale_x = {}, scale_w = {}, scale_y = {};  ///< empty: none; one element, or one per row
   std::optional<Array> bias = {};
+  Activation activation = Activation::kRelu2;
 
   LinearCase(int64_t t, int64_t d, int64_t f, Array x_, Array w_)
       : tokens(t),
@@ -69,6 +70,7 @@ struct LinearCase {
     a.bias = bias ? bias->data() : nullptr;
     a.scale_y = scale_y.empty() ? nullptr : scale_y.data();
     a.scale_y_per_row = scale_y.size() > 1;
+    a.activation = activation;
     return a;
   }
 };

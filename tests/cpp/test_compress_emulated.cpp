@@ -106,6 +106,19 @@ TYPED_TEST(CompressEmulated, EqualsTheReferenceOnNanAndInfinities) {
   this->compare(h);
 }
 
+/// What training in float16 stores.
+TYPED_TEST(CompressEmulated, RootsEqualTheReference) {
+  if constexpr (!cuda::kHasRoots<typename TypeParam::Hidden>) GTEST_SKIP() << "this kernel stores squares alone";
+  for (bool specials : {false, true}) {
+    HiddenCase h{129, 288, this->kHidden};
+    h.specials = specials;
+    h.activation = Activation::kRelu;
+    this->compare(h);
+    h.out_scale = OutScale::kPerToken;
+    this->compare(h);
+  }
+}
+
 TYPED_TEST(CompressEmulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
     this->compare({300, 992, this->kHidden}, order);

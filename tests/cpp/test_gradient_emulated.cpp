@@ -21,15 +21,16 @@ using test::GradientResult;
 struct DyCase {
   int tokens, features;
   DType dtype;
-  bool fp8_meta;             ///< y's metadata is in the layout of float8
-  bool specials = false;     ///< NaN and infinities, in dy and in y
-  bool interleaved = false;  ///< the rows of dy, as of what is compressed along tokens, are
+  bool fp8_meta;                               ///< y's metadata is in the layout of float8
+  bool specials = false;                       ///< NaN and infinities, in dy and in y
+  bool interleaved = false;                    ///< the rows of dy, as of what is compressed along tokens, are
+  Activation activation = Activation::kRelu2;  ///< kRelu: the epilogue is given the roots of y
 
   Sums dy() const { return {tokens, features, specials}; }
   /// The pre-activation: y is zero where it is negative.
   Array h() const { return test::random_activations(dtype, int64_t{tokens} * features, 5, specials); }
   GradientCase problem() const {
-    GradientCase c(tokens, 0, features, Array(DType::kFloat32, 0), Array(DType::kFloat32, 0), h());
+    GradientCase c(tokens, 0, features, Array(DType::kFloat32, 0), Array(DType::kFloat32, 0), h(), activation);
     c.interleaved = interleaved;
     return fp8_meta ? std::move(c).with_fp8_meta() : c;
   }
@@ -37,7 +38,8 @@ struct DyCase {
 };
 void PrintTo(const DyCase& c, std::ostream* out) {
   *out << name_of(c.dtype) << (c.fp8_meta ? ", fp8 metadata, " : " ") << c.tokens << " x " << c.features
-       << (c.specials ? ", specials" : "") << (c.interleaved ? ", interleaved" : "");
+       << (c.specials ? ", specials" : "") << (c.interleaved ? ", interleaved" : "")
+       << (c.activation == Activation::kRelu ? ", roots" : "");
 }
 
 /// dh of the token in a row: grad = 1 and w = its dy, so that they reach dh unchanged, NaN included.
@@ -45,7 +47,7 @@ Array dh_of_row(const DyCase& c, const Array& h, int row) {
   Array grad(DType::kFloat32, std::vector<double>{1}), w(DType::kFloat32, c.features), own(c.dtype, c.features);
   std::memcpy(w.data(), c.dy().row(row).data(), w.bytes());
   std::memcpy(own.data(), static_cast<const char*>(h.data()) + c.token(row) * own.bytes(), own.bytes());
-  return test::cpu_linear_gradient({1, 1, c.features, std::move(grad), std::move(w), own}).dh;
+  return test::cpu_linear_gradient({1, 1, c.features, std::move(grad), std::move(w), own, c.activation}).dh;
 }
 
 /// The dense matrix of values with groups of features, tokens in the order of the rows.
@@ -58,6 +60,12 @@ Array decompressed(const DyCase& d, const GradientCase& c, const Array& values) 
   return rows;
 }
 
+/// The kept values of y, also where its roots are given.
+Array kept_values(const DyCase& d, const GradientCase& c) {
+  if (!c.roots) return c.y.values;
+  return test::cpu_compress(d.h(), c.tokens, c.features, d.dtype, {Dim::kFeatures, Activation::kRelu2}).values;
+}
+
 /// Token by token, then the separate steps.
 GradientResult reference(const DyCase& d, const GradientCase& c) {
   GradientResult out(c);
@@ -66,7 +74,7 @@ GradientResult reference(const DyCase& d, const GradientCase& c) {
     const Array dh = dh_of_row(d, h, row);
     std::memcpy(static_cast<char*>(out.dh.data()) + d.token(row) * dh.bytes(), dh.data(), dh.bytes());
   }
-  const Array y = decompressed(d, c, c.y.values);
+  const Array y = decompressed(d, c, kept_values(d, c));
   out.y_tokens = test::cpu_compress(y, c.tokens, c.features, d.dtype, {Dim::kTokens});
   out.dh_tokens = test::cpu_compress(decompressed(d, c, out.dh), c.tokens, c.features, d.dtype, {Dim::kTokens});
   for (int64_t i = 0; i < y.size(); ++i) out.counts[i % c.features] += y[i] != 0;
@@ -125,7 +133,7 @@ class GradientEmulated : public testing::Test {
     std::vector<int32_t> slots(d.features, -1);
     for (size_t i = 0; i < hot.size(); ++i) slots[hot[i]] = static_cast<int32_t>(i);
     Guarded slot_of = guarded(slots.data(), 4 * d.features);
-    HotRows hot_y(d, c, c.y.values, hot), hot_dh(d, c, expected.dh, hot);
+    HotRows hot_y(d, c, kept_values(d, c), hot), hot_dh(d, c, expected.dh, hot);
 
     cuda::GradientParams params{d.tokens,
                                 d.features,
@@ -135,6 +143,7 @@ class GradientEmulated : public testing::Test {
                                 {y_tokens.params(), dh_tokens.params()},
                                 counts.data<int32_t>(),
                                 d.interleaved ? d.tokens / 4 : 0,
+                                c.roots,
                                 slot_of.data<int32_t>(),
                                 {hot_y.rows.data(), hot_dh.rows.data()}};
     if (!tokens) {
@@ -222,6 +231,15 @@ TYPED_TEST(GradientEmulated, WritesNothingAlongTokensUnlessItIsWanted) {
 TYPED_TEST(GradientEmulated, FindsTheTokensOfInterleavedRows) {
   for (const auto& [tokens, features] : kSizes) {
     this->compare(this->problem(tokens, features, /*specials=*/false, /*interleaved=*/true));
+  }
+}
+
+TYPED_TEST(GradientEmulated, RootsEqualTheReference) {
+  if constexpr (!cuda::kHasRoots<typename TypeParam::T>) GTEST_SKIP() << "this kernel takes squares alone";
+  for (bool specials : {false, true}) {
+    DyCase c = this->problem(261, 272, specials, /*interleaved=*/specials);
+    c.activation = Activation::kRelu;
+    for (bool tokens : {true, false}) this->compare(c, Order::kForward, tokens);
   }
 }
 

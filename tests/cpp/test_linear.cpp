@@ -39,6 +39,20 @@ TEST_P(LinearTypes, SmallCompress) {
   EXPECT_EQ(out.amax, 16);
 }
 
+/// As above, but for the square.
+TEST_P(LinearTypes, SmallRoots) {
+  LinearCase c = small(GetParam(), 16);
+  c.activation = Activation::kRelu;
+  const DenseResult dense = cpu_linear_relu2(c);
+  const Numbers y = dense.y.numbers();
+  EXPECT_EQ(Numbers(y.begin(), y.begin() + 5), (Numbers{1, 0, 3, 4, 0}));
+  EXPECT_EQ(dense.amax, 4);
+  const CompressedResult out = cpu_linear_compress(c, c.y_dtype);
+  EXPECT_EQ(out.values.numbers(), (Numbers{3, 4, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(out.meta[0], 0x4E);
+  EXPECT_EQ(out.amax, 4);
+}
+
 TEST_P(LinearTypes, ScalesAndBias) {
   LinearCase c = small(GetParam(), 8);
   c.scale_x = {2};
@@ -114,6 +128,19 @@ TEST(Linear, HiddenIsRoundedBeforeTheSquare) {
   const DenseResult out = cpu_linear_relu2(c);
   EXPECT_EQ(out.y[0], 65536);
   EXPECT_EQ(out.amax, 65536);
+}
+
+/// Of float16 numbers whose squares are all zero, the largest are kept, as of their squares.
+TEST(Linear, RootsAndSquaresHaveOnePattern) {
+  LinearCase c(1, 1, 16, Array(kFP16, Numbers{1}), Array(kFP16, Numbers(16, 0)));
+  for (int i = 0; i < 4; ++i) c.w.set(i, std::ldexp(1 + i, -16));
+  const CompressedResult squares = cpu_linear_compress(c, kFP16);
+  c.activation = Activation::kRelu;
+  const CompressedResult roots = cpu_linear_compress(c, kFP16);
+  EXPECT_EQ(roots.meta, squares.meta);
+  EXPECT_EQ(roots.meta[0] & 0xF, 2 | 3 << 2);
+  EXPECT_EQ(squares.values.numbers(), Numbers(8, 0));
+  EXPECT_EQ((Numbers{roots.values[0], roots.values[1]}), (Numbers{std::ldexp(3, -16), std::ldexp(4, -16)}));
 }
 
 TEST(Linear, NanIsKeptAndDoesNotCount) {

@@ -147,6 +147,18 @@ INSTANTIATE_TEST_SUITE_P(All, LinearShapesGpu,
                                           testing::Values(OutScale::kNone, OutScale::kOne, OutScale::kPerToken),
                                           testing::ValuesIn(kShapes)));
 
+/// What training in float16 stores, by every kernel of it.
+TEST_F(LinearGpu, RootsEqualTheReference) {
+  for (const Shape& s : kShapes) {
+    for (OutScale kind : {OutScale::kNone, OutScale::kPerToken}) {
+      LinearCase c = LinearCase::integers(kFP16, s.tokens, s.in, s.out, 11);
+      c.activation = Activation::kRelu;
+      c.scale_output(kind);
+      compare_all(c);
+    }
+  }
+}
+
 TEST_F(LinearGpu, FeaturesOfTheFinestMultiple) {
   for (DType dtype : {kBF16, kFP16, kFP8}) {
     for (int64_t out : {16, 48, 1872}) compare_compress(LinearCase::integers(dtype, 65, 64, out, 5), kBF16);

@@ -34,6 +34,28 @@ TEST_P(GradientTypes, Small) {
   EXPECT_EQ(out.counts, (std::vector<int32_t>{1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}));
 }
 
+/// Roots of the same activation: the same bits, as long as squares are exact.
+TEST_P(GradientTypes, RootsGiveWhatTheirSquaresGive) {
+  constexpr int64_t kTokens = 131, kFeatures = 208;
+  const Array grad = random_integers(GetParam(), kTokens * 24, 2, 1),
+              w = random_integers(GetParam(), 24 * kFeatures, 2, 2);
+  const Array h = random_integers(GetParam(), kTokens * kFeatures, 9, 3);
+  const auto gradient = [&](Activation activation) {
+    GradientCase c{kTokens, 24, kFeatures, grad, w, h, activation};
+    c.hot = {0, 7, 207};
+    return cpu_linear_gradient(c);
+  };
+  const GradientResult out = gradient(Activation::kRelu), expected = gradient(Activation::kRelu2);
+  EXPECT_EQ(out.dh.first_difference(expected.dh), -1);
+  EXPECT_EQ(out.y_tokens.values.first_difference(expected.y_tokens.values), -1);
+  EXPECT_EQ(out.y_tokens.meta, expected.y_tokens.meta);
+  EXPECT_EQ(out.dh_tokens.values.first_difference(expected.dh_tokens.values), -1);
+  EXPECT_EQ(out.dh_tokens.meta, expected.dh_tokens.meta);
+  EXPECT_EQ(out.counts, expected.counts);
+  EXPECT_EQ(out.y_hot.first_difference(expected.y_hot), -1);
+  EXPECT_EQ(out.dh_hot.first_difference(expected.dh_hot), -1);
+}
+
 /// Both tokens are in one group, the other two of it are padding: nothing is lost, and all groups keep (0, 1).
 TEST_P(GradientTypes, SmallAlongTokens) {
   const GradientResult out = cpu_linear_gradient(small(GetParam()));
@@ -230,6 +252,22 @@ TEST(LinearGradient, RoundsDyBeforeTheRoot) {
   w.set(16, 1);
   const GradientCase c{1, 2, 16, Array(DType::kBFloat16, Numbers{1, 1}), w, h};
   EXPECT_EQ(cpu_linear_gradient(c).dh[0], 1536);
+}
+
+TEST(LinearGradient, RootsHaveADerivativeWhereSquaresUnderflow) {
+  const DType dtype = DType::kFloat16;
+  Array h(dtype, Numbers(16, 0)), w(dtype, Numbers(16, 0));
+  h.set(0, std::ldexp(3, -16));
+  w.set(0, 5);
+  GradientCase c{1, 1, 16, Array(dtype, Numbers{1}), w, h, Activation::kRelu};
+  c.hot = {0};
+  const GradientResult out = cpu_linear_gradient(c);
+  EXPECT_EQ(out.dh[0], std::ldexp(30, -16));
+  EXPECT_EQ(out.dh_tokens.values[0], std::ldexp(30, -16));
+  EXPECT_EQ(out.dh_hot[0], std::ldexp(30, -16));
+  EXPECT_EQ(out.y_tokens.values[0], 0) << "the rounded square";
+  EXPECT_EQ(out.y_hot[0], 0);
+  EXPECT_EQ(out.counts[0], 0);
 }
 
 TEST(LinearGradient, NanCounts) {

@@ -78,7 +78,8 @@ class GradientGpu : public GpuTest {
                                   static_cast<int64_t>(c.hot.size()),
                                   y_hot.data(),
                                   dh_hot.data(),
-                                  slots.data<int32_t>()};
+                                  slots.data<int32_t>(),
+                                  c.roots};
     config ? cuda::linear_gradient(args, *config, stream_) : cuda::linear_gradient(args, stream_);
     synchronize();
     Array got(c.hidden(), expected.dh.size());
@@ -152,6 +153,22 @@ INSTANTIATE_TEST_SUITE_P(All, GradientShapesGpu,
                          testing::Combine(testing::Values(DType::kBFloat16, DType::kFloat16), testing::Bool(),
                                           testing::Bool(), testing::ValuesIn(kShapes)));
 
+/// What training in float16 stores.
+TEST_F(GradientGpu, RootsEqualTheReference) {
+  for (const Shape& s : kShapes) {
+    for (bool fp8_meta : {false, true}) {
+      const int64_t features = round_up(s.features, 32);
+      GradientCase c = GradientCase::integers(DType::kFloat16, s.tokens, s.in, features, 1, /*specials=*/fp8_meta,
+                                              Activation::kRelu);
+      if (fp8_meta) c = std::move(c).with_fp8_meta();
+      compare(c);
+      c.interleaved = true;
+      c.hot = {0, 7, features - 1};
+      compare(c);
+    }
+  }
+}
+
 /// Also beside the counts, which the kernel can give with them.
 TEST_F(GradientGpu, CountsBesideHotFeatures) {
   GradientCase c = GradientCase::integers(DType::kBFloat16, 131, 77, 272, 1);
@@ -179,14 +196,16 @@ TEST_F(GradientGpu, NanOfATokenStaysThere) {
   }
 }
 
-/// Every number that y can be, subnormals and infinity among them: the root is the nearest.
+/// Every number that y can be, subnormals and infinity among them: the root is the nearest. And every root.
 TEST_F(GradientGpu, EveryRoot) {
-  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+  for (const auto& [dtype, roots] : {std::make_pair(DType::kBFloat16, false), std::make_pair(DType::kFloat16, false),
+                                     std::make_pair(DType::kFloat16, true)}) {
     constexpr int64_t kTokens = 2048, kFeatures = 32;  // 2^15 kept values
     GradientCase c = GradientCase::integers(dtype, kTokens, 8, kFeatures, 11);
     for (int64_t i = 0; i < c.y.values.size(); ++i) {
       c.y.values.set_code(i, std::min<uint32_t>(i, format_of(dtype).first_special));
     }
+    c.roots = roots;
     compare(c);
   }
 }

@@ -26,6 +26,13 @@ TEST_P(Relu2GradientTypes, Small) {
   EXPECT_EQ(dh.numbers(), (Numbers{0, 4, 12, 24, -8, 0, 0, -40}));
 }
 
+TEST_P(Relu2GradientTypes, SmallRoots) {
+  Relu2GradientCase c = small(GetParam());
+  for (int64_t i = 0; i < c.y.size(); ++i) c.y.set(i, std::sqrt(c.y[i]));
+  c.roots = true;
+  EXPECT_EQ(cpu_linear_relu2_gradient(c).numbers(), (Numbers{0, 4, 12, 24, -8, 0, 0, -40}));
+}
+
 TEST_P(Relu2GradientTypes, WithoutReductionThereIsNoGradient) {
   Relu2GradientCase c = small(GetParam());
   c.in = 0;
@@ -78,6 +85,13 @@ TEST(LinearRelu2Gradient, RoundsDyBeforeTheRoot) {
   const Relu2GradientCase c{
       1, 2, 1, Array(dtype, Numbers{1, 1}), Array(dtype, Numbers{256, 1}), Array(dtype, Numbers{9})};
   EXPECT_EQ(cpu_linear_relu2_gradient(c)[0], 1536);
+}
+
+TEST(LinearRelu2Gradient, RootsHaveADerivativeWhereSquaresUnderflow) {
+  const DType dtype = DType::kFloat16;
+  const Relu2GradientCase c{
+      1, 1, 1, Array(dtype, Numbers{1}), Array(dtype, Numbers{5}), Array(dtype, Numbers{std::ldexp(3, -16)}), true};
+  EXPECT_EQ(cpu_linear_relu2_gradient(c)[0], std::ldexp(30, -16));
 }
 
 TEST(LinearRelu2Gradient, InfinityTimesTheRootOfZeroIsNan) {

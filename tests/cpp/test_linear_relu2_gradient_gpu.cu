@@ -37,8 +37,8 @@ class Relu2GradientGpu : public GpuTest {
     const int64_t ld = round_up(c.in, 8);
     DeviceBuffer grad(spread(c, ld)), w(c.w), y(c.y), dh(expected.bytes());
     uploads_done();
-    const LinearRelu2GradientArgs args{c.tokens, c.in,           c.features,  grad.data(), ld,
-                                       w.data(), c.grad.dtype(), c.y.dtype(), y.data(),    dh.data()};
+    const LinearRelu2GradientArgs args{c.tokens,       c.in,        c.features, grad.data(), ld,     w.data(),
+                                       c.grad.dtype(), c.y.dtype(), y.data(),   dh.data(),   c.roots};
     config ? cuda::linear_relu2_gradient(args, *config, stream_) : cuda::linear_relu2_gradient(args, stream_);
     synchronize();
     Array got(c.y.dtype(), expected.size());
@@ -69,6 +69,16 @@ TEST_P(Relu2GradientShapesGpu, EqualTheReferenceOnIntegers) {
 INSTANTIATE_TEST_SUITE_P(All, Relu2GradientShapesGpu,
                          testing::Combine(testing::Values(DType::kBFloat16, DType::kFloat16), testing::Bool(),
                                           testing::ValuesIn(kShapes)));
+
+/// What training in float16 stores: the same numbers, taken as roots.
+TEST_F(Relu2GradientGpu, RootsEqualTheReference) {
+  for (const Shape& s : kShapes) {
+    Relu2GradientCase c =
+        Relu2GradientCase::integers(DType::kFloat16, s.tokens, s.in, s.features, 1, /*specials=*/true);
+    c.roots = true;
+    compare(c);
+  }
+}
 
 TEST_F(Relu2GradientGpu, NanOfATokenStaysThere) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {

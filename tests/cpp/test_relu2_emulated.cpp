@@ -80,6 +80,19 @@ TYPED_TEST(Relu2Emulated, EqualsTheReferenceOnNanAndInfinities) {
   this->template compare<true>(h);
 }
 
+/// What training in float16 stores.
+TYPED_TEST(Relu2Emulated, RootsEqualTheReference) {
+  if constexpr (!cuda::kHasRoots<typename TypeParam::Hidden>) GTEST_SKIP() << "this kernel stores squares alone";
+  for (bool specials : {false, true}) {
+    HiddenCase h{129, 288, this->kHidden};
+    h.specials = specials;
+    h.activation = Activation::kRelu;
+    this->template compare<false>(h);
+    h.out_scale = OutScale::kPerToken;
+    this->template compare<true>(h);
+  }
+}
+
 TYPED_TEST(Relu2Emulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
     this->template compare<false>({300, 992, this->kHidden}, order);

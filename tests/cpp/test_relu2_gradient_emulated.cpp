@@ -20,14 +20,17 @@ struct DyCase {
   int tokens, features;
   DType dtype;
   bool specials = false;  ///< NaN and infinities, in dy and in y
+  bool roots = false;     ///< the epilogue is given those of y, relu(h)
 
   Sums dy() const { return {tokens, features, specials}; }
   Array y() const {
-    return test::squared_relu(test::random_activations(dtype, int64_t{tokens} * features, 5, specials));
+    const Array h = test::random_activations(dtype, int64_t{tokens} * features, 5, specials);
+    return roots ? test::relu(h) : test::squared_relu(h);
   }
 };
 void PrintTo(const DyCase& c, std::ostream* out) {
-  *out << name_of(c.dtype) << " " << c.tokens << " x " << c.features << (c.specials ? ", specials" : "");
+  *out << name_of(c.dtype) << " " << c.tokens << " x " << c.features << (c.specials ? ", specials" : "")
+       << (c.roots ? ", roots" : "");
 }
 
 /// Token by token: grad = 1 and w = its dy, so that they reach dh unchanged, NaN included.
@@ -37,7 +40,8 @@ Array reference(const DyCase& c, const Array& y) {
     Array grad(DType::kFloat32, std::vector<double>{1}), w(DType::kFloat32, c.features), own(c.dtype, c.features);
     std::memcpy(w.data(), c.dy().row(t).data(), w.bytes());
     std::memcpy(own.data(), static_cast<const char*>(y.data()) + t * own.bytes(), own.bytes());
-    const Array dh = test::cpu_linear_relu2_gradient({1, 1, c.features, std::move(grad), std::move(w), std::move(own)});
+    const Array dh =
+        test::cpu_linear_relu2_gradient({1, 1, c.features, std::move(grad), std::move(w), std::move(own), c.roots});
     std::memcpy(static_cast<char*>(all.data()) + t * dh.bytes(), dh.data(), dh.bytes());
   }
   return all;
@@ -62,8 +66,10 @@ class Relu2GradientEmulated : public testing::Test {
     const Array y = c.y(), expected = reference(c, y);
     Guarded own_y(y.bytes()), dh(expected.bytes());
     std::memcpy(own_y.data(), y.data(), y.bytes());
-    const cuda::Relu2GradientParams params{c.tokens, c.features, own_y.data(), dh.data()};
-    using Epilogue = cuda::Relu2GradientEpilogue<typename Kernel::T, Tile::kM, Tile::kN>;
+    using T = typename Kernel::T;
+    const cuda::Relu2GradientParams<T> params{cuda::MaybeRoots<T>(c.roots), c.tokens, c.features, own_y.data(),
+                                              dh.data()};
+    using Epilogue = cuda::Relu2GradientEpilogue<T, Tile::kM, Tile::kN>;
     run_epilogue<Epilogue, Tile>(params, c.tokens, c.features, c.dy(), order);
     Array got(c.dtype, expected.size());
     std::memcpy(got.data(), dh.data(), got.bytes());
@@ -94,6 +100,11 @@ TYPED_TEST(Relu2GradientEmulated, EqualsTheReference) {
 
 TYPED_TEST(Relu2GradientEmulated, EqualsTheReferenceOnNanAndInfinities) {
   for (const auto& [tokens, features] : kSizes) this->compare({tokens, features, this->kDType, /*specials=*/true});
+}
+
+TYPED_TEST(Relu2GradientEmulated, RootsEqualTheReference) {
+  if constexpr (!cuda::kHasRoots<typename TypeParam::T>) GTEST_SKIP() << "this kernel takes squares alone";
+  for (bool specials : {false, true}) this->compare({129, 288, this->kDType, specials, /*roots=*/true});
 }
 
 TYPED_TEST(Relu2GradientEmulated, DoesNotDependOnTheOrderOfThreads) {

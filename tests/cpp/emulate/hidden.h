@@ -23,6 +23,7 @@ struct HiddenCase {
   Terms terms = Terms::kEach;
   bool specials = false;   ///< NaN and infinities
   bool statistics = true;  ///< amax and saturated are wanted
+  Activation activation = Activation::kRelu2;
 
   LinearCase linear() const {
     LinearCase c(tokens, 0, out, test::Array(DType::kFloat32, 0), test::Array(DType::kFloat32, 0));
@@ -31,6 +32,7 @@ struct HiddenCase {
     c.scale_w = scales(terms, out, 3);
     if (terms != Terms::kNone) c.bias = test::random_integers(hidden, out, 9, 1);
     c.scale_output(out_scale);
+    c.activation = activation;
     return c;
   }
   Sums sums() const { return {tokens, out, specials}; }
@@ -38,7 +40,7 @@ struct HiddenCase {
 inline void PrintTo(const HiddenCase& c, std::ostream* out) {
   *out << name_of(c.hidden) << " " << c.tokens << " x " << c.out << ", scale of y " << static_cast<int>(c.out_scale)
        << ", terms " << static_cast<int>(c.terms) << (c.specials ? ", specials" : "")
-       << (c.statistics ? ", statistics" : "");
+       << (c.statistics ? ", statistics" : "") << (c.activation == Activation::kRelu ? ", roots" : "");
 }
 
 /// One token of a case for the reference: x = 1 and w = its accumulators, so that they reach h unchanged, NaN included.
@@ -55,6 +57,7 @@ inline LinearCase token_case(const LinearCase& all, const Sums& sums, int token)
   c.scale_w = all.scale_w;
   c.scale_y = of_token(all.scale_y);
   c.bias = all.bias;
+  c.activation = all.activation;
   return c;
 }
 
