@@ -45,6 +45,14 @@ def dtype(request, device) -> torch.dtype:
     return request.param
 
 
+@pytest.fixture(params=(torch.float16, torch.float32), ids=_name)
+def root_dtype(request, device) -> torch.dtype:
+    """What roots of the activation can be stored as."""
+    if device == "cuda" and request.param == torch.float32:
+        pytest.skip("float32 is for the CPU only")
+    return request.param
+
+
 @pytest.fixture(params=(*DTYPES, torch.float8_e4m3fn), ids=_name)
 def values_dtype(request, device) -> torch.dtype:
     """What values can be stored as."""

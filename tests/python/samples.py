@@ -42,10 +42,17 @@ class Case:
     fp8_meta: bool = False
     interleaved: bool = False
     hot: bool = False
+    roots: bool = False
 
     def __str__(self) -> str:
         name = f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
-        return name + "-fp8_meta" * self.fp8_meta + "-interleaved" * self.interleaved + "-hot" * self.hot
+        return (
+            name
+            + "-fp8_meta" * self.fp8_meta
+            + "-interleaved" * self.interleaved
+            + "-hot" * self.hot
+            + "-roots" * self.roots
+        )
 
     def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
         if self.op == "densest_features":
@@ -68,7 +75,9 @@ class Case:
         if self.op == "linear_gradient":
             return self._gradient(device, laid_out, x, seed)
         if self.op == "linear_relu2_gradient":
-            return Sample(self.op, (*self._product(device, laid_out, seed), laid_out(torch.relu(x).square())))
+            root = torch.relu(x)
+            y = laid_out(root if self.roots else root.square())
+            return Sample(self.op, (*self._product(device, laid_out, seed), y, self.roots))
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -104,17 +113,20 @@ class Case:
         scale_x = torch.full((ROWS, 1), 0.5, device=device)
         scale_w = torch.full((COLS,), 2.0, device=device)
         if not fp8:
-            return Sample(self.op, (x, w, scale_x, scale_w, bias, None))
+            options = {"activation": "relu"} if self.roots else {}
+            return Sample(self.op, (x, w, scale_x, scale_w, bias, None), options)
         if self.op == "linear_compress":
             return Sample(self.op, (x, w, scale_x, scale_w, bias, None), {"scaling": "row"})
         return Sample(self.op, (x, w, scale_x, scale_w, bias, torch.full((ROWS, 1), 0.25, device=device)))
 
     def _gradient(self, device: str, laid_out: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Sample:
-        values, meta = sparse24.compress(x, "relu2")
+        values, meta = sparse24.compress(x, "relu" if self.roots else "relu2")
         pattern = sparse24.compress_fp8(x, activation="relu2")[1] if self.fp8_meta else meta
         operands = self._product(device, laid_out, seed)
         hot = torch.tensor([0, 5, 6, 95], device=device) if self.hot else None
-        return Sample(self.op, (*operands, laid_out(values), pattern, self.interleaved, True, self.fp8_meta, hot))
+        return Sample(
+            self.op, (*operands, laid_out(values), pattern, self.interleaved, True, self.fp8_meta, hot, self.roots)
+        )
 
     def _product(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
         """grad and w: small integers, as in `_linear`."""
@@ -141,6 +153,11 @@ def _cases() -> list[Case]:
     cases += [Case("mm", dtype, -2, differentiable=dtype != FP8, interleaved=True) for dtype in (*DTYPES, FP8)]
     for options in ({"interleaved": True}, {"hot": True}):
         cases += [Case("linear_gradient", dtype, -1, differentiable=False, **options) for dtype in DTYPES]
+    for dtype in (torch.float16, torch.float32):
+        for op in ("linear_relu2", "linear_compress"):
+            cases.append(Case(op, dtype, -1, roots=True))
+        for op in ("linear_gradient", "linear_relu2_gradient"):
+            cases.append(Case(op, dtype, -1, differentiable=False, roots=True))
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
 
 

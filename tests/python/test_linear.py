@@ -45,9 +45,9 @@ class Problem:
         h = h if self.bias is None else h + self.bias.cpu().double()
         return h.float().to(hidden_of(self.x.dtype))
 
-    def y(self) -> Tensor:
+    def y(self, activation: str = "relu2") -> Tensor:
         """In float32."""
-        return oracle.activate(self.h(), "relu2")
+        return oracle.activate(self.h(), activation)
 
 
 def powers(count: int, device: str, seed: int) -> Tensor:
@@ -84,25 +84,31 @@ def check_statistics(amax: Tensor, saturated: Tensor, y: Tensor, expected_satura
     assert saturated.dtype == torch.int32 and saturated.tolist() == [expected_saturated]
 
 
-def check_compress(p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None) -> None:
-    values, meta, used, amax, saturated = sparse24.linear_compress(*p.args, scale, out_dtype=out_dtype)
+def check_compress(
+    p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None, activation: str = "relu2"
+) -> None:
+    values, meta, used, amax, saturated = sparse24.linear_compress(
+        *p.args, scale, out_dtype=out_dtype, activation=activation
+    )
     h = p.h()
     if scale is None:
-        expected = *oracle.compress(h, "relu2"), torch.empty(0)
+        expected = *oracle.compress(h, activation), torch.empty(0)
         over = 0
     else:
         scaling = "tensor" if scale.numel() == 1 else "row"
-        expected = oracle.compress_fp8(h, scale, "relu2", scaling=scaling)
-        over = count_saturated(oracle.compress(h.float(), "relu2")[0], scale)
+        expected = oracle.compress_fp8(h, scale, activation, scaling=scaling)
+        over = count_saturated(oracle.compress(h.float(), activation)[0], scale)
     for name, a, e in zip(("values", "meta", "scale"), (values, meta, used), expected, strict=True):
         assert_same_bits(a, e, name)
         assert a.device == p.x.device and a.is_contiguous()
-    check_statistics(amax, saturated, p.y(), over)
+    check_statistics(amax, saturated, p.y(activation), over)
 
 
-def check_relu2(p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None) -> None:
-    y, amax, saturated = sparse24.linear_relu2(*p.args, scale, out_dtype=out_dtype)
-    exact = p.y()
+def check_relu2(
+    p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None, activation: str = "relu2"
+) -> None:
+    y, amax, saturated = sparse24.linear_relu2(*p.args, scale, out_dtype=out_dtype, activation=activation)
+    exact = p.y(activation)
     if scale is None:
         codes = torch.where(exact.isnan(), oracle._NAN_CODE[y.dtype], oracle.bits(exact.to(y.dtype)).to(torch.int64))
         expected, over = oracle.from_bits(codes, y.dtype), 0
@@ -132,6 +138,29 @@ def test_output_of_sixteen_bits(poisoned_memory, device, values_dtype, shape, ex
 def test_output_of_fp8(poisoned_memory, device, values_dtype, shape, extras, kind, check):
     p = problem(*shape, values_dtype, device, extras=extras, seed=3)
     check(p, output_scale(shape[0], kind, device), out_dtype=FP8)
+
+
+@CHECKS
+@EXTRAS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_roots(poisoned_memory, device, root_dtype, shape, extras, check):
+    """What training in float16 stores: no squares."""
+    p = problem(*shape, root_dtype, device, extras=extras, seed=4)
+    check(p, activation="relu")
+    check(p, output_scale(shape[0], "rows", device), out_dtype=FP8, activation="relu")
+
+
+def test_roots_and_squares_have_one_pattern(device):
+    """Every number of float16, most of whose squares underflow or overflow."""
+    codes = torch.arange(0x7C00)[torch.randperm(0x7C00, generator=torch.Generator().manual_seed(1))]
+    w = oracle.from_bits(codes, torch.float16).reshape(-1, 1).to(device)
+    x = torch.ones(1, 1, dtype=torch.float16, device=device)
+    (roots, meta, *_), (squares, expected, *_) = (
+        sparse24.linear_compress(x, w, activation=activation) for activation in ("relu", "relu2")
+    )
+    assert_same_bits(meta, expected)
+    assert_same_bits(roots.square(), squares)
+    assert_same_bits(roots, sparse24.compress_like(w.t().contiguous(), meta))
 
 
 @EXTRAS

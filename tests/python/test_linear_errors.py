@@ -83,10 +83,16 @@ for op, features, out, multiple in (
         {"w": of(features, D, dtype=BF16), "out_dtype": out, "scale_out": scale},
         sentence,
     )
-for word in ("relu", "none", ""):
-    CASES["linear_compress", f"activation_{word}"] = (
-        {"activation": word},
-        f'activation to be "relu2", got "{word}"',
+for op in OPS:
+    for word in ("relu", "none", ""):
+        CASES[op, f"activation_{word}"] = ({"activation": word}, f'activation to be "relu2", got "{word}"')
+    CASES[op, "activation_of_fp8"] = (
+        {"x_dtype": FP8, "scale_out": of(1), "activation": "relu"},
+        'activation to be "relu2", got "relu"',
+    )
+    CASES[op, "activation_of_float16"] = (
+        {"x_dtype": FP16, "activation": "none"},
+        'activation to be "relu2" or "relu", got "none"',
     )
 for word in ("tensor", "", "rows"):
     CASES["linear_compress", f"scaling_{word}"] = ({"scaling": word}, f'scaling to be "given" or "row", got "{word}"')

@@ -47,9 +47,10 @@ class Problem:
     interleaved: bool = False
     fp8_meta: bool = False
     hot: Tensor | None = None
+    roots: bool = False
 
     def run(self, op=sparse24.linear_gradient, **options) -> tuple[Tensor, ...]:
-        options = {"fp8_meta": self.fp8_meta, "hot": self.hot} | options
+        options = {"fp8_meta": self.fp8_meta, "hot": self.hot, "roots": self.roots} | options
         return op(self.grad, self.w, self.values, self.meta, self.interleaved, **options)
 
     @property
@@ -73,23 +74,27 @@ def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     return oracle.from_bits(codes, dtype)
 
 
-def times_root(dy: Tensor, y: Tensor) -> Tensor:
-    """``dy * (2 * sqrt(y))`` in float32, rounded once. torch's own root of CPU tensors is not always the nearest."""
-    root = torch.from_numpy(np.sqrt(y.cpu().float().numpy()))
+def times_root(dy: Tensor, y: Tensor, roots: bool = False) -> Tensor:
+    """``dy * (2 * sqrt(y))`` in float32, rounded once; `roots`: ``dy * (2 * y)``.
+
+    torch's own root of CPU tensors is not always the nearest.
+    """
+    root = y.cpu().float() if roots else torch.from_numpy(np.sqrt(y.cpu().float().numpy()))
     return round_to(dy.cpu().float() * (2 * root), dy.dtype).to(dy.device)
 
 
 def problem(
-    tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False, fp8_meta=False
+    tokens, depth, features, dtype, device, *, seed=0, specials=False, interleaved=False, fp8_meta=False, roots=False
 ) -> Problem:
     features = oracle.round_up(features, 32 if fp8_meta else 16)
     grad = integers(tokens, depth, dtype=dtype, limit=2, seed=seed).to(device)
     w = integers(depth, features, dtype=dtype, limit=2, seed=seed + 1).to(device)
     h = activations(tokens, features, dtype, seed=seed + 2, specials=specials)
-    values, meta = oracle.compress(h, "relu2")
+    activation = "relu" if roots else "relu2"
+    values, meta = oracle.compress(h, activation)
     if fp8_meta:  # the same pattern
-        meta = oracle.compress_fp8(h, activation="relu2")[1]
-    return Problem(grad, w, values.to(device), meta.to(device), interleaved, fp8_meta)
+        meta = oracle.compress_fp8(h, activation=activation)[1]
+    return Problem(grad, w, values.to(device), meta.to(device), interleaved, fp8_meta, roots=roots)
 
 
 def counts_and_hot(p: Problem, y: Tensor, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +115,8 @@ def reference(p: Problem) -> tuple[Tensor, ...]:
     """From the definition."""
     pattern = Pattern.of_meta(p.meta, *p.shape, FP8 if p.fp8_meta else p.grad.dtype, -1)
     values = p.values.cpu()
-    dh = times_root(pattern.gather(p.dy()), values)
+    dh = times_root(pattern.gather(p.dy()), values, p.roots)
+    values = round_to(values.float().square(), values.dtype) if p.roots else values
     y, dense_dh = pattern.scatter(values), pattern.scatter(dh)
     along_tokens = *oracle.compress(dense_dh[p.order], dim=-2), *oracle.compress(y[p.order], dim=-2)
     return dh, *along_tokens, *counts_and_hot(p, y, dense_dh)
@@ -136,6 +142,20 @@ def check(p: Problem, expected=reference) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials, interleaved, fp8_meta):
     check(problem(*shape, dtype, device, specials=specials, interleaved=interleaved, fp8_meta=fp8_meta))
+
+
+@META
+@INTERLEAVED
+@pytest.mark.parametrize("specials", [False, True], ids=["finite", "specials"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_roots(poisoned_memory, device, root_dtype, shape, specials, interleaved, fp8_meta):
+    """Of the activation, as training in float16 stores them: y along tokens, hot features and counts are squares."""
+    options = {"specials": specials, "interleaved": interleaved, "fp8_meta": fp8_meta, "roots": True}
+    p = problem(*shape, root_dtype, device, seed=25, **options)
+    check(p)
+    p.hot = hot_features(p, "some")
+    check(p)
+    assert_same_bits(p.run(tokens=False, hot=None)[0], reference(p)[0])
 
 
 @INTERLEAVED
@@ -279,10 +299,11 @@ def test_overflow(device):
     assert p.run()[0].isnan().any()
 
 
-def test_every_root_is_rounded_to_nearest(device, dtype):
-    """All numbers that y can be, subnormals and infinity among them."""
-    if dtype == torch.float32:
-        pytest.skip("too many")
+@pytest.mark.parametrize("roots", [False, True], ids=["squares", "roots"])
+def test_every_root_is_rounded_to_nearest(device, dtype, roots):
+    """All numbers that y can be, subnormals and infinity among them; or all that are given instead of roots."""
+    if dtype == torch.float32 or (roots and dtype != torch.float16):
+        pytest.skip("too many, or no roots")
     y = oracle.from_bits(torch.arange(2**15), dtype)
     largest = 0x7F80 if dtype == torch.bfloat16 else 0x7C00
     y = y[: largest + 1]
@@ -291,7 +312,7 @@ def test_every_root_is_rounded_to_nearest(device, dtype):
     grad = torch.ones(y.shape[0], 8, dtype=dtype)
     w = torch.zeros(8, 32, dtype=dtype)
     w[0] = 1.25
-    check(Problem(grad.to(device), w.to(device), y.to(device), meta.to(device)))
+    check(Problem(grad.to(device), w.to(device), y.to(device), meta.to(device), roots=roots))
 
 
 def test_small_example(device):

@@ -15,11 +15,11 @@ def of(*shape, dtype=BF16):
     return lambda device: torch.ones(shape, device=device).to(dtype)
 
 
-def call(device, fp8_meta=False, tokens=True, **changes):
+def call(device, fp8_meta=False, tokens=True, roots=False, **changes):
     """The op with operands that fit each other, but for `changes`: functions of the device."""
     arguments = {"grad": of(40, 24), "w": of(24, 64), "values": of(40, 32), "meta": of(1024, dtype=torch.uint8)}
     tensors = {name: make(device) for name, make in (arguments | changes).items()}
-    return sparse24.linear_gradient(**tensors, tokens=tokens, fp8_meta=fp8_meta)
+    return sparse24.linear_gradient(**tensors, tokens=tokens, fp8_meta=fp8_meta, roots=roots)
 
 
 #: name: (changes, the sentence behind "expected ").
@@ -60,6 +60,7 @@ ERRORS = {
         {"hot": of(8, dtype=torch.int64), "tokens": False},
         "tokens to be True where hot is given, got False",
     ),
+    "roots_of_bfloat16": ({"roots": True}, r"roots to be False \(bfloat16 grad\), got True"),
     "no_hot_without_tokens": (
         {"hot": of(0, dtype=torch.int64), "tokens": False},
         "tokens to be True where hot is given, got False",

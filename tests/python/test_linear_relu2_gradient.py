@@ -34,14 +34,15 @@ class Problem:
     grad: Tensor
     w: Tensor
     y: Tensor
+    roots: bool = False
 
     def run(self, op=sparse24.linear_relu2_gradient) -> Tensor:
-        return op(self.grad, self.w, self.y)
+        return op(self.grad, self.w, self.y, self.roots)
 
     def expected(self) -> Tensor:
         """From the definition, on the CPU."""
         product = self.grad.cpu().double() @ self.w.cpu().double() + 0.0  # no negative zeros: sums begin with zero
-        return times_root(round_to(product.float(), self.grad.dtype), self.y.cpu())
+        return times_root(round_to(product.float(), self.grad.dtype), self.y.cpu(), self.roots)
 
     def check(self) -> None:
         dh = self.run()
@@ -49,18 +50,24 @@ class Problem:
         assert dh.device == self.grad.device and dh.is_contiguous()
 
 
-def problem(tokens, depth, features, dtype, device, *, seed=0, specials=False) -> Problem:
+def problem(tokens, depth, features, dtype, device, *, seed=0, specials=False, roots=False) -> Problem:
     grad = integers(tokens, depth, dtype=dtype, limit=2, seed=seed)
     w = integers(depth, features, dtype=dtype, limit=2, seed=seed + 1)
     h = activations(tokens, features, dtype, seed=seed + 2, specials=specials)
-    y = round_to(oracle.activate(h, "relu2"), dtype)
-    return Problem(grad.to(device), w.to(device), y.to(device))
+    y = round_to(oracle.activate(h, "relu" if roots else "relu2"), dtype)
+    return Problem(grad.to(device), w.to(device), y.to(device), roots)
 
 
 @pytest.mark.parametrize("specials", [False, True], ids=["finite", "specials"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_definition(poisoned_memory, device, dtype, shape, specials):
     problem(*shape, dtype, device, specials=specials).check()
+
+
+@pytest.mark.parametrize("specials", [False, True], ids=["finite", "specials"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_roots(poisoned_memory, device, root_dtype, shape, specials):
+    problem(*shape, root_dtype, device, seed=6, specials=specials, roots=True).check()
 
 
 @pytest.mark.parametrize("shape", ODD_DEPTHS, ids=str)
@@ -100,17 +107,18 @@ def test_overflow(device):
     assert p.run().isnan().any() and p.run().isinf().any()
 
 
-def test_every_root_is_rounded_to_nearest(device, dtype):
-    """All numbers that y can be, subnormals and infinity among them."""
-    if dtype == torch.float32:
-        pytest.skip("too many")
+@pytest.mark.parametrize("roots", [False, True], ids=["squares", "roots"])
+def test_every_root_is_rounded_to_nearest(device, dtype, roots):
+    """All numbers that y can be, subnormals and infinity among them; or all that are given instead of roots."""
+    if dtype == torch.float32 or (roots and dtype != torch.float16):
+        pytest.skip("too many, or no roots")
     largest = 0x7F80 if dtype == torch.bfloat16 else 0x7C00
     y = oracle.from_bits(torch.arange(2**15), dtype)[: largest + 1]
     y = torch.nn.functional.pad(y, (0, -len(y) % 128)).reshape(-1, 32)
     grad = torch.ones(y.shape[0], 8, dtype=dtype)
     w = torch.zeros(8, 32, dtype=dtype)
     w[0] = 1.25
-    Problem(grad.to(device), w.to(device), y.to(device)).check()
+    Problem(grad.to(device), w.to(device), y.to(device), roots).check()
 
 
 def test_small_example(device):

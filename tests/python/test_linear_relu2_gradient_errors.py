@@ -15,10 +15,10 @@ def of(*shape, dtype=BF16):
     return lambda device: torch.ones(shape, device=device).to(dtype)
 
 
-def call(device, **changes):
+def call(device, roots=False, **changes):
     """The op with operands that fit each other, but for `changes`: functions of the device."""
     arguments = {"grad": of(40, 24), "w": of(24, 64), "y": of(40, 64)} | changes
-    return sparse24.linear_relu2_gradient(**{name: make(device) for name, make in arguments.items()})
+    return sparse24.linear_relu2_gradient(**{name: make(device) for name, make in arguments.items()}, roots=roots)
 
 
 #: name: (changes, the sentence behind "expected ").
@@ -34,6 +34,7 @@ ERRORS = {
     "y_dtype": ({"y": of(40, 64, dtype=FP32)}, r"y to be bfloat16 \(the dtype of grad\), got float32"),
     "y_float8": ({"y": of(40, 64, dtype=FP8)}, r"y to be bfloat16 \(the dtype of grad\), got float8_e4m3fn"),
     "y_rows": ({"y": of(41, 64)}, r"y to have 40 rows \(rows of grad\), got 41"),
+    "roots_of_bfloat16": ({"roots": True}, r"roots to be False \(bfloat16 grad\), got True"),
     "y_columns": ({"y": of(40, 32)}, r"y to have 64 columns \(columns of w\), got 32"),
 }
 

@@ -31,16 +31,22 @@ def saved_bytes(function, inputs):
     return sum(saved.values()), out
 
 
-def test_memory_between_the_passes(device):
-    """Per feature and token: 1.125 bytes in bf16 and 0.625 in fp8, where the unfused dense network has 4."""
+SIXTEEN_BIT = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@SIXTEEN_BIT
+def test_memory_between_the_passes(device, dtype):
+    """Per feature and token: 1.125 bytes in 16 bits and 0.625 in fp8, where the unfused dense network has 4."""
     tokens, hidden = 256, 1024
-    x = normal(tokens, D, dtype=torch.bfloat16).to(device).requires_grad_()
-    w1, w2 = (normal(*s, dtype=torch.bfloat16, seed=1).to(device).requires_grad_() for s in ((hidden, D), (D, hidden)))
+    x = normal(tokens, D, dtype=dtype).to(device).requires_grad_()
+    w1, w2 = (normal(*s, dtype=dtype, seed=1).to(device).requires_grad_() for s in ((hidden, D), (D, hidden)))
     inputs, cells = (x, w1, w2), tokens * hidden
     dense, _ = saved_bytes(lambda: F.linear(F.linear(x, w1).relu().square(), w2), inputs)
     assert dense == 4 * cells
     sixteen, _ = saved_bytes(lambda: sparse24.relu2_mlp(*inputs, min_tokens=0), inputs)
     assert sixteen == 1.125 * cells <= 0.30 * dense
+    fused, _ = saved_bytes(lambda: sparse24.relu2_mlp(*inputs, sparse=False), inputs)
+    assert fused == 2 * cells
     for fused in (True, False):
         eight, _ = saved_bytes(
             lambda f=fused: sparse24.relu2_mlp(*inputs, min_tokens=0, precision="fp8", fused=f), inputs
@@ -95,18 +101,19 @@ class Outputs(TorchDispatchMode):
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
 @pytest.mark.parametrize("precision", ["16bit", "fp8"])
-def test_the_backward_pass_makes_nothing_dense(device, precision, recompute):
+@SIXTEEN_BIT
+def test_the_backward_pass_makes_nothing_dense(device, dtype, precision, recompute):
     """No matrix of the activation's size, of any dtype, and in float32 not even one of the kept half."""
     tokens, hidden = 256, 1024
     shapes = (tokens, D), (hidden, D), (D, hidden)
-    inputs = [normal(*s, dtype=torch.bfloat16, seed=1).to(device).requires_grad_() for s in shapes]
+    inputs = [normal(*s, dtype=dtype, seed=1).to(device).requires_grad_() for s in shapes]
     out = sparse24.relu2_mlp(*inputs, min_tokens=0, precision=precision, fused=True, recompute=recompute)
     with Outputs() as outputs:
         out.backward(torch.ones_like(out))
-    assert (torch.bfloat16, (tokens, hidden // 2)) in outputs.seen  # dh at least
-    for dtype, shape in outputs.seen:
-        size = math.prod(shape) * (2 if dtype == torch.float32 else 1)
-        assert size < tokens * hidden, f"{dtype} {shape}"
+    assert (dtype, (tokens, hidden // 2)) in outputs.seen  # dh at least
+    for kind, shape in outputs.seen:
+        size = math.prod(shape) * (2 if kind == torch.float32 else 1)
+        assert size < tokens * hidden, f"{kind} {shape}"
 
 
 class Calls(TorchDispatchMode):
@@ -148,8 +155,10 @@ def test_selective_checkpointing(device):
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
-@pytest.mark.parametrize("precision", ["16bit", "fp8"])
-def test_compiled_memory(device, precision, recompute):
+@pytest.mark.parametrize(
+    "dtype, precision", [(torch.bfloat16, "16bit"), (torch.bfloat16, "fp8"), (torch.float16, "16bit")], ids=str
+)
+def test_compiled_memory(device, dtype, precision, recompute):
     """What the compiler keeps between the passes: 2:4 values and metadata; with `recompute`, nothing of that size."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
@@ -167,12 +176,12 @@ def test_compiled_memory(device, precision, recompute):
 
     torch._dynamo.reset()
     m = sparse24.nn.ReLU2MLP(
-        D, 1024, precision=precision, recompute=recompute, min_tokens=0, device=device, dtype=torch.bfloat16
+        D, 1024, precision=precision, recompute=recompute, min_tokens=0, device=device, dtype=dtype
     )
     backend = aot_autograd(
         fw_compiler=forward_graph, bw_compiler=backward_graph, partition_fn=min_cut_rematerialization_partition
     )
-    x = normal(640, D, dtype=torch.bfloat16).to(device).requires_grad_()
+    x = normal(640, D, dtype=dtype).to(device).requires_grad_()
     compiled = torch.compile(m, backend=backend, fullgraph=True)
     compiled(x).sum().backward()
     # All that has one entry for each token and feature, or each group of four of them.
