@@ -18,7 +18,7 @@ __device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)); }
 // Twice the square roots of 16-bit numbers T, rounded to nearest: __fsqrt_rn without its branches, which zeros would
 // take, and in step, so that none waits for another.
 template <class T, int kCount>
-__device__ __forceinline__ void twice_roots(float (&x)[kCount]) {
+__device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
   // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none. Factors, not choices:
   // a choice would hold one of seven predicates from the first step to the last.
   float scaled[kCount], inverse[kCount], unscale[kCount];
@@ -36,7 +36,8 @@ __device__ __forceinline__ void twice_roots(float (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) {
     const float root = __fmul_rn(scaled[i], inverse[i]);
     const float corrected = __fmaf_rn(__fmaf_rn(-root, root, scaled[i]), inverse[i], __fadd_rn(root, root));
-    x[i] = x[i] == 0.f || x[i] == INFINITY ? x[i] : __fmul_rn(corrected, unscale[i]);
+    const float twice = x[i] == 0.f || x[i] == INFINITY ? x[i] : __fmul_rn(corrected, unscale[i]);
+    x[i] = kHasRoots<T> && roots ? __fadd_rn(x[i], x[i]) : twice;
   }
 }
 
@@ -46,12 +47,7 @@ __device__ __forceinline__ void times_twice_roots(uint32_t (&dy)[kCount], const 
   float factors[2 * kCount];
 #pragma unroll
   for (int i = 0; i < 2 * kCount; ++i) factors[i] = to_float(T{}, uint16_t(y[i / 2] >> 16 * (i % 2)));
-  if (kHasRoots<T> && roots) {
-#pragma unroll
-    for (float& factor : factors) factor = __fadd_rn(factor, factor);
-  } else {
-    twice_roots<T>(factors);
-  }
+  twice_roots<T>(factors, roots);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     dy[i] = pack2(T{}, __fmul_rn(to_float(T{}, uint16_t(dy[i])), factors[2 * i]),
