@@ -16,7 +16,8 @@ __device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)); }
 #endif
 
 // Twice the square roots of 16-bit numbers T, rounded to nearest: __fsqrt_rn without its branches, which zeros would
-// take, and in step, so that none waits for another.
+// take, and in step, so that none waits for another. roots: x are the roots already; a choice at the end, because a
+// branch would take registers.
 template <class T, int kCount>
 __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
   // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none. Factors, not choices:
