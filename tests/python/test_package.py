@@ -106,7 +106,8 @@ def test_schemas():
         "put_features": "(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()",
         "quantize_fp8": '(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale)',
         "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
-        "ScalarType? out_dtype=None, bool statistics=True) -> (Tensor y, Tensor amax, Tensor saturated)",
+        'ScalarType? out_dtype=None, bool statistics=True, str activation="relu2") '
+        "-> (Tensor y, Tensor amax, Tensor saturated)",
         "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
@@ -114,9 +115,9 @@ def test_schemas():
         "densest_features": "(Tensor counts, SymInt k) -> Tensor",
         "feature_counts": "(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor",
         "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, "
-        "bool tokens=True, bool fp8_meta=False, Tensor? hot=None) -> (Tensor dh_values, Tensor dh_tokens, "
-        "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)",
-        "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y) -> Tensor",
+        "bool tokens=True, bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> (Tensor dh_values, "
+        "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)",
+        "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")
