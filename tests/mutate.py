@@ -144,7 +144,7 @@ class Copy:
     def _passes_pytest(self, test: str) -> bool:
         # Forked from a process that has imported torch, which takes longer than most tests.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "torch"])
+        context.set_forkserver_preload(["pytest", "torch", "torch._dynamo", "torch.testing._internal.two_tensor"])
         log = self.tree.with_name("pytest.log")
         process = context.Process(target=_run_pytest, args=(self.tree, test, log))
         process.start()
@@ -158,7 +158,8 @@ class Copy:
     def _build(self, executable: str) -> Path:
         emulated = executable != HOST
         build = self.builds[emulated]
-        if not (build / "CMakeCache.txt").exists():
+        configured = build / "configured"
+        if not configured.exists():
             # Compiled quickly rather than well.
             options = ["-DSPARSE24_TESTS=ON", "-DSPARSE24_PYTHON=OFF", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
             options += [f"-DSPARSE24_CUDA={'ON' if emulated else 'OFF'}", f"-DPython_EXECUTABLE={sys.executable}"]
@@ -166,6 +167,7 @@ class Copy:
                 options.append(f"-DCUTLASS_INCLUDE_DIR={_cutlass()}")
             generator = ["-G", "Ninja"] if shutil.which("ninja") else []
             self._make(["cmake", "-S", self.tree, "-B", build, *generator, *options])
+            configured.touch()
         self._make(["cmake", "--build", build, "--parallel", str(os.cpu_count()), "--target", executable])
         return build
 
