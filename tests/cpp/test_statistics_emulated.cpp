@@ -30,8 +30,7 @@ TEST(StatisticsEmulated, WhatIsNotScaledCannotSaturate) {
 
 TEST(StatisticsEmulated, NanIsNoMaximum) {
   cuda::HiddenStatistics seen;
-  seen.see(NAN, 1.f);
-  seen.see(2.f, 1.f);
+  for (float y : {NAN, 2.f, NAN}) seen.see(y, 1.f);
   EXPECT_EQ(seen.amax, 2.f);
   EXPECT_EQ(seen.saturated, 0);
 }

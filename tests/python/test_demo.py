@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from sparse24 import __main__ as command
-from sparse24.demo import verify
+from sparse24.demo import run, verify
+
+
+@pytest.fixture
+def little_text(monkeypatch):
+    """One window is evaluated: most of the demo's time."""
+    monkeypatch.setattr(run, "_HELD_OUT_WINDOWS", 1)
 
 
 def demo(path, device="cpu"):
@@ -28,13 +34,13 @@ def test_runs_and_verifies(tmp_path, capsys, device):
     assert bool(record["speed"]) == (device == "cuda")
 
 
-def test_is_reproducible(tmp_path):
+def test_is_reproducible(tmp_path, little_text):
     first, second = (demo(tmp_path / f"{i}.json")[1] for i in range(2))
     assert first["held_out_loss"] == second["held_out_loss"] and first["layers"] == second["layers"]
 
 
 @pytest.mark.parametrize("op", ["compress", "compress_fp8", "linear_compress", "relu2_mlp"])
-def test_a_wrong_op_fails(tmp_path, capsys, monkeypatch, op):
+def test_a_wrong_op_fails(tmp_path, capsys, monkeypatch, little_text, op):
     """One entry of its first result is changed."""
     right = getattr(verify, op)
 

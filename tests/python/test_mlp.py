@@ -245,8 +245,16 @@ def test_where_sparse_pays():
     assert pays(first, 16384, 4096) and not pays(first - 1, 16384, 4096)
 
 
+@pytest.mark.parametrize(("precision", "hidden"), [("16bit", 24), ("fp8", 48)])
+def test_features_that_do_not_fit_run_dense(device, precision, hidden):
+    """F that is no multiple of 16, in fp8 of 32."""
+    x, (w1, w2, _, _) = tokens(20, torch.bfloat16, device), weights(torch.bfloat16, device, hidden=hidden)
+    out, dense = (sparse24.relu2_mlp(x, w1, w2, precision=precision, min_tokens=0, sparse=s) for s in (True, False))
+    assert_same_bits(out, dense)
+
+
 def test_unaligned_features_run_dense(device):
-    """F that is no multiple of 16."""
+    """F that is no multiple of 8 either."""
     x, (w1, w2, _, _) = tokens(20, torch.bfloat16, device), weights(torch.bfloat16, device, hidden=100)
     expected = F.linear(torch.relu(F.linear(x, w1)).square(), w2)
     assert_same_bits(sparse24.relu2_mlp(x, w1, w2, min_tokens=0), expected)
