@@ -74,12 +74,11 @@ def test_float8_networks_are_judged_too(device, factor):
         def forward(self, h):
             return factor * relu2(h)
 
-    for act, reason in ((SquaredReLU(), None), (Scaled(), "it does not compute W2 relu(W1 x)^2")):
+    for act in (SquaredReLU(), Scaled()):
         module = randomize(WithModule(act)).to(device, torch.bfloat16)
         for name in ("up_proj", "down_proj"):
             setattr(module, name, QuantizedLinear(getattr(module, name)))
-        got = convert(module)
-        assert got is None if reason is None else got.startswith(reason)
+        assert (convert(module) is None) == isinstance(act, SquaredReLU)
 
 
 def test_small_replicas_are_tried(device):
