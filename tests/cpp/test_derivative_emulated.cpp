@@ -19,7 +19,7 @@ void expect_rounded_roots() {
     const float x = cuda::to_float(T{}, uint16_t(bits));
     if (std::isnan(x)) continue;
     float root[1] = {x};
-    cuda::twice_roots<T>(root);
+    cuda::twice_roots<T>(root, /*roots=*/false);
     ASSERT_EQ(root[0], float(2 * std::sqrt(double(x)))) << "of " << x;
   }
 }
@@ -27,6 +27,15 @@ void expect_rounded_roots() {
 TEST(DerivativeEmulated, RootsAreRoundedOnce) {
   expect_rounded_roots<__nv_bfloat16>();
   expect_rounded_roots<__half>();
+}
+
+/// float16 may have them already: they are doubled.
+TEST(DerivativeEmulated, GivenRootsAreDoubled) {
+  float x[3] = {0.f, 3.f, 0x1p-24f};
+  cuda::twice_roots<__half>(x, /*roots=*/true);
+  EXPECT_EQ(x[0], 0.f);
+  EXPECT_EQ(x[1], 6.f);
+  EXPECT_EQ(x[2], 0x1p-23f);
 }
 
 }  // namespace

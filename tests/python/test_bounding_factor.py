@@ -120,6 +120,16 @@ def test_modules_without_bias_use_it(device):
     assert not torch.equal(m(x, scale_y), expected)
 
 
+def test_with_a_bias_the_scale_is_computed(device):
+    """Nothing bounds it then."""
+    m = sparse24.nn.ReLU2MLP(D, HIDDEN, bias=True, device=device, dtype=torch.bfloat16, min_tokens=0).quantize_()
+    up, down = m.up_proj, m.down_proj
+    x = normal(65, D, dtype=torch.bfloat16, seed=3).to(device)
+    scales = {"w1_scale": up.weight_scale, "w2_scale": down.weight_scale}
+    expected = sparse24.relu2_mlp(x, up.weight, down.weight, up.bias, down.bias, **scales, min_tokens=0)
+    assert_same_bits(m(x), expected)
+
+
 def test_converted_networks_without_bias_use_it(device):
     module = randomize(WithModule(bias=False)).to(device, torch.bfloat16)
     for name in ("up_proj", "down_proj"):
