@@ -116,7 +116,8 @@ def test_schemas():
         "feature_counts": "(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor",
         "linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, "
         "bool tokens=True, bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> (Tensor dh_values, "
-        "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)",
+        "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, "
+        "Tensor y_hot, Tensor dh_hot)",
         "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor",
     }
     for op, schema in expected.items():
