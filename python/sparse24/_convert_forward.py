@@ -108,15 +108,6 @@ class Conversion:
         return ", ".join([f"precision={self.precision}", *given])
 
 
-def layer_weights(module: nn.Module, layer: Layer) -> Weights:
-    """Read the weights of one layer, as `torch.nn.Linear` stores them; a scale only where the weight is float8."""
-    owner = getattr(module, layer.name)
-    if isinstance(owner, Tensor):
-        return Weights(owner.t() if layer.transposed else owner, None, None)
-    weight = owner.weight
-    return Weights(weight, getattr(owner, "bias", None), owner.weight_scale if weight.dtype == _FP8 else None)
-
-
 def converted_class(base: type[nn.Module]) -> type[nn.Module]:
     """Make the class of converted modules of class `base`: once, so that modules of a class stay of one class.
 
@@ -141,12 +132,12 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
             x, further = (args[0], None) if len(args) == 1 and not kwargs else arguments.split(args, kwargs)
             if x is not None:
-                problem = further or _problem(self, conversion, x)
                 if base.forward is not original:
-                    problem = "its forward is patched in its class"
-                if problem is None:
-                    return _run(self, conversion, x)
-                warn_once(self, f"{base.__name__} runs as before conversion: {problem}")
+                    further = "its forward is patched in its class"
+                out = further or _run(self, conversion, x)
+                if not isinstance(out, str):
+                    return out
+                warn_once(self, f"{base.__name__} runs as before conversion: {out}")
         return base.forward(self, *args, **kwargs)
 
     def reduce_ex(self: Any, protocol: Any) -> tuple[Any, ...]:
@@ -245,57 +236,63 @@ def _rebuild(function: Callable[..., nn.Module], *args: Any) -> nn.Module:
     return module
 
 
-def _run(module: Any, conversion: Conversion, x: Tensor) -> Tensor:
-    up = getattr(module, conversion.up.name)
-    if is_moved(up):
-        return run_moved(up, getattr(module, conversion.down.name), x, lambda t: _network(module, conversion, t))
-    return _network(module, conversion, x)
-
-
-def _network(module: Any, conversion: Conversion, x: Tensor) -> Tensor:
-    w1, b1, w1_scale = layer_weights(module, conversion.up)
-    w2, b2, w2_scale = layer_weights(module, conversion.down)
-    # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
-    scale_y = None if w2_scale is None else getattr(getattr(module, conversion.down.name), "input_scale", None)
-    factor = None if w1_scale is None else factor_of(getattr(module, conversion.up.name), scale_y)
-    return relu2_mlp(
-        x,
-        w1,
-        w2,
-        b1,
-        b2,
-        precision=conversion.precision,
-        w1_scale=w1_scale,
-        w2_scale=w2_scale,
-        scale_y=scale_y,
-        scale_y_factor=factor,
-        min_tokens=conversion.min_tokens,
-        recipe=conversion.recipe,
-        recompute=conversion.recompute,
-        sparse=module.sparse,
-    )
-
-
-def _problem(module: Any, conversion: Conversion, x: Any) -> str | None:
-    """Why this call has to run the original forward."""
+def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
+    """Compute the network, or say why this call has to run the original forward."""
     problem = difference(module, conversion.seen)
     if problem is not None:
         return problem
-    owners = [getattr(module, layer.name) for layer in (conversion.up, conversion.down)]
-    weights = [owner if isinstance(owner, Tensor) else owner.weight for owner in owners]
-    for layer, weight in zip((conversion.up, conversion.down), weights, strict=True):
-        problem = weight_problem(layer.name, weight)
-        if problem is not None:
-            return problem
-    if is_moved(owners[0]):
-        if weights[0].device != weights[1].device:
-            return "its layers are on different devices"
-        return _input_problem(x, weights[0].device)
-    return _input_problem(x)
+    up, down = _owner(module, conversion.up), _owner(module, conversion.down)
+    first, second = _weights(up, conversion.up), _weights(down, conversion.down)
+    moved = is_moved(up)
+    problem = (
+        weight_problem(conversion.up.name, first.weight)
+        or weight_problem(conversion.down.name, second.weight)
+        or _input_problem(x, first.weight.device if moved else None)
+    )
+    if problem is None and moved and first.weight.device != second.weight.device:
+        problem = "its layers are on different devices"
+    if problem is not None:
+        return problem
+    # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
+    scale_y = None if second.scale is None else getattr(down, "input_scale", None)
+    factor = None if first.scale is None else factor_of(up, scale_y)
+
+    def network(x: Tensor) -> Tensor:
+        return relu2_mlp(
+            x,
+            first.weight,
+            second.weight,
+            first.bias,
+            second.bias,
+            precision=conversion.precision,
+            w1_scale=first.scale,
+            w2_scale=second.scale,
+            scale_y=scale_y,
+            scale_y_factor=factor,
+            min_tokens=conversion.min_tokens,
+            recipe=conversion.recipe,
+            recompute=conversion.recompute,
+            sparse=module.sparse,
+        )
+
+    return run_moved(up, down, x, network) if moved else network(x)
+
+
+def _owner(module: nn.Module, layer: Layer) -> nn.Module | Tensor:
+    child = module._modules.get(layer.name)
+    return getattr(module, layer.name) if child is None else child
+
+
+def _weights(owner: Any, layer: Layer) -> Weights:
+    """Read the weights of one layer, as `torch.nn.Linear` stores them; a scale only where the weight is float8."""
+    if isinstance(owner, Tensor):
+        return Weights(owner.t() if layer.transposed else owner, None, None)
+    weight = owner.weight
+    return Weights(weight, getattr(owner, "bias", None), owner.weight_scale if weight.dtype == _FP8 else None)
 
 
 def _input_problem(x: Any, device: torch.device | None = None) -> str | None:
-    if not isinstance(x, Tensor) or is_traceable_wrapper_subclass(x):
+    if type(x) is not Tensor and (not isinstance(x, Tensor) or is_traceable_wrapper_subclass(x)):
         return f"the input is a {type(x).__name__}"
     device_type = (device or x.device).type
     if device_type not in ("cpu", "cuda", "meta"):

@@ -71,6 +71,28 @@ def test_adapters_after_conversion(adapted):
         assert_near([actual], [first + masked(merged.layers[1], ("up_proj", "down_proj"), first)], 1e-5)
 
 
+def test_adapters_of_the_module():
+    """`ReLU2MLP` with LoRA on both layers: dense with it, sparse when it is merged or unloaded."""
+    peft = pytest.importorskip("peft")
+    network, x = randomize(Stack(sparse24.nn.ReLU2MLP(D, 160, min_tokens=0))), inputs()
+    with torch.no_grad():
+        plain = network(x)
+    config = peft.LoraConfig(r=4, target_modules=["up_proj", "down_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(network, config)
+    mlp = wrapped.base_model.model.layers[0]
+    with pytest.warns(UserWarning, match="ReLU2MLP calls its layers and runs dense: up_proj is a peft"):
+        out = wrapped(x)
+    assert_same_bits(out, x + mlp.down_proj(torch.relu(mlp.up_proj(x)).square()))
+    out.sum().backward()
+    assert all((p.grad is not None) == ("lora" in name) for name, p in mlp.named_parameters())
+    with pytest.raises(RuntimeError, match="to quantise, got: up_proj is a peft"):
+        mlp.quantize_()
+    with CountOps() as ops, torch.no_grad():
+        assert_same_bits(wrapped.unload()(x), plain)
+        merged = peft.get_peft_model(network, config).merge_and_unload()(x)
+    assert ops.sparse == 2 and not torch.equal(merged, plain)
+
+
 @pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
 def test_quantised_children(config):
     """Of torchao, before conversion and after."""
