@@ -28,7 +28,8 @@ def reason(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: tor
         Of a relative error.
     """
     try:
-        return _reason(module, network, dtype, x_dtype, tolerance)
+        with torch.device("cpu"):  # whatever the default is, such as the meta device
+            return _reason(module, network, dtype, x_dtype, tolerance)
     except Exception:  # of the module, and it may be anything: it is that of a call that differs in nothing
         return OTHER
 

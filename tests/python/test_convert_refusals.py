@@ -206,6 +206,13 @@ def test_refused(device, name):
     assert type(module.layers[0]) is before
 
 
+def test_reasons_do_not_depend_on_the_default_device():
+    with torch.device("meta"):
+        model = Stack(Residual(), WithModule(nn.ReLU()))
+        report = sparse24.convert(model, quiet=True)
+    assert list(report.skipped.values()) == [f"it adds {RESIDUAL}", f"{RELU} (act_fn: ReLU)"]
+
+
 def test_a_forward_that_fails(device):
     class Insisting(Inline):
         def forward(self, x):
