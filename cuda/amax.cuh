@@ -1,4 +1,4 @@
-// Largest |activation(x)| per tensor or per column, and the scales that follow from it.
+// Largest |activation(x)| per tensor, row or column, and the scales that follow from it.
 //
 // Non-negative floats order like their bits, so atomicMax on the bits is exact and does not depend on the order.
 #pragma once
@@ -26,6 +26,23 @@ __global__ void __launch_bounds__(kAmaxThreads) amax_tensor(const T* x, int64_t 
   }
   const float v = warp_max(activated_amax<kAct>(m));
   if (threadIdx.x % 32 == 0) atomic_max(amax, v);
+}
+
+inline constexpr int kAmaxVectors = 8;  // of a thread
+
+// amax[r] over the columns of x [rows, cols], cols a multiple of 8.
+template <class T, Activation kAct>
+__global__ void __launch_bounds__(kAmaxThreads) amax_rows(const T* x, int64_t cols, float* amax, int column_blocks) {
+  const int64_t row = blockIdx.x / column_blocks;
+  const int64_t first = int64_t(blockIdx.x % column_blocks) * kAmaxVectors * kAmaxThreads + threadIdx.x;
+  typename Pair<T>::type m{};
+#pragma unroll
+  for (int i = 0; i < kAmaxVectors; ++i) {
+    const int64_t col = (first + i * kAmaxThreads) * 8;
+    if (col < cols) m = amax8<T, kAct>(m, load16(x + row * cols + col));
+  }
+  const float v = warp_max(activated_amax<kAct>(m));
+  if (threadIdx.x % 32 == 0) atomic_max(amax + row, v);
 }
 
 inline constexpr int kAmaxRows = 128;  // rows of one CTA
@@ -62,13 +79,21 @@ static __global__ void __launch_bounds__(kAmaxThreads) amax_to_scale(float* amax
   if (i < count) amax[i] = scale_of(amax[i]);
 }
 
-// One scale for all of x [rows, cols] (kTensor), or one per column (kRow of A = X.T).
+// What a scale is of.
+enum class ScaleOf { kTensor, kRow, kColumn };
+
+// The scale of x [rows, cols], or of each of its rows or columns.
 template <class T, Activation kAct>
-void compute_scale(const T* x, int64_t rows, int64_t cols, bool per_column, float* scale, cudaStream_t stream) {
-  const int64_t count = per_column ? cols : 1;
+void compute_scale(const T* x, int64_t rows, int64_t cols, ScaleOf of, float* scale, cudaStream_t stream) {
+  const int64_t count = of == ScaleOf::kTensor ? 1 : of == ScaleOf::kRow ? rows : cols;
+  if (count == 0) return;
   check_cuda(cudaMemsetAsync(scale, 0, count * sizeof(float), stream), "cudaMemsetAsync");
   if (rows > 0 && cols > 0) {
-    if (per_column) {
+    if (of == ScaleOf::kRow) {
+      const int64_t column_blocks = ceil_div(cols, 8 * kAmaxVectors * kAmaxThreads);
+      amax_rows<T, kAct><<<column_blocks * rows, kAmaxThreads, 0, stream>>>(x, cols, scale, int(column_blocks));
+      check_launch("amax_rows");
+    } else if (of == ScaleOf::kColumn) {
       const int64_t column_blocks = ceil_div(cols, 8 * kAmaxThreads);
       amax_columns<T, kAct><<<column_blocks * ceil_div(rows, kAmaxRows), kAmaxThreads, 0, stream>>>(
           x, rows, cols, scale, int(column_blocks));
@@ -80,7 +105,6 @@ void compute_scale(const T* x, int64_t rows, int64_t cols, bool per_column, floa
       check_launch("amax_tensor");
     }
   }
-  if (count == 0) return;
   amax_to_scale<<<ceil_div(count, kAmaxThreads), kAmaxThreads, 0, stream>>>(scale, count);
   check_launch("amax_to_scale");
 }

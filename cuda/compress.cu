@@ -44,7 +44,7 @@ struct Compress {
     check_launch("compress_features_fp8");
   }
 
-  // Whole rows in registers: the scale and the values from one read of X.
+  // Whole rows in registers, as long as they fit: the scale and the values from one read of X.
   bool features_fp8_one_pass() const {
     const int64_t segments = a.k_meta / 16;
     if (segments > 4 * kMaxThreads8) return false;
@@ -58,14 +58,9 @@ struct Compress {
     const bool features = args.dim == Dim::kFeatures, per_row = args.scaling == Scaling::kRow;
     const float* scale = args.given_scale;
     if (!scale) {
-      if (features && per_row && a.m > 0 && a.k > 0) {
-        check(features_fp8_one_pass(), "sparse24.compress_fp8: expected at most ", 4 * kMaxThreads8 * 16,
-              " features for a computed row scale on the GPU, got ", args.cols);
-        return;
-      }
-      // One for each row of A: of nothing, where the rows are features.
-      compute_scale<T, kAct>(x, features && per_row ? 0 : args.rows, features && per_row ? a.m : args.cols, per_row,
-                             args.computed_scale, stream);
+      if (features && per_row && a.m > 0 && a.k > 0 && features_fp8_one_pass()) return;
+      const ScaleOf of = !per_row ? ScaleOf::kTensor : features ? ScaleOf::kRow : ScaleOf::kColumn;
+      compute_scale<T, kAct>(x, args.rows, args.cols, of, args.computed_scale, stream);
       scale = args.computed_scale;
     }
     if (a.m == 0 || a.k == 0) return;

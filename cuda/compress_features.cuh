@@ -6,6 +6,7 @@
 
 #include "select24.cuh"
 #include "sparse24/format.h"
+#include "sparse24/quantize.h"
 
 namespace sparse24::cuda {
 
@@ -78,8 +79,8 @@ __global__ void __launch_bounds__(kMaxThreads8)
                           const float* given_scale, int scale_stride, float* computed_scale, int column_blocks) {
   static_assert(kSegments % 2 == 0, "lanes trade one segment for another");
   const int64_t row = blockIdx.x / column_blocks;
-  const int col0 = int(blockIdx.x % column_blocks) * kSegments * blockDim.x * 16 + threadIdx.x * 16;
-  const int step = blockDim.x * 16;  // from a segment of this lane to its next
+  const uint32_t col0 = blockIdx.x % column_blocks * kSegments * blockDim.x * 16 + threadIdx.x * 16;
+  const uint32_t step = blockDim.x * 16;  // from a segment of this lane to its next
   const int lane = threadIdx.x % 32;
 
   Segment segment[kSegments];
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kMaxThreads8)
     scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[lane] : 0.f));
     if (threadIdx.x == 0 && row < rows) computed_scale[row] = scale;
   } else if (row < rows) {
-    scale = given_scale[row * scale_stride];
+    scale = usable_scale(given_scale[row * scale_stride]);
   }
   const float inverse = __frcp_rn(scale);
 
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kMaxThreads8)
       }
     }
     // The first of my columns in the segment that I store, and of the 8 lanes whose metadata lie together.
-    const int col = col0 + (first + odd) * step - 16 * odd;
+    const uint32_t col = col0 + (first + odd) * step - 16 * odd;
     // Values: mine and my neighbour's 8 bytes.
     const uint32_t got0 = __shfl_xor_sync(0xffffffffu, odd ? kept[0][0] : kept[1][0], 1);
     const uint32_t got1 = __shfl_xor_sync(0xffffffffu, odd ? kept[0][1] : kept[1][1], 1);

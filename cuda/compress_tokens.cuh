@@ -6,6 +6,7 @@
 
 #include "select24.cuh"
 #include "sparse24/format.h"
+#include "sparse24/quantize.h"
 
 namespace sparse24::cuda {
 
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   float inverse[kFeaturesOfThread];
 #pragma unroll
   for (int f = 0; f < kFeaturesOfThread; ++f)
-    inverse[f] = col < cols ? __frcp_rn(scale[(col + f) * scale_stride]) : 1.f;
+    inverse[f] = col < cols ? __frcp_rn(usable_scale(scale[(col + f) * scale_stride])) : 1.f;
 
   uint32_t complements[kFeaturesOfThread] = {};
   uint32_t kept[kFeaturesOfThread][2] = {};

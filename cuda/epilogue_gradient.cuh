@@ -341,9 +341,9 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
         CUTLASS_PRAGMA_UNROLL
         for (int which = 0; which < 2; ++which) {
           const uint32_t pair = pairs[which][s];
-          static_cast<uint16_t*>(p_.hot[which])[to] = nibbles[s] >> 2 == place    ? uint16_t(pair >> 16)
-                                                      : (nibbles[s] & 3) == place ? uint16_t(pair)
-                                                                                  : uint16_t{0};
+          static_cast<uint16_t*>(p_.hot[which])[to] = (nibbles[s] & 3) == place  ? uint16_t(pair)
+                                                      : nibbles[s] >> 2 == place ? uint16_t(pair >> 16)
+                                                                                 : uint16_t{0};
         }
       }
     }

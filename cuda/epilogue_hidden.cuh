@@ -7,6 +7,7 @@
 #include "scale_accumulators.cuh"
 #include "select24.cuh"
 #include "sparse24/linear.h"
+#include "sparse24/quantize.h"
 #include "vocabulary.cuh"
 
 namespace sparse24::cuda {
@@ -40,7 +41,7 @@ struct HiddenParams {
       const int m = m_tile + i;
       typename Terms::Row out{1.f, 1.f};
       if (m < rows && scale_x) out.scale = scale_x[m * scale_x_stride];
-      if (m < rows && scale_y) out.out_scale = __frcp_rn(scale_y[m * scale_y_stride]);
+      if (m < rows && scale_y) out.out_scale = __frcp_rn(usable_scale(scale_y[m * scale_y_stride]));
       return out;
     };
     const auto columns = [&](int i) {
@@ -86,7 +87,7 @@ struct HiddenStatistics {
   // The inverse scale is 0 where y is not scaled, and cannot saturate.
   __device__ __forceinline__ void see(float y, float inverse_scale) {
     amax = fmaxf(amax, y);
-    saturated += y * inverse_scale > 448.f;
+    saturated += fabsf(y * inverse_scale) > 448.f;
   }
   __device__ __forceinline__ void collect(const HiddenParams& p) const {
     if (p.amax) {

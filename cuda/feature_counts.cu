@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kThreads, 2) feature_counts_kernel(const Featu
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       bytes += uint32_t((pair[r] & kMagnitude) != 0) << 8 * (nibble[r] & 3);
-      bytes += uint32_t((uint32_t(pair[r]) >> kBits & kMagnitude) != 0) << 8 * (nibble[r] >> 2);
+      const bool apart = nibble[r] >> 2 != (nibble[r] & 3);  // else the first one counts
+      bytes += uint32_t(apart && (uint32_t(pair[r]) >> kBits & kMagnitude) != 0) << 8 * (nibble[r] >> 2);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) of_feature[i] += int(bytes >> 8 * i & 0xff);
@@ -57,7 +58,10 @@ __global__ void __launch_bounds__(kThreads, 2) feature_counts_kernel(const Featu
 }  // namespace
 
 void feature_counts(const FeatureCountsArgs& args, cudaStream_t stream) {
-  if (args.a.m == 0 || args.a.k == 0) return;
+  if (args.a.k == 0) return;
+  if (args.a.m == 0) {
+    return check_cuda(cudaMemsetAsync(args.counts, 0, args.a.k * sizeof(int32_t), stream), "cudaMemsetAsync");
+  }
   const unsigned grid = unsigned(ceil_div(args.a.k / 4, kGroups));
   const bool bytes = args.a.dtype == DType::kFloat8E4M3;
   (bytes ? feature_counts_kernel<uint16_t> : feature_counts_kernel<uint32_t>)<<<grid, kThreads, 0, stream>>>(

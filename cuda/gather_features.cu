@@ -16,10 +16,11 @@ constexpr int kRows = 16;  // rows whose metadata of 64 or 128 columns is a bloc
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     gather_features_kernel(Operand a, Operand pattern, const T* __restrict__ values, const uint8_t* __restrict__ meta,
-                           const int64_t* __restrict__ features, int64_t count, T nan, T* __restrict__ out) {
-  const int64_t h = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+                           const int64_t* __restrict__ features, int64_t count, unsigned column_blocks, T nan,
+                           T* __restrict__ out) {
+  const int64_t h = int64_t{blockIdx.x % column_blocks} * kThreads + threadIdx.x;
   if (h >= count) return;
-  const int64_t row0 = int64_t{blockIdx.x} * kRows, feature = features[h];
+  const int64_t row0 = int64_t{blockIdx.x / column_blocks} * kRows, feature = features[h];
   const bool exists = feature >= 0 && feature < a.k;
   const int64_t g = exists ? feature / 4 : 0;
   const uint32_t place = feature % 4;
@@ -27,13 +28,16 @@ __global__ void __launch_bounds__(kThreads)
 
   uint32_t nibbles[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) nibbles[r] = meta[pattern.meta_byte(row0 + r, g)] >> Operand::meta_shift(g) & 0xf;
+  for (int r = 0; r < kRows; ++r) {
+    // Where there are no columns there is no metadata.
+    nibbles[r] = exists ? meta[pattern.meta_byte(row0 + r, g)] >> Operand::meta_shift(g) & 0xf : 0;
+  }
   T got[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const bool first = place == (nibbles[r] & 3), second = place == nibbles[r] >> 2;
     const bool kept = exists && r < rows && (first || second);
-    got[r] = kept ? values[a.value_index(row0 + r, 2 * g + second)] : exists ? T{0} : nan;
+    got[r] = kept ? values[a.value_index(row0 + r, 2 * g + !first)] : exists ? T{0} : nan;
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -43,10 +47,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void launch(const GatherFeaturesArgs& args, T nan, cudaStream_t stream) {
-  const dim3 grid(unsigned(ceil_div(args.a.m, kRows)), unsigned(ceil_div(args.count, kThreads)));
-  gather_features_kernel<T><<<grid, kThreads, 0, stream>>>(args.a, args.pattern(), static_cast<const T*>(args.values),
-                                                           args.meta, args.features, args.count, nan,
-                                                           static_cast<T*>(args.out));
+  const int64_t column_blocks = ceil_div(args.count, kThreads);
+  gather_features_kernel<T><<<unsigned(column_blocks * ceil_div(args.a.m, kRows)), kThreads, 0, stream>>>(
+      args.a, args.pattern(), static_cast<const T*>(args.values), args.meta, args.features, args.count,
+      unsigned(column_blocks), nan, static_cast<T*>(args.out));
   check_launch("gather_features");
 }
 

@@ -24,6 +24,7 @@ constexpr Instance kInstances[] = {
 
 void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
   if (args.tokens == 0 || args.features == 0) return;
+  check(args.in > 0, "sparse24.linear_gradient: expected K (columns of grad) to be above 0, got 0");
   check(config.tile == kLinearGradientTile, "sparse24.linear_gradient: expected a tile of 128x192, got ",
         to_string(config));
   check(!args.roots || args.dtype == DType::kFloat16, "sparse24.linear_gradient: expected roots in float16, got ",

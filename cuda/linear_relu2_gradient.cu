@@ -25,6 +25,7 @@ void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const LinearConf
   if (args.tokens == 0 || args.features == 0) return;
   check(!args.roots || args.dtype == DType::kFloat16, "sparse24.linear_relu2_gradient: expected roots in float16, got ",
         name_of(args.dtype));
+  check(args.in > 0, "sparse24.linear_relu2_gradient: expected K (columns of grad) to be above 0, got 0");
   for (const Instance& i : kInstances) {
     if (i.dtype == args.dtype && i.dtype == args.hidden_dtype && i.tile == config.tile)
       return i.launch(args, config, stream);

@@ -89,7 +89,7 @@ struct MmSm90 {
 
   // Values of `splits` parts of K, which are its batches: k columns each, side by side in rows of k_values.
   static LayoutOfA layout_a(const MmArgs& args, int k, int splits) {
-    using cute::_1, cute::_2;
+    using cute::_1, cute::_2, cute::get;
     if constexpr (kADim == Dim::kFeatures) {
       if (splits > 1) {
         return cute::make_layout(
@@ -97,12 +97,17 @@ struct MmSm90 {
             cute::make_stride(int64_t{args.a.k_values}, cute::make_stride(_1{}, _2{}), int64_t{k}));
       }
     }
-    return SparseConfig::fill_layoutA(cute::make_shape(int(args.a.m), int(args.n), int(args.a.k_values), 1));
+    const auto padded =
+        SparseConfig::fill_layoutA(cute::make_shape(int(args.a.m), int(args.n), int(args.a.k_values), 1));
+    // Tokens of the padding read as zeros, whatever is stored for them: the zeros that they multiply would make NaN of
+    // an infinity.
+    const auto shape = cute::make_shape(get<0>(padded.shape()), cute::make_shape(_2{}, int(args.a.kept())), 1);
+    return cute::make_layout(shape, padded.stride());
   }
 
   static typename Kernel::Arguments arguments(const MmArgs& args, int splits) {
     const int m = int(args.a.m), n = int(args.n), k = int(args.a.k) / splits;
-    // A and E are described by their padded sizes, B by its own: no load leaves a buffer. Parts need no padding.
+    // E is described by its padded sizes, A and B by their own: no load leaves a buffer. Parts need no padding.
     const int k_meta = splits == 1 ? int(args.a.k_meta) : k;
     const auto layout_e = SparseConfig::fill_layoutE(cute::make_shape(int(args.a.m_meta), n, k_meta, splits));
 

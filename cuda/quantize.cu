@@ -25,6 +25,18 @@ __device__ __forceinline__ int64_t squares_of(uint32_t codes) {
   return sum;
 }
 
+// The prediction of a row, of whose codes each thread of its block has seen some. All threads call it.
+__device__ __forceinline__ void write_prediction(int64_t squares, float scale, float factor, float* predicted) {
+  __shared__ unsigned long long sum;
+  if (threadIdx.x == 0) sum = 0;
+  __syncthreads();
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
+  if (threadIdx.x % 32 == 0) atomicAdd(&sum, static_cast<unsigned long long>(squares));
+  __syncthreads();
+  if (threadIdx.x == 0) *predicted = predicted_scale(int64_t(sum), scale, factor);
+}
+
 // One CTA per row (and block of columns, if the scale is given); a thread owns kSegments times 16 elements.
 template <class T, int kSegments, bool kComputeScale, bool kPredict>
 __global__ void __launch_bounds__(kMaxThreads)
@@ -56,7 +68,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[lane] : 0.f));
     if (threadIdx.x == 0) computed_scale[row] = scale;
   } else {
-    scale = given_scale[row * scale_stride];
+    scale = usable_scale(given_scale[row * scale_stride]);
   }
   const float inverse = __frcp_rn(scale);
   int64_t squares = 0;
@@ -74,16 +86,25 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
     store16(q + row * cols + column(s), codes[0], codes[1], codes[2], codes[3]);
   }
-  if constexpr (kPredict) {
-    __shared__ unsigned long long sum;
-    if (threadIdx.x == 0) sum = 0;
-    __syncthreads();
+  if constexpr (kPredict) write_prediction(squares, scale, *factor, predicted + row);
+}
+
+// The predictions of rows that are too wide for the kernel above, from their codes. One CTA per row.
+__global__ void __launch_bounds__(kMaxThreads)
+    predict_rows(const uint8_t* q, int64_t cols, const float* scale, const float* factor, float* predicted) {
+  const int64_t row = blockIdx.x;
+  int64_t squares = 0;
+  for (int64_t col = threadIdx.x * 16; col < cols; col += kMaxThreads * 16) {
+    const Vec8 codes = load16(q + row * cols + col);
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
-    if (threadIdx.x % 32 == 0) atomicAdd(&sum, static_cast<unsigned long long>(squares));
-    __syncthreads();
-    if (threadIdx.x == 0) predicted[row] = predicted_scale(int64_t(sum), scale, *factor);
+    for (uint32_t w : codes.w) squares += squares_of(w);
   }
+  write_prediction(squares, scale[row], *factor, predicted + row);
+}
+
+__global__ void __launch_bounds__(kMaxThreads) usable_scales_kernel(const UsableScalesArgs args) {
+  const int64_t i = int64_t{blockIdx.x} * kMaxThreads + threadIdx.x;
+  if (i < args.count) args.used[i] = usable_scale(args.given[i]);
 }
 
 template <class T>
@@ -100,9 +121,8 @@ void run(const QuantizeArgs& args, cudaStream_t stream) {
     check_launch("quantize_rows");
   };
   const int64_t segments = ceil_div(args.cols, 16);
-  if (!args.given_scale && args.scaling == Scaling::kRow) {
-    check(segments <= 4 * kMaxThreads, "sparse24.quantize_fp8: expected at most ", 4 * kMaxThreads * 16,
-          " columns for a computed row scale on the GPU, got ", args.cols);
+  const bool computes_rows = !args.given_scale && args.scaling == Scaling::kRow;
+  if (computes_rows && 0 < segments && segments <= 4 * kMaxThreads) {  // in registers
     const int64_t per_thread = segments <= kMaxThreads ? 1 : segments <= 2 * kMaxThreads ? 2 : 4;
     const int threads = int(round_up(ceil_div(segments, per_thread), 32));
     const auto launch_rows = [&](auto predict) {
@@ -114,17 +134,30 @@ void run(const QuantizeArgs& args, cudaStream_t stream) {
     };
     return args.predicted ? launch_rows(true_type{}) : launch_rows(false_type{});
   }
-  check(!args.predicted, "sparse24.quantize_fp8: expected computed row scales to predict from, got others");
+  check(!args.predicted || computes_rows,
+        "sparse24.quantize_fp8: expected computed row scales to predict from, got others");
   const float* scale = args.given_scale;
   if (!scale) {
-    compute_scale<T, Activation::kNone>(x, args.rows, args.cols, false, args.computed_scale, stream);
+    compute_scale<T, Activation::kNone>(x, args.rows, args.cols, computes_rows ? ScaleOf::kRow : ScaleOf::kTensor,
+                                        args.computed_scale, stream);
     scale = args.computed_scale;
   }
   constexpr int kThreads = 256;
   launch(std::integral_constant<int, 1>{}, false_type{}, false_type{}, kThreads, ceil_div(segments, kThreads), scale);
+  if (args.predicted && args.rows > 0) {
+    predict_rows<<<unsigned(args.rows), kMaxThreads, 0, stream>>>(static_cast<const uint8_t*>(args.q), args.cols, scale,
+                                                                  args.factor, args.predicted);
+    check_launch("predict_rows");
+  }
 }
 
 }  // namespace
+
+void usable_scales(const UsableScalesArgs& args, cudaStream_t stream) {
+  if (args.count == 0) return;
+  usable_scales_kernel<<<unsigned(ceil_div(args.count, kMaxThreads)), kMaxThreads, 0, stream>>>(args);
+  check_launch("usable_scales");
+}
 
 void quantize_fp8(const QuantizeArgs& args, cudaStream_t stream) {
   dispatch_16bit(args.x_dtype, [&](auto t) { run<decltype(t)>(args, stream); });

@@ -6,6 +6,7 @@
 #include "groups.h"
 #include "numeric.h"
 #include "sparse24/compress.h"
+#include "sparse24/quantize.h"
 
 namespace sparse24::cpu {
 namespace {
@@ -56,7 +57,7 @@ void compress_as(const CompressArgs& args) {
       const int i = slot == 0 ? pair.first : pair.second;
       const int64_t at = a.value_index(m, 2 * g + slot);
       if constexpr (kQuantize) {
-        const float inverse = 1.0f / scale[args.scaling == Scaling::kRow ? m : 0];
+        const float inverse = 1.0f / usable_scale(scale[args.scaling == Scaling::kRow ? m : 0]);
         static_cast<uint8_t*>(args.values)[at] = float_to_e4m3(y[i] * inverse);
       } else {
         static_cast<Storage*>(args.values)[at] = keep<In>(raw[i], y[i], args.activation);
@@ -90,7 +91,7 @@ void decompress_as(const DecompressArgs& args) {
   for_each_group(a, [&](int64_t m, int64_t g) {
     const Pair pair = read_pair(args.meta, a, m, g);
     const int64_t k[2] = {4 * g + pair.first, 4 * g + pair.second};
-    for (int slot = 0; slot < 2; ++slot) {
+    for (int slot = 1; slot >= 0; --slot) {  // the first one counts if both are at the same place
       if (k[slot] < a.k) x[source(m, k[slot])] = values[a.value_index(m, 2 * g + slot)];
     }
   });

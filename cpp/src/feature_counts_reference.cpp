@@ -20,6 +20,7 @@ void count(const FeatureCountsArgs& args) {
       for (int64_t g = 0; g < args.a.k / 4; ++g) {
         const Pair pair = read_pair(args.meta, pattern, m, g);
         args.counts[4 * g + pair.first] += T::load(values[args.a.value_index(m, 2 * g)]) != 0.0f;
+        if (pair.second == pair.first) continue;
         args.counts[4 * g + pair.second] += T::load(values[args.a.value_index(m, 2 * g + 1)]) != 0.0f;
       }
     }

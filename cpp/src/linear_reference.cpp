@@ -1,6 +1,7 @@
 /// @file
 /// The plain form of linear_relu2 and linear_compress: the product, then the separate steps that the kernels fuse.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "product.h"
 #include "sparse24/compress.h"
 #include "sparse24/linear.h"
+#include "sparse24/quantize.h"
 
 namespace sparse24::cpu {
 namespace {
@@ -55,10 +57,10 @@ Hidden multiply(const LinearArgs& args) {
 
 /// 1 / scale of a token.
 float inverse_scale(const LinearArgs& args, int64_t t) {
-  return 1.0f / scale_at(args.scale_y, args.scale_y_per_row, t);
+  return 1.0f / usable_scale(scale_at(args.scale_y, args.scale_y_per_row, t));
 }
 
-bool saturates(float y, float inverse) { return y * inverse > kLargestE4M3; }
+bool saturates(float y, float inverse) { return std::fabs(y * inverse) > kLargestE4M3; }
 
 /// The largest y of all, dropped or not, before it is scaled.
 template <class H>

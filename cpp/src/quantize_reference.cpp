@@ -1,5 +1,7 @@
 /// @file
 /// The slow, plain form of quantize_fp8.
+#include <algorithm>
+
 #include "activate.h"
 #include "numeric.h"
 #include "parallel.h"
@@ -21,7 +23,8 @@ void quantize_as(const QuantizeArgs& args) {
 
   parallel_for(args.rows, args.cols, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float row_scale = scale[args.scaling == Scaling::kRow ? r : 0], inverse = 1.0f / row_scale;
+      const float row_scale = usable_scale(scale[args.scaling == Scaling::kRow ? r : 0]);
+      const float inverse = 1.0f / row_scale;
       int64_t squares = 0;
       for (int64_t at = r * args.cols; at < (r + 1) * args.cols; ++at) {
         q[at] = float_to_e4m3(In::load(x[at]) * inverse);
@@ -33,6 +36,10 @@ void quantize_as(const QuantizeArgs& args) {
 }
 
 }  // namespace
+
+void usable_scales(const UsableScalesArgs& args) {
+  std::transform(args.given, args.given + args.count, args.used, usable_scale);
+}
 
 void quantize_fp8(const QuantizeArgs& args) {
   visit_dtype(args.x_dtype, [&](auto in) { quantize_as<decltype(in)>(args); });

@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
   const DeviceScope scope(op, x);
 
   const auto [values, meta] = new_compressed(x, a);
-  const Tensor used_scale = new_scale(x, scale, args.scaling, a.m);
+  const Tensor used_scale = new_scale(scope, x, scale, args.scaling, a.m);
   if (a.m > 0 && a.k > 0) {
     const Tensor source = contiguous_aligned(x);
     args.x = source.const_data_ptr();

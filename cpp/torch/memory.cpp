@@ -143,13 +143,14 @@ void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first) {
   torch::stable::copy_(rest, torch::stable::narrow(t, 0, done, rows - done));
 }
 
-Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows) {
+Tensor new_scale(const DeviceScope& scope, const Tensor& x, const std::optional<Tensor>& given, Scaling scaling,
+                 int64_t rows) {
   Tensor scale =
       scaling == Scaling::kRow ? new_empty(x, {rows, 1}, ScalarType::Float) : new_empty(x, {1}, ScalarType::Float);
   if (given) {
-    const int64_t elements[] = {scale.numel()};
-    Tensor flat = torch::stable::view(scale, elements);
-    torch::stable::copy_(flat, torch::stable::view(as_contiguous(*given), elements));
+    const Tensor source = torch::stable::contiguous(*given);
+    scope.run(cpu::usable_scales, cuda::usable_scales,
+              UsableScalesArgs{source.const_data_ptr<float>(), scale.numel(), scale.mutable_data_ptr<float>()});
   }
   return scale;
 }

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Ten
   const DeviceScope scope(op, x);
 
   const Tensor values = new_empty(x, {args.rows, args.cols}, ScalarType::Float8_e4m3fn);
-  const Tensor used_scale = new_scale(x, scale, args.scaling, args.rows);
+  const Tensor used_scale = new_scale(scope, x, scale, args.scaling, args.rows);
   if (args.rows > 0 && args.cols > 0) {
     const Tensor source = contiguous_aligned(x);
     args.x = source.const_data_ptr();
@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const T
   const DeviceScope scope(op, x);
 
   const Tensor values = new_empty(x, {args.rows, args.cols}, ScalarType::Float8_e4m3fn);
-  const Tensor scale = new_scale(x, std::nullopt, Scaling::kRow, args.rows);
-  const Tensor predicted = new_scale(x, std::nullopt, Scaling::kRow, args.rows);
+  const Tensor scale = new_scale(scope, x, std::nullopt, Scaling::kRow, args.rows);
+  const Tensor predicted = new_scale(scope, x, std::nullopt, Scaling::kRow, args.rows);
   if (args.rows > 0 && args.cols > 0) {
     const Tensor source = contiguous_aligned(x);
     args.x = source.const_data_ptr();

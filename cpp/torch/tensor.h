@@ -108,8 +108,6 @@ Tensor contiguous_aligned(const Tensor& t);
 /// Copies rows `first` (a multiple of four) and following of t [rows, columns] to the first rows of `target`;
 /// interleaved: they are counted in the order of `interleaved_token`.
 void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first = 0);
-/// The scale tensor that an fp8 conversion returns: a copy of the given one, or room for the computed one.
-Tensor new_scale(const Tensor& x, const std::optional<Tensor>& given, Scaling scaling, int64_t rows);
 
 // ---- running ------------------------------------------------------------------------------------------------------
 /// Makes the device of a tensor current for its lifetime. On a device without kernels for it, construction throws:
@@ -136,6 +134,10 @@ class DeviceScope {
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   cudaStream_t stream_ = nullptr;
 };
+
+/// The scale tensor that an fp8 conversion returns: what is used of the given one, or room for the computed one.
+Tensor new_scale(const DeviceScope& scope, const Tensor& x, const std::optional<Tensor>& given, Scaling scaling,
+                 int64_t rows);
 
 // ---- the ops: one function for both devices -----------------------------------------------------------------------
 std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int64_t dim);

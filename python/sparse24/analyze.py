@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _FP8_MAX = 448.0
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 # Half a unit in the last place above: what is larger saturates, what is not rounds to the largest value.
 _FP8_SATURATES = 464.0
 
@@ -119,7 +120,11 @@ def activation_stats(y1: Tensor, w2: Tensor | None = None, fp8_scale: Tensor | N
 
     nonzero = y2 > 0
     amax = y2.amax() if y2.numel() else y2.new_zeros(())
-    scale = _row_scale(y2) if fp8_scale is None else fp8_scale.to(y2).reshape(-1, 1)
+    if fp8_scale is None:
+        scale = _row_scale(y2)
+    else:  # as `sparse24.ops` has it
+        scale = fp8_scale.to(y2).reshape(-1, 1)
+        scale = torch.where(scale.abs() < _SMALLEST_NORMAL, _SMALLEST_NORMAL, scale)
     scaled = y2 / scale
     quantized = scaled.clamp(max=_FP8_MAX).to(torch.float8_e4m3fn).float()
     return ActivationStats(
@@ -144,7 +149,7 @@ def _row_scale(y: Tensor) -> Tensor:
         return y.new_ones(y.shape[0], 1)
     amax = y.amax(dim=1, keepdim=True)
     scale = amax / torch.full_like(amax, _FP8_MAX)
-    return torch.where(amax == 0, 1.0, scale.clamp(min=torch.finfo(torch.float32).tiny))
+    return torch.where(amax == 0, 1.0, scale.clamp(min=_SMALLEST_NORMAL))
 
 
 def _share_over_2(nonzero: Tensor) -> float:

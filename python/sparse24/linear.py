@@ -52,7 +52,8 @@ def linear_relu2(
     bias : Tensor [F], optional
         Of h's dtype: x's, bfloat16 for float8.
     scale_out : Tensor, optional
-        float32, 1 or T elements: the dequantising multiplier of y. For float8 output, and only for it.
+        float32, 1 or T elements: the dequantising multiplier of y. For float8 output, and only for it. Zero and
+        subnormal ones count as the smallest normal number (`sparse24.ops`).
     out_dtype : torch.dtype, optional
         h's dtype or float8_e4m3fn. Default: x's dtype.
     statistics : bool
@@ -127,7 +128,7 @@ def linear_compress(
     scale_out : Tensor, optional
         float32, 1 or T elements: the dequantising multiplier of float8 values, needed for scaling="given". A static one
         from calibration, ``amax / 448`` of an earlier call, or one per token that is predicted as ``c * |x_row|^2``: it
-        need not be exact, what saturates is counted.
+        need not be exact, what saturates is counted, and may be 0 (`linear_relu2`).
     activation : {"relu2", "relu"}
         "relu" stores the root of what "relu2" does, at the same positions: see `linear_relu2`.
     scaling : {"given", "row"}
@@ -146,7 +147,7 @@ def linear_compress(
     meta : Tensor
         Their positions, uint8, 1-dimensional, as `compress` and `compress_fp8` give them.
     scale : Tensor
-        float32: a copy of `scale_out`, [T, 1] or [1]; the computed one [T, 1]; of 16-bit output [0].
+        float32: what was used of `scale_out`, [T, 1] or [1]; the computed one [T, 1]; of 16-bit output [0].
     amax : Tensor [1]
         float32, the largest y before scaling. NaN does not count.
     saturated : Tensor [1]

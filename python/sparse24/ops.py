@@ -21,6 +21,16 @@ Every op runs on CUDA (compute capability 9.0) and on the CPU. The bits are the 
 the same sums. float32 is for the CPU only. Inputs that are not contiguous or not 16-byte aligned are copied. Wrong
 arguments raise RuntimeError: ``sparse24.<op>: expected <argument> <rule>, got <value>``.
 
+A given scale that an op divides by counts as the smallest normal float32 number where its magnitude is below that: 0,
+which ``amax / 448`` of zeros is, and subnormal numbers. Its inverse is then finite, as that of computed scales. Every
+other scale counts as it is: a negative one turns the signs of what is stored, and what is stored with NaN or an
+infinity decodes to NaN. The scale that an op returns is the one that was used.
+
+Metadata from elsewhere than from the ops may hold anything. No op then leaves its memory, and all that decode it agree:
+of a group's two values the first lies at i0 and the second at i1 (the bits of a nibble are ``i0 | i1 << 2``), and if
+both lie at the same place the first counts. `mm` is for metadata that the ops made: of a nibble without i0 < i1 the
+tensor cores make undefined numbers.
+
 `linear_relu2` and `linear_compress` are documented in `sparse24.linear`.
 
 Source: Haziza et al. 2025, "Accelerating Transformer Inference and Training with 2:4 Activation Sparsity",
@@ -162,7 +172,7 @@ def compress_fp8(
     meta : Tensor
         Positions, uint8, 1-dimensional.
     scale : Tensor
-        [M, 1] or [1], float32: the computed scale, or a copy of the given one.
+        [M, 1] or [1], float32: the computed scale, or what was used of the given one.
 
     Raises
     ------
@@ -355,7 +365,8 @@ def mm(
     -----
     Differentiable with respect to values, b and bias in 16 bits and float32 (scales are constants); float8 raises in
     backward. float8 on CUDA uses the fast accumulation of the tensor cores. A kept zero multiplies as any number: an
-    infinite entry of b gives NaN there.
+    infinite entry of b gives NaN there. What is not kept does not: there a dense product has NaN and this one has none.
+    Tokens of the padding multiply nothing, whatever `values` holds for them.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
 
@@ -404,7 +415,7 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row
     values : Tensor [R, C]
         float8_e4m3fn.
     scale : Tensor
-        [R, 1] or [1], float32: the computed scale, or a copy of the given one.
+        [R, 1] or [1], float32: the computed scale, or what was used of the given one.
 
     Raises
     ------
@@ -443,7 +454,8 @@ def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Ten
     scale : Tensor [R, 1]
         float32, of the rows of x.
     predicted : Tensor [R, 1]
-        float32; 1 where a row is zero. The squares are added exactly: the same bits on every device.
+        float32, at least the smallest normal number; 1 where a row is zero. The squares are added exactly: the same
+        bits on every device.
 
     Raises
     ------

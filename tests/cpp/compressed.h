@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <random>
 #include <vector>
 
 #include "array.h"
@@ -28,6 +29,22 @@ struct Compressed {
   std::pair<int, int> kept(int64_t row, int64_t g) const {
     const int nibble = meta[a.meta_byte(row, g)] >> Operand::meta_shift(g) & 0xF;
     return {nibble & 3, nibble >> 2};
+  }
+  /// Metadata that compress may never make.
+  void keep(int64_t row, int64_t g, std::pair<int, int> which) {
+    uint8_t& byte = meta[a.meta_byte(row, g)];
+    const int shift = Operand::meta_shift(g);
+    byte = static_cast<uint8_t>((byte & ~(0xF << shift)) | (which.first | which.second << 2) << shift);
+  }
+  /// Any pair in every group: equal positions and descending ones too.
+  void keep_any(uint64_t seed) {
+    std::mt19937_64 random(seed);
+    for (int64_t row = 0; row < a.m; ++row) {
+      for (int64_t g = 0; g < a.k_values / 4; ++g) {
+        const auto nibble = static_cast<int>(random() % 16);
+        keep(row, g, {nibble & 3, nibble >> 2});
+      }
+    }
   }
   /// A [m, k_values], zeros where nothing was kept.
   std::vector<double> dense() const {

@@ -2,6 +2,8 @@
 /// Problems for linear_relu2 and linear_compress, and their results on the CPU with poisoned outputs.
 #pragma once
 
+#include <cmath>
+#include <iterator>
 #include <optional>
 #include <vector>
 
@@ -11,8 +13,8 @@
 
 namespace sparse24::test {
 
-/// Where the scale of y comes from.
-enum class OutScale { kNone, kOne, kPerToken };
+/// Where the scale of y comes from. kUnusual: one per token, of which some cannot be divided by.
+enum class OutScale { kNone, kOne, kPerToken, kUnusual };
 
 /// x [tokens, in], w [out, in] and everything that is optional.
 struct LinearCase {
@@ -50,6 +52,9 @@ struct LinearCase {
     for (int64_t i = 0; i < (kind == OutScale::kOne ? 1 : tokens); ++i) {
       scale_y.push_back(0.37f * static_cast<float>(1 + i % 13));
     }
+    if (kind != OutScale::kUnusual) return;
+    constexpr float kUnusual[] = {0.0f, -0.0f, 1e-39f, -1e-39f, -0.37f, INFINITY, NAN};
+    for (size_t i = 1; i < scale_y.size(); i += 2) scale_y[i] = kUnusual[i / 2 % std::size(kUnusual)];
   }
 
   /// Arguments on host memory.

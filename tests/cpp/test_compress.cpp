@@ -263,6 +263,19 @@ TEST(CompressLike, TokensBeyondTheEndAreZero) {
   EXPECT_EQ(back.codes(), std::vector<uint32_t>(8, 0));
 }
 
+TEST(CompressLike, OfTwoValuesAtOnePlaceTheFirstCounts) {
+  // i0 == i1 = 2, which no compress makes, then i0 = 3 above i1 = 1.
+  const Operand a = Operand::of(1, 16, kBF16, Dim::kFeatures);
+  std::vector<uint8_t> meta(a.meta_bytes(), 0x44);
+  meta[a.meta_byte(0, 0)] = 0x7A;
+  const Array values(kBF16, Numbers{5, 6, 7, 8, 0, 0, 0, 0});
+  Array x(kBF16, 16), back(kBF16, 8);
+  cpu::decompress({values.data(), meta.data(), kBF16, 1, 16, Dim::kFeatures, x.data()});
+  EXPECT_EQ(x.numbers(), (Numbers{0, 0, 5, 0, 0, 8, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0}));
+  cpu::compress_like({x.data(), kBF16, 1, 16, Dim::kFeatures, meta.data(), back.data()});
+  EXPECT_EQ(back.numbers(), (Numbers{5, 5, 7, 8, 0, 0, 0, 0}));
+}
+
 TEST(CompressLike, Fp8UsesTheFp8Layout) {
   const Operand a = Operand::of(2, 32, kFP8, Dim::kFeatures);
   std::vector<uint8_t> meta(a.meta_bytes(), 0x44);

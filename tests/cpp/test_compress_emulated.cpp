@@ -68,7 +68,7 @@ constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {5, 192}, {129, 288}, {130, 576
 
 TYPED_TEST(CompressEmulated, EqualsTheReference) {
   for (const auto& [tokens, out] : kSizes) {
-    for (OutScale scale : {OutScale::kNone, OutScale::kOne, OutScale::kPerToken}) {
+    for (OutScale scale : {OutScale::kNone, OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
       this->compare({tokens, out, this->kHidden, scale});
     }
   }

@@ -44,6 +44,16 @@ TEST(FeatureCounts, OfASmallActivation) {
   EXPECT_EQ(counts, expected);
 }
 
+TEST(FeatureCounts, OfTwoValuesAtOnePlaceTheFirstCounts) {
+  Compressed x(1, 16, DType::kBFloat16, Dim::kFeatures);
+  std::fill(x.meta.begin(), x.meta.end(), 0xAA);  // i0 == i1 = 2
+  x.values = Array(DType::kBFloat16, std::vector<double>{1, 1, 0, 1, 1, 0, 0, 0});
+  std::vector<int32_t> counts(16, -1), expected(16, 0);
+  expected[2] = expected[10] = 1;
+  cpu::feature_counts({x.a, x.values.data(), x.meta.data(), DType::kBFloat16, 1024, counts.data()});
+  EXPECT_EQ(counts, expected);
+}
+
 TEST(FeatureCounts, AreThoseOfTheDenseMatrix) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32, DType::kFloat8E4M3}) {
     for (bool fp8_meta : {false, true}) {

@@ -15,7 +15,7 @@ class FeatureCountsGpu : public GpuTest, public testing::WithParamInterface<Case
 TEST_P(FeatureCountsGpu, EqualsTheReference) {
   const auto [dtype, fp8_meta] = GetParam();
   for (const auto& [tokens, features] :
-       {std::pair<int64_t, int64_t>{1, 32}, {15, 64}, {16, 1024}, {129, 1056}, {1025, 96}, {3001, 4128}}) {
+       {std::pair<int64_t, int64_t>{0, 32}, {1, 32}, {15, 64}, {16, 1024}, {129, 1056}, {1025, 96}, {3001, 4128}}) {
     const CountsCase c(dtype, fp8_meta, tokens, features);
     DeviceBuffer values(c.x.values), meta(c.meta);
     for (int64_t samples : {1, 100, 1024, 5000}) {

@@ -25,6 +25,7 @@ struct DyCase {
   bool specials = false;                       ///< NaN and infinities, in dy and in y
   bool interleaved = false;                    ///< the rows of dy, as of what is compressed along tokens, are
   Activation activation = Activation::kRelu2;  ///< kRelu: the epilogue is given the roots of y
+  bool hostile = false;                        ///< y's metadata has any nibbles
 
   Sums dy() const { return {tokens, features, specials}; }
   /// The pre-activation: y is zero where it is negative.
@@ -32,22 +33,27 @@ struct DyCase {
   GradientCase problem() const {
     GradientCase c(tokens, 0, features, Array(DType::kFloat32, 0), Array(DType::kFloat32, 0), h(), activation);
     c.interleaved = interleaved;
+    if (hostile) c.y.keep_any(9);
+    c.meta = c.y.meta;
     return fp8_meta ? std::move(c).with_fp8_meta() : c;
   }
   int64_t token(int64_t row) const { return interleaved_token(row, interleaved ? tokens / 4 : 0); }
 };
 void PrintTo(const DyCase& c, std::ostream* out) {
   *out << name_of(c.dtype) << (c.fp8_meta ? ", fp8 metadata, " : " ") << c.tokens << " x " << c.features
-       << (c.specials ? ", specials" : "") << (c.interleaved ? ", interleaved" : "")
+       << (c.specials ? ", specials" : "") << (c.interleaved ? ", interleaved" : "") << (c.hostile ? ", hostile" : "")
        << (c.activation == Activation::kRelu ? ", roots" : "");
 }
 
 /// dh of the token in a row: grad = 1 and w = its dy, so that they reach dh unchanged, NaN included.
-Array dh_of_row(const DyCase& c, const Array& h, int row) {
+Array dh_of_row(const DyCase& c, const Compressed& y, const Array& h, int row) {
   Array grad(DType::kFloat32, std::vector<double>{1}), w(DType::kFloat32, c.features), own(c.dtype, c.features);
   std::memcpy(w.data(), c.dy().row(row).data(), w.bytes());
   std::memcpy(own.data(), static_cast<const char*>(h.data()) + c.token(row) * own.bytes(), own.bytes());
-  return test::cpu_linear_gradient({1, 1, c.features, std::move(grad), std::move(w), own, c.activation}).dh;
+  GradientCase token(1, 1, c.features, std::move(grad), std::move(w), own, c.activation);
+  for (int64_t g = 0; g < c.features / 4; ++g) token.y.keep(0, g, y.kept(c.token(row), g));
+  token.meta = token.y.meta;
+  return test::cpu_linear_gradient(token).dh;
 }
 
 /// The dense matrix of values with groups of features, tokens in the order of the rows.
@@ -71,7 +77,7 @@ GradientResult reference(const DyCase& d, const GradientCase& c) {
   GradientResult out(c);
   const Array h = d.h();
   for (int row = 0; row < d.tokens; ++row) {
-    const Array dh = dh_of_row(d, h, row);
+    const Array dh = dh_of_row(d, c.y, h, row);
     std::memcpy(static_cast<char*>(out.dh.data()) + d.token(row) * dh.bytes(), dh.data(), dh.bytes());
   }
   const Array y = decompressed(d, c, kept_values(d, c));
@@ -222,6 +228,14 @@ TYPED_TEST(GradientEmulated, EqualsTheReference) {
 
 TYPED_TEST(GradientEmulated, EqualsTheReferenceOnNanAndInfinities) {
   for (const auto& [tokens, features] : kSizes) this->compare(this->problem(tokens, features, /*specials=*/true));
+}
+
+TYPED_TEST(GradientEmulated, ReadsAnyMetadataAsTheReferenceDoes) {
+  for (const auto& [tokens, features] : kSizes) {
+    DyCase d = this->problem(tokens, features, /*specials=*/true, /*interleaved=*/tokens % 2 == 0);
+    d.hostile = true;
+    this->compare(d);
+  }
 }
 
 TYPED_TEST(GradientEmulated, WritesNothingAlongTokensUnlessItIsWanted) {

@@ -144,7 +144,8 @@ TEST_P(LinearShapesGpu, EqualTheReferenceOnIntegers) {
 
 INSTANTIATE_TEST_SUITE_P(All, LinearShapesGpu,
                          testing::Combine(testing::Values(kBF16, kFP16, kFP8),
-                                          testing::Values(OutScale::kNone, OutScale::kOne, OutScale::kPerToken),
+                                          testing::Values(OutScale::kNone, OutScale::kOne, OutScale::kPerToken,
+                                                          OutScale::kUnusual),
                                           testing::ValuesIn(kShapes)));
 
 /// What training in float16 stores, by every kernel of it.

@@ -79,6 +79,31 @@ TEST_P(Quantize, PredictsFromTheSquares) {
   EXPECT_EQ(predicted, (std::vector<float>{0.5f * (448 * 448 + 9), 0.5f * 28 * 28, 1}));
 }
 
+TEST_P(Quantize, GivenScalesHaveFiniteInverses) {
+  // Zeros, subnormal numbers and the smallest that counts as itself; then what counts as it is.
+  const std::vector<float> scale{0.0f, -0.0f, 1e-39f, -1e-39f, FLT_MIN / 2, FLT_MIN, -0.5f, INFINITY, NAN};
+  const auto rows = static_cast<int64_t>(scale.size());
+  Numbers x(rows * 16, 0);
+  for (int64_t r = 0; r < rows; ++r) x[r * 16] = 3;
+  const Array in(GetParam(), x);
+  Array q(kFP8, rows * 16);
+  cpu::quantize_fp8({in.data(), GetParam(), rows, 16, q.data(), Scaling::kRow, scale.data(), nullptr});
+  for (int64_t r = 0; r < 6; ++r) {
+    EXPECT_EQ(q[r * 16], 448) << r;
+    EXPECT_EQ(q.code(r * 16 + 1), 0u) << r;
+  }
+  EXPECT_EQ(q[6 * 16], -6);
+  EXPECT_EQ(q.code(7 * 16), 0u);
+  EXPECT_EQ(q.code(8 * 16), 0x7Fu);
+  EXPECT_EQ(q.code(8 * 16 + 1), 0x7Fu);
+
+  std::vector<float> used(scale.size(), -1);
+  cpu::usable_scales({scale.data(), rows, used.data()});
+  EXPECT_EQ(std::vector<float>(used.begin(), used.end() - 1),
+            (std::vector<float>{FLT_MIN, FLT_MIN, FLT_MIN, FLT_MIN, FLT_MIN, FLT_MIN, -0.5f, INFINITY}));
+  EXPECT_TRUE(std::isnan(used.back()));
+}
+
 TEST(QuantizeUnits, AreWhatTheCodesMean) {
   for (int code = 0; code < 256; ++code) {
     if ((code & 0x7F) == 0x7F) continue;

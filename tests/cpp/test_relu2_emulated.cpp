@@ -56,7 +56,7 @@ constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {129, 288}, {256, 512}};
 TYPED_TEST(Relu2Emulated, EqualsTheReference) {
   for (const auto& [tokens, out] : kSizes) {
     this->template compare<false>({tokens, out, this->kHidden});
-    for (OutScale scale : {OutScale::kOne, OutScale::kPerToken}) {
+    for (OutScale scale : {OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
       this->template compare<true>({tokens, out, this->kHidden, scale});
     }
   }

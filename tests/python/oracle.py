@@ -182,6 +182,13 @@ def scale_of(y: Tensor, scaling: str) -> Tensor:
     return torch.where(amax == 0, 1.0, torch.maximum(amax / torch.tensor(448.0), smallest))
 
 
+def used_scale(given: Tensor, scaling: str) -> Tensor:
+    """What counts of a given scale: a magnitude below the smallest normal number counts as that."""
+    given = given.cpu().reshape((-1, 1) if scaling == "row" else (1,))
+    smallest = torch.finfo(torch.float32).tiny
+    return torch.where(given.abs() < smallest, smallest, given)
+
+
 def compress_fp8(
     x: Tensor, scale: Tensor | None = None, activation: str = "none", dim: int = -1, scaling: str = "row"
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +197,7 @@ def compress_fp8(
     if scale is None:
         scale = scale_of(y, scaling)
     else:
-        scale = scale.cpu().reshape((-1, 1) if scaling == "row" else (1,))
+        scale = used_scale(scale, scaling)
     kept = select(activate(a, ordering(activation)))
     q = to_e4m3(y * (1 / scale))
     meta = torch.from_numpy(pack_meta(nibbles_of(kept), FP8))
@@ -202,7 +209,7 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: str = "row") -
     if scale is None:
         scale = scale_of(y, scaling)
     else:
-        scale = scale.cpu().reshape((-1, 1) if scaling == "row" else (1,))
+        scale = used_scale(scale, scaling)
     return to_e4m3(y * (1 / scale)), scale
 
 
@@ -236,5 +243,8 @@ class Pattern:
         """decompress."""
         m, groups, _ = self.kept.shape
         codes = bits(load_values(values.cpu(), self.dim)).reshape(m, groups, 2)
-        a = torch.zeros(m, groups, 4, dtype=codes.dtype).scatter_(2, self.kept, codes).reshape(m, 4 * groups)
+        a = torch.zeros(m, groups, 4, dtype=codes.dtype)
+        for slot in (1, 0):  # the first one counts if both are at the same place
+            a.scatter_(2, self.kept[..., slot, None], codes[..., slot, None])
+        a = a.reshape(m, 4 * groups)
         return from_bits(a if self.dim == -1 else a.t()[: self.rows], values.dtype)

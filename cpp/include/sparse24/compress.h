@@ -26,8 +26,8 @@ struct CompressArgs {
   uint8_t* meta;
 
   // fp8 only
-  Scaling scaling = Scaling::kRow;  ///< elements of `scale`: one, or one per row of A
-  const float* given_scale = nullptr;
+  Scaling scaling = Scaling::kRow;     ///< elements of `scale`: one, or one per row of A
+  const float* given_scale = nullptr;  ///< counts as `usable_scale` (quantize.h)
   /// Where the scale is written if none is given: max |Y| / 448 over its row of A or over all of X, at least the
   /// smallest normal float; 1 where everything is zero. NaN does not count.
   float* computed_scale = nullptr;

@@ -9,6 +9,12 @@
 /// Each group keeps two values, i0 < i1, and the nibble `i0 | i1 << 2`: always an ordered pair, because the
 /// hardware leaves the other codes undefined. Metadata is padded to M % 128 and K % atom with nibble 4 = (0, 1).
 ///
+/// Metadata from elsewhere can hold any nibble. What reads it then stays inside its buffers, and what decodes it
+/// (decompress, compress_like, gather_features, feature_counts, linear_gradient) has one rule: the first value of a
+/// group lies at i0, the second at i1, and if both are at the same place the first counts. mm is for metadata that
+/// compress made: of other codes the hardware makes what it wants. Padding is never decoded, and of `values` what
+/// belongs to tokens of the padding is never read.
+///
 /// Values (kept value j of row m, j = 2g or 2g + 1):
 ///
 ///     16-bit, features   [R, C/2]              m * C/2 + j
@@ -77,6 +83,8 @@ struct Operand {
   SPARSE24_HD constexpr bool m_contiguous() const { return dim == Dim::kTokens && dtype != DType::kFloat8E4M3; }
   SPARSE24_HD constexpr int64_t values_rows() const { return m_contiguous() ? k_values / 2 : m; }
   SPARSE24_HD constexpr int64_t values_cols() const { return m_contiguous() ? m : k_values / 2; }
+  /// Values of a row of A that are not those of tokens of the padding.
+  SPARSE24_HD constexpr int64_t kept() const { return k / 4 * 2 + (k % 4 < 2 ? k % 4 : 2); }
   SPARSE24_HD constexpr int64_t meta_bytes() const { return m_meta * k_meta / 8; }
 
   /// Index of kept value j of row m in the values.

@@ -30,11 +30,11 @@ struct LinearArgs {
   const void* bias = nullptr;      ///< [out] of hidden_dtype, null: 0
 
   DType y_dtype;                   ///< hidden_dtype, or kFloat8E4M3
-  const float* scale_y = nullptr;  ///< fp8: the dequantising scale of y
+  const float* scale_y = nullptr;  ///< fp8: the dequantising scale of y; counts as `usable_scale` (quantize.h)
   bool scale_y_per_row = false;    ///< [tokens], else one element
 
   float* amax = nullptr;         ///< one element, zero before the call: max y, NaN not counted; null: not wanted
-  int32_t* saturated = nullptr;  ///< one element, zero before the call: kept values with y / scale_y > 448
+  int32_t* saturated = nullptr;  ///< one element, zero before the call: kept values with |y / scale_y| > 448
 
   /// kRelu2 or kRelu. Training in float16 keeps roots: its squares underflow where the derivative does not. On the GPU
   /// kRelu is for the hidden type float16 alone.

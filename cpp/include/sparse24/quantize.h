@@ -1,5 +1,6 @@
 /// @file
-/// quantize_fp8: the dense counterpart of compress_fp8, for the operands that stay dense (x and the weights).
+/// quantize_fp8: the dense counterpart of compress_fp8, for the operands that stay dense (x and the weights), and the
+/// scales that are divided by.
 #pragma once
 
 #include <cfloat>
@@ -7,6 +8,18 @@
 #include "sparse24/types.h"
 
 namespace sparse24 {
+
+/// What is divided by where this scale is given. A magnitude below the smallest normal float, which `amax / 448` of
+/// zeros is, counts as that, as it does where scales are computed: its inverse is finite. Every other scale counts as
+/// it is: a negative one turns the signs of what is stored, and with NaN or an infinity the row decodes to NaN.
+SPARSE24_HD constexpr float usable_scale(float given) { return -FLT_MIN < given && given < FLT_MIN ? FLT_MIN : given; }
+
+/// used[i] = usable_scale(given[i]): what an op returns for a given scale.
+struct UsableScalesArgs {
+  const float* given;
+  int64_t count;
+  float* used;
+};
 
 /// q [rows, cols] = e4m3(x * (1 / scale)), rounded once, saturating; x row-major and contiguous, cols % 16 == 0 on the
 /// GPU. Scales as in `CompressArgs`: given, or computed per row or for all of x.
@@ -16,7 +29,7 @@ struct QuantizeArgs {
   int64_t rows, cols;
   void* q;
   Scaling scaling = Scaling::kRow;
-  const float* given_scale = nullptr;
+  const float* given_scale = nullptr;  ///< counts as `usable_scale`
   float* computed_scale = nullptr;
 
   /// With both: predicted[r] = factor * |row r of q * scale|^2, and 1 where that is 0: the scale of squares of products
@@ -42,9 +55,11 @@ constexpr float predicted_scale(int64_t squares, float scale, float factor) {
 
 namespace cpu {
 void quantize_fp8(const QuantizeArgs& args);
-}
+void usable_scales(const UsableScalesArgs& args);
+}  // namespace cpu
 namespace cuda {
 void quantize_fp8(const QuantizeArgs& args, cudaStream_t stream);
-}
+void usable_scales(const UsableScalesArgs& args, cudaStream_t stream);
+}  // namespace cuda
 
 }  // namespace sparse24
