@@ -1,5 +1,6 @@
 """Every op with every size that can be zero: the shapes of the fake functions, the numbers of the CPU."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from data import integers
 from oracle import FP8, meta_bytes, round_up
 from torch import Tensor
 
-import sparse24  # noqa: F401  (registers the ops)
+import sparse24
 
 BF16 = torch.bfloat16
 FLOAT8 = {"float8": FP8, "bfloat16": BF16}
@@ -153,3 +154,19 @@ def test_empty(poisoned_memory, device, name):
         torch.cuda.synchronize()  # what is wrong shows in this test
     for result in results:  # nothing that was not written
         assert not result.float().isnan().any() or call.op == "gather_features"
+
+
+@pytest.mark.parametrize("options", [{}, {"sparse": False}, {"fused": False}], ids=str)
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_empty_network(device, precision, options, tokens):
+    """No tokens, no features in, between or out: sums of nothing are zero, forwards and backwards."""
+    for d, f, d_out in itertools.product((0, 32), (0, 64), (0, 32)):
+        if tokens * d * f * d_out:
+            continue
+        shapes = (tokens, d), (f, d), (d_out, f)
+        leaves = [numbers(*shape).to(device).requires_grad_() for shape in shapes]
+        y = sparse24.relu2_mlp(*leaves, precision=precision, min_tokens=0, **options)
+        assert y.shape == (tokens, d_out) and not y.any()
+        for gradient, shape in zip(torch.autograd.grad(y.float().sum(), leaves), shapes, strict=True):
+            assert gradient.shape == shape and not gradient.any()
