@@ -12,6 +12,8 @@ from fuzzing.dice import Dice
 from fuzzing.tensors import Draw
 
 ACTIVATIONS = ("none", "relu", "relu2")
+#: Of which a first layer may store the roots of the squares, and a gradient take them.
+ROOT_DTYPES = (torch.float16, torch.float32)
 
 
 def schema_of(op: str):
@@ -25,8 +27,8 @@ class Call:
     op: str
     args: dict[str, Any]
     wrapped: bool = False  # called as sparse24.<op>, not as torch.ops.sparse24.<op>
-    mutations: tuple[str, ...] = ()
     trimmed: bool = False  # defaults are left out
+    mutations: tuple[str, ...] = ()
     is_op = True
 
     @property
@@ -42,21 +44,15 @@ class Call:
                 keywords[argument.name] = values[argument.name]
             else:
                 positional.append(values[argument.name])
-        if self.trimmed:
-            for argument in reversed(schema_of(self.op).arguments):
-                given = values[argument.name]
-                if (
-                    not argument.has_default_value()
-                    or given is not argument.default_value
-                    and given != argument.default_value
-                ):
-                    if argument.kwarg_only:
-                        continue
-                    break
-                if argument.kwarg_only:
-                    del keywords[argument.name]
-                else:
-                    positional.pop()
+        for argument in reversed(schema_of(self.op).arguments if self.trimmed else []):
+            given = values[argument.name]
+            is_default = argument.has_default_value() and _same(given, argument.default_value)
+            if argument.kwarg_only and is_default:
+                del keywords[argument.name]
+            elif not argument.kwarg_only and not is_default:
+                break
+            elif not argument.kwarg_only:
+                positional.pop()
         return positional, keywords
 
     def run(self, values: dict[str, Any]) -> tuple[Any, ...]:
@@ -81,6 +77,10 @@ class Call:
         arguments = [repr(v) for v in positional] + [f"{k}={v!r}" for k, v in keywords.items()]
         function = f"sparse24.{self.op}" if self.wrapped else f"torch.ops.sparse24.{self.op}"
         return "\n".join([*lines, f"print({function}({', '.join(arguments)}))"])
+
+
+def _same(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and isinstance(a, (int, str, type(None), torch.dtype)) and a == b
 
 
 class _Name(str):
@@ -228,6 +228,7 @@ def _linear(d: Dice, multiples: tuple[int, int]) -> dict[str, Any]:
         "scale_out": d.scale(d.choice((1, tokens)), d.choice(("powers", "small"))) if fp8 else None,
         "out_dtype": out_dtype,
         "statistics": d.chance(0.6),
+        "activation": d.choice(("relu2", "relu2", "relu")) if dtype in ROOT_DTYPES else "relu2",
     }
 
 
@@ -236,7 +237,7 @@ def _linear_relu2(d: Dice) -> dict[str, Any]:
 
 
 def _linear_compress(d: Dice) -> dict[str, Any]:
-    args = _linear(d, (16, 32)) | {"activation": "relu2", "scaling": "given"}
+    args = _linear(d, (16, 32)) | {"scaling": "given"}
     if args["scale_out"] is not None and d.chance(0.4):
         args |= {"scale_out": None, "scaling": "row"}
     return args
@@ -260,6 +261,7 @@ def _linear_gradient(d: Dice) -> dict[str, Any]:
         "tokens": tokens_too,
         "fp8_meta": fp8_meta,
         "hot": hot,
+        "roots": dtype in ROOT_DTYPES and d.chance(0.3),
     }
 
 
@@ -271,6 +273,7 @@ def _linear_relu2_gradient(d: Dice) -> dict[str, Any]:
         "grad": d.draw((tokens, depth), dtype, contents),
         "w": d.draw((depth, features), dtype, "integers" if contents == "integers" else None),
         "y": d.draw((tokens, features), dtype, d.choice(("squares", "squares", "zeros", "specials"))),
+        "roots": dtype in ROOT_DTYPES and d.chance(0.3),
     }
 
 

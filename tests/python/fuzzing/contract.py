@@ -269,6 +269,8 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
         check = networks.rule(call, values, device)
     else:
         function = getattr(products, call.op, None) or globals()[call.op]
+        if call.op == "put_features" and isinstance(values["out"], Tensor) and values["out"]._is_zerotensor():
+            raise Unsettled  # has no memory to be written to
         check = function(**{name: _plain(v) for name, v in values.items()})
     need(len(places) <= 1, "one device")
     first = next(iter(tensors))

@@ -9,7 +9,7 @@ from torch import Tensor
 from training_reference import token_order
 
 from fuzzing import contract
-from fuzzing.calls import alignment
+from fuzzing.calls import ROOT_DTYPES, alignment
 from fuzzing.contract import FLOATS, FLOATS_AND_FP8, Check, columns_or_nan, is_legal_meta, is_ordinary, need, tensor
 from fuzzing.rounding import Product, near, product, round_to
 
@@ -79,6 +79,10 @@ def _hidden(x, w, scale_x, scale_w, bias) -> torch.dtype:
     return hidden
 
 
+def _stored_activations(x: Tensor) -> tuple[str, ...]:
+    return ("relu2", "relu") if x.dtype in ROOT_DTYPES else ("relu2",)
+
+
 def _scale_out(scale_out, tokens: int, wanted: bool) -> None:
     need((scale_out is not None) == wanted, "scale_out")
     contract.one_of_scale(scale_out, tokens, True)
@@ -98,11 +102,14 @@ def _check_statistics(results, y: Tensor, saturated: int | None, wanted: bool) -
         assert count.tolist() == [saturated], f"{count.tolist()} saturated instead of {saturated}"
 
 
-def _near_squares(actual: Tensor, p: Product, hidden: torch.dtype, inverse: Tensor) -> None:
-    """Of y as stored: the square of h, which was rounded; float8 saturates."""
+def _near_activation(actual: Tensor, p: Product, hidden: torch.dtype, inverse: Tensor, activation: str) -> None:
+    """Of y as stored: of h, which was rounded, the square or the root of that; float8 saturates."""
     h, slack = p.exact, p.bound + torch.finfo(hidden).eps * p.exact.abs() + torch.finfo(hidden).tiny
     positive = torch.where(h.isnan(), h, h.clamp(min=0))
-    y, bound = positive.square() * inverse, (2 * positive * slack + slack.square()) * inverse
+    y, bound = positive, slack
+    if activation == "relu2":
+        y, bound = positive.square(), 2 * positive * slack + slack.square()
+    y, bound = y * inverse, bound * inverse
     if actual.dtype == FP8:
         finite = h.isfinite() & (y.abs() + bound < 1e37) & (inverse > 0)
         got = torch.where(finite, actual.double(), 0.0)
@@ -113,8 +120,9 @@ def _near_squares(actual: Tensor, p: Product, hidden: torch.dtype, inverse: Tens
         near(torch.where(settled, actual.double(), 0.0).to(actual.dtype), torch.where(settled, y, 0.0), bound)
 
 
-def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics) -> Check | None:
+def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics, activation) -> Check | None:
     hidden = _hidden(x, w, scale_x, scale_w, bias)
+    contract.word(activation, _stored_activations(x))
     contract.out_dtype_of(out_dtype, (hidden, FP8))
     out = out_dtype or x.dtype
     need(w.shape[0] % (16 if out == FP8 else 8) == 0, "rows of w")
@@ -127,9 +135,9 @@ def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics)
         p = product(x, w.t(), scale_x, scale_w, bias)
         assert results[0].dtype == out and results[0].shape == p.exact.shape
         if not p.is_exact:
-            _near_squares(results[0], p, hidden, _inverse(scale_out).double())
+            _near_activation(results[0], p, hidden, _inverse(scale_out).double(), activation)
             return _check_statistics(results[1:], p.exact, None, statistics)
-        y = oracle.activate(p.rounded(hidden), "relu2")
+        y = oracle.activate(p.rounded(hidden), activation)
         scaled = y * _inverse(scale_out)
         assert_same_bits(results[0], oracle.to_e4m3(scaled) if out == FP8 else round_to(y, out))
         saturated = int((scaled > 448).sum()) if out == FP8 else 0
@@ -141,9 +149,9 @@ def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics)
 def linear_compress(
     x, w, scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics
 ) -> Check | None:
-    contract.word(activation, ["relu2"])
     contract.word(scaling, ("given", "row"))
     hidden = _hidden(x, w, scale_x, scale_w, bias)
+    contract.word(activation, _stored_activations(x))
     contract.out_dtype_of(out_dtype, (hidden, FP8))
     out = out_dtype or x.dtype
     need(w.shape[0] % alignment(out, -1) == 0, "rows of w")
@@ -161,20 +169,21 @@ def linear_compress(
         if not p.is_exact:
             pattern = Pattern.of_meta(meta, *shape, out, -1)
             kept = Product(*(pattern.gather(t) for t in (p.exact, p.magnitude)), False, p.fp8)
-            _near_squares(values, kept, hidden, _inverse(scale if out == FP8 else None).double())
+            inverse = _inverse(scale if out == FP8 else None).double()
+            _near_activation(values, kept, hidden, inverse, activation)
             return _check_statistics(rest, p.exact, None, statistics)
         h = p.rounded(hidden)
-        y, over = oracle.activate(h, "relu2"), 0
+        y, over = oracle.activate(h, activation), 0
         if out != FP8:
-            expected = *oracle.compress(h, "relu2"), torch.empty(0)
+            expected = *oracle.compress(h, activation), torch.empty(0)
         elif scaling == "row":
-            wide = oracle.compress(h, "relu2")[0]
+            wide = oracle.compress(h, activation)[0]
             q, computed = oracle.quantize_fp8(wide)
-            expected = q, oracle.compress_fp8(h, computed, "relu2")[1], computed
+            expected = q, oracle.compress_fp8(h, computed, activation)[1], computed
         else:
             one = scale_out.numel() == 1
-            expected = oracle.compress_fp8(h, scale_out, "relu2", scaling="tensor" if one else "row")
-            over = int((oracle.compress(h.float(), "relu2")[0] * _inverse(scale_out) > 448).sum())
+            expected = oracle.compress_fp8(h, scale_out, activation, scaling="tensor" if one else "row")
+            over = int((oracle.compress(h.float(), activation)[0] * _inverse(scale_out) > 448).sum())
         for i, (a, e) in enumerate(zip(results, expected, strict=False)):
             assert_same_bits(a, e, f"result {i}")
         return _check_statistics(rest, y, over, statistics)
@@ -182,18 +191,18 @@ def linear_compress(
     return check
 
 
-def _times_root(dy: Tensor, y: Tensor) -> Tensor:
-    root = torch.from_numpy(np.sqrt(y.detach().float().numpy()))
+def _times_root(dy: Tensor, y: Tensor, roots: bool) -> Tensor:
+    root = y.detach().float() if roots else torch.from_numpy(np.sqrt(y.detach().float().numpy()))
     return round_to(dy.float() * (2 * root), dy.dtype)
 
 
-def _check_dh(dh: Tensor, p: Product, y: Tensor, dtype: torch.dtype) -> None:
-    """``dy * 2 sqrt(y)``, where p is dy."""
+def _check_dh(dh: Tensor, p: Product, y: Tensor, dtype: torch.dtype, roots: bool) -> None:
+    """``dy * 2 sqrt(y)``, or with `roots` ``dy * 2 y``, where p is dy."""
     if p.is_exact:
-        return assert_same_bits(dh, _times_root(p.rounded(dtype), y), "dh")
-    root = 2 * y.detach().double().sqrt()
-    slack = (p.bound + torch.finfo(dtype).eps * p.exact.abs() + torch.finfo(dtype).tiny) * root
-    overflows = p.exact.abs() + p.bound > 0.98 * min(torch.finfo(dtype).max, 1e38)
+        return assert_same_bits(dh, _times_root(p.rounded(dtype), y, roots), "dh")
+    root = 2 * (y.detach().double() if roots else y.detach().double().sqrt())
+    slack = (p.bound + torch.finfo(dtype).eps * p.exact.abs() + torch.finfo(dtype).tiny) * root.abs()
+    overflows = (p.exact.abs() + p.bound > 0.98 * min(torch.finfo(dtype).max, 1e38)) | (root.abs() > 1e38)
     near(torch.where(overflows, 0.0, dh), torch.where(overflows, 0.0, p.exact * root), slack)
 
 
@@ -205,14 +214,15 @@ def _check_grad_and_w(grad, w, multiple: int) -> tuple[int, int]:
     return grad.shape[0], w.shape[1]
 
 
-def linear_relu2_gradient(grad, w, y) -> Check:
+def linear_relu2_gradient(grad, w, y, roots) -> Check:
     shape = _check_grad_and_w(grad, w, 8)
     tensor(y, 2, [grad.dtype])
     need(tuple(y.shape) == shape, "shape of y")
-    return lambda results: _check_dh(results[0], product(grad, w), y, grad.dtype)
+    need(not contract.flag(roots) or grad.dtype in ROOT_DTYPES, "roots")
+    return lambda results: _check_dh(results[0], product(grad, w), y, grad.dtype, roots)
 
 
-def linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot) -> Check | None:
+def linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots) -> Check | None:
     tensor(grad)
     layout = FP8 if contract.flag(fp8_meta) else grad.dtype
     rows, cols = _check_grad_and_w(grad, w, alignment(layout, -1))
@@ -221,6 +231,7 @@ def linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot) -
     contract.metadata(meta, rows, cols, layout, -1)
     contract.flag(interleaved)
     contract.flag(tokens)
+    need(not contract.flag(roots) or grad.dtype in ROOT_DTYPES, "roots")
     if hot is not None:
         need(tokens, "tokens with hot")
         tensor(hot, 1, [torch.int64])
@@ -233,8 +244,10 @@ def linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot) -
         p = product(grad, w)
         kept = Product(*(pattern.gather(t) for t in (p.exact, p.magnitude)), p.is_exact, p.fp8)
         dh, *along_tokens, counts, y_hot, dh_hot = results
-        _check_dh(dh, kept, values, grad.dtype)
-        y, dense_dh = pattern.scatter(values.detach()), pattern.scatter(dh)
+        _check_dh(dh, kept, values, grad.dtype, roots)
+        stored = values.detach()
+        y = pattern.scatter(round_to(stored.float().square(), stored.dtype) if roots else stored)
+        dense_dh = pattern.scatter(dh)
         order = token_order(rows, interleaved)
         nothing = grad.new_empty(0).detach(), torch.empty(0, dtype=torch.uint8)
         expected = [*nothing, *nothing]
