@@ -96,19 +96,21 @@ def test_schemas():
     """The contract, word by word."""
     expected = {
         "compress": '(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta)',
-        "compress_fp8": '(Tensor x, Tensor? scale, str activation="none", int dim=-1, str scaling="row") '
+        "compress_fp8": '(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row") '
         "-> (Tensor values, Tensor meta, Tensor scale)",
         "compress_like": "(Tensor x, Tensor meta, int dim=-1) -> Tensor",
         # rows and cols are ints to callers; SymInt lets torch.compile keep them symbolic.
         "decompress": "(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor",
-        "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a, Tensor? scale_b, Tensor? bias, *, int dim=-1, "
-        "ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor",
+        "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a=None, Tensor? scale_b=None, Tensor? bias=None, "
+        "*, int dim=-1, ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor",
         "put_features": "(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()",
-        "quantize_fp8": '(Tensor x, Tensor? scale, str scaling="row") -> (Tensor values, Tensor scale)',
-        "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+        "quantize_fp8": '(Tensor x, Tensor? scale=None, str scaling="row") -> (Tensor values, Tensor scale)',
+        "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
+        "Tensor? scale_out=None, *, "
         'ScalarType? out_dtype=None, bool statistics=True, str activation="relu2") '
         "-> (Tensor y, Tensor amax, Tensor saturated)",
-        "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x, Tensor? scale_w, Tensor? bias, Tensor? scale_out, *, "
+        "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
+        "Tensor? scale_out=None, *, "
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
