@@ -3,6 +3,23 @@
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
+namespace {
+
+/// `t`, whose elements have `element_size` bytes, does not share memory with out. As torch's own in-place ops see it:
+/// tensors with gaps or repeated elements pass, and are copied before anything is written.
+void check_apart(OpName op, const char* argument, const Tensor& t, int64_t element_size, const Tensor& out,
+                 int64_t out_bytes) {
+  int64_t extent = 1;
+  for (int64_t i = 0; i < t.dim(); ++i) extent += (t.size(i) - 1) * t.stride(i);
+  if (t.numel() == 0 || extent != t.numel()) return;
+  const auto first = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  const auto out_first = reinterpret_cast<uintptr_t>(out.const_data_ptr());
+  const bool apart = first + static_cast<uintptr_t>(extent * element_size) <= out_first ||
+                     out_first + static_cast<uintptr_t>(out_bytes) <= first;
+  expect(apart, op, argument, " not to share memory with out, got a tensor that does");
+}
+
+}  // namespace
 
 void put_features(const Tensor& out, const Tensor& parts, const Tensor& features, int64_t dim) {
   constexpr OpName op = "sparse24.put_features";
@@ -27,6 +44,9 @@ void put_features(const Tensor& out, const Tensor& parts, const Tensor& features
          args.by_columns ? "rows of out" : "elements of features", "), got ", parts.size(1));
   expect(parts.size(2) == args.parts_columns(), op, "parts to have ", args.parts_columns(), " columns (",
          args.by_columns ? "elements of features" : "columns of out", "), got ", parts.size(2));
+  const int64_t out_bytes = out.numel() * size_of(args.dtype);
+  check_apart(op, "parts", parts, size_of(args.dtype), out, out_bytes);
+  check_apart(op, "features", features, sizeof(int64_t), out, out_bytes);
   const DeviceScope scope(op, out);
 
   const Tensor source = contiguous_aligned(parts), where = as_contiguous(features);

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._forward_mode import AutogradLibrary
 from sparse24._token_order import deinterleave, interleave
 
 _ops = torch.ops.sparse24
+
+# As long as it lives, its registrations do.
+_kernels = AutogradLibrary()
 
 
 def _compress_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -179,4 +183,4 @@ def register() -> None:
         ("quantize_fp8", _refusing_backward("quantize_fp8"), None),
         ("quantize_fp8_predict", _refusing_backward("quantize_fp8_predict"), None),
     ):
-        torch.library.register_autograd(f"sparse24::{name}", backward, setup_context=setup_context)
+        torch.library.register_autograd(f"sparse24::{name}", backward, setup_context=setup_context, lib=_kernels)

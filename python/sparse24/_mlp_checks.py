@@ -5,6 +5,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from sparse24._symbolic import or_false
 from sparse24.training import Recipe
 
 _FP8 = torch.float8_e4m3fn
@@ -64,7 +65,7 @@ def check_scale_y(scale_y: Tensor | None, tokens: Tensor, fp8: bool) -> None:
     _require_tensor("scale_y", scale_y)
     if scale_y.dtype != torch.float32:
         fail("scale_y to be float32", _name(scale_y.dtype))
-    if scale_y.numel() not in (1, tokens.shape[0]):
+    if or_false(scale_y.numel() != tokens.shape[0]) and or_false(scale_y.numel() != 1):
         fail(f"scale_y to have 1 or {tokens.shape[0]} elements (tokens)", scale_y.numel())
     if scale_y.device != tokens.device:
         fail(f"scale_y to be on {tokens.device} as x is", scale_y.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse24._symbolic import or_true
 from sparse24.ops import (
     OutputScaling,
     Scaling,
@@ -85,7 +86,7 @@ def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Ten
         # The reference: dequantise after an fp32 product, as the kernels do.
         out = (x.float() @ w.float().t()) * x_scale.reshape(-1, 1) * w_scale
         return (out if bias is None else out + bias).to(torch.bfloat16)
-    if x_scale.numel() != 1 or w_scale.numel() != 1:
+    if w_scale.numel() != 1 or or_true(x_scale.numel() != 1):
         # torch has a kernel for a scale per row of both. With one each it is cuBLAS, which is faster with few tokens.
         x_scale = x_scale.reshape(-1, 1).expand(x.shape[0], 1).contiguous()
         w_scale = w_scale.expand(w.shape[0]).contiguous().unsqueeze(0)
@@ -126,7 +127,7 @@ def _activation_fp8(x: Tensor, weight: Weight, b1: Tensor | None, out_scale: Out
     w1, w1_scale = float8_weight(weight)
     if not mode.fused:
         y1 = linear_fp8(q, x_scale, w1, w1_scale, b1)
-        scaling: Scaling = "row" if scale_y is None or scale_y.numel() != 1 else "tensor"
+        scaling: Scaling = "row" if scale_y is None or or_true(scale_y.numel() != 1) else "tensor"
         if mode.sparse:
             return Hidden(*compress_fp8(y1, scale_y, "relu2", scaling=scaling))
         y, scale = quantize_fp8(torch.relu(y1).square(), scale_y, scaling)

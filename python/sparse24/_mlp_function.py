@@ -14,13 +14,13 @@ dtype.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sparse24._mlp_checks import fail
 from sparse24._mlp_forward import (
     Hidden,
     Mode,
@@ -32,7 +32,7 @@ from sparse24._mlp_forward import (
     linear_fp8,
     squared,
 )
-from sparse24._tokens import put_product, weight_gradient
+from sparse24._tokens import distinct_features, put_product, weight_gradient
 from sparse24.ops import (
     compress,
     decompress,
@@ -81,25 +81,39 @@ class FeedForward(torch.autograd.Function):
         recompute: bool,
     ) -> Tensor:
         hidden = activation(x, Weight(w1, w1_scale), b1, OutScale(scale_y, scale_y_factor), mode)
-        ctx.mode = mode
-        ctx.recipe = recipe if mode.sparse else _DENSE
-        ctx.recompute = recompute or not ctx.recipe.reuse_mask
+        ctx.backward_pass = BackwardPass.of(mode, recipe, recompute)
+        again = ctx.backward_pass.recompute
         replay = (
-            (x, b1, scale_y, scale_y_factor)
-            if ctx.recompute
-            else (x if ctx.needs_input_grad[1] else None, None, None, None)
+            (x, b1, scale_y, scale_y_factor) if again else (x if ctx.needs_input_grad[1] else None, None, None, None)
         )
-        kept = Hidden(None, None, None) if ctx.recompute else hidden
+        kept = Hidden(None, None, None) if again else hidden
         ctx.save_for_backward(*replay, w1, w2, w1_scale, w2_scale, hot_features, *kept)
         return down_projection(squared(hidden, mode), Weight(w2, w2_scale), b2, x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with without_autocast(grad.device.type):
-            # The gradient of a sum is one number with strides of zero: copied once, not in each product.
-            gradients = _gradients(ctx, grad.contiguous())
-        return *gradients, *(None,) * 8
+        # Autograd has no edge from here to an x that is not saved: a graph of this pass would lack it, silently.
+        if torch.is_grad_enabled():
+            refuse_second_derivatives()
+        return *gradients(ctx.backward_pass, ctx.needs_input_grad[:5], grad, *ctx.saved_tensors), *(None,) * 8
+
+
+def refuse_second_derivatives() -> NoReturn:
+    """Raise: the pattern, and what is dropped along tokens, are constants of one backward pass."""
+    fail("create_graph to be False (second derivatives are not defined)", True)
+
+
+class BackwardPass(NamedTuple):
+    """How it runs."""
+
+    mode: Mode
+    recipe: Recipe
+    recompute: bool  # the activation, from x
+
+    @staticmethod
+    def of(mode: Mode, recipe: Recipe, recompute: bool) -> "BackwardPass":
+        recipe = recipe if mode.sparse else _DENSE
+        return BackwardPass(mode, recipe, recompute or not recipe.reuse_mask)
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -145,11 +159,30 @@ class _Operands(NamedTuple):
     dx: Tensor | None
 
 
-def _gradients(ctx: Any, grad: Tensor) -> Gradients:
-    """Compute those of x, w1, w2, b1, b2 that are needed."""
-    x, b1, scale_y, factor, w1, w2, w1_scale, w2_scale, hot, *kept = ctx.saved_tensors
-    need_x, need_w1, need_w2, need_b1, need_b2 = ctx.needs_input_grad[:5]
-    mode, recipe = ctx.mode, ctx.recipe
+def gradients(how: BackwardPass, needed: tuple[bool, ...], grad: Tensor, *saved: Tensor | None) -> Gradients:
+    """Compute those of x, w1, w2, b1, b2 that are needed, from what `FeedForward` saves."""
+    with without_autocast(grad.device.type):
+        # The gradient of a sum is one number with strides of zero: copied once, not in each product.
+        return _gradients(how, needed, grad.contiguous(), *saved)
+
+
+def _gradients(
+    how: BackwardPass,
+    needed: tuple[bool, ...],
+    grad: Tensor,
+    x: Tensor,
+    b1: Tensor | None,
+    scale_y: Tensor | None,
+    factor: Tensor | None,
+    w1: Tensor,
+    w2: Tensor,
+    w1_scale: Tensor | None,
+    w2_scale: Tensor | None,
+    hot: Tensor | None,
+    *kept: Tensor | None,
+) -> Gradients:
+    need_x, need_w1, need_w2, need_b1, need_b2 = needed
+    mode, recipe = how.mode, how.recipe
 
     db2 = _sum(grad) if need_b2 else None
     need_dh = need_x or need_w1 or need_b1
@@ -159,6 +192,8 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
     # How many features to choose for a dense product.
     split = hot is None and (need_w1 or need_w2) and recipe.weight_gradients == "sparse"
     count = recipe.hot_features(w1.shape[0]) if split else 0
+    if hot is not None:
+        hot = distinct_features(hot, w1.shape[0])
     first = Weight(w1, w1_scale)
     w1, w2 = _sixteen_bit(first, grad.dtype), _sixteen_bit(Weight(w2, w2_scale), grad.dtype)
     if not recipe.reuse_mask:
@@ -166,14 +201,12 @@ def _gradients(ctx: Any, grad: Tensor) -> Gradients:
         if count:
             hot = densest_features(y.count_nonzero(0).int(), count)
     else:
-        hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if ctx.recompute else Hidden(*kept)
+        hidden = activation(_again(x), first, b1, OutScale(scale_y, factor), mode) if how.recompute else Hidden(*kept)
         saved = _Activation.of(hidden, mode, grad.dtype)
         if count:
             hot = saved.densest(count)
-        elif hot is not None:
-            hot = hot.sort().values  # given in any order; linear_gradient wants them to ascend
         over_tokens = need_w1 and need_w2 and recipe.weight_gradients == "sparse" and not recipe.residual
-        if over_tokens and x.shape[0] > 0:  # mm has no product over zero tokens
+        if over_tokens:
             dx, dw1, dw2, dh = _both_directions(saved, grad, x, w1, w2, recipe, hot, need_x)
             return dx, dw1, dw2, _sum(saved.dense(dh)) if need_b1 else None, db2
         y, dh, dx = _separate(saved, grad, w1, w2, need_x, need_dh, need_w1 or need_w2 or need_b1)

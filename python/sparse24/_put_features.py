@@ -18,7 +18,7 @@ def put_features(out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None
     Parameters
     ----------
     out : Tensor [R, C]
-        bfloat16 or float16; on the CPU also float32. Contiguous.
+        bfloat16 or float16; on the CPU also float32. Contiguous, and apart from the memory of the others.
     parts : Tensor [P, R, H] or [P, H, C]
         Of out's dtype.
     features : Tensor [H]
@@ -38,7 +38,8 @@ def put_features(out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None
 
     Notes
     -----
-    Not differentiable: for backward passes.
+    Not differentiable: for backward passes. Where gradients are recorded, `out` and `parts` that require one are
+    refused; whoever saved `out` for a backward pass is told that it has changed, as by torch's own in-place ops.
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the densest features take a dense product).
 

@@ -4,11 +4,14 @@ A [T, F] is the activation or the gradient of the pre-activation, already 2:4 al
 [T, N] is the other operand. Groups of four tokens keep two entries of each feature.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
+from sparse24._symbolic import or_false
 from sparse24._token_order import interleave
-from sparse24.ops import compress, decompress, mm, put_features
+from sparse24.ops import compress, decompress, densest_features, mm, put_features
 from sparse24.training import Recipe
 
 
@@ -26,16 +29,26 @@ def weight_gradient(a: Tensor, b: Tensor, recipe: Recipe, hot: Tensor | None, *,
     transpose : bool
         Return the transpose, contiguous, [N, F].
     """
-    if recipe.weight_gradients == "dense" or a.shape[0] == 0:  # mm has no product over zero tokens
+    if recipe.weight_gradients == "dense":
         return b.t() @ a if transpose else a.t() @ b
     out = _sparse_product(interleave(a) if recipe.permute_tokens else a, b.contiguous(), recipe, transpose)
     if hot is not None:
         columns = a.index_select(1, hot)
         if transpose:
-            out = out.index_copy(1, hot, b.t() @ columns)
+            out = out.index_copy(1, hot, _product(b.t()[None], columns[None])[0])
         else:
-            out = out.index_copy(0, hot, columns.t() @ b)
+            out = out.index_copy(0, hot, _product(columns.t()[None], b[None])[0])
     return out
+
+
+def distinct_features(given: Tensor, features: int) -> Tensor:
+    """Return as many features as are given [H], ascending and each once, as the products want them.
+
+    Those that are given are among them. Repeated ones, and what is no feature, give their places to the lowest others.
+    """
+    # One more element for what is no feature: an index of -1 is the last, too.
+    marks = given.new_zeros(features + 1, dtype=torch.int32).index_fill_(0, given.clamp(-1, features), 1)
+    return densest_features(marks[:features], given.shape[0])
 
 
 def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bool = False) -> None:
@@ -46,8 +59,20 @@ def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bo
     """
     a = _aligned(a)
     parts = _parts(a.shape[0] * b.shape[1], a.shape[1]) if a.is_cuda else 1
-    rows, columns = a.unflatten(1, (parts, -1)).transpose(0, 1), b.unflatten(0, (parts, -1))
-    put_features(out, columns.mT @ rows.mT if transpose else rows @ columns, hot, -1 if transpose else -2)
+    tokens = a.shape[1] // parts
+    rows, columns = a.unflatten(1, (parts, tokens)).transpose(0, 1), b.unflatten(0, (parts, tokens))
+    added = _product(columns.mT, rows.mT) if transpose else _product(rows, columns)
+    # Out is new, and nobody has saved it: without a compiler, autograd need not be told.
+    with nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowADInplaceOrView():
+        put_features(out, added, hot, -1 if transpose else -2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Compute ``a @ b`` [P, M, N] in place, which `torch.utils.flop_counter` does not count.
+
+    It counts these features already, as a part of the sparse product beside this one.
+    """
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2]).baddbmm_(a, b, beta=0)
 
 
 def _aligned(a: Tensor) -> Tensor:
@@ -62,7 +87,7 @@ def _aligned(a: Tensor) -> Tensor:
 def _parts(size: int, tokens: int) -> int:
     """Count parts of 1,024 tokens or more, so that there are about as many tiles of 128 x 256 as multiprocessors."""
     parts = 1
-    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and tokens % (parts * 2048) == 0:
+    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and or_false(tokens % (parts * 2048) == 0):
         parts *= 2
     return parts
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse24._forward_mode import in_forward_mode, in_torch_func
 from sparse24._mlp_checks import (
     check_operands,
     check_scale_y,
@@ -25,6 +26,8 @@ from sparse24._mlp_checks import (
 )
 from sparse24._mlp_forward import Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
 from sparse24._mlp_function import FeedForward, without_autocast
+from sparse24._mlp_transforms import run_transformed
+from sparse24._symbolic import or_true
 from sparse24.ops import quantize_fp8
 from sparse24.training import Recipe
 
@@ -102,6 +105,7 @@ def relu2_mlp(
         `sparse24.mlp.DEFAULT_MIN_PRODUCTS` multiply-adds, such as 299 tokens in 16 bits for D = 4096 and F = 16384;
         fp8 with a scale per row runs sparse up to `sparse24.mlp.FEW_TOKENS` tokens too. `sparse24.mlp.pays` tells which
         a call runs. The comparison is a Python one on shapes: constant for static shapes, guards for dynamic ones.
+        A compiled graph for a number that depends on data (``x[mask]``) runs sparse.
     fused : bool
         True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
         GEMM, then a compressing pass, which is slower but for some sizes of fp8. In sparse fp8 with neither `scale_y`
@@ -110,8 +114,9 @@ def relu2_mlp(
         How the backward pass treats the token direction. Default: ``Recipe()``.
     hot_features : Tensor [H], optional
         int64: the features whose weight gradients are dense, H = ``recipe.hot_features(F)``. They may be those of an
-        earlier step, and have to be valid indices, each at most once. Default: chosen in the backward pass, from counts
-        in a sample of tokens, without synchronisation.
+        earlier step. Nothing can refuse what lies on a device: repeated indices and those that are not from 0 to F - 1
+        give their places to the lowest features that are not among the others. Default: chosen in the backward pass,
+        from counts in a sample of tokens, without synchronisation.
     recompute : bool
         Save x and the weights only, and run the first GEMM again in the backward pass. The same bits; dense in 16 bits
         the same up to the rounding of one product.
@@ -149,8 +154,10 @@ def relu2_mlp(
     float8 product of dy1 (one scale per token) and w1 (one per column). The rest is in x's dtype, and the derivative of
     rounding is taken as 1. float8 weights get no gradient.
 
-    Where it runs dense in bfloat16 or float32 without `recompute`, the backward pass is that of the ops, and second
-    derivatives exist; elsewhere asking for them raises torch's error.
+    Derivatives beyond that of a backward pass: where it runs dense in bfloat16 or float32 without `recompute`, all that
+    torch has, forward mode without a compiler. Elsewhere second derivatives (``create_graph=True``) and forward mode
+    raise. `torch.func.grad`, `vjp`, `jacrev` and `vmap` give what a backward pass gives, samples one after another;
+    inside of one compiled graph (``fullgraph=True``) these derivatives raise too.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
@@ -169,7 +176,7 @@ def relu2_mlp(
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
     if min_tokens is not None:
-        enough = tokens.shape[0] >= min_tokens
+        enough = or_true(tokens.shape[0] >= min_tokens)
     else:
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
@@ -183,9 +190,18 @@ def relu2_mlp(
     )
     roots = learns and dtype == torch.float16 and not fp8
     mode = Mode(fp8, sparse, fused, roots)
+    learns = learns and (fp8 or sparse or recompute or roots)
+    compiling, transformed = torch.compiler.is_compiling(), False
+    if in_torch_func() or (not compiling and in_forward_mode()):
+        if not (fp8 or sparse):  # torch's ops, which have all derivatives
+            mode, learns = Mode(fp8=False, sparse=False, fused=False), False
+        elif not compiling:
+            transformed = True
+        elif learns:  # Dynamo would make a second derivative zero
+            fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
     with without_autocast(device_type):
-        if learns and (fp8 or sparse or recompute or roots):
-            out = FeedForward.apply(
+        if learns or transformed:
+            arguments = (
                 tokens,
                 first.values,
                 second.values,
@@ -200,6 +216,7 @@ def relu2_mlp(
                 recipe,
                 recompute,
             )
+            out = run_transformed(*arguments) if transformed else FeedForward.apply(*arguments)
         else:
             out = down_projection(
                 activation(tokens, first, b1, OutScale(scale_y, scale_y_factor), mode), second, b2, dtype
@@ -224,10 +241,10 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
     one_scale : bool
         fp8: the activation and w2 have a single scale each, not one per row.
     """
-    if fp8 and not one_scale and tokens <= FEW_TOKENS:
+    if fp8 and not one_scale and or_true(tokens <= FEW_TOKENS):
         return True
     precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
-    return tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision]
+    return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
 
 
 def up_projection(

@@ -42,7 +42,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparse24 import _autograd, _fake
+from sparse24 import _autograd, _fake, _flop_counter, _in_place
 from sparse24._arguments import refuse_non_tensors
 from sparse24._densest_features import densest_features
 from sparse24._feature_counts import feature_counts
@@ -78,6 +78,8 @@ __all__ = [
 
 _fake.register()
 _autograd.register()
+_in_place.register()
+_flop_counter.register()
 
 # Looked up once: each lookup through torch.ops costs as much as a small op.
 _compress = torch.ops.sparse24.compress.default

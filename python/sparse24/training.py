@@ -1,8 +1,9 @@
 """How the backward pass treats the token direction, when training is dense, and what checkpointing saves."""
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError, dataclass, field
-from typing import Literal, NoReturn
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -71,15 +72,19 @@ class Recipe:
     dense_features: float = 0.02
     residual: bool = False
     reuse_mask: bool = True
-    # `dense_features` as an integer: a float that is looked at makes torch.compile start over where shapes are dynamic.
+
     # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
-    _millionths: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.weight_gradients not in ("sparse", "dense"):
             _fail("Recipe", 'weight_gradients to be "sparse" or "dense"', f'"{self.weight_gradients}"')
         if not 0 <= self.dense_features <= 1:
             _fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
+        self.dense_features = float(self.dense_features)
+        for name in ("permute_tokens", "residual", "reuse_mask"):
+            setattr(self, name, _boolean("Recipe", name, getattr(self, name)))
+        # As an integer: a float that is looked at makes torch.compile start over where shapes are dynamic. No field,
+        # so that ``Recipe(**dataclasses.asdict(recipe))`` is the recipe.
         self._millionths = round(self.dense_features * 1_000_000)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -119,6 +124,11 @@ class Schedule:
     RuntimeError
         ``sparse24.Schedule: expected <field> <rule>, got <value>``.
 
+    Warns
+    -----
+    UserWarning
+        No step is sparse.
+
     Notes
     -----
     Source: Haziza et al. 2025, arXiv 2503.16672 (warm-up of 1,000 steps).
@@ -137,12 +147,18 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "dense_warmup_steps", "dense_final_steps"):
-            if getattr(self, name) < 0:
-                _fail("Schedule", f"{name} to be at least 0", getattr(self, name))
+            value = getattr(self, name)
+            if value < 0:
+                _fail("Schedule", f"{name} to be at least 0", value)
+            if value != int(value):
+                _fail("Schedule", f"{name} to be a whole number", value)
+            object.__setattr__(self, name, int(value))  # of NumPy or torch, too
+        if 0 < self.total_steps <= self.dense_warmup_steps + self.dense_final_steps:
+            warnings.warn(f"sparse24: no step of {self} is sparse", stacklevel=3)
 
     def is_sparse(self, step: int) -> bool:
         """Tell whether a step, counted from 0, runs sparse."""
-        return self.dense_warmup_steps <= step < self.total_steps - self.dense_final_steps
+        return bool(self.dense_warmup_steps <= step < self.total_steps - self.dense_final_steps)
 
     def apply(self, model: nn.Module, step: int) -> bool:
         """Set the attribute `sparse` of all feed-forward modules in `model` as the step wants it, and return it.
@@ -177,6 +193,13 @@ def _feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, ReLU2MLP) or getattr(module, "_sparse24_converted", False):
             yield module
+
+
+def _boolean(what: str, name: str, value: Any) -> bool:
+    """Convert a boolean of Python, NumPy or JSON: `torch.compile` takes only the first for a constant."""
+    if value not in (False, True):
+        _fail(what, f"{name} to be True or False", value)
+    return bool(value)
 
 
 def _fail(what: str, rule: str, got: object) -> NoReturn:

@@ -177,7 +177,7 @@ def test_revert(device):
     module = build(lambda: Stack(Inline(), WithModule(), nn.Linear(D, D)), device)
     before = copy.deepcopy(module)
     sparse24.convert(module, EXACT, quiet=True)
-    sparse24.Schedule(10).apply(module, 0)
+    sparse24.Schedule(10, dense_warmup_steps=1).apply(module, 0)
     module.layers[0].sparse24_enabled = False
     assert sparse24.revert(module) == ["layers.0", "layers.1"]
     for new, old in zip(module.modules(), before.modules(), strict=True):

@@ -90,7 +90,7 @@ def test_the_program_holds_the_sparse_product(device, kind, strict):
 
 def test_a_dense_phase_is_exported_dense(device):
     model = model_of("module", device)
-    sparse24.Schedule(1, dense_warmup_steps=1).apply(model, 0)
+    sparse24.Schedule(2, dense_warmup_steps=1).apply(model, 0)
     program = export(model, device)
     assert "sparse24.mm.default" not in [str(node.target) for node in program.graph.nodes]
     assert_same_bits(program.module()(example(device)), model(example(device)))

@@ -143,3 +143,75 @@ def test_errors(checked_device, name):
     assert f"got {value.replace(chr(92), '')}" in first_line, first_line
     if checked_device != "meta":
         assert_same_bits(out, before)
+
+
+# ---- as index_copy_ --------------------------------------------------------------------------------------------------
+
+
+def test_who_saved_out_is_told(device):
+    out, parts, features = good(device)
+    before = out._version
+    weight = torch.ones_like(out).requires_grad_()
+    product = weight * out
+    put_features(out[:, :], parts, features, -1)
+    assert out._version == before + 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    with torch.inference_mode():
+        put_features(out, parts, features, -1)
+    assert out._version == before + 2
+
+
+@pytest.mark.parametrize("name", ["out", "parts"])
+def test_gradients_are_refused(device, name):
+    out, parts, features = good(device)
+    {"out": out, "parts": parts}[name].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"^sparse24.put_features: expected {name} not to require a gradient"):
+        put_features(out, parts, features, -1)
+    if name == "out":  # no leaf
+        with pytest.raises(RuntimeError, match="^sparse24.put_features: expected out not to require a gradient"):
+            torch.ops.sparse24.put_features(out * 1, parts, features, -1)
+    expected = reference(out.detach(), parts.detach(), features, -1)
+    with torch.no_grad():
+        put_features(out, parts, features, -1)
+    assert_same_bits(out.detach(), expected)
+
+
+def test_inference_tensors(device):
+    _, parts, features = good(device)
+    with torch.inference_mode():
+        out = torch.zeros(24, 40, dtype=torch.bfloat16, device=device)
+        put_features(out, parts, features, -1)
+    with pytest.raises(RuntimeError, match="^sparse24.put_features: expected out to be no inference tensor"):
+        put_features(out, parts, features, -1)
+
+
+def test_overlapping_memory(device):
+    """Dense tensors that share memory with out are refused; others are read before anything is written."""
+    storage = normal(3, 24, 40, dtype=torch.bfloat16).to(device)
+    features = torch.arange(40, device=device)
+    for parts in (storage[:2], storage[1:], storage.mT[1:2].mT):
+        with pytest.raises(RuntimeError, match="^sparse24.put_features: expected parts not to share memory with out"):
+            put_features(storage[1], parts, features, -1)
+    for parts in (storage[::2], storage[1, :1].expand(2, 24, 40)):
+        out = storage.clone()
+        again = parts if parts.stride(1) == 0 else out[::2]
+        expected = reference(out[1], again, features, -1)
+        put_features(out[1], again, features, -1)
+        assert_same_bits(out[1], expected)
+    put_features(storage[0], storage[1:], features, -1)
+    indices = torch.arange(12, device=device)
+    with pytest.raises(RuntimeError, match="^sparse24.put_features: expected features not to share memory with out"):
+        out = indices.view(torch.bfloat16).view(4, 12)
+        put_features(out, torch.zeros(1, 4, 12, dtype=torch.bfloat16, device=device), indices, -1)
+    with pytest.raises(RuntimeError, match="^sparse24.put_features: expected out to be contiguous"):
+        put_features(storage[0, :1].expand(24, 40), storage[1:], features, -1)
+
+
+def test_negative_views(device):
+    out, parts, features = good(device)
+    expected = reference(out, -parts, features, -1)
+    with pytest.raises(RuntimeError, match="^sparse24.put_features: expected out to be no view with its sign pending"):
+        put_features(torch._neg_view(out), parts, features, -1)
+    put_features(out, torch._neg_view(parts), features, -1)
+    assert_same_bits(out, expected)

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,6 +68,22 @@ def test_recipes_are_immutable_values():
     for same in (other, copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
         assert same == recipe and hash(same) == hash(recipe) and same.hot_features(6400) == 640
     assert recipe != Recipe()
+
+
+def test_recipes_from_dictionaries():
+    """Of dataclasses.asdict and JSON, with numbers of NumPy; also inside of a ConvertConfig."""
+    recipe = Recipe(dense_features=np.float32(0.25), residual=np.True_, weight_gradients="sparse")
+    stored = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    assert set(stored) == {field.name for field in dataclasses.fields(Recipe)}
+    again = Recipe(**stored)
+    assert again == recipe and hash(again) == hash(recipe) and again.hot_features(6400) == 1600
+    assert type(recipe.residual) is bool and type(recipe.dense_features) is float
+    config = sparse24.ConvertConfig(dtype="fp8", recipe=recipe, min_tokens=3, decisions={"a.b": False, "c": "bf16"})
+    assert sparse24.ConvertConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    plain = sparse24.ConvertConfig()
+    assert sparse24.ConvertConfig(**dataclasses.asdict(plain)) == plain
+    schedule = Schedule(2000, dense_final_steps=5)
+    assert Schedule(**json.loads(json.dumps(dataclasses.asdict(schedule)))) == schedule
 
 
 def test_recipes_differ(device):
@@ -148,6 +166,27 @@ def test_given_hot_features(device):
         assert_same_bits(actual + 0.0, exact.float().to(torch.bfloat16) + 0.0, name)
 
 
+@pytest.mark.parametrize("recipe", ["default", "residual", "no reuse", "dense"])
+@pytest.mark.parametrize("wrong", ["repeated", "beyond", "negative"])
+def test_hot_features_that_are_none(device, wrong, recipe, poisoned_memory):
+    """Repeated indices and those outside give their places to the lowest features that are not given."""
+    *leaves, grad = exact_operands(65, torch.bfloat16, device)
+    recipe = RECIPES[recipe] or Recipe()
+    hot = torch.arange(64, 128)
+    if wrong == "repeated":
+        hot[10:30] = hot[9]
+    else:
+        hot[10:30] = (
+            torch.tensor([HIDDEN, 2**62]).repeat(10) if wrong == "beyond" else torch.tensor([-1, -(2**63)] * 10)
+        )
+    expected = sorted({*range(64, 74), *range(94, 128), *range(20)})
+    step = reference.step(*leaves, grad, recipe, expected)
+    for name, actual, exact in zip(
+        NAMES, run(leaves, grad, recipe=recipe, hot_features=hot.to(device))[1:], step.grads, strict=True
+    ):
+        assert_same_bits(actual + 0.0, exact.float().to(torch.bfloat16) + 0.0, name)
+
+
 @pytest.mark.parametrize("precision", ["16bit", "fp8"])
 @pytest.mark.parametrize(
     "needed", [("x",), ("w1",), ("w2",), ("b1",), ("b2",), ("x", "w2", "b2"), ("w1", "b1")], ids=str
@@ -223,14 +262,6 @@ def test_autocast(device, precision):
             assert_same_bits(t.grad, g.float())
 
 
-def test_second_derivatives_are_refused(device):
-    *leaves, grad = operands(8, torch.bfloat16, device)
-    x = leaves[0].requires_grad_()
-    (dx,) = torch.autograd.grad(sparse24.relu2_mlp(*leaves, min_tokens=0), x, grad.requires_grad_(), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
-
-
 def test_reruns_have_the_same_bits(device, poisoned_memory):
     *leaves, grad = operands(257, torch.bfloat16, device)
     for options in ({}, {"recipe": RECIPES["residual"]}, {"precision": "fp8"}):
@@ -283,11 +314,13 @@ def test_refusals(device, name):
         (lambda: Recipe(weight_gradients="exact"), 'Recipe: expected weight_gradients to be .*, got "exact"'),
         (lambda: Recipe(dense_features=1.5), "Recipe: expected dense_features to be from 0 to 1, got 1.5"),
         (lambda: Recipe(dense_features=-0.1), "Recipe: expected dense_features to be from 0 to 1, got -0.1"),
+        (lambda: Recipe(residual="no"), "Recipe: expected residual to be True or False, got no"),
+        (lambda: Schedule(1.5), "Schedule: expected total_steps to be a whole number, got 1.5"),
         (lambda: Schedule(-1), "Schedule: expected total_steps to be at least 0, got -1"),
         (lambda: Schedule(1, -2), "Schedule: expected dense_warmup_steps to be at least 0, got -2"),
         (lambda: Schedule(1, 0, -3), "Schedule: expected dense_final_steps to be at least 0, got -3"),
         (
-            lambda: Schedule(1).apply(torch.nn.Linear(2, 2), 0),
+            lambda: Schedule(1, 0).apply(torch.nn.Linear(2, 2), 0),
             "Schedule: expected model to have ReLU2MLP or converted modules, got Linear",
         ),
     ],

@@ -1,9 +1,13 @@
 """Training under torch.compile, and the dense phases of a schedule."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same_bits
+from convert_models import Inline
 from data import normal
 from training_reference import HIDDEN, D, operands, run
 
@@ -42,6 +46,83 @@ def test_compiled_training(device, dynamic, precision, recipe, counter):
     assert counter.frame_count == (1 if dynamic else 2)
 
 
+@pytest.fixture
+def captured():
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        yield
+
+
+UNKNOWN = {
+    "default": {},
+    "dense": {"sparse": False},
+    "min_tokens": {"min_tokens": 2},
+    "unfused": {"fused": False},
+    "recompute": {"recompute": True},
+    "dense gradients": {"recipe": Recipe(weight_gradients="dense")},
+    "residual": {"recipe": Recipe(residual=True)},
+    "no reuse": {"recipe": Recipe(reuse_mask=False)},
+    "natural": {"recipe": Recipe(permute_tokens=False)},
+    "no split": {"recipe": Recipe(dense_features=0.0)},
+    "fp8": {"precision": "fp8"},
+    "fp8 dense": {"precision": "fp8", "sparse": False},
+    "fp8 unfused": {"precision": "fp8", "fused": False},
+    "fp8, a factor": {"precision": "fp8", "scale_y_factor": 1.0},
+    "fp8, one scale": {"precision": "fp8", "scale_y": 0.1},
+}
+
+
+@pytest.mark.parametrize("way", UNKNOWN)
+def test_a_number_of_tokens_that_depends_on_data(device, way, counter, captured):
+    """One graph for ``x[mask]``: training and inference, any number of tokens, also none and one."""
+    options = dict(UNKNOWN[way])
+    for name in ("scale_y", "scale_y_factor"):
+        if name in options:
+            options[name] = torch.full((1,), options[name], device=device)
+    compiled = torch.compile(
+        lambda mask, x, *t: sparse24.relu2_mlp(x[mask], *t, **options), backend=counter, fullgraph=True
+    )
+    *leaves, grad = operands(20, torch.bfloat16, device)
+    graphs = []
+    for learning in (True, False):
+        for count in (20, 7, 1, 0):
+            mask = torch.arange(20, device=device) >= 20 - count
+            ours, theirs = ([t.clone().requires_grad_(learning) for t in leaves] for _ in range(2))
+            out = compiled(mask, *ours)
+            sparse = {"min_tokens": 0, **options} if options.get("min_tokens") is None else {**options, "min_tokens": 0}
+            expected = sparse24.relu2_mlp(theirs[0][mask], *theirs[1:], **sparse)
+            assert_same_bits(out, expected)
+            if learning:
+                out.backward(grad[mask])
+                expected.backward(grad[mask])
+                for a, e in zip(ours, theirs, strict=True):
+                    assert_same_bits(a.grad, e.grad)
+        graphs.append(counter.frame_count)
+    assert graphs == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["module", "quantised", "fp8", "converted"])
+def test_unknown_tokens_of_modules(device, kind, counter, captured):
+    torch.manual_seed(0)
+    options = {"device": device, "dtype": torch.bfloat16, "precision": "fp8" if kind == "fp8" else "auto"}
+    model = sparse24.nn.ReLU2MLP(D, HIDDEN, **options)
+    if kind == "quantised":
+        model.quantize_()
+    elif kind == "converted":
+        model = Inline().to(device, torch.bfloat16)
+        assert sparse24.convert(model, quiet=True).converted
+    compiled = torch.compile(lambda x, mask: model(x[mask]), backend=counter, fullgraph=True)
+    x = normal(20, D, dtype=torch.bfloat16).to(device)
+    for count in (20, 1, 0, 5):
+        mask = torch.arange(20, device=device) < count
+        out = compiled(x, mask)
+        assert out.shape == (count, D)
+    assert counter.frame_count == 1
+    marked = x[:5].clone()
+    torch._dynamo.decorators.mark_unbacked(marked, 0)
+    torch._dynamo.reset()
+    assert_same_bits(torch.compile(model, backend="aot_eager", fullgraph=True)(marked), out)
+
+
 # ---- phases ----------------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +139,28 @@ def test_phases_of_a_schedule():
     schedule = Schedule(10, dense_warmup_steps=3, dense_final_steps=2)
     assert [schedule.is_sparse(step) for step in range(10)] == [False] * 3 + [True] * 5 + [False] * 2
     assert [Schedule(1200).is_sparse(step) for step in (0, 999, 1000, 1199)] == [False, False, True, True]
-    assert not any(Schedule(4, 3, 2).is_sparse(step) for step in range(4))
+    with pytest.warns(UserWarning):
+        assert not any(Schedule(4, 3, 2).is_sparse(step) for step in range(4))
+
+
+def test_steps_of_numpy_and_torch():
+    """What is stored is a Python boolean, which a compiler takes for a constant."""
+    model = network("cpu", layers=1)
+    schedule = Schedule(np.int64(40), dense_warmup_steps=torch.tensor(10))
+    for step in (20, np.int64(20), torch.tensor(20), 5, np.int64(5), torch.tensor(5)):
+        sparse = schedule.apply(model, step)
+        assert sparse is model[0].sparse and sparse is (int(step) == 20)
+        assert schedule.is_sparse(step) is sparse
+
+
+def test_a_schedule_that_is_never_sparse_warns():
+    with pytest.warns(UserWarning, match=r"no step of Schedule\(total_steps=500, .*\) is sparse") as caught:
+        schedule = Schedule(500)
+        schedule.is_sparse(3)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Schedule(1001).is_sparse(1000) and not Schedule(0).is_sparse(0)
 
 
 def test_schedule_sets_modules(device):

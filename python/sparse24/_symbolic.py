@@ -1,0 +1,21 @@
+"""Decisions on sizes that nobody knows while tracing: how many tokens ``x[mask]`` has."""
+
+import torch
+
+
+def or_true(condition: bool) -> bool:
+    """Return the condition, or True where it hangs on such a size."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # heavy to import
+
+    return guard_or_true(condition)
+
+
+def or_false(condition: bool) -> bool:
+    """Return the condition, or False where it hangs on such a size."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(condition)
