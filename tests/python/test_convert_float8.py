@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same_bits
-from convert_models import EXACT, HIDDEN, D, Inline, WithModule, randomize
+from convert_models import EXACT, HIDDEN, D, Inline, WithModule, assert_near, randomize
 from data import normal
 from torch import nn
 
@@ -59,6 +59,19 @@ def test_float8_weights(device, static):
     )
     assert sparse24.convert(module, EXACT, quiet=True).converted == [""]
     assert_same_bits(module(x), expected)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_an_input_scale_of_zero(device, sparse):
+    """What ``amax / 448`` of a calibration with zeros is: the activation saturates, and nothing is NaN."""
+    module = quantised(device, bias=True)
+    module.down_proj.register_buffer("input_scale", torch.zeros(1, device=device))
+    assert sparse24.convert(module, EXACT, quiet=True).converted == [""]
+    module.sparse = sparse
+    out = module(normal(21, D, dtype=torch.bfloat16).to(device))
+    assert out.isfinite().all()
+    bias = module.down_proj.bias.expand_as(out)
+    assert_near([out], [bias], 1e-2)  # 448 times a scale that is floored is next to nothing
 
 
 GELU = "its activation is not zero for negative inputs, as that of a leaky or smoothed variant"
