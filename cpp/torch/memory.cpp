@@ -13,9 +13,9 @@ extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_ba
 
 namespace torch {
 
-/// torch's own base of the exceptions that become a certain Python exception (torch/csrc/Exceptions.h, unchanged since
-/// torch 1.0). A handler finds an exception by the name of its class, and torch's calls nothing but the two virtual
-/// functions, what() and this one: so the library needs neither Python nor headers beyond the stable ABI.
+/// torch's own base of the exceptions that become a certain Python exception (torch/csrc/Exceptions.h, the same since
+/// torch 1.5 at least). A handler finds an exception by the name of its class, and torch's calls nothing but the two
+/// virtual functions, what() and this one: so the library needs neither Python nor headers beyond the stable ABI.
 struct PyTorchError : std::exception {
   virtual void* python_type() = 0;
 };

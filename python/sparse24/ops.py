@@ -19,7 +19,11 @@ M, K, dim and the width of the values.
 Every op runs on CUDA (compute capability 9.0) and on the CPU. The bits are the same but for what is a product: those of
 `mm` and the ops named ``linear_*`` differ by the order of summation, and what is made of their sums is the same given
 the same sums. float32 is for the CPU only. Inputs that are not contiguous or not 16-byte aligned are copied. Wrong
-arguments raise RuntimeError: ``sparse24.<op>: expected <argument> <rule>, got <value>``.
+arguments raise RuntimeError: ``sparse24.<op>: expected <argument> <rule>, got <value>``, while tracing too. What is no
+tensor at all gets that sentence from these functions; ``torch.ops`` has torch's own, but for None beside a tensor. An
+allocation that fails raises torch.OutOfMemoryError, on both devices and however the op was called:
+``sparse24.<op>: out of memory: <N> bytes asked for on <device>``. On the CPU the ops take as many threads as
+``torch.get_num_threads()`` says.
 
 A given scale that an op divides by counts as the smallest normal float32 number where its magnitude is below that: 0,
 which ``amax / 448`` of zeros is, and subnormal numbers. Its inverse is then finite, as that of computed scales. Every
