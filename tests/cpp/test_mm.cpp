@@ -83,9 +83,12 @@ TEST(Mm, WithoutRowsOrColumnsThereIsNothing) {
 TEST(Mm, PaddingTokensOfBAreNotRead) {
   // Five tokens in groups of four: A has eight columns, B has five rows.
   Numbers x(5 * 8, 1);
-  const Compressed a = cpu_compress(Array(kBF16, x), 5, 8, kBF16, {Dim::kTokens});
+  Compressed a = cpu_compress(Array(kBF16, x), 5, 8, kBF16, {Dim::kTokens});
   Array b(kBF16, 8);  // NaN behind the five rows
   for (int k = 0; k < 5; ++k) b.set(k, 1 + k);
+  EXPECT_EQ(cpu_mm(a, b, Product(1)).numbers(), Numbers(8, 1 + 2 + 5));
+  // Nor are their values in A: of the second group the first is the fifth token's.
+  for (int row = 0; row < 8; ++row) a.values.set(a.a.value_index(row, 3), INFINITY);
   EXPECT_EQ(cpu_mm(a, b, Product(1)).numbers(), Numbers(8, 1 + 2 + 5));
 }
 
