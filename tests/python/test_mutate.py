@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,10 +81,3 @@ def test_a_mutant_is_killed_or_not(mutate, tmp_path, capsys):
 def test_an_area_that_is_not_there(mutate, capsys):
     assert mutate.main(["--only", "nothing"]) == 1
     assert "expected a mutant or an area, got ['nothing']" in capsys.readouterr().out
-
-
-def test_from_beginning_to_end(tmp_path):
-    command = [sys.executable, TESTS / "mutate.py", "--only", "rounding of the features", "--folder", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "| training | 1 | 1 | 0 |" in done.stdout
