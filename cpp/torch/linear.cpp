@@ -205,10 +205,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   const Tensor values = new_empty(x, {a.values_rows(), a.values_cols()}, to_torch(out));
   const Tensor meta = new_empty(x, {a.meta_bytes()}, ScalarType::Byte);
   const bool one_scale = scale_out && scale_out->numel() == 1;
-  Tensor scale = fp8 ? new_scale(scope, x, scale_out, one_scale ? Scaling::kTensor : Scaling::kRow, linear.tokens)
-                     : new_empty(x, {0}, ScalarType::Float);
-  // A column stays one, also of one element: the shape does not depend on whether there is one token.
-  if (fp8 && one_scale && scale_out->dim() == 2) scale = torch::stable::unsqueeze(scale, 1);
+  const Tensor scale = fp8 ? new_scale(scope, x, scale_out, one_scale ? Scaling::kTensor : Scaling::kRow, linear.tokens)
+                           : new_empty(x, {0}, ScalarType::Float);
   const Statistics collected = new_statistics(x, linear, statistics);
   if (a.m > 0 && a.k > 0) {
     const Owners owners = prepare(in, linear);

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from sparse24._fake_checks import (
     FP8,
@@ -220,12 +220,7 @@ def _linear_compress(
 
 def _scale_shape(tokens: int, scale_out: Tensor | None) -> tuple[int, ...]:
     """[1] where one element is given; a number that is known at run time only counts as many."""
-    # A column has one shape for any number of tokens: no question whether an unknown one is 1.
-    if scale_out is None or (scale_out.dim() == 2 and statically_known_true(scale_out.numel() == tokens)):
-        return tokens, 1
-    if guard_or_false(scale_out.numel() == 1):
-        return (1, 1) if scale_out.dim() == 2 else (1,)
-    return tokens, 1
+    return (1,) if scale_out is not None and guard_or_false(scale_out.numel() == 1) else (tokens, 1)
 
 
 def _check_gradient(op: str, grad: Tensor, w: Tensor) -> int:

@@ -147,8 +147,7 @@ def linear_compress(
     meta : Tensor
         Their positions, uint8, 1-dimensional, as `compress` and `compress_fp8` give them.
     scale : Tensor
-        float32: what was used of `scale_out`, [T, 1] or [1] ([1, 1] of one element in two dimensions); the computed one
-        [T, 1]; of 16-bit output [0].
+        float32: what was used of `scale_out`, [T, 1] or [1]; the computed one [T, 1]; of 16-bit output [0].
     amax : Tensor [1]
         float32, the largest y before scaling. NaN does not count.
     saturated : Tensor [1]
