@@ -63,7 +63,7 @@ class MmGpu : public GpuTest {
     args.values = values.data();
     args.meta = meta.data<uint8_t>();
     args.b = db.data();
-    if (tail.bytes() > 0) {
+    if (p.interleaved && a.a.k % 4 != 0) {
       args.b_tail = tail.data();
       args.ldb_tail = p.ldb;
     }
