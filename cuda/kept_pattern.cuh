@@ -18,10 +18,10 @@ struct Pattern {
   }
   // The four elements, zeros but for the pair.
   __device__ __forceinline__ void spread(int b, uint32_t pair, uint32_t& w01, uint32_t& w23) const {
-    // Selects for each element its two bytes of the pair (0x10, 0x32; both: 0x10), or of a word of zeros (0x77).
+    // Selects for each element its two bytes of the pair (0x10, 0x32; both: 0x10), or of a word of zeros (0x54).
     const uint32_t shift0 = columns[b / 4] << 3 & 0x18181818u, shift1 = columns[b / 4] << 1 & 0x18181818u;
     const uint32_t selector =
-        0x77777777u & ~shift_left(0x67u, shift0 >> 8 * (b % 4)) & ~shift_left(0x45u, shift1 >> 8 * (b % 4));
+        (0x54545454u ^ shift_left(0x66u, shift1 >> 8 * (b % 4))) & ~shift_left(0x66u, shift0 >> 8 * (b % 4));
     w01 = permute_bytes(pair, 0, selector & 0xffff);
     w23 = permute_bytes(pair, 0, selector >> 16);
   }
