@@ -110,10 +110,10 @@ def _linear_setup(
     ctx.mark_non_differentiable(*others)
 
 
-def _gradient_of_h(ctx: Any, op: str, grad: Tensor) -> Tensor:
+def _gradient_of_h(activation: str, op: str, saved: tuple[Tensor, ...], grad: Tensor) -> Tensor:
     """From that of what is stored, in x's dtype."""
-    x, w, scale_x, scale_w, bias, stored, *_ = ctx.saved_tensors
-    if ctx.activation == "relu":
+    x, w, scale_x, scale_w, bias, stored, *_ = saved
+    if activation == "relu":
         return torch.where(stored <= 0, 0, grad)
     # The pre-activation is not stored: y = h^2 has the derivative 2 h = 2 sqrt(y).
     if stored.dtype == torch.float16:
@@ -127,11 +127,12 @@ def _gradient_of_h(ctx: Any, op: str, grad: Tensor) -> Tensor:
 
 
 def _linear_backward(ctx: Any, op: str, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, w, scale_x, scale_w, _, stored, *meta = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: checkpoints give them away only once
+    x, w, scale_x, scale_w, _, stored, *meta = saved
     for name, t in (("x", x), ("out_dtype", stored)):
         if t.dtype == torch.float8_e4m3fn:
             _refuse(op, f"{name} to be bfloat16, float16 or float32 for a backward pass", "float8_e4m3fn")
-    grad_h = _gradient_of_h(ctx, op, grad)
+    grad_h = _gradient_of_h(ctx.activation, op, saved, grad)
     if meta:
         grad_h = _ops.decompress.default(grad_h, meta[0], x.shape[0], w.shape[0], -1)
     grad_bias = grad_h.sum(0, dtype=torch.float32).to(x.dtype) if ctx.has_bias and ctx.needs_input_grad[4] else None

@@ -18,7 +18,7 @@ def _autograd(keyset: Any, out: Tensor, parts: Tensor, features: Tensor, dim: in
     refuse_tangents("put_features", (out, parts))
     if torch.is_grad_enabled():
         for name, t in (("out", out), ("parts", parts)):
-            if t.requires_grad:
+            if t is not None and t.requires_grad:  # None is what the op refuses
                 _refuse(f"{name} not to require a gradient where gradients are recorded", "one that does")
     with torch._C._AutoDispatchBelowAutograd():
         _put_features.redispatch(keyset & torch._C._after_autograd_keyset, out, parts, features, dim)
@@ -26,9 +26,10 @@ def _autograd(keyset: Any, out: Tensor, parts: Tensor, features: Tensor, dim: in
 
 def _version(keyset: Any, out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None:
     """Tell whoever saved `out` that it has changed."""
-    if out.is_inference() and not torch.is_inference_mode_enabled():
+    if out is not None and out.is_inference() and not torch.is_inference_mode_enabled():
         _refuse("out to be no inference tensor outside of torch.inference_mode", "one")
-    torch.autograd.graph.increment_version(out)
+    if out is not None:  # None is what the op refuses
+        torch.autograd.graph.increment_version(out)
     _put_features.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, out, parts, features, dim)
 
 

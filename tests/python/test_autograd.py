@@ -6,6 +6,7 @@ import torch
 from compare import assert_accurate, assert_same_bits
 from data import k_major, normal, relu2_like
 from oracle import Pattern
+from torch.utils.checkpoint import checkpoint
 
 import sparse24
 
@@ -210,3 +211,15 @@ def test_fp8_mm_refuses(device):
         RuntimeError, match=r"^sparse24\.mm: expected values to be .* for a backward pass, got float8_e4m3fn"
     ):
         d.sum().backward()
+
+
+@pytest.mark.parametrize("op", ["linear_relu2", "linear_compress"])
+def test_checkpoints_give_saved_tensors_once(device, dtype, op):
+    x, w = normal(6, 32, dtype=dtype).to(device), normal(64, 32, dtype=dtype, seed=1).to(device)
+    gradients = []
+    for call in (lambda f, t: f(t), lambda f, t: checkpoint(f, t, use_reentrant=False)):
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        call(lambda t, w=leaves[1]: getattr(sparse24, op)(t, w)[0], leaves[0]).sum().backward()
+        gradients.append([t.grad for t in leaves])
+    for got, expected in zip(*gradients, strict=True):
+        assert_same_bits(got, expected)
