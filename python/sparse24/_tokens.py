@@ -55,13 +55,21 @@ def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bo
     """Replace the rows `hot` [H] of out [F, N] by ``a @ b``, a [H, T] and b [T, N]; or columns of its transpose.
 
     cuBLAS takes H x N in tiles, too few for all multiprocessors, and each of them takes all T. So here T is cut into
-    equal parts, whose products are rounded and summed up.
+    equal parts, whose products are rounded and summed up. The tokens that are left over of eight are a part of their
+    own: cuBLAS takes six times as long for a number of tokens that is no multiple of eight.
     """
-    a = _aligned(a)
-    parts = _parts(a.shape[0] * b.shape[1], a.shape[1]) if a.is_cuda else 1
-    tokens = a.shape[1] // parts
-    rows, columns = a.unflatten(1, (parts, tokens)).transpose(0, 1), b.unflatten(0, (parts, tokens))
+    tokens = a.shape[1]
+    left_over = a.is_cuda and or_false(tokens % 8 != 0)
+    whole = tokens // 8 * 8 if left_over else tokens
+    parts = _parts(a.shape[0] * b.shape[1], whole) if a.is_cuda else 1
+    # Rows that begin at multiples of 16 bytes, which those of another number of tokens do not.
+    first = a[:, :whole].contiguous() if left_over else a
+    part = whole // parts
+    rows, columns = first.unflatten(1, (parts, part)).transpose(0, 1), b[:whole].unflatten(0, (parts, part))
     added = _product(columns.mT, rows.mT) if transpose else _product(rows, columns)
+    if left_over:
+        rows, columns = a[:, whole:].unsqueeze(0), b[whole:].unsqueeze(0)
+        added = torch.cat((added, _product(columns.mT, rows.mT) if transpose else _product(rows, columns)))
     # Out is new, and nobody has saved it: without a compiler, autograd need not be told.
     with nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowADInplaceOrView():
         put_features(out, added, hot, -1 if transpose else -2)
@@ -73,15 +81,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     It counts these features already, as a part of the sparse product beside this one.
     """
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2]).baddbmm_(a, b, beta=0)
-
-
-def _aligned(a: Tensor) -> Tensor:
-    """On CUDA, a [H, T] with rows that begin at multiples of 16 bytes: else cuBLAS takes six times as long."""
-    tokens = a.shape[1]
-    if not a.is_cuda or tokens % 8 == 0:
-        return a
-    rows = a.new_empty(a.shape[0], (tokens + 7) // 8 * 8).narrow(1, 0, tokens)
-    return rows.copy_(a)
 
 
 def _parts(size: int, tokens: int) -> int:

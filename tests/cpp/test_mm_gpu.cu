@@ -302,8 +302,12 @@ TEST_F(MmGpu, WithoutRowsOrColumnsNothingIsWritten) {
 TEST_F(MmGpu, WhatNoKernelInterleavesIsRefused) {
   Product p(64);
   p.interleaved = true;
-  const Compressed remainder = cpu_compress(random_integers(kBF16, 66 * 64, 3, 1), 66, 64, kBF16, {Dim::kTokens});
-  EXPECT_THROW(gpu_mm(remainder, layout_b(random_integers(kBF16, 66 * 64, 3, 2), 66, p), p, nullptr), Error);
+  MmArgs without_tail{};
+  without_tail.a = Operand::of(66, 64, kBF16, Dim::kTokens);
+  without_tail.n = 64;
+  without_tail.b_major = Major::kRow;
+  without_tail.b_interleaved = true;
+  EXPECT_THROW(cuda::mm(without_tail, stream_), Error);
   const Compressed features = cpu_compress(random_integers(kBF16, 64 * 64, 3, 1), 64, 64, kBF16);
   const Array b = layout_b(random_integers(kBF16, 64 * 64, 3, 2), 64, p);
   EXPECT_THROW(gpu_mm(features, b, p, nullptr), Error);

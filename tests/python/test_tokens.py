@@ -105,7 +105,7 @@ def test_parts_of_the_tokens(rows, columns, tokens, parts):
     assert _parts(rows * columns, tokens) == parts
 
 
-@pytest.mark.parametrize("tokens", [1, 300, 8192])
+@pytest.mark.parametrize("tokens", [1, 13, 300, 8191, 8192])
 def test_put_product(device, tokens):
     a, b = normal(24, tokens, dtype=torch.bfloat16).to(device), normal(tokens, 40, dtype=torch.bfloat16).to(device)
     hot = torch.arange(1, 97, 4, device=device)
