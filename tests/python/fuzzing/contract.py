@@ -173,7 +173,7 @@ def kept(values, meta, fp8_meta) -> Callable[[], Tensor] | None:
 def feature_counts(values, meta, samples, fp8_meta) -> Check | None:
     dense = kept(values, meta, fp8_meta)
     need(integer(samples) >= 1, "samples")
-    if dense is None:
+    if dense is None or values.shape[0] > 2**22:
         return None
     tokens = sampled_tokens(values.shape[0], min(samples, max(values.shape[0], 1)))
     return same_bits(lambda: [(dense().float()[tokens] != 0).sum(0, dtype=torch.int32)])
@@ -209,8 +209,6 @@ def put_features(out, parts, features, dim) -> Check | None:
     count = features.shape[0]
     rows, columns = (out.shape[0], count) if dim == -1 else (count, out.shape[1])
     need(tuple(parts.shape[1:]) == (rows, columns), "shape of parts")
-    if out.requires_grad:
-        raise Unsettled
     if is_huge(features) or len(set(features.tolist())) != count:
         return None
     limit = out.shape[dim]
@@ -261,7 +259,7 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
 
     tensors = [v for v in values.values() if isinstance(v, Tensor)]
     if any(t.layout != torch.strided for t in tensors):
-        raise Refused("a strided tensor")
+        raise Refused("a strided tensor") if call.is_op else Unsettled
     places = {device if described_on is None else described_on for described_on in _places(call)}
     if "meta" in places:
         raise Unsettled
@@ -269,8 +267,8 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
         check = networks.rule(call, values, device)
     else:
         function = getattr(products, call.op, None) or globals()[call.op]
-        if call.op == "put_features" and isinstance(values["out"], Tensor) and values["out"]._is_zerotensor():
-            raise Unsettled  # has no memory to be written to
+        if call.op == "put_features" and any(t.requires_grad or t.is_neg() or t._is_zerotensor() for t in tensors):
+            raise Unsettled  # what may be written to is a matter of autograd too
         check = function(**{name: _plain(v) for name, v in values.items()})
     need(len(places) <= 1, "one device")
     first = next(iter(tensors))

@@ -153,7 +153,7 @@ def legal_network(d: Dice) -> Network:
 def rule(call: Network, values: dict[str, Any], device: str) -> Check | None:
     """As the rules of contract.py."""
     tensors = [t for t in values.values() if isinstance(t, Tensor)]
-    if any(t._is_zerotensor() or t.is_neg() or is_huge(t) for t in tensors):
+    if any(t._is_zerotensor() or t.is_neg() or is_huge(t) or max(t.shape, default=0) > 2**31 for t in tensors):
         raise Unsettled
     x, w1, w2, b1, b2 = (values[name] for name in _LEAVES)
     precision, min_tokens = values["precision"], values["min_tokens"]

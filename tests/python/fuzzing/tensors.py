@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from data import activations, generator, integers
-from oracle import FP8, round_up
+from oracle import round_up
 from torch import Tensor
 
 #: How a tensor lies in memory. What surrounds it in its storage is poison: bytes of 255, which are NaN.
@@ -143,7 +143,7 @@ def _requiring(t: Tensor) -> Tensor:
 
 def _negated(t: Tensor) -> Tensor:
     """t by its numbers, with a storage that holds the opposite ones."""
-    if not t.is_floating_point() or t.dtype == FP8:
+    if not t.is_floating_point() or t.dtype.itemsize == 1:
         return t
     negative = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) if t._is_zerotensor() else (-t)
     return torch._neg_view(negative)
