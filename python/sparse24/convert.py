@@ -47,7 +47,7 @@ class ConvertConfig:
         modes = ", ".join(f'"{name}"' for name in _PRECISION)
         if self.dtype not in _PRECISION:
             _fail("ConvertConfig", f"dtype to be one of {modes}", f'"{self.dtype}"')
-        if isinstance(self.recipe, Mapping):  # of dataclasses.asdict, or a file
+        if isinstance(self.recipe, Mapping) and self.recipe:  # of dataclasses.asdict, or a file; empty it says nothing
             object.__setattr__(self, "recipe", Recipe(**self.recipe))
         if self.recipe is not None and not isinstance(self.recipe, Recipe):
             _fail("ConvertConfig", "recipe to be a sparse24.Recipe", type(self.recipe).__name__)

@@ -195,8 +195,7 @@ def test_compiled_memory(device, dtype, precision, recompute):
     torch._dynamo.reset()
 
 
-@pytest.mark.gpu
-def test_an_odd_number_of_tokens_copies_only_the_last_rows():
+def test_an_odd_number_of_tokens_copies_only_the_last_rows(cuda):
     """Whole copies of x and of the gradient took a twentieth of a step of 8191 tokens."""
     d, hidden = 1024, 2048
     w1, w2 = (normal(*s, dtype=torch.bfloat16, seed=1).cuda().requires_grad_() for s in ((hidden, d), (d, hidden)))
