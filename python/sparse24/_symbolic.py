@@ -19,3 +19,12 @@ def or_false(condition: bool) -> bool:
     from torch.fx.experimental.symbolic_shapes import guard_or_false
 
     return guard_or_false(condition)
+
+
+def known(condition: bool) -> bool:
+    """Return whether the condition holds whatever the symbolic sizes are: it becomes no guard, and parts no graph."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from sparse24._symbolic import or_false
+from sparse24._symbolic import known, or_false
 from sparse24._token_order import interleave
 from sparse24.ops import compress, decompress, densest_features, mm, put_features
 from sparse24.training import Recipe
@@ -51,28 +51,39 @@ def distinct_features(given: Tensor, features: int) -> Tensor:
     return densest_features(marks[:features], given.shape[0])
 
 
+#: Tokens of which equal parts are made: as many as two parts have.
+_FEWEST = 2048
+
+
 def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bool = False) -> None:
     """Replace the rows `hot` [H] of out [F, N] by ``a @ b``, a [H, T] and b [T, N]; or columns of its transpose.
 
     cuBLAS takes H x N in tiles, too few for all multiprocessors, and each of them takes all T. So here T is cut into
-    equal parts, whose products are rounded and summed up. The tokens that are left over of eight are a part of their
-    own: cuBLAS takes six times as long for a number of tokens that is no multiple of eight.
+    equal parts, whose products are rounded and summed up. For a number of tokens that is no multiple of eight it takes
+    six times as long: what equal parts of a multiple leave over is a part of its own, if there are many tokens.
     """
-    tokens = a.shape[1]
-    left_over = a.is_cuda and or_false(tokens % 8 != 0)
-    whole = tokens // 8 * 8 if left_over else tokens
-    parts = _parts(a.shape[0] * b.shape[1], whole) if a.is_cuda else 1
-    # Rows that begin at multiples of 16 bytes, which those of another number of tokens do not.
-    first = a[:, :whole].contiguous() if left_over else a
-    part = whole // parts
-    rows, columns = first.unflatten(1, (parts, part)).transpose(0, 1), b[:whole].unflatten(0, (parts, part))
-    added = _product(columns.mT, rows.mT) if transpose else _product(rows, columns)
-    if left_over:
-        rows, columns = a[:, whole:].unsqueeze(0), b[whole:].unsqueeze(0)
-        added = torch.cat((added, _product(columns.mT, rows.mT) if transpose else _product(rows, columns)))
+    tokens, size = a.shape[1], a.shape[0] * b.shape[1]
+    if a.is_cuda and known(tokens >= _FEWEST) and known(tokens % _FEWEST != 0):
+        parts = _parts(size, (tokens // _FEWEST + 1) * _FEWEST)
+        whole = tokens // parts // 8 * 8 * parts
+        first = a[:, :whole]
+        if tokens % 8 != 0:  # its rows do not begin at multiples of 16 bytes
+            first = first.contiguous()
+        added = _products(first, b[:whole], parts, transpose)
+        if whole < tokens:
+            added = torch.cat((added, _products(a[:, whole:], b[whole:], 1, transpose)))
+    else:
+        added = _products(a, b, _parts(size, tokens) if a.is_cuda else 1, transpose)
     # Out is new, and nobody has saved it: without a compiler, autograd need not be told.
     with nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowADInplaceOrView():
         put_features(out, added, hot, -1 if transpose else -2)
+
+
+def _products(a: Tensor, b: Tensor, parts: int, transpose: bool) -> Tensor:
+    """Compute ``a @ b`` [P, H, N] of each of P equal parts of the tokens, or its transpose."""
+    tokens = a.shape[1] // parts
+    rows, columns = a.unflatten(1, (parts, tokens)).transpose(0, 1), b.unflatten(0, (parts, tokens))
+    return _product(columns.mT, rows.mT) if transpose else _product(rows, columns)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -86,7 +97,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _parts(size: int, tokens: int) -> int:
     """Count parts of 1,024 tokens or more, so that there are about as many tiles of 128 x 256 as multiprocessors."""
     parts = 1
-    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and or_false(tokens % (parts * 2048) == 0):
+    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and or_false(tokens % (parts * _FEWEST) == 0):
         parts *= 2
     return parts
 

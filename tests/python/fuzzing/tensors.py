@@ -133,6 +133,10 @@ def copy_to(t: Tensor, device: str) -> Tensor:
     """A copy with the same strides, the same offset and the same surroundings."""
     if device == "meta":
         return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+    if t.layout != torch.strided:
+        return t.to(device, copy=True)
+    if t._is_zerotensor():  # it has no storage
+        return torch._efficientzerotensor(t.shape, dtype=t.dtype, device=device)
     flat = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()).to(device, copy=True)
     return flat.as_strided(t.shape, t.stride(), t.storage_offset())
 
