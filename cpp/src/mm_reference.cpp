@@ -21,8 +21,12 @@ void add_products(const MmArgs& args, const float* b, int64_t m, int64_t k_begin
     const Pair pair = read_pair(args.meta, a, m, g);
     for (int slot = 0; slot < 2; ++slot) {
       const int64_t k = 4 * g + (slot == 0 ? pair.first : pair.second);
-      if (k >= a.k) continue;  // a token of the padding
+      if (2 * g + slot >= a.kept()) continue;  // of a token of the padding
       const float value = In::load(values[a.value_index(m, 2 * g + slot)]);
+      if (k >= a.k) {  // beyond the last token b is zero; compress keeps nothing there, but any metadata may
+        for (int64_t n = 0; n < n_end - n_begin; ++n) sums[n] += value * 0.0f;
+        continue;
+      }
       const float* row = b + interleaved_token(k, quarter) * args.n + n_begin;
       for (int64_t n = 0; n < n_end - n_begin; ++n) sums[n] += value * row[n];
     }

@@ -82,6 +82,9 @@ def down_projection(hidden: Hidden, w2: Weight, b2: Tensor | None, dtype: torch.
 def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
     """``x_scale * w_scale * (x @ w.T) + bias`` in bfloat16: x [T, D], w [F, D], each with a scale per row or one."""
     bias = None if bias is None else bias.to(torch.bfloat16)
+    if x.is_cuda and w.shape[1] == 0:  # torch's product over nothing forgets the bias
+        out = x.new_zeros(x.shape[0], w.shape[0], dtype=torch.bfloat16)
+        return out if bias is None else out + bias
     if not x.is_cuda:
         # The reference: dequantise after an fp32 product, as the kernels do.
         out = (x.float() @ w.float().t()) * x_scale.reshape(-1, 1) * w_scale
@@ -90,9 +93,20 @@ def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Ten
         # torch has a kernel for a scale per row of both. With one each it is cuBLAS, which is faster with few tokens.
         x_scale = x_scale.reshape(-1, 1).expand(x.shape[0], 1).contiguous()
         w_scale = w_scale.expand(w.shape[0]).contiguous().unsqueeze(0)
+    x, x_scale, w, w_scale = (_aligned(t) for t in (x, x_scale, w, w_scale))
+    bias = None if bias is None else _aligned(bias)
     return torch._scaled_mm(
         x, w.t(), scale_a=x_scale, scale_b=w_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
     )
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """Return t, or a copy: `torch._scaled_mm` reads all operands as if they were contiguous and began at 16 bytes.
+
+    A compiler makes operands of its own, whose addresses are not known while tracing.
+    """
+    t = t.contiguous()
+    return t if torch.compiler.is_compiling() or t.data_ptr() % 16 == 0 else t.clone()
 
 
 def float8_weight(weight: Weight) -> tuple[Tensor, Tensor]:

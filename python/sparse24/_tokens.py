@@ -51,8 +51,10 @@ def distinct_features(given: Tensor, features: int) -> Tensor:
     return densest_features(marks[:features], given.shape[0])
 
 
-#: Tokens of which equal parts are made: as many as two parts have.
-_FEWEST = 2048
+#: Tokens of two parts.
+_PAIR = 2048
+#: From so many tokens on, whatever their number, parts are worth their rounding.
+_MANY = 4096
 
 
 def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bool = False) -> None:
@@ -63,8 +65,8 @@ def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bo
     six times as long: what equal parts of a multiple leave over is a part of its own, if there are many tokens.
     """
     tokens, size = a.shape[1], a.shape[0] * b.shape[1]
-    if a.is_cuda and known(tokens >= _FEWEST) and known(tokens % _FEWEST != 0):
-        parts = _parts(size, (tokens // _FEWEST + 1) * _FEWEST)
+    if a.is_cuda and known(tokens >= _MANY) and known(tokens % _PAIR != 0):
+        parts = _parts(size, (tokens // _PAIR + 1) * _PAIR)
         whole = tokens // parts // 8 * 8 * parts
         first = a[:, :whole]
         if tokens % 8 != 0:  # its rows do not begin at multiples of 16 bytes
@@ -97,7 +99,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _parts(size: int, tokens: int) -> int:
     """Count parts of 1,024 tokens or more, so that there are about as many tiles of 128 x 256 as multiprocessors."""
     parts = 1
-    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and or_false(tokens % (parts * _FEWEST) == 0):
+    while parts < 8 and parts * 2 * size <= 128 * (128 * 256) and or_false(tokens % (parts * _PAIR) == 0):
         parts *= 2
     return parts
 

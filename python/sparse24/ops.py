@@ -372,7 +372,8 @@ def mm(
     Differentiable with respect to values, b and bias in 16 bits and float32 (scales are constants); float8 raises in
     backward. float8 on CUDA uses the fast accumulation of the tensor cores. A kept zero multiplies as any number: an
     infinite entry of b gives NaN there. What is not kept does not: there a dense product has NaN and this one has none.
-    Tokens of the padding multiply nothing, whatever `values` holds for them.
+    Tokens of the padding multiply nothing, whatever `values` holds for them. Where other metadata than that of
+    `compress` keeps one of them in the last group, it multiplies zero.
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
 

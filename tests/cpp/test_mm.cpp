@@ -92,6 +92,21 @@ TEST(Mm, PaddingTokensOfBAreNotRead) {
   EXPECT_EQ(cpu_mm(a, b, Product(1)).numbers(), Numbers(8, 1 + 2 + 5));
 }
 
+TEST(Mm, WhatIsKeptBeyondTheLastTokenMultipliesZero) {
+  Compressed a = cpu_compress(Array(kBF16, Numbers(6 * 8, 1)), 6, 8, kBF16, {Dim::kTokens});
+  const Array b(kBF16, Numbers{1, 2, 3, 4, 5, 6});
+  for (int row = 0; row < 8; ++row) {
+    a.keep(row, 1, {1, 3});  // the sixth token, and the eighth of six
+    a.values.set(a.a.value_index(row, 3), row == 7 ? INFINITY : 9);
+  }
+  Numbers expected(8, 1 + 2 + 6);
+  expected[7] = NAN;
+  const Numbers got = cpu_mm(a, b, Product(1)).numbers();
+  for (int row = 0; row < 8; ++row) {
+    EXPECT_TRUE(std::isnan(expected[row]) ? std::isnan(got[row]) : got[row] == expected[row]) << row;
+  }
+}
+
 /// Ten tokens in the order 0, 2, 4, 6 | 1, 3, 5, 7 | 8, 9, of which A keeps the first two of each group.
 TEST(Mm, InterleavedTokensFindTheirRowsOfB) {
   Numbers x(10 * 8, 0), b(10);

@@ -104,6 +104,10 @@ class Judge:
                 return
             p.on_device = arguments
             p.runs.append(_results(call, *ran))
+        if any(t.is_meta for run in p.runs for t in run):
+            return
+        if call.op == "put_features" and check is None:
+            return  # of features that are there twice, either one wins
         self.pending.append(p)
         if len(self.pending) >= self.batch:
             self.flush()

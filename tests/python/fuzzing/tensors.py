@@ -125,7 +125,9 @@ def lay_out(t: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
 
 
 def storage_of(t: Tensor) -> Tensor:
-    """All of a tensor's storage, as bytes."""
+    """All of a tensor's storage, as bytes; none of a tensor that has none."""
+    if t.layout != torch.strided or t._is_zerotensor():
+        return torch.empty(0, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
 
 
@@ -138,7 +140,8 @@ def copy_to(t: Tensor, device: str) -> Tensor:
     if t._is_zerotensor():  # it has no storage
         return torch._efficientzerotensor(t.shape, dtype=t.dtype, device=device)
     flat = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()).to(device, copy=True)
-    return flat.as_strided(t.shape, t.stride(), t.storage_offset())
+    copied = flat.as_strided(t.shape, t.stride(), t.storage_offset())
+    return torch._neg_view(copied) if t.is_neg() else copied
 
 
 def _requiring(t: Tensor) -> Tensor:
