@@ -288,7 +288,8 @@ def _weights(owner: Any, layer: Layer) -> Weights:
     if isinstance(owner, Tensor):
         return Weights(owner.t() if layer.transposed else owner, None, None)
     weight = owner.weight
-    return Weights(weight, getattr(owner, "bias", None), owner.weight_scale if weight.dtype == _FP8 else None)
+    scale = getattr(owner, "weight_scale", None) if weight.dtype == _FP8 else None
+    return Weights(weight, getattr(owner, "bias", None), scale)
 
 
 def _input_problem(x: Any, device: torch.device | None = None) -> str | None:

@@ -28,9 +28,8 @@ def _version(keyset: Any, out: Tensor, parts: Tensor, features: Tensor, dim: int
     """Tell whoever saved `out` that it has changed."""
     if out is not None and out.is_inference() and not torch.is_inference_mode_enabled():
         _refuse("out to be no inference tensor outside of torch.inference_mode", "one")
-    if out is not None:  # None is what the op refuses
-        torch.autograd.graph.increment_version(out)
     _put_features.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, out, parts, features, dim)
+    torch.autograd.graph.increment_version(out)  # not where it has refused
 
 
 def _negative(keyset: Any, out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None:

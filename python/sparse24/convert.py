@@ -10,6 +10,7 @@ from torch import nn
 from sparse24._convert_find import candidates, find_network
 from sparse24._convert_forward import Conversion, install, uninstall
 from sparse24._convert_seen import look
+from sparse24._options import boolean, whole_number
 from sparse24.mlp import Precision
 from sparse24.training import Recipe
 
@@ -51,8 +52,9 @@ class ConvertConfig:
             object.__setattr__(self, "recipe", Recipe(**self.recipe))
         if self.recipe is not None and not isinstance(self.recipe, Recipe):
             _fail("ConvertConfig", "recipe to be a sparse24.Recipe", type(self.recipe).__name__)
-        if self.min_tokens is not None and self.min_tokens < 0:
-            _fail("ConvertConfig", "min_tokens to be at least 0", self.min_tokens)
+        if self.min_tokens is not None:
+            object.__setattr__(self, "min_tokens", whole_number("ConvertConfig", "min_tokens", self.min_tokens))
+        object.__setattr__(self, "recompute", boolean("ConvertConfig", "recompute", self.recompute))
         for name, decision in self.decisions.items():
             if not isinstance(decision, bool) and decision not in _PRECISION:
                 _fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")

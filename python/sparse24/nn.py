@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sparse24._bounding_factor import factor_of
 from sparse24._children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
 from sparse24._mlp_checks import check_fp8_sizes
+from sparse24._options import boolean, whole_number
 from sparse24._quantized_state import quantized, state_for_float, state_for_quantized
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.training import Recipe
@@ -82,9 +83,9 @@ class ReLU2MLP(nn.Module):
                 f'sparse24.nn.ReLU2MLP: expected precision to be "auto", "16bit" or "fp8", got "{precision}"'
             )
         self.precision = precision
-        self.min_tokens = min_tokens
+        self.min_tokens = None if min_tokens is None else whole_number("nn.ReLU2MLP", "min_tokens", min_tokens)
         self.recipe = recipe
-        self.recompute = recompute
+        self.recompute = boolean("nn.ReLU2MLP", "recompute", recompute)
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
 

@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
 from torch import nn
 
 from sparse24 import _library  # noqa: F401  (registers the ops)
+from sparse24._options import boolean, whole_number
 
 #: Ops whose outputs selective activation checkpointing should keep: each holds a GEMM, and the activation of the first
 #: comes out at 0.56 of its size. Add them to the set of ops that the policy saves
@@ -82,7 +83,7 @@ class Recipe:
             _fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
         self.dense_features = float(self.dense_features)
         for name in ("permute_tokens", "residual", "reuse_mask"):
-            setattr(self, name, _boolean("Recipe", name, getattr(self, name)))
+            setattr(self, name, boolean("Recipe", name, getattr(self, name)))
         # As an integer: a float that is looked at makes torch.compile start over where shapes are dynamic. No field,
         # so that ``Recipe(**dataclasses.asdict(recipe))`` is the recipe.
         self._millionths = round(self.dense_features * 1_000_000)
@@ -147,12 +148,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "dense_warmup_steps", "dense_final_steps"):
-            value = getattr(self, name)
-            if value < 0:
-                _fail("Schedule", f"{name} to be at least 0", value)
-            if value != int(value):
-                _fail("Schedule", f"{name} to be a whole number", value)
-            object.__setattr__(self, name, int(value))  # of NumPy or torch, too
+            object.__setattr__(self, name, whole_number("Schedule", name, getattr(self, name)))
         if 0 < self.total_steps <= self.dense_warmup_steps + self.dense_final_steps:
             warnings.warn(f"sparse24: no step of {self} is sparse", stacklevel=3)
 
@@ -193,13 +189,6 @@ def _feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, ReLU2MLP) or getattr(module, "_sparse24_converted", False):
             yield module
-
-
-def _boolean(what: str, name: str, value: Any) -> bool:
-    """Convert a boolean of Python, NumPy or JSON: `torch.compile` takes only the first for a constant."""
-    if value not in (False, True):
-        _fail(what, f"{name} to be True or False", value)
-    return bool(value)
 
 
 def _fail(what: str, rule: str, got: object) -> NoReturn:

@@ -105,6 +105,16 @@ def test_refused_float8(device, name):
     assert sparse24.convert(quantised(device, change), quiet=True).skipped[""].startswith(reason)
 
 
+def test_float8_weights_that_come_without_a_scale(device):
+    """A state that is assigned to a network of other layers."""
+    module = Inline().to(device)
+    sparse24.convert(module, quiet=True)
+    state = {name: t.to(torch.float8_e4m3fn) for name, t in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+    with pytest.raises(RuntimeError, match="^sparse24.relu2_mlp: expected w1_scale to be a tensor for a float8 weight"):
+        module(torch.randn(4, D, device=device, dtype=torch.bfloat16))
+
+
 def test_refused_precision(device):
     config = sparse24.ConvertConfig("bf16")
     assert sparse24.convert(quantised(device), config, quiet=True).skipped == {"": "its weights are float8"}

@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from compare import assert_same_bits
@@ -171,6 +172,14 @@ def test_recompute_saves_nothing(device, dtype):
     assert saved(recompute=True) == 0 < saved(recompute=False)
 
 
+@pytest.mark.parametrize("make", [ConvertConfig, lambda **options: sparse24.nn.ReLU2MLP(D, 64, **options)])
+def test_values_of_numpy_and_torch(make):
+    """What is stored is Python's, which a compiler takes for a constant, and JSON for a value."""
+    for tokens, recompute in ((np.int64(40), np.bool_(True)), (torch.tensor(40), torch.tensor(True)), (40.0, 1)):
+        made = make(min_tokens=tokens, recompute=recompute)
+        assert type(made.min_tokens) is int and made.min_tokens == 40 and made.recompute is True
+
+
 def test_filters_and_decisions(capsys):
     model = Stack(*(Inline() for _ in range(5)))
     config = ConvertConfig(
@@ -195,9 +204,19 @@ def test_filters_and_decisions(capsys):
         (lambda: ConvertConfig("int8"), 'ConvertConfig: expected dtype to be one of .*, got "int8"'),
         (lambda: ConvertConfig(recipe={}), "ConvertConfig: expected recipe to be a sparse24.Recipe, got dict"),
         (lambda: ConvertConfig(min_tokens=-1), "ConvertConfig: expected min_tokens to be at least 0, got -1"),
+        (lambda: ConvertConfig(min_tokens=0.5), "ConvertConfig: expected min_tokens to be a whole number, got 0.5"),
+        (lambda: ConvertConfig(recompute="no"), "ConvertConfig: expected recompute to be True or False, got no"),
         (
             lambda: ConvertConfig(decisions={"a": "dense"}),
             "ConvertConfig: expected decisions to be True, False or one of .*, got 'dense' for a",
+        ),
+        (
+            lambda: sparse24.nn.ReLU2MLP(D, 64, min_tokens=-1),
+            "nn.ReLU2MLP: expected min_tokens to be at least 0, got -1",
+        ),
+        (
+            lambda: sparse24.nn.ReLU2MLP(D, 64, recompute="no"),
+            "nn.ReLU2MLP: expected recompute to be True or False, got no",
         ),
         (lambda: sparse24.convert("gpt"), "convert: expected model to be a torch.nn.Module, got str"),
         (lambda: sparse24.convert(Inline(), "fp8"), "convert: expected config to be a .*ConvertConfig, got str"),

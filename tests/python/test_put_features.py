@@ -135,9 +135,10 @@ def test_errors(checked_device, name):
     if checked_device == "cuda":
         rule = rule.replace("bfloat16, float16 or float32", "bfloat16 or float16 on a CUDA device")
     out, parts, features = good(checked_device)
-    before = out.clone()
+    before, version = out.clone(), out._version
     with pytest.raises(RuntimeError) as error:
         put_features(*change(out, parts, features))
+    assert out._version == version
     first_line = str(error.value).splitlines()[0]
     assert first_line.startswith(f"sparse24.put_features: expected {rule}"), first_line
     assert f"got {value.replace(chr(92), '')}" in first_line, first_line

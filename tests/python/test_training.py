@@ -316,6 +316,8 @@ def test_refusals(device, name):
         (lambda: Recipe(dense_features=-0.1), "Recipe: expected dense_features to be from 0 to 1, got -0.1"),
         (lambda: Recipe(residual="no"), "Recipe: expected residual to be True or False, got no"),
         (lambda: Schedule(1.5), "Schedule: expected total_steps to be a whole number, got 1.5"),
+        (lambda: Schedule(float("nan")), "Schedule: expected total_steps to be a whole number, got nan"),
+        (lambda: Schedule(float("inf")), "Schedule: expected total_steps to be a whole number, got inf"),
         (lambda: Schedule(-1), "Schedule: expected total_steps to be at least 0, got -1"),
         (lambda: Schedule(1, -2), "Schedule: expected dense_warmup_steps to be at least 0, got -2"),
         (lambda: Schedule(1, 0, -3), "Schedule: expected dense_final_steps to be at least 0, got -3"),
