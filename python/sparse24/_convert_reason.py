@@ -95,6 +95,9 @@ def _activation(grid: Tensor, values: Tensor, tolerance: float) -> str:
     if is_near(grid * (largest / grid[-1])):
         return "it has no activation between its layers"
     if values[grid < 0].count_nonzero() > 0:
+        added = values[0]
+        if added.abs() > tolerance and is_near(relu.square() + added):
+            return f"it adds {added:.3g} to its activation or its output"
         return NEGATIVE
     if is_near(relu * (largest / relu[-1])):
         return "its activation is ReLU, not the square of it"

@@ -122,6 +122,7 @@ REFUSALS = {
     ),
     "cubed": (lambda: Inline(activation=lambda h: torch.relu(h) ** 3), "its activation is ReLU to the power of 3"),
     "scaled": (lambda: Inline(activation=lambda h: 1.001 * relu2(h)), "its result is 1.001 times W2 relu(W1 x)^2"),
+    "shifted": (lambda: Inline(activation=lambda h: relu2(h) + 0.5), "it adds 0.5 to its activation or its output"),
     "clipped": (
         lambda: Inline(activation=lambda h: relu2(h).clamp(max=6)),
         "its activation is zero for negative inputs, but not the square of positive ones",
