@@ -38,7 +38,7 @@ struct GroupedRowsMainloop : Stock {
   using typename Stock::PipelineState;
   using typename Stock::TensorStorage;
   using typename Stock::TileShape;
-  static_assert(sizeof(typename Stock::ElementA) == 2 && cute::size<0>(TileShape{}) == 128 &&
+  static_assert(sizeof(typename Stock::ElementA) == 2 && cute::size<0>(TileShape{}) == kGradTailTile &&
                     cute::size<2>(TileShape{}) == 64,
                 "a tile of 128 rows of 128 bytes");
   static_assert(cute::size<0>(typename DispatchPolicy::ClusterShape{}) == 2 &&
@@ -62,16 +62,17 @@ struct GroupedRowsMainloop : Stock {
       const MapDim dims[] = {{1, columns, 64},
                              {group * ld, 8, 8},
                              {token * ld, 2, 2},
-                             {8 * group * ld, cute::ceil_div(rows, int64_t{32}), 4},
+                             {8 * group * ld, cute::ceil_div(rows, kGradTokenMultiple), 4},
                              {2 * token * ld, 2, 2}};
       return map_rows(start, dims, "sparse24.linear_gradient");
     };
     const auto* tail = static_cast<const Element*>(args.order.tail);
     // A map has rows, if only some that nothing reads.
-    const int64_t first = first_of_tail(m, 128), whole = tail ? cute::max(first, int64_t{32}) : int64_t{m};
+    const int64_t first = first_of_tail(m, kGradTailTile);
+    const int64_t whole = tail ? cute::max(first, kGradTokenMultiple) : int64_t{m};
     const auto rows = map(args.ptr_A, whole, args.order.token, args.order.group);
     return {Stock::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace), rows,
-            tail ? map(tail, m - first, 1, 4) : rows, tail ? int(first / 128) : INT_MAX};
+            tail ? map(tail, m - first, 1, 4) : rows, tail ? int(first / kGradTailTile) : INT_MAX};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {

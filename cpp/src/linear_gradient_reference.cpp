@@ -67,7 +67,7 @@ void turn(const LinearGradientArgs& args, const void* values, const TokenCompres
 template <class H>
 Bytes squares(const LinearGradientArgs& args) {
   const auto* roots = static_cast<const typename H::Storage*>(args.y);
-  Bytes out(static_cast<size_t>(args.tokens * args.features / 2 * size_of(args.hidden_dtype)));
+  auto out = make_buffer<unsigned char>(args.tokens * args.features / 2 * size_of(args.hidden_dtype));
   std::transform(roots, roots + args.tokens * args.features / 2, codes<H>(out), [](auto code) {
     const float root = H::load(code);
     return H::round(root * root);

@@ -91,8 +91,8 @@ def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Ten
         return (out if bias is None else out + bias).to(torch.bfloat16)
     if w_scale.numel() != 1 or or_true(x_scale.numel() != 1):
         # torch has a kernel for a scale per row of both. With one each it is cuBLAS, which is faster with few tokens.
-        x_scale = x_scale.reshape(-1, 1).expand(x.shape[0], 1).contiguous()
-        w_scale = w_scale.expand(w.shape[0]).contiguous().unsqueeze(0)
+        x_scale = x_scale.reshape(-1, 1).expand(x.shape[0], 1)
+        w_scale = w_scale.expand(w.shape[0]).unsqueeze(0)
     x, x_scale, w, w_scale = (_aligned(t) for t in (x, x_scale, w, w_scale))
     bias = None if bias is None else _aligned(bias)
     return torch._scaled_mm(

@@ -109,7 +109,27 @@ TEST_F(CompressGpu, EveryNumberOfSixteenBits) {
 }
 
 using CaseLike = std::tuple<DType, Dim, Shape>;
-class CompressLikeGpu : public GpuTest, public testing::WithParamInterface<CaseLike> {};
+class CompressLikeGpu : public GpuTest, public testing::WithParamInterface<CaseLike> {
+ protected:
+  /// Both ops with the metadata of c: x gathered at its pattern, and `values` scattered to it.
+  void compare(const Compressed& c, const Array& values, const Array& x) {
+    const auto [dtype, dim, s] = GetParam();
+    Array gathered(dtype, c.values.size()), dense(dtype, x.size());
+    cpu::compress_like({x.data(), dtype, s.rows, s.cols, dim, c.meta.data(), gathered.data()});
+    cpu::decompress({values.data(), c.meta.data(), dtype, s.rows, s.cols, dim, dense.data()});
+    DeviceBuffer dx(x), meta(c.meta), dvalues(values), like(gathered.bytes()), out(x.bytes());
+    uploads_done();
+    cuda::compress_like({dx.data(), dtype, s.rows, s.cols, dim, meta.data<uint8_t>(), like.data()}, stream_);
+    cuda::decompress({dvalues.data(), meta.data<uint8_t>(), dtype, s.rows, s.cols, dim, out.data()}, stream_);
+    synchronize();
+    Array got_like(dtype, gathered.size()), got_dense(dtype, dense.size());
+    like.to_host(got_like);
+    out.to_host(got_dense);
+    EXPECT_EQ(got_like.first_difference(gathered), -1) << "compress_like";
+    EXPECT_EQ(got_dense.first_difference(dense), -1) << "decompress";
+    for (const DeviceBuffer* b : {&dx, &meta, &dvalues, &like, &out}) EXPECT_TRUE(b->guards_intact());
+  }
+};
 
 TEST_P(CompressLikeGpu, AndDecompressEqualTheReference) {
   const auto [dtype, dim, s] = GetParam();
@@ -118,22 +138,7 @@ TEST_P(CompressLikeGpu, AndDecompressEqualTheReference) {
   const Array patterns = random_activations(source, s.rows * s.cols, 4);
   const Compressed c = cpu_compress(patterns, s.rows, s.cols, dtype, {dim});
   const Array x = random_activations(dtype, s.rows * s.cols, 5);
-  Array gathered(dtype, c.values.size()), dense(dtype, x.size());
-  cpu::compress_like({x.data(), dtype, s.rows, s.cols, dim, c.meta.data(), gathered.data()});
-  cpu::decompress({c.values.data(), c.meta.data(), dtype, s.rows, s.cols, dim, dense.data()});
-
-  DeviceBuffer dx(x), meta(c.meta), values(c.values), like(c.values.bytes()), out(x.bytes());
-  uploads_done();
-  cuda::compress_like({dx.data(), dtype, s.rows, s.cols, dim, meta.data<uint8_t>(), like.data()}, stream_);
-  cuda::decompress({values.data(), meta.data<uint8_t>(), dtype, s.rows, s.cols, dim, out.data()}, stream_);
-  synchronize();
-
-  Array got_like(dtype, gathered.size()), got_dense(dtype, dense.size());
-  like.to_host(got_like);
-  out.to_host(got_dense);
-  EXPECT_EQ(got_like.first_difference(gathered), -1) << "compress_like";
-  EXPECT_EQ(got_dense.first_difference(dense), -1) << "decompress";
-  for (const DeviceBuffer* b : {&dx, &meta, &values, &like, &out}) EXPECT_TRUE(b->guards_intact());
+  compare(c, c.values, x);
 }
 
 TEST_P(CompressLikeGpu, AnyMetadataIsReadAsTheReferenceDoes) {
@@ -141,20 +146,7 @@ TEST_P(CompressLikeGpu, AnyMetadataIsReadAsTheReferenceDoes) {
   Compressed c(s.rows, s.cols, dtype, dim);
   c.keep_any(11);
   const Array kept = random_activations(dtype, c.values.size(), 12), x = random_activations(dtype, s.rows * s.cols, 13);
-  Array gathered(dtype, c.values.size()), dense(dtype, x.size());
-  cpu::compress_like({x.data(), dtype, s.rows, s.cols, dim, c.meta.data(), gathered.data()});
-  cpu::decompress({kept.data(), c.meta.data(), dtype, s.rows, s.cols, dim, dense.data()});
-  DeviceBuffer dx(x), meta(c.meta), values(kept), like(gathered.bytes()), out(x.bytes());
-  uploads_done();
-  cuda::compress_like({dx.data(), dtype, s.rows, s.cols, dim, meta.data<uint8_t>(), like.data()}, stream_);
-  cuda::decompress({values.data(), meta.data<uint8_t>(), dtype, s.rows, s.cols, dim, out.data()}, stream_);
-  synchronize();
-  Array got_like(dtype, gathered.size()), got_dense(dtype, dense.size());
-  like.to_host(got_like);
-  out.to_host(got_dense);
-  EXPECT_EQ(got_like.first_difference(gathered), -1) << "compress_like";
-  EXPECT_EQ(got_dense.first_difference(dense), -1) << "decompress";
-  for (const DeviceBuffer* b : {&dx, &meta, &values, &like, &out}) EXPECT_TRUE(b->guards_intact());
+  compare(c, kept, x);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CompressLikeGpu,
