@@ -34,7 +34,7 @@ def assemble(library: Path, folder: Path) -> Path:
 
 
 def definitions(library: Path) -> list[str]:
-    """What CMake passes to cpp/src/build_info.cpp: from build_info.json, the rest from pyproject.toml."""
+    """What CMake passes to cpp/core/build_info.cpp: from build_info.json, the rest from pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     floors = [r.removeprefix("torch>=") for r in project["project"]["dependencies"] if r.startswith("torch>=")]
     facts = {

@@ -1,4 +1,4 @@
-"""Times every tile and order of tiles of the first GEMM, for cpp/src/select_linear_config.cpp.
+"""Times every tile and order of tiles of the first GEMM, for cpp/heuristics/select_linear_config.cpp.
 
     python bench/tune_linear.py --out bench/results/<gpu>/tune_linear.json
 

@@ -58,11 +58,11 @@ elseif(heavy_jobs LESS 1)
 endif()
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS heavy=${heavy_jobs})
 
-# Writes one .cu per line of cuda/<kind>_instances.def, so that kernels compile side by side and ccache sees small
+# Writes one .cu per line of cuda/gemm/<kind>_instances.def, so that kernels compile side by side and ccache sees small
 # changes.
 function(sparse24_instances kind result)
-  set(list_file "${CMAKE_CURRENT_SOURCE_DIR}/cuda/${kind}_instances.def")
-  set(template "${CMAKE_CURRENT_SOURCE_DIR}/cuda/${kind}_sm90_instance.cu.in")
+  set(list_file "${CMAKE_CURRENT_SOURCE_DIR}/cuda/gemm/${kind}_instances.def")
+  set(template "${CMAKE_CURRENT_SOURCE_DIR}/cuda/gemm/sm90/ops/${kind}_instance.cu.in")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${list_file}")
   file(STRINGS "${list_file}" lines REGEX "^SPARSE24_")
   set(files "")

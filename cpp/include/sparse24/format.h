@@ -31,7 +31,7 @@
 ///
 /// where kb = 16 columns 16b .. 16b+15 of the row = four nibbles = two bytes.
 ///
-/// Source: CUTLASS 4.2 Sm90GemmSparseConfig (tests/cpp/test_format_cutlass.cu compares them group by group);
+/// Source: CUTLASS 4.2 Sm90GemmSparseConfig (tests/cpp/host/test_format_cutlass.cu compares them group by group);
 /// PTX ISA 9.7.15.6 for the codes.
 #pragma once
 

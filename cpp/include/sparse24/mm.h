@@ -70,7 +70,8 @@ struct TileOrder {
 /// of all multiprocessors are computed for that column. `along_n`: the time of an order along N, by that along M, where
 /// both read enough. `hidden`: what reading costs that computing hides, of the time that it takes; by default enough to
 /// decide between orders that are equal otherwise. `any_swizzle`: none pads, and need not be a power of two
-/// (tile_bands.cuh). `cached`: entries for one column of K that the L2 cache holds until the next tiles are computed.
+/// (schedulers/tile_bands.cuh). `cached`: entries for one column of K that the L2 cache holds until the next tiles are
+/// computed.
 struct TileTraffic {
   double cluster_row, cluster_col, computing;
   double along_n = 1, hidden = 1e-3;

@@ -1,0 +1,31 @@
+// Run-time choices turned into template arguments.
+#pragma once
+
+#include <type_traits>
+
+#include "common/vocabulary.cuh"
+#include "sparse24/error.h"
+
+namespace sparse24::cuda {
+
+// f(T{}) for the 16-bit float type T that `dtype` names.
+template <class F>
+void dispatch_16bit(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kBFloat16: return f(__nv_bfloat16{});
+    case DType::kFloat16: return f(__half{});
+    default: fail("sparse24: expected bfloat16 or float16 on the GPU, got ", name_of(dtype));
+  }
+}
+
+// f(std::integral_constant<Activation, A>{}).
+template <class F>
+void dispatch_activation(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::kNone: return f(std::integral_constant<Activation, Activation::kNone>{});
+    case Activation::kRelu: return f(std::integral_constant<Activation, Activation::kRelu>{});
+    case Activation::kRelu2: return f(std::integral_constant<Activation, Activation::kRelu2>{});
+  }
+}
+
+}  // namespace sparse24::cuda

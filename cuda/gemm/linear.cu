@@ -1,0 +1,104 @@
+// Host side of linear_relu2 and linear_compress: finds the kernel of gemm/linear_instances.def and launches it.
+#include "gemm/linear_launchers.h"
+#include "gemm/tuning.h"
+#include "sparse24/device.h"
+#include "sparse24/error.h"
+
+namespace sparse24::cuda {
+namespace {
+
+struct Relu2Instance {
+  DType dtype, hidden, y;
+  LinearTile tile;
+  void (*launch)(const LinearRelu2Args&, const LinearConfig&, cudaStream_t);
+};
+struct CompressInstance {
+  DType dtype, hidden, y, meta;
+  LinearTile tile;
+  void (*launch)(const LinearCompressArgs&, const LinearConfig&, cudaStream_t);
+};
+
+constexpr Relu2Instance kRelu2Instances[] = {
+#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile)
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)       \
+  {DType::dtype, DType::hidden, DType::y, LinearTile::tile, \
+   launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y, LinearTile::tile>},
+#include "gemm/linear_instances.def"
+#undef SPARSE24_LINEAR_RELU2
+#undef SPARSE24_LINEAR_COMPRESS
+};
+
+constexpr CompressInstance kCompressInstances[] = {
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)
+#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile) \
+  {                                                            \
+      DType::dtype,                                            \
+      DType::hidden,                                           \
+      DType::y,                                                \
+      DType::meta,                                             \
+      LinearTile::tile,                                        \
+      launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta, LinearTile::tile>},
+#include "gemm/linear_instances.def"
+#undef SPARSE24_LINEAR_RELU2
+#undef SPARSE24_LINEAR_COMPRESS
+};
+
+bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
+  return args.dtype == dtype && args.hidden_dtype == hidden && args.y_dtype == y;
+}
+
+// The instance of one combination of types and a tile.
+template <class Instance, size_t kCount, class Matches, class Args>
+void launch(const char* op, const Instance (&instances)[kCount], const Matches& match, const Args& args,
+            const LinearConfig& config, cudaStream_t stream) {
+  const LinearArgs& linear = args.linear;
+  if (linear.tokens == 0 || linear.out == 0) return;
+  check(linear.activation == Activation::kRelu2 || linear.hidden_dtype == DType::kFloat16, op,
+        ": expected squares where h is not float16, got another activation");
+  check(linear.in > 0, op, ": expected K (columns of x) to be above 0, got 0");
+  for (const Instance& i : instances) {
+    if (i.tile == config.tile && match(i)) return i.launch(args, config, stream);
+  }
+  fail(op, ": expected a compiled kernel for x ", name_of(linear.dtype), ", h ", name_of(linear.hidden_dtype), ", y ",
+       name_of(linear.y_dtype), ", ", to_string(config), ", got none");
+}
+
+}  // namespace
+
+LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const LinearTiles& tiles) {
+  const auto configs = linear_configs(dtype, tiles);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", int(configs.size()))) {
+    LinearConfig config = configs[wanted->tile];
+    config.swizzle = wanted->order.swizzle;
+    config.raster_along_m = wanted->order.along_m;
+    config.divides = wanted->splits > 1;
+    return config;
+  }
+  return select_linear_config(dtype, m, n, k, device_info().sm_count, tiles);
+}
+
+void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
+  const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.hidden, i.y); };
+  launch("sparse24.linear_relu2", kRelu2Instances, match, args, config, stream);
+}
+
+void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
+  const auto match = [&](const CompressInstance& i) {
+    return matches(args.linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype);
+  };
+  launch("sparse24.linear_compress", kCompressInstances, match, args, config, stream);
+}
+
+void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
+  const LinearArgs& l = args.linear;
+  const LinearTiles tiles = linear_relu2_tiles(l.dtype, l.y_dtype);
+  linear_relu2(args, choose_linear_config(l.dtype, l.tokens, l.out, l.in, tiles), stream);
+}
+
+void linear_compress(const LinearCompressArgs& args, cudaStream_t stream) {
+  const LinearArgs& l = args.linear;
+  const LinearTiles tiles = linear_compress_tiles(l.dtype, l.y_dtype, args.meta_dtype);
+  linear_compress(args, choose_linear_config(l.dtype, l.tokens, l.out, l.in, tiles), stream);
+}
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,17 @@
+// The compiled kernels of linear_gradient, one translation unit each (gemm/linear_gradient_instances.def).
+#pragma once
+
+#include "sparse24/linear_gradient.h"
+
+namespace sparse24::cuda {
+
+// Whether a kernel counts the non-zeros of y.
+inline constexpr bool kCounting = true, kNotCounting = false;
+
+template <DType kDType, DType kMeta, bool kCounts>
+void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream);
+
+// Fills args.hot_slots, and the rows of y_hot and dh_hot whose index is no feature's.
+void hot_slots(const LinearGradientArgs& args, cudaStream_t stream);
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,92 @@
+// Host side of mm: finds the kernel of gemm/mm_instances.def for the operands and launches it.
+#include "gemm/mm_launchers.h"
+#include "gemm/mm_splits.h"
+#include "gemm/tuning.h"
+#include "sparse24/device.h"
+#include "sparse24/error.h"
+
+namespace sparse24::cuda {
+namespace {
+
+using Launcher = void (*)(const MmArgs&, const MmConfig&, cudaStream_t);
+
+struct Instance {
+  DType dtype;
+  Dim a_dim;
+  Major b_major;
+  MmTile tile;
+  Launcher launch;
+};
+
+constexpr Instance kInstances[] = {
+#define SPARSE24_MM(dtype, a_dim, b_major, tile)           \
+  {DType::dtype, Dim::a_dim, Major::b_major, MmTile::tile, \
+   launch_mm_sm90<DType::dtype, Dim::a_dim, Major::b_major, MmTile::tile>},
+#include "gemm/mm_instances.def"
+#undef SPARSE24_MM
+};
+
+Launcher find(const MmArgs& args, MmTile tile) {
+  // fp8 values are K-major whichever way the groups lie (format.h).
+  const Dim a_dim = args.a.m_contiguous() ? Dim::kTokens : Dim::kFeatures;
+  for (const Instance& i : kInstances) {
+    if (i.dtype == args.a.dtype && i.a_dim == a_dim && i.b_major == args.b_major && i.tile == tile) return i.launch;
+  }
+  fail("sparse24.mm: expected a compiled kernel for ", name_of(args.a.dtype), ", A ",
+       a_dim == Dim::kTokens ? "MN" : "K", "-major, B ", args.b_major == Major::kRow ? "MN" : "K", "-major, got none");
+}
+
+// Parts of K are whole tiles, and their sums [split][m][n] fp32; K-major values can be cut without moving them.
+bool may_split(const MmArgs& args) { return !args.a.m_contiguous() && args.d_major == Major::kRow; }
+
+// SPARSE24_MM_CONFIG="tile,swizzle,m|n" overrides the choice: tile is an index into mm_configs(dtype). For tuning.
+MmConfig choose_config(const MmArgs& args, bool split) {
+  const auto configs = mm_configs(args.a.dtype);
+  if (const auto wanted = tuning_override("SPARSE24_MM_CONFIG", int(configs.size()))) {
+    MmConfig config = configs[wanted->tile];
+    config.swizzle = wanted->order.swizzle;
+    config.raster_along_m = wanted->order.along_m;
+    config.splits = split && splits_evenly(config, args.a.k, wanted->splits) ? wanted->splits : 1;
+    return config;
+  }
+  return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_info().sm_count, split);
+}
+
+}  // namespace
+
+int64_t mm_workspace_bytes(const MmArgs& args, const MmConfig& config) {
+  return config.splits == 1 ? 0 : config.splits * partial_sums_bytes(args);
+}
+
+int64_t mm_workspace_bytes(const MmArgs& args) {
+  if (args.a.m == 0 || args.n == 0 || !may_split(args)) return 0;
+  return mm_workspace_bytes(args, choose_config(args, true));
+}
+
+void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+  if (args.a.m == 0 || args.n == 0) return;
+  check(args.a.k > 0, "sparse24.mm: expected K to be above 0, got 0");
+  check(!args.b_interleaved || (args.a.m_contiguous() && args.b_major == Major::kRow),
+        "sparse24.mm: expected MN-major operands for an interleaved B, got others");
+  check(!args.b_interleaved || args.a.k % 4 == 0 || args.b_tail,
+        "sparse24.mm: expected a copy of the last rows of an interleaved B or K to be a multiple of 4, got K ",
+        args.a.k);
+  const Launcher launch = find(args, config.tile);
+  if (config.splits == 1) return launch(args, config, stream);
+  check(may_split(args) && args.workspace && splits_evenly(config, args.a.k, config.splits),
+        "sparse24.mm: expected K-major values, row-major D, a workspace, and K to be a multiple of ",
+        config.tile_k * config.splits, " to split it, got K ", args.a.k);
+  MmArgs parts = args;
+  parts.d = args.workspace;
+  parts.d_dtype = DType::kFloat32;
+  parts.scale_a = parts.scale_b = nullptr;
+  parts.bias = nullptr;
+  launch(parts, config, stream);
+  add_partial_sums(args, config.splits, stream);
+}
+
+void mm(const MmArgs& args, cudaStream_t stream) {
+  mm(args, choose_config(args, args.workspace && may_split(args)), stream);
+}
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,12 @@
+// The compiled sparse GEMM kernels: gemm/mm_instances.def lists them, CMake makes one translation unit of each line.
+#pragma once
+
+#include "sparse24/mm.h"
+
+namespace sparse24::cuda {
+
+// One kernel. `a_dim` says how A is stored (format.h), `b_major` how B is.
+template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
+void launch_mm_sm90(const MmArgs& args, const MmConfig& config, cudaStream_t stream);
+
+}  // namespace sparse24::cuda

@@ -1,0 +1,72 @@
+// The derivative of the squared ReLU from its value: y = relu(h)^2 has 2 h = 2 sqrt(y).
+#pragma once
+
+#include "common/vocabulary.cuh"
+
+namespace sparse24::cuda {
+
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulator/ptx.h has it for hosts
+__device__ __forceinline__ float approximate_inverse_root(float x) {
+  float inverse;
+  asm volatile("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  return inverse;
+}
+// Keeps what uses v behind all that is volatile before.
+__device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)); }
+#endif
+
+// Twice the square roots of 16-bit numbers T, rounded to nearest: __fsqrt_rn without its branches, which zeros would
+// take, and in step, so that none waits for another. roots: x are the roots already; a choice at the end, because a
+// branch would take registers.
+template <class T, int kCount>
+__device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
+  // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none. Factors, not choices:
+  // a choice would hold one of seven predicates from the first step to the last.
+  float scaled[kCount], inverse[kCount], unscale[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const bool tiny = std::is_same_v<T, __nv_bfloat16> && x[i] < 0x1p-100f;
+    scaled[i] = __fmul_rn(x[i], tiny ? 0x1p64f : 1.f);
+    unscale[i] = tiny ? 0x1p-32f : 1.f;
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) inverse[i] = approximate_inverse_root(scaled[i]);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) hold(inverse[i]);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const float root = __fmul_rn(scaled[i], inverse[i]);
+    const float corrected = __fmaf_rn(__fmaf_rn(-root, root, scaled[i]), inverse[i], __fadd_rn(root, root));
+    const float twice = x[i] == 0.f || x[i] == INFINITY ? x[i] : __fmul_rn(corrected, unscale[i]);
+    x[i] = kHasRoots<T> && roots ? __fadd_rn(x[i], x[i]) : twice;
+  }
+}
+
+// Pairs of dy * 2 sqrt(y), the gradient of h from that of y, to dy; rounded once. roots: y are the roots already.
+template <class T, int kCount>
+__device__ __forceinline__ void times_twice_roots(uint32_t (&dy)[kCount], const uint32_t (&y)[kCount], bool roots) {
+  float factors[2 * kCount];
+#pragma unroll
+  for (int i = 0; i < 2 * kCount; ++i) factors[i] = to_float(T{}, uint16_t(y[i / 2] >> 16 * (i % 2)));
+  twice_roots<T>(factors, roots);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    dy[i] = pack2(T{}, __fmul_rn(to_float(T{}, uint16_t(dy[i])), factors[2 * i]),
+                  __fmul_rn(to_float(T{}, uint16_t(dy[i] >> 16)), factors[2 * i + 1]));
+  }
+}
+
+// Of a kernel's parameters: whether it is given roots. Types that never are have no room for it.
+template <class T>
+struct MaybeRoots {
+  MaybeRoots(bool = false) {}
+  __device__ __forceinline__ bool roots() const { return false; }
+};
+template <>
+struct MaybeRoots<__half> {
+  bool given;
+  MaybeRoots(bool roots = false) : given(roots) {}
+  __device__ __forceinline__ bool roots() const { return given; }
+};
+
+}  // namespace sparse24::cuda

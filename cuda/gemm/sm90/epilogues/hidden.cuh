@@ -1,0 +1,167 @@
+// What the epilogues of the first GEMM share: max(h, 0) of the accumulators, and statistics of y.
+#pragma once
+
+#include "common/vocabulary.cuh"
+#include "gemm/sm90/epilogues/base.cuh"
+#include "gemm/sm90/epilogues/lane_runs.cuh"
+#include "gemm/sm90/epilogues/scale_accumulators.cuh"
+#include "gemm/sm90/epilogues/terms.cuh"
+#include "sparse24/linear.h"
+#include "sparse24/quantize.h"
+#include "sparsity/select24.cuh"
+
+namespace sparse24::cuda {
+
+// Arguments as the device sees them.
+struct HiddenParams {
+  int rows, cols;  // of h
+  const float* scale_x;
+  const float* scale_w;
+  const void* bias;  // of the hidden type
+  const float* scale_y;
+  float* amax;
+  int32_t* saturated;
+  int scale_x_stride;  // 0: one element, 1: one per row
+  int scale_w_stride;
+  int scale_y_stride;
+  Activation activation;  // of float16 also kRelu: y is its own root
+
+  static HiddenParams of(const LinearArgs& args) {
+    return {int(args.tokens),     int(args.out),  args.scale_x,   args.scale_w,         args.bias,
+            args.scale_y,         args.amax,      args.saturated, args.scale_x_per_row, args.scale_w_per_row,
+            args.scale_y_per_row, args.activation};
+  }
+
+  // The terms of a tile, by the lanes of a warp, for columns in the order Runs. T: the hidden type. Rows and columns
+  // beyond h are never stored, but their metadata is: their terms are defined.
+  template <class T, class Runs, int kTileM, int kTileN>
+  __device__ __forceinline__ void fetch(int lane, int m_tile, int n_tile, TileTerms<kTileM, kTileN>& terms) const {
+    using Terms = TileTerms<kTileM, kTileN>;
+    const auto row = [&](int i) {
+      const int m = m_tile + i;
+      typename Terms::Row out{1.f, 1.f};
+      if (m < rows && scale_x) out.scale = scale_x[m * scale_x_stride];
+      if (m < rows && scale_y) out.out_scale = __frcp_rn(usable_scale(scale_y[m * scale_y_stride]));
+      return out;
+    };
+    const auto columns = [&](int i) {
+      typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int n = n_tile + Runs::feature(i + c);
+        if (n < cols && scale_w) out.scale[c] = scale_w[n * scale_w_stride];
+        if (n < cols && bias) out.shift[c] = float(static_cast<const T*>(bias)[n]);
+      }
+      return out;
+    };
+    terms.fetch(lane, row, columns);
+  }
+};
+
+// The roots max(h, 0) of y of a thread, rounded to T, as words of two. Of block b: the neighbours of row r and of row
+// r + 8; or, kRowPairs, both rows of the first column and of the second.
+template <class T, int kColumns, bool kRowPairs>
+struct HiddenFragment {
+  static constexpr int kBlocks = kColumns / 8;
+  uint32_t of[kBlocks][2] = {};
+
+  template <class Fragment, class Scales>
+  __device__ __forceinline__ void take(const HiddenParams& p, Fragment const& acc, Scales& scales) {
+    if (p.scale_x || p.scale_w || p.bias) return scales.template scale<kBlocks>(acc, *this);
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
+  }
+
+  // Two columns of row r, then of row r + 8.
+  __device__ __forceinline__ void pack(int b, float h00, float h01, float h10, float h11) {
+    of[b][0] = kRowPairs ? pack2_relu(T{}, h00, h10) : pack2_relu(T{}, h00, h01);
+    of[b][1] = kRowPairs ? pack2_relu(T{}, h01, h11) : pack2_relu(T{}, h10, h11);
+  }
+};
+
+// Running statistics of a thread. y is not negative, so its bits order like integers; fmaxf drops NaN.
+struct HiddenStatistics {
+  float amax = 0.f;
+  int saturated = 0;
+
+  // The inverse scale is 0 where y is not scaled, and cannot saturate.
+  __device__ __forceinline__ void see(float y, float inverse_scale) {
+    amax = fmaxf(amax, y);
+    saturated += fabsf(y * inverse_scale) > 448.f;
+  }
+  __device__ __forceinline__ void collect(const HiddenParams& p) const {
+    if (p.amax) {
+      const float v = warp_max(amax);
+      if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<int*>(p.amax), __float_as_int(v));
+    }
+    if (p.saturated) {
+      const int n = __reduce_add_sync(0xffffffffu, saturated);
+      if (threadIdx.x % 32 == 0 && n > 0) atomicAdd(p.saturated, n);
+    }
+  }
+};
+
+// What the epilogues in steps (epilogues/steps.cuh) of linear_compress and linear_relu2 have in common: two blocks a
+// step. T: the type that h is rounded to. kRun: the features of a lane's runs. kRowPairs: of the fragment.
+template <class Params_, class T, int kTileM, int kTileN, int kRun, bool kRowPairs>
+class HiddenEpilogue {
+ public:
+  using Params = Params_;
+  using Runs = LaneRuns<kRun>;
+  using Terms = TileTerms<kTileM, kTileN>;
+  static constexpr int kSteps = kTileN / 16;
+
+  CUTLASS_DEVICE explicit HiddenEpilogue(Params const& params) : p_(params) {}
+
+  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
+    p.hidden.template fetch<T, Runs>(lane, m, n, terms);
+  }
+  CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Runs::feature(column); }
+  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
+
+ protected:
+  // The place of the lane's run of row r in a tile, once for all of its blocks, and, kFp8, the scales of both rows.
+  // Returns the index of the run's first element.
+  template <bool kFp8, class Scales>
+  CUTLASS_DEVICE uint64_t locate(int m, int n, Scales const& scales) {
+    const int row = scales.row;
+    const HiddenParams& h = p_.hidden;
+    const int column = n + kRun * (threadIdx.x & 3);
+    CUTLASS_PRAGMA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      left_[half] = m + row + 8 * half < h.rows ? h.cols - column : 0;
+      if constexpr (kFp8) inverse_scale_[half] = scales.terms.rows[row + 8 * half].out_scale;
+    }
+    return uint64_t(m + row) * uint32_t(h.cols) + column;
+  }
+  // Whether h has the run of the block at a column of the tile, in row r or r + 8. A row beyond the last is whatever w
+  // holds: NaN times its zeros is none of the result's.
+  CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
+
+  // What y is of the roots in a word, in T and in fp32.
+  CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const { return keeps_roots() ? roots : square2<T>(roots); }
+  CUTLASS_DEVICE float activated(uint32_t roots, int i) const {
+    return keeps_roots() ? to_float(T{}, uint16_t(i ? roots >> 16 : roots)) : square<T>(roots, i);
+  }
+
+  // Behind a step.
+  template <int kStep, bool kCounts>
+  CUTLASS_DEVICE void collect() {
+    if constexpr (kCounts && kStep == kSteps - 1) {
+      seen_.collect(p_.hidden);
+      seen_ = {};
+    }
+  }
+
+  Params const& p_;
+  HiddenFragment<T, kTileN, kRowPairs> h_;
+  HiddenStatistics seen_;
+  float inverse_scale_[2] = {};  // of rows r and r + 8; 0: y is not scaled
+
+ private:
+  CUTLASS_DEVICE bool keeps_roots() const { return kHasRoots<T> && p_.hidden.activation == Activation::kRelu; }
+
+  int left_[2] = {};  // columns from the lane's first on
+};
+
+}  // namespace sparse24::cuda

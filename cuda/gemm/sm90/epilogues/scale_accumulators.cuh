@@ -1,0 +1,60 @@
+// acc * scale of the row * scale of the column + shift of the column, for the accumulators of a lane.
+//
+// Few products run while threads take their accumulators, which costs a tile of fp8 1,000 cycles. So the terms of the
+// first columns are in registers before the products are done, and those of the next columns come while some are
+// scaled.
+#pragma once
+
+#include <cutlass/cutlass.h>
+
+#include "gemm/sm90/epilogues/terms.cuh"
+
+namespace sparse24::cuda {
+
+template <class Terms_>
+class AccumulatorScales {
+ public:
+  using Terms = Terms_;
+  Terms const& terms;
+  const int row;  // of the lane's first row in the tile; its other is 8 rows below
+
+  CUTLASS_DEVICE AccumulatorScales(Terms const& terms, int row)
+      : terms(terms), row(row), of_rows_{terms.rows[row].scale, terms.rows[row + 8].scale} {
+    read(0);
+  }
+
+  // The first kBlocks blocks of 8 columns: out.pack(block, two columns of the first row, two of the other).
+  template <int kBlocks, class Fragment, class Out>
+  CUTLASS_DEVICE void scale(Fragment const& acc, Out& out) {
+    static_assert(kBlocks % kAhead == 0, "whole batches");
+    CUTLASS_PRAGMA_UNROLL
+    for (int first = 0; first < kBlocks; first += kAhead) {
+      typename Terms::Columns of_columns[kAhead];
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kAhead; ++i) of_columns[i] = ahead_[i];
+      if (first + kAhead < kBlocks) read(first + kAhead);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        float v[4];
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < 4; ++j)
+          v[j] = acc(4 * (first + i) + j) * of_rows_[j / 2] * of_columns[i].scale[j % 2] + of_columns[i].shift[j % 2];
+        out.pack(first + i, v[0], v[1], v[2], v[3]);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kAhead = 4;  // blocks
+
+  CUTLASS_DEVICE void read(int first) {
+    asm volatile("" ::: "memory");  // no sooner: registers
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kAhead; ++i) ahead_[i] = terms.columns[4 * (first + i) + (threadIdx.x & 3)];
+  }
+
+  const float of_rows_[2];
+  typename Terms::Columns ahead_[kAhead];
+};
+
+}  // namespace sparse24::cuda

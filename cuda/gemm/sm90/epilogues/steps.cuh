@@ -1,0 +1,96 @@
+// Epilogues in steps: a tile is taken from the accumulators as 16-bit numbers at once, and finished a little at a time.
+//
+// What the kernel of kernels/overlapped.cuh does under the next tile's products. Per consumer thread, for 64 rows x
+// Terms::kN columns of a warpgroup:
+//
+//     Params, Terms                                what the kernel is given; what a tile needs, in shared memory
+//     Runs                                         the order of its features (epilogues/lane_runs.cuh)
+//     column_of(params, column)                    the feature that a column of the tile is, by that order
+//     fetch(params, lane, m, n, terms)             by the lanes of a warp
+//     Epilogue(params)                             nothing is taken: the steps store nothing
+//     take(m, n, fragment, scales)                 m, n: the tile's origin; scales (epilogues/scale_accumulators.cuh)
+//     may be of a
+//                                                  wider tile at the same place
+//     WithColumns<n>                               where tiles are divided: the same for parts of n columns, with
+//                                                  features in the same order
+//     counts()                                     whether statistics are wanted
+//     finish<step, counts>(), step = 0 .. kSteps-1 in this order
+//
+// The fragment of a lane 4 r + q holds, per block b of 8 columns (PTX ISA, wgmma D fragments):
+//
+//     4b, 4b + 1        row r        columns 2q, 2q + 1
+//     4b + 2, 4b + 3    row r + 8    columns 2q, 2q + 1
+#pragma once
+
+#include "gemm/sm90/epilogues/base.cuh"
+#include "gemm/sm90/epilogues/scale_accumulators.cuh"
+#include "gemm/sm90/epilogues/terms.cuh"
+
+namespace sparse24::cuda {
+
+template <int kStep, class Epilogue>
+CUTLASS_DEVICE void finish_step(Epilogue& epilogue) {
+  if (epilogue.counts()) {
+    epilogue.template finish<kStep, true>();
+  } else {
+    epilogue.template finish<kStep, false>();
+  }
+}
+
+template <bool kCounts, int kStep, class Epilogue>
+CUTLASS_DEVICE void finish_from(Epilogue& epilogue) {
+  if constexpr (kStep < Epilogue::kSteps) {
+    epilogue.template finish<kStep, kCounts>();
+    finish_from<kCounts, kStep + 1>(epilogue);
+  }
+}
+
+// All steps, with one decision for all: between branches the compiler could not interleave them.
+template <class Epilogue>
+CUTLASS_DEVICE void finish_all(Epilogue& epilogue) {
+  if (epilogue.counts()) {
+    finish_from<true, 0>(epilogue);
+  } else {
+    finish_from<false, 0>(epilogue);
+  }
+}
+
+// Such an epilogue for CUTLASS's kernels (in a TermsAdapter), which store a tile before they go on.
+template <class Steps>
+class AtOnce : public EpilogueBase<typename Steps::Params, TermsStages<typename Steps::Terms>> {
+  using Base = EpilogueBase<typename Steps::Params, TermsStages<typename Steps::Terms>>;
+  using Base::p_;
+
+ public:
+  using Base::Base;
+  using Terms = typename Steps::Terms;
+  CUTLASS_HOST_DEVICE static int column_of(typename Steps::Params const& p, int column) {
+    return Steps::column_of(p, column);
+  }
+
+  template <class Problem, class BlockShape, class BlockCoord>
+  CUTLASS_DEVICE void fetch(int lane, Problem const&, BlockShape const&, BlockCoord const& block_coord,
+                            Terms& terms) const {
+    Steps::fetch(p_, lane, cute::get<0>(block_coord) * Terms::kM, cute::get<1>(block_coord) * Terms::kN, terms);
+  }
+
+  template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma>
+  CUTLASS_DEVICE void operator()(Problem const&, BlockShape const& block_shape, BlockCoord const& block_coord,
+                                 cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, int thread_idx,
+                                 Terms const& terms) const {
+    using namespace cute;
+    using Tile = Shape<Int<Terms::kM>, Int<Terms::kN>>;
+    static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Tile>, "terms of this tile");
+    static_assert(decltype(size<2>(acc))::value == 1, "one MMA spans the columns");
+    const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < size<1>(acc); ++i) {
+      Steps epilogue(p_);
+      AccumulatorScales<Terms> scales(terms, get<0>(coords(make_coord(_0{}, _0{}, _0{}), i, _0{})));
+      epilogue.take(get<0>(block_coord) * Terms::kM, get<1>(block_coord) * Terms::kN, acc(_, i, _0{}), scales);
+      finish_all(epilogue);
+    }
+  }
+};
+
+}  // namespace sparse24::cuda

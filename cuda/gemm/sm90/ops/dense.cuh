@@ -1,0 +1,117 @@
+// The dense GEMMs for Hopper, A [M, K] K-major, B [K, N] of either major, with an epilogue of ours: in pingpong, where
+// two warpgroups work on a tile each, one's epilogue under the other's products, or overlapped
+// (kernels/overlapped.cuh).
+#pragma once
+
+#include "common/vocabulary.cuh"
+#include "gemm/sm90/kernels/gemm.cuh"
+#include "gemm/sm90/kernels/overlapped.cuh"
+#include "sparse24/linear.h"
+
+namespace sparse24::cuda {
+
+template <DType>
+struct HiddenType;
+template <>
+struct HiddenType<DType::kBFloat16> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct HiddenType<DType::kFloat16> {
+  using type = __half;
+};
+
+// Tile and cluster; heuristics/select_linear_config.cpp holds the same sizes for the host. Rows of 128 cover the
+// padding of the metadata. A cluster shares the longer operand of its tiles; narrow ones share the rows, so that few
+// tokens leave no tile of a cluster empty.
+template <LinearTile>
+struct DenseTile;
+template <>
+struct DenseTile<LinearTile::k128x64> {
+  static constexpr int kM = 128, kN = 64, kClusterM = 1, kClusterN = 2;
+  static constexpr bool kPingpong = true;
+};
+template <>
+struct DenseTile<LinearTile::k128x128> {
+  static constexpr int kM = 128, kN = 128, kClusterM = 1, kClusterN = 2;
+  static constexpr bool kPingpong = true;
+};
+template <>
+struct DenseTile<LinearTile::k128x192> {
+  static constexpr int kM = 128, kN = 192, kClusterM = 2, kClusterN = 1;
+  static constexpr bool kPingpong = true;
+};
+template <>
+struct DenseTile<LinearTile::k128x256> {
+  static constexpr int kM = 128, kN = 256, kClusterM = 2, kClusterN = 1;
+  static constexpr bool kPingpong = false;
+};
+
+// As many stages of operands as fit beside the rest, and the kernel.
+template <class Epilogue, bool kPingpong>
+struct DenseKernelOf {
+  using Stages = GemmStages<Epilogue>;
+  template <class Mainloop>
+  using Kernel = GemmKernel<Mainloop, Epilogue>;
+};
+template <class Epilogue>
+struct DenseKernelOf<Epilogue, false> {
+  using Stages = OverlappedStages<Epilogue>;
+  template <class Mainloop>
+  using Kernel = OverlappedGemm<Mainloop, DenseProducts<Mainloop, cute::size<1>(typename Mainloop::TileShape{})>,
+                                Epilogue, Quarters<Mainloop, Epilogue>>;
+};
+
+// What is multiplied; leading dimensions are multiples of 16 bytes.
+struct DenseProduct {
+  int64_t m, n, k;
+  const void* a;
+  int64_t lda;
+  const void* b;
+  int64_t ldb;
+};
+
+// Rows of A in their own order: CUTLASS's loads.
+template <class Stock>
+using StockMainloop = Stock;
+
+// Epilogue: in pingpong one of ours in an adapter that CUTLASS's kernel layer can host, else one in steps. Loads: what
+// a mainloop of CUTLASS's becomes, with `more` arguments than it has.
+template <DType kDType, Major kBMajor, class Tile, class Epilogue, template <class> class Loads = StockMainloop>
+struct DenseSm90 {
+  static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
+  using Element = typename GemmElement<kDType>::type;
+  using LayoutB =
+      std::conditional_t<kBMajor == Major::kColumn, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
+  using Of = DenseKernelOf<Epilogue, Tile::kPingpong>;
+  static constexpr int kAlignment = 16 / sizeof(Element);
+  using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
+      LayoutB, kAlignment, float, cute::Shape<cute::Int<Tile::kM>, cute::Int<Tile::kN>, cute::Int<kFp8 ? 128 : 64>>,
+      cute::Shape<cute::Int<Tile::kClusterM>, cute::Int<Tile::kClusterN>, cute::_1>, typename Of::Stages,
+      GemmSchedule<kFp8, Tile::kPingpong>>::CollectiveOp;
+  using Mainloop = Loads<Stock>;
+  using Kernel = typename Of::template Kernel<Mainloop>;
+
+  template <class... More>
+  static void launch(const DenseProduct& product, const LinearConfig& config, const typename Epilogue::Params& epilogue,
+                     cudaStream_t stream, const char* what, const More&... more) {
+    typename Mainloop::StrideA stride_a{};
+    typename Mainloop::StrideB stride_b{};
+    cute::get<0>(stride_a) = product.lda;
+    cute::get<kBMajor == Major::kColumn ? 0 : 1>(stride_b) = product.ldb;
+    typename Kernel::Arguments arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm, {int(product.m), int(product.n), int(product.k), 1}, {}, epilogue};
+    const typename Stock::Arguments operands{static_cast<Element const*>(product.a), stride_a,
+                                             static_cast<Element const*>(product.b), stride_b};
+    if constexpr (sizeof...(More) > 0) {
+      arguments.mainloop = {operands, more...};
+    } else {
+      arguments.mainloop = operands;
+    }
+    if constexpr (!Tile::kPingpong) arguments.divides = config.divides;
+    launch_gemm<Kernel>(arguments, config.swizzle, config.raster_along_m, stream, what);
+  }
+};
+
+}  // namespace sparse24::cuda

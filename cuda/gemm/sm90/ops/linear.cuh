@@ -1,0 +1,48 @@
+// The first GEMM for Hopper: h = x [M, K] @ w.T [K, N], both K-major, with an epilogue that activates, and the rows of
+// w in its order.
+#pragma once
+
+#include "gemm/linear_launchers.h"
+#include "gemm/sm90/epilogues/compress.cuh"
+#include "gemm/sm90/epilogues/relu2.cuh"
+#include "gemm/sm90/mainloops/lane_runs_mainloop.cuh"
+#include "gemm/sm90/ops/dense.cuh"
+
+namespace sparse24::cuda {
+
+template <class Runs>
+struct InRuns {
+  template <class Stock>
+  using Mainloop = LaneRunsMainloop<Stock, Runs>;
+};
+
+// Epilogue: in steps.
+template <DType kDType, class Tile, class Epilogue>
+void launch_linear_sm90(const LinearArgs& args, const LinearConfig& config, const typename Epilogue::Params& epilogue,
+                        cudaStream_t stream, const char* what) {
+  const DenseProduct product{args.tokens, args.out, args.in, args.x, args.in, args.w, args.in};
+  using Hosted = std::conditional_t<Tile::kPingpong, TermsAdapter<AtOnce<Epilogue>>, Epilogue>;
+  DenseSm90<kDType, Major::kColumn, Tile, Hosted, InRuns<typename Epilogue::Runs>::template Mainloop>::launch(
+      product, config, epilogue, stream, what);
+}
+
+template <DType kDType, DType kHidden, DType kY, LinearTile kTile>
+void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
+  using Tile = DenseTile<kTile>;
+  using Epilogue = Relu2Epilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3, Tile::kM, Tile::kN>;
+  launch_linear_sm90<kDType, Tile, Epilogue>(args.linear, config, {HiddenParams::of(args.linear), args.y}, stream,
+                                             "sparse24.linear_relu2: launch");
+}
+
+template <DType kDType, DType kHidden, DType kY, DType kMeta, LinearTile kTile>
+void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
+  using Tile = DenseTile<kTile>;
+  using Epilogue = CompressEpilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3,
+                                    kMeta == DType::kFloat8E4M3, Tile::kM, Tile::kN>;
+  const Operand a = Operand::of(args.linear.tokens, args.linear.out, kMeta, Dim::kFeatures);
+  launch_linear_sm90<kDType, Tile, Epilogue>(args.linear, config,
+                                             {HiddenParams::of(args.linear), a, args.values, args.meta}, stream,
+                                             "sparse24.linear_compress: launch");
+}
+
+}  // namespace sparse24::cuda

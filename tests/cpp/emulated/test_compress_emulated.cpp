@@ -1,0 +1,130 @@
+/// @file
+/// The epilogue of linear_compress on the host, for every tile and type, against the CPU reference.
+#include <gtest/gtest.h>
+
+#include "emulator/hidden.h"
+// After it.
+#include "gemm/sm90/epilogues/compress.cuh"
+
+namespace sparse24::emulate {
+namespace {
+
+using test::Array;
+
+/// Token by token; the metadata has its rows in tiles.
+test::CompressedResult reference(const LinearCase& c, DType meta_dtype, const Sums& sums) {
+  test::CompressedResult all(c, meta_dtype);
+  std::fill(all.meta.begin(), all.meta.end(), kMetaPaddingByte);
+  for (int t = 0; t < c.tokens; ++t) {
+    const test::CompressedResult token = cpu_linear_compress(token_case(c, sums, t), meta_dtype);
+    const int64_t bytes = token.values.bytes();
+    std::memcpy(static_cast<char*>(all.values.data()) + t * bytes, token.values.data(), bytes);
+    for (int64_t g = 0; g < all.a.k_meta / 4; g += 2)
+      all.meta[all.a.meta_byte(t, g)] = token.meta[token.a.meta_byte(0, g)];
+    add(all, token);
+  }
+  return all;
+}
+
+template <class Kernel>
+class CompressEmulated : public testing::Test {
+ protected:
+  using Tile = typename Kernel::Tile;
+  using T = typename Kernel::Hidden;
+  static constexpr DType kHidden = Kernel::kHidden;
+
+  /// The epilogue's values, metadata with its padding and statistics are the reference's; nothing else is written.
+  template <bool kFp8Values, bool kFp8Meta>
+  void compare(const HiddenCase& h, Order order, Beyond beyond = Beyond::kTiles) {
+    SCOPED_TRACE(testing::PrintToString(h) + (kFp8Meta ? ", fp8 metadata" : ""));
+    const LinearCase c = h.linear();
+    const auto expected = reference(c, kFp8Meta ? DType::kFloat8E4M3 : kHidden, h.sums());
+    Guarded values(expected.values.bytes()), meta(expected.a.meta_bytes());
+    test::LinearStatistics seen;
+    const cuda::CompressParams params{params_of(c, h.statistics ? &seen : nullptr), expected.a, values.data(),
+                                      meta.data<uint8_t>()};
+    using Steps = cuda::CompressEpilogue<T, kFp8Values, kFp8Meta, Tile::kM, Tile::kN>;
+    run_epilogue<typename Kernel::template Hosted<Steps>, Tile>(params, h.tokens, h.out, h.sums(), order, 1, beyond);
+    Array got(c.y_dtype, expected.values.size());
+    std::memcpy(got.data(), values.data(), got.bytes());
+    const int64_t at = got.first_difference(expected.values), row = h.out / 2;
+    ASSERT_EQ(at, -1) << "values[" << at / row << ", " << at % row << "]";
+    const auto different = std::mismatch(expected.meta.begin(), expected.meta.end(), meta.data<uint8_t>()).first;
+    ASSERT_EQ(different - expected.meta.begin(), meta.bytes()) << "the first byte of the metadata that differs";
+    ASSERT_TRUE(values.intact() && meta.intact());
+    if (h.statistics) expect_equal(seen, expected);
+  }
+  /// 16-bit values with both layouts of the metadata, or fp8 values.
+  void compare(const HiddenCase& h, Order order = Order::kForward) {
+    if (h.out_scale != OutScale::kNone) return compare<true, true>(h, order);
+    compare<false, false>(h, order);
+    compare<false, true>(h, order);
+  }
+};
+TYPED_TEST_SUITE(CompressEmulated, HiddenKernels, HiddenKernelName);
+
+/// One token, tails of the tiles and of the metadata's atoms in tokens and features, whole tiles.
+constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {5, 192}, {129, 288}, {130, 576}, {256, 512}};
+
+TYPED_TEST(CompressEmulated, EqualsTheReference) {
+  for (const auto& [tokens, out] : kSizes) {
+    for (OutScale scale : {OutScale::kNone, OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
+      this->compare({tokens, out, this->kHidden, scale});
+    }
+  }
+}
+
+/// Features that suit the 16-bit format only.
+TYPED_TEST(CompressEmulated, TakesMultiplesOf16) {
+  this->template compare<false, false>({5, 16, this->kHidden}, Order::kForward);
+  this->template compare<false, false>({129, 272, this->kHidden}, Order::kForward);
+}
+
+/// The last 128 columns of fp8 metadata end behind the last tile: it pads them, whether others follow or not.
+TYPED_TEST(CompressEmulated, PadsWhatNoTileCovers) {
+  for (const auto& [tokens, out] : kSizes) {
+    this->template compare<true, true>({tokens, out, this->kHidden, OutScale::kOne}, Order::kForward, Beyond::kNone);
+    this->template compare<false, true>({tokens, out, this->kHidden}, Order::kForward, Beyond::kNone);
+  }
+}
+
+TYPED_TEST(CompressEmulated, TakesScalesBiasAndStatisticsOrNone) {
+  for (Terms terms : {Terms::kNone, Terms::kOne}) {
+    HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
+    h.statistics = terms == Terms::kOne;
+    this->compare(h);
+    h.out_scale = OutScale::kOne;
+    this->compare(h);
+  }
+}
+
+TYPED_TEST(CompressEmulated, EqualsTheReferenceOnNanAndInfinities) {
+  HiddenCase h{129, 288, this->kHidden};
+  h.specials = true;
+  this->compare(h);
+  h.out_scale = OutScale::kPerToken;
+  this->compare(h);
+}
+
+/// What training in float16 stores.
+TYPED_TEST(CompressEmulated, RootsEqualTheReference) {
+  if constexpr (!cuda::kHasRoots<typename TypeParam::Hidden>) GTEST_SKIP() << "this kernel stores squares alone";
+  for (bool specials : {false, true}) {
+    HiddenCase h{129, 288, this->kHidden};
+    h.specials = specials;
+    h.activation = Activation::kRelu;
+    this->compare(h);
+    h.out_scale = OutScale::kPerToken;
+    this->compare(h);
+  }
+}
+
+TYPED_TEST(CompressEmulated, DoesNotDependOnTheOrderOfThreads) {
+  for (Order order : kOrders) {
+    this->compare({300, 992, this->kHidden}, order);
+    this->compare({300, 992, this->kHidden, OutScale::kPerToken}, order);
+  }
+}
+
+}  // namespace
+}  // namespace sparse24::emulate

@@ -1,0 +1,104 @@
+/// @file
+/// The epilogue of linear_relu2 on the host, for every tile and type, against the CPU reference.
+#include <gtest/gtest.h>
+
+#include "emulator/hidden.h"
+// After it.
+#include "gemm/sm90/epilogues/relu2.cuh"
+
+namespace sparse24::emulate {
+namespace {
+
+using test::Array;
+
+test::DenseResult reference(const LinearCase& c, const Sums& sums) {
+  test::DenseResult all(c);
+  for (int t = 0; t < c.tokens; ++t) {
+    const test::DenseResult token = cpu_linear_relu2(token_case(c, sums, t));
+    std::memcpy(static_cast<char*>(all.y.data()) + t * token.y.bytes(), token.y.data(), token.y.bytes());
+    add(all, token);
+  }
+  return all;
+}
+
+template <class Kernel>
+class Relu2Emulated : public testing::Test {
+ protected:
+  using Tile = typename Kernel::Tile;
+  using T = typename Kernel::Hidden;
+  static constexpr DType kHidden = Kernel::kHidden;
+
+  /// The epilogue's y and statistics are the reference's, and nothing beside y is written.
+  template <bool kFp8>
+  void compare(const HiddenCase& h, Order order = Order::kForward) {
+    SCOPED_TRACE(testing::PrintToString(h));
+    const LinearCase c = h.linear();
+    const test::DenseResult expected = reference(c, h.sums());
+    Guarded y(expected.y.bytes());
+    test::LinearStatistics seen;
+    const cuda::Relu2Params params{params_of(c, h.statistics ? &seen : nullptr), y.data()};
+    using Steps = cuda::Relu2Epilogue<T, kFp8, Tile::kM, Tile::kN>;
+    run_epilogue<typename Kernel::template Hosted<Steps>, Tile>(params, h.tokens, h.out, h.sums(), order);
+    Array got(c.y_dtype, expected.y.size());
+    std::memcpy(got.data(), y.data(), got.bytes());
+    const int64_t at = got.first_difference(expected.y);
+    ASSERT_EQ(at, -1) << "y[" << at / h.out << ", " << at % h.out << "]";
+    ASSERT_TRUE(y.intact());
+    if (h.statistics) expect_equal(seen, expected);
+  }
+};
+
+TYPED_TEST_SUITE(Relu2Emulated, HiddenKernels, HiddenKernelName);
+
+/// One token, tails of the tiles in tokens and features, whole tiles.
+constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {129, 288}, {256, 512}};
+
+TYPED_TEST(Relu2Emulated, EqualsTheReference) {
+  for (const auto& [tokens, out] : kSizes) {
+    this->template compare<false>({tokens, out, this->kHidden});
+    for (OutScale scale : {OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
+      this->template compare<true>({tokens, out, this->kHidden, scale});
+    }
+  }
+}
+
+TYPED_TEST(Relu2Emulated, TakesScalesBiasAndStatisticsOrNone) {
+  for (Terms terms : {Terms::kNone, Terms::kOne}) {
+    HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
+    h.statistics = terms == Terms::kOne;
+    this->template compare<false>(h);
+    h.out_scale = OutScale::kOne;
+    this->template compare<true>(h);
+  }
+}
+
+TYPED_TEST(Relu2Emulated, EqualsTheReferenceOnNanAndInfinities) {
+  HiddenCase h{129, 288, this->kHidden};
+  h.specials = true;
+  this->template compare<false>(h);
+  h.out_scale = OutScale::kPerToken;
+  this->template compare<true>(h);
+}
+
+/// What training in float16 stores.
+TYPED_TEST(Relu2Emulated, RootsEqualTheReference) {
+  if constexpr (!cuda::kHasRoots<typename TypeParam::Hidden>) GTEST_SKIP() << "this kernel stores squares alone";
+  for (bool specials : {false, true}) {
+    HiddenCase h{129, 288, this->kHidden};
+    h.specials = specials;
+    h.activation = Activation::kRelu;
+    this->template compare<false>(h);
+    h.out_scale = OutScale::kPerToken;
+    this->template compare<true>(h);
+  }
+}
+
+TYPED_TEST(Relu2Emulated, DoesNotDependOnTheOrderOfThreads) {
+  for (Order order : kOrders) {
+    this->template compare<false>({300, 992, this->kHidden}, order);
+    this->template compare<true>({300, 992, this->kHidden, OutScale::kPerToken}, order);
+  }
+}
+
+}  // namespace
+}  // namespace sparse24::emulate

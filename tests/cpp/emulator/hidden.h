@@ -1,0 +1,107 @@
+/// @file
+/// Cases for the epilogues of linear_relu2 and linear_compress: accumulators, and the reference's results of them.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "emulator/epilogue.h"
+// After it.
+#include "emulator/sums.h"
+#include "gemm/sm90/epilogues/hidden.cuh"
+#include "support/linear_case.h"
+
+namespace sparse24::emulate {
+
+using test::LinearCase;
+using test::OutScale;
+
+/// h [tokens, out]; x and w, which the epilogue never sees, are empty.
+struct HiddenCase {
+  int tokens, out;
+  DType hidden;
+  OutScale out_scale = OutScale::kNone;  ///< none: y is of the hidden type, otherwise fp8
+  Terms terms = Terms::kEach;
+  bool specials = false;   ///< NaN and infinities
+  bool statistics = true;  ///< amax and saturated are wanted
+  Activation activation = Activation::kRelu2;
+
+  LinearCase linear() const {
+    LinearCase c(tokens, 0, out, test::Array(DType::kFloat32, 0), test::Array(DType::kFloat32, 0));
+    c.hidden_dtype = c.y_dtype = hidden;
+    c.scale_x = scales(terms, tokens, 5);
+    c.scale_w = scales(terms, out, 3);
+    if (terms != Terms::kNone) c.bias = test::random_integers(hidden, out, 9, 1);
+    c.scale_output(out_scale);
+    c.activation = activation;
+    return c;
+  }
+  Sums sums() const { return {tokens, out, specials}; }
+};
+inline void PrintTo(const HiddenCase& c, std::ostream* out) {
+  *out << name_of(c.hidden) << " " << c.tokens << " x " << c.out << ", scale of y " << static_cast<int>(c.out_scale)
+       << ", terms " << static_cast<int>(c.terms) << (c.specials ? ", specials" : "")
+       << (c.statistics ? ", statistics" : "") << (c.activation == Activation::kRelu ? ", roots" : "");
+}
+
+/// One token of a case for the reference: x = 1 and w = its accumulators, so that they reach h unchanged, NaN included.
+inline LinearCase token_case(const LinearCase& all, const Sums& sums, int token) {
+  test::Array x(DType::kFloat32, std::vector<double>{1}), w(DType::kFloat32, all.out);
+  std::memcpy(w.data(), sums.row(token).data(), w.bytes());
+  LinearCase c(1, 1, all.out, std::move(x), std::move(w));
+  const auto of_token = [&](const std::vector<float>& scale) {
+    return scale.empty() ? scale : std::vector<float>{scale[token % scale.size()]};
+  };
+  c.hidden_dtype = all.hidden_dtype;
+  c.y_dtype = all.y_dtype;
+  c.scale_x = of_token(all.scale_x);
+  c.scale_w = all.scale_w;
+  c.scale_y = of_token(all.scale_y);
+  c.bias = all.bias;
+  c.activation = all.activation;
+  return c;
+}
+
+/// Those of all tokens, from those of each.
+inline void add(test::LinearStatistics& sum, const test::LinearStatistics& token) {
+  sum.amax = std::max(sum.amax, token.amax);
+  sum.saturated += token.saturated;
+}
+inline void expect_equal(const test::LinearStatistics& got, const test::LinearStatistics& expected) {
+  EXPECT_EQ(got.amax, expected.amax);
+  EXPECT_EQ(got.saturated, expected.saturated);
+}
+
+/// The case's arguments for an epilogue that writes `statistics`, if there are any.
+inline cuda::HiddenParams params_of(const LinearCase& c, test::LinearStatistics* statistics) {
+  LinearArgs args = c.args();
+  if (statistics) {
+    args.amax = &statistics->amax;
+    args.saturated = &statistics->saturated;
+  }
+  return cuda::HiddenParams::of(args);
+}
+
+/// A kernel of the first GEMM: its tile, and the type that h is rounded to.
+template <int kM, int kN, Schedule kSchedule, DType kHidden_, class Hidden_>
+struct HiddenKernel {
+  using Tile = emulate::Tile<kM, kN, kSchedule>;
+  using Hidden = Hidden_;
+  static constexpr DType kHidden = kHidden_;
+  /// An epilogue in steps, as this kernel hosts it.
+  template <class Steps>
+  using Hosted = std::conditional_t<kSchedule == Schedule::kOverlapped, Steps, cuda::AtOnce<Steps>>;
+};
+using HiddenKernels = testing::Types<HiddenKernel<128, 64, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>,
+                                     HiddenKernel<128, 256, Schedule::kOverlapped, DType::kBFloat16, __nv_bfloat16>,
+                                     HiddenKernel<128, 256, Schedule::kOverlapped, DType::kFloat16, __half>>;
+struct HiddenKernelName {
+  template <class Kernel>
+  static std::string GetName(int) {
+    return std::to_string(Kernel::Tile::kM) + "x" + std::to_string(Kernel::Tile::kN) + "_" + name_of(Kernel::kHidden);
+  }
+};
+
+}  // namespace sparse24::emulate

@@ -1,0 +1,209 @@
+"""The benchmarks verify what they time: their smoke runs go through every case at small sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parents[3] / "bench"
+#: For many small operations: a second thread waits long for the first where the machine is busy.
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(script: str, *arguments: str | Path, env: dict[str, str] | None = None) -> str:
+    command = [sys.executable, BENCH / f"{script}.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def draw(name: str, folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("plot_training", folder)
+    assert "</svg>" in (folder / f"{name}.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["compress", "mm", "tune_mm", "ffn_training"])
+def test_smoke_run_verifies_every_case(name, tmp_path):
+    out = tmp_path / f"{name}.json"
+    printed = run(name, "--device", "cpu", "--smoke", "--out", out)
+    assert ", 0 of them not verified" in printed and out.stat().st_size > 100
+    if name == "ffn_training":
+        draw(name, tmp_path)
+
+
+def test_models_are_verified_before_and_after_conversion(tmp_path):
+    pytest.importorskip("transformers")
+    out = tmp_path / "models.json"
+    printed = run("models", "--device", "cpu", "--smoke", "--out", out, env=ONE_THREAD)
+    assert "15 records, 9 of sparse24, 0 of them not verified" in printed
+    records = json.loads(out.read_text())
+    prefill, training = ([r for r in records if r["race"] == race] for race in ("prefill", "training"))
+    assert [r["variant"] for r in prefill] == ["dense", "sparse24", "sparse24_fp8"] * 3
+    assert [r["variant"] for r in training] == ["dense", "sparse24"] * 3
+    assert {r["model"] for r in records} == {"Nemotron-Mini-4B", "Persimmon-8B", "nanochat d26"}
+    assert all(r["zeros"] == pytest.approx(0.9, abs=1e-2) for r in records)  # versions of torch draw other weights
+    for dense, ours, fp8 in zip(*(prefill[i::3] for i in range(3)), strict=True):
+        # What pruning drops is told from rounding, and float8 from bfloat16.
+        assert dense["rel_error"] < ours["pruning_error"] and ours["rel_error"] < ours["pruning_error"]
+        assert 2 * ours["rel_error"] < fp8["rel_error"]
+    for ours in training[1::2]:
+        assert 0 < ours["gradient_error"] < 0.05 and 0 < ours["ffn_gradient_error"] < 0.05
+
+
+def test_a_model_with_a_wrong_gradient_has_no_time(tmp_path):
+    """Of the first weights, by 6 %; the output is right."""
+    pytest.importorskip("transformers")
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(BENCH)!r})\n"
+        "import model_stacks, models\n"
+        "from sparse24 import _convert_forward\n"
+        "right = _convert_forward.relu2_mlp\n"
+        "def wrong(x, w1, *rest, **options):\n"
+        "    w1 = w1.view_as(w1)\n"
+        "    if w1.requires_grad:\n"
+        "        w1.register_hook(lambda gradient: gradient * 1.06)\n"
+        "    return right(x, w1, *rest, **options)\n"
+        "_convert_forward.relu2_mlp = wrong\n"
+        "model_stacks.SMOKE = model_stacks.SMOKE[:1]\n"
+        "sys.exit(models.main('models', models.problems, '', sys.argv[1:]))\n"
+    )
+    out = tmp_path / "records.json"
+    command = [sys.executable, script, "--device", "cpu", "--smoke", "--out", out]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False, env=ONE_THREAD).returncode == 1
+    records = json.loads(out.read_text())
+    assert all(r["verified"] for r in records if r["race"] == "prefill")
+    (record,) = (r for r in records if r["race"] == "training")
+    assert "mlp.up_proj.weight: expected a relative error" in record["error"] and record["median_us"] is None
+
+
+def test_accuracy_adds_up(tmp_path):
+    """In a model of three steps pruning drops a lot: with it, fp8 and 2:4 are independent errors."""
+    out = tmp_path / "accuracy.json"
+    printed = run("accuracy", "--smoke", "--out", out, "--checkpoint", tmp_path / "model.pt")
+    assert "trained 3 steps" in printed and "2:4 fp8 predicted x 2" in printed
+    records = json.loads(out.read_text())
+    names = [r["variant"] for r in records if r["layer"] == 0]
+    assert len(set(names)) == len(names) == 15 and len(records) == 4 * 15
+    for layer in range(4):
+        error = {r["variant"]: r["rel_error"] for r in records if r["layer"] == layer}
+        assert 0.03 < error["pruning alone"] < 0.2 and 1e-3 < error["dense bf16"] < 1e-2
+        assert 0.02 < error["dense fp8 row-wise"] < 0.06
+        independent = (error["pruning alone"] ** 2 + error["dense fp8 row-wise"] ** 2) ** 0.5
+        for record in (r for r in records if r["layer"] == layer and r["variant"].startswith("2:4 fp8")):
+            assert record["rel_error"] == pytest.approx(independent, rel=0.05)
+            assert record["over_root_of_squares"] == pytest.approx(record["rel_error"] / independent)
+            assert record["within_sum"] and record["over_sum"] < record["over_root_of_squares"]
+    given = [r for r in records if "nonzeros" in r]
+    assert all(r["nonzeros"] > 1e5 and 0 < r["underflowed"] < 0.02 * r["nonzeros"] for r in given)
+    assert not any(r["saturated"] for r in given if r["variant"].endswith("x 2"))
+    # The stored model gives the same figures.
+    assert run("accuracy", "--smoke", "--checkpoint", tmp_path / "model.pt") in printed
+
+
+def test_accuracy_fails_above_the_sum(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import accuracy
+
+    statistics = accuracy.Statistics(nonzeros=10, saturated=3, underflowed=1)
+    measured = {
+        "pruning alone": (0.03, None),
+        "dense fp8 row-wise": (0.04, None),
+        "2:4 fp8 row": (0.052, None),
+        "2:4 fp8 static": (0.074, statistics),
+    }
+    pruned, dense, row, static = accuracy.judged(measured, {"layer": 2, "zeros": 0.9}, {})
+    assert "within_sum" not in pruned and "within_sum" not in dense
+    assert row["over_root_of_squares"] == pytest.approx(1.04) and row["within_root_of_squares"]
+    assert static["over_sum"] == pytest.approx(0.074 / 0.07) and not static["within_sum"]
+    assert static["saturated"] == 3 and static["layer"] == 2
+    assert "1.057 (more), 1.480 (more); of 10 saturated 3, zero 1" in accuracy.text([pruned, dense, row, static])
+
+
+def test_ffn_training_reports_an_ffn_with_a_wrong_gradient(tmp_path):
+    """The verification is not empty: a weight gradient that is 3 % too large has no time."""
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(BENCH)!r})\n"
+        "import ffn_training, sparse24\n"
+        "right = sparse24.relu2_mlp\n"
+        "def wrong(x, w1, w2, **options):\n"
+        "    w1 = w1.view_as(w1)\n"
+        "    if w1.requires_grad:\n"
+        "        w1.register_hook(lambda gradient: gradient * 1.03)\n"
+        "    return right(x, w1, w2, **options)\n"
+        "sparse24.relu2_mlp = wrong\n"
+        "sys.exit(ffn_training.main('ffn_training', ffn_training.problems, '', sys.argv[1:]))\n"
+    )
+    out = tmp_path / "records.json"
+    command = [sys.executable, script, "--device", "cpu", "--smoke", "--budget", "0.5", "--out", out]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 1
+    ours = [r for r in json.loads(out.read_text()) if r["variant"] == "sparse24" and r["race"] == "training"]
+    assert ours and all("dw1" in r["error"] and r["median_us"] is None for r in ours)
+
+
+def test_train_gpt_compares_runs_of_the_same_data_and_goes_on(tmp_path):
+    runs = tmp_path / "train_gpt"
+    arguments = ("--device", "cpu", "--smoke", "--seeds", "0", "--recipe", "default,dense_dw", "--out", runs)
+    printed = run("train_gpt", *arguments, "--ffn", "dense")
+    assert "1 records, 0 of them not verified" in printed
+    printed = run("train_gpt", *arguments)
+    assert "dense_seed0: finished before" in printed and "3 records, 0 of them not verified" in printed
+
+    names = ("dense", "sparse_default", "sparse_dense_dw")
+    dense, sparse, exact = (json.loads((runs / f"{name}_seed0.json").read_text()) for name in names)
+    switch = sparse["first_sparse_step"]
+    assert all(r["verified"] and r["complete"] and r["tokens"] == 2560 for r in (dense, sparse, exact))
+    losses = [torch.tensor([loss for _, loss, _ in r["loss"]]) for r in (dense, sparse, exact)]
+    # The same weights and batches: equal while all run dense, up to rounding, and with one forward at the first
+    # sparse step, where the dropped fifth of the activation shows.
+    torch.testing.assert_close(losses[1][:switch], losses[0][:switch], rtol=1e-4, atol=0)
+    assert losses[1][switch] == losses[2][switch]
+    assert abs(losses[1][switch] - losses[0][switch]) > 1e-4
+    assert 0.4 < sparse["activations"][0]["zeros"][0] < 0.6  # at initialisation
+    shares = [sparse["activations"][-1][f"{kind}token_nonzeros_dropped"][0] for kind in ("recipe_", "")]
+    assert 0 < shares[0] < shares[1]  # the densest features go through a dense product
+
+    draw("train_gpt", tmp_path)
+
+
+def test_kept_entries_are_those_of_the_ffn(monkeypatch):
+    """An FFN of plain torch with given masks: they are found through its weight gradients alone."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import masked_tokens
+    from reference import Unverified
+
+    monkeypatch.setattr(masked_tokens, "ROWS", 16)  # several passes
+    generator = torch.Generator().manual_seed(0)
+    x, w1, w2, dy = (torch.randn(*s, generator=generator) for s in ((40, 8), (32, 8), (8, 32), (40, 8)))
+    kept_y, kept_dh = (torch.rand(40, 32, generator=generator) < 0.5 for _ in range(2))
+
+    class Masked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w1, w2):
+            ctx.save_for_backward(x, w1, w2)
+            return (x @ w1.t()).relu().square() @ w2.t()
+
+        @staticmethod
+        def backward(ctx, grad):
+            x, w1, w2 = ctx.saved_tensors
+            root = (x @ w1.t()).relu()
+            dh = grad @ w2 * 2 * root
+            return dh @ w1, (dh * kept_dh).t() @ x, grad.t() @ (root.square() * kept_y)
+
+    active = x @ w1.t() > 0
+    y_mask = masked_tokens.kept_activation(Masked.apply, x, w1)
+    assert torch.equal(y_mask, active & kept_y)
+    assert torch.equal(masked_tokens.kept_gradient(Masked.apply, x, w1, w2, dy), active & kept_dh)
+    y = (x @ w1.t()).relu().square()
+    with pytest.raises(Unverified, match="to drop at most"):  # half, not the smaller ones
+        masked_tokens.check_tokens("y", y_mask, active, y)
+    with pytest.raises(Unverified, match="no entry of y that the forward pass dropped"):
+        masked_tokens.check_tokens("y", y_mask, active & ~y_mask, y)

@@ -1,0 +1,81 @@
+"""The documentation: it builds without a warning, and names what exists."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparse24
+
+ROOT = Path(__file__).parents[3]
+DOCS, BENCH = ROOT / "docs", ROOT / "bench"
+
+
+@pytest.mark.filterwarnings("ignore")  # of Sphinx and its extensions
+def test_documentation_builds(tmp_path):
+    """Every public name has an entry in the reference."""
+    for module in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(module)
+    from sphinx.cmd.build import main
+
+    assert (
+        main(["-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "trees"), str(DOCS), str(tmp_path)]) == 0
+    )
+    pages = "".join(path.read_text() for path in (tmp_path / "api").glob("*.html"))
+    documented = set(re.findall(r'id="(sparse24\.[\w.]+)"', pages))
+    public = {f"sparse24.{name}" for name in sparse24.__all__} - {"sparse24.nn", "sparse24.__version__"}
+    assert not public - documented
+    assert "sparse24.nn.ReLU2MLP.quantize_" in documented
+
+
+def test_tests_that_are_named_exist():
+    text = (DOCS / "compatibility.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "tests" / "python").rglob("test_*.py")]
+    defined = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert len(named) > 25 and not named - defined
+    # test_model_classes.py holds the table of classes against its own tests.
+    features, classes, rest = text.partition("## Classes of networks")
+    rows = [line for line in (features + rest.partition("\n## ")[2]).splitlines() if "✓" in line]
+    assert classes and len(rows) > 25
+    assert all(re.search(r"`test_\w+` \|$", row) for row in rows)
+
+
+def test_figures_and_tables_are_those_of_the_records():
+    command = [sys.executable, BENCH / "figures.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "<!-- fig:fp8-bounded-over-row -->" in (ROOT / "README.md").read_text()
+
+
+def test_a_stale_figure_is_seen(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import figure_values
+    import figures as program
+
+    page = tmp_path / "page.md"
+    page.write_text("a <!-- fig:fp8-exact-over-row -->9.99<!-- /fig --> b")
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    text = figure_values.value("fp8-exact-over-row")
+    assert re.fullmatch(r"1\.\d\d to 1\.\d\d", text)
+    assert program.current(page) == f"a <!-- fig:fp8-exact-over-row -->{text}<!-- /fig --> b"
+    page.write_text("<!-- fig:no-such -->1<!-- /fig -->")
+    with pytest.raises(SystemExit, match="there is no figure no-such"):
+        program.current(page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/performance.md"])
+def test_measured_numbers_are_computed(page):
+    """No ratio and no share stands in prose that bench/figures.py did not put there."""
+    text = (ROOT / page).read_text()
+    marks = (r"<!-- bench:begin -->.*?<!-- bench:end -->", r"<!-- fig:[\w-]+ -->.*?<!-- /fig -->", r"^```.*?^```$")
+    for mark in (*marks, r"^    .*?$", r"`[^`]*`", r"\[[^\]]*\]\([^)]*\)"):
+        text = re.sub(mark, "", text, flags=re.DOTALL | re.MULTILINE)
+    # By the paper, or no measurement.
+    said = ("84 to 98 %", "90 % independent zeros", "Python 3.10", "torch 2.11", "nvcc; 13.0")
+    for words in said:
+        text = text.replace(words, "")
+    assert not re.findall(r"\d+\.\d+|\d+ %", text)
