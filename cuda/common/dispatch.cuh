@@ -1,10 +1,13 @@
 // Run-time choices turned into template arguments.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <type_traits>
 
-#include "common/vocabulary.cuh"
 #include "sparse24/error.h"
+#include "sparse24/types.h"
 
 namespace sparse24::cuda {
 

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 
+#include "common/activation.cuh"
+#include "common/float8.cuh"
 #include "common/launch.cuh"
-#include "common/vocabulary.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 
 namespace sparse24::cuda {
 

@@ -4,6 +4,10 @@
 // C to the metadata's padding and rows from R to its padding read as zeros, which compress to the padding nibble.
 #pragma once
 
+#include "common/activation.cuh"
+#include "common/float8.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "sparse24/format.h"
 #include "sparse24/quantize.h"
 #include "sparsity/select24.cuh"

@@ -4,6 +4,7 @@
 // compress to zeros and the padding nibble; so do features from C to the padding of M.
 #pragma once
 
+#include "common/packed.cuh"
 #include "sparse24/format.h"
 #include "sparse24/quantize.h"
 #include "sparsity/select24.cuh"

@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "common/launch.cuh"
+#include "common/packed.cuh"
 #include "sparse24/feature_counts.h"
 
 namespace sparse24::cuda {

@@ -3,7 +3,7 @@
 
 #include "common/dispatch.cuh"
 #include "common/launch.cuh"
-#include "common/vocabulary.cuh"
+#include "common/packed.cuh"
 #include "sparse24/put_features.h"
 
 namespace sparse24::cuda {

@@ -1,5 +1,9 @@
 // quantize_fp8: dense X to e4m3, with a row scale from the same read, a tensor scale, or a given one.
+#include "common/activation.cuh"
 #include "common/dispatch.cuh"
+#include "common/float8.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "elementwise/amax.cuh"
 #include "sparse24/quantize.h"
 

@@ -1,7 +1,7 @@
 // Adds up the parts of a product whose K was split: D = scale_a * scale_b * (sum of parts, in order) + bias.
 #include "common/dispatch.cuh"
 #include "common/launch.cuh"
-#include "common/vocabulary.cuh"
+#include "common/packed.cuh"
 #include "gemm/mm_splits.h"
 
 namespace sparse24::cuda {

@@ -2,7 +2,7 @@
 // places.
 #pragma once
 
-#include "common/vocabulary.cuh"
+#include "common/bits.cuh"
 
 namespace sparse24::cuda {
 

@@ -5,7 +5,10 @@
 // with their positions, ties already broken, and one byte permutation fetches the pair.
 #pragma once
 
-#include "common/vocabulary.cuh"
+#include "common/activation.cuh"
+#include "common/bits.cuh"
+#include "common/float8.cuh"
+#include "common/packed.cuh"
 
 namespace sparse24::cuda {
 

@@ -10,7 +10,7 @@
 
 namespace sparse24::cuda {
 
-// ---- common/vocabulary.cuh
+// ---- common/bits.cuh, common/activation.cuh
 // --------------------------------------------------------------------------------------------------
 
 /// prmt.b32. Selectors from 8 on would replicate signs.
@@ -53,7 +53,7 @@ inline float approximate_inverse_root(float x) { return x < 0x1p-126f ? INFINITY
 inline void compiler_fence() {}
 inline int lane_of_tile() { return int(threadIdx.x % 32); }
 
-// ---- common/quad.cuh
+// ---- common/warp.cuh
 // --------------------------------------------------------------------------------------------------------
 
 /// movmatrix.m8n8.trans.b16: lane 4 r + q holds columns 2q and 2q + 1 of row r, before and after.

@@ -9,7 +9,9 @@
 // Rounding and selection are those of elementwise/compress.cu: results are bit-identical to the two steps.
 #pragma once
 
-#include "common/quad.cuh"
+#include "common/float8.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "gemm/sm90/epilogues/hidden.cuh"
 #include "gemm/sm90/epilogues/steps.cuh"
 #include "sparse24/format.h"

@@ -1,7 +1,10 @@
 // The derivative of the squared ReLU from its value: y = relu(h)^2 has 2 h = 2 sqrt(y).
 #pragma once
 
-#include "common/vocabulary.cuh"
+#include <cmath>
+
+#include "common/activation.cuh"
+#include "common/packed.cuh"
 
 namespace sparse24::cuda {
 

@@ -18,6 +18,10 @@
 // neighbours or a quarter apart is a matter of which rows of grad are loaded (mainloops/grouped_rows.cuh).
 #pragma once
 
+#include "common/activation.cuh"
+#include "common/bits.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "gemm/sm90/epilogues/base.cuh"
 #include "gemm/sm90/epilogues/derivative.cuh"
 #include "gemm/sm90/epilogues/tokens.cuh"

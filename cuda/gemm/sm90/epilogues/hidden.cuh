@@ -1,7 +1,9 @@
 // What the epilogues of the first GEMM share: max(h, 0) of the accumulators, and statistics of y.
 #pragma once
 
-#include "common/vocabulary.cuh"
+#include "common/activation.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "gemm/sm90/epilogues/base.cuh"
 #include "gemm/sm90/epilogues/lane_runs.cuh"
 #include "gemm/sm90/epilogues/scale_accumulators.cuh"

@@ -3,6 +3,8 @@
 // A lane's runs of features (epilogues/lane_runs.cuh) are those that fill 16 bytes: 8 of 16 bits or 16 of fp8.
 #pragma once
 
+#include "common/float8.cuh"
+#include "common/packed.cuh"
 #include "gemm/sm90/epilogues/hidden.cuh"
 #include "gemm/sm90/epilogues/steps.cuh"
 

@@ -5,7 +5,8 @@
 // once it is rounded, and each lane multiplies and stores 16 bytes of one row where it loaded those of y.
 #pragma once
 
-#include "common/quad.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "gemm/sm90/epilogues/base.cuh"
 #include "gemm/sm90/epilogues/derivative.cuh"
 

@@ -14,8 +14,8 @@
 // halves, so that together they store the 16 rows of one column, a sector of 32 bytes.
 #pragma once
 
-#include "common/quad.cuh"
-#include "common/vocabulary.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "gemm/sm90/epilogues/base.cuh"
 #include "gemm/sm90/epilogues/lane_runs.cuh"
 #include "gemm/sm90/epilogues/terms.cuh"

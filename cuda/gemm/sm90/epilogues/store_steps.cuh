@@ -5,6 +5,8 @@
 // a step stores those of row r or of row r + 8; else they trade for them first. D.T has both rows at the second step.
 #pragma once
 
+#include "common/packed.cuh"
+#include "common/warp.cuh"
 #include "gemm/sm90/epilogues/scale_accumulators.cuh"
 #include "gemm/sm90/epilogues/steps.cuh"
 #include "gemm/sm90/epilogues/store.cuh"

@@ -5,7 +5,7 @@
 // the order that compress has: results are bit-identical to decompress and compress.
 #pragma once
 
-#include "common/quad.cuh"
+#include "common/warp.cuh"
 #include "sparse24/format.h"
 #include "sparsity/select24.cuh"
 

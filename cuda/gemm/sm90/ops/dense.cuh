@@ -3,7 +3,6 @@
 // (kernels/overlapped.cuh).
 #pragma once
 
-#include "common/vocabulary.cuh"
 #include "gemm/sm90/kernels/gemm.cuh"
 #include "gemm/sm90/kernels/overlapped.cuh"
 #include "sparse24/linear.h"

@@ -1,6 +1,8 @@
-// Transposes in registers, over the four lanes of a quad and over a warp: accumulator fragments to rows or columns.
+// Exchanges between the lanes of a warp: transposes in registers, which turn accumulator fragments into rows or
+// columns, and the maximum.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace sparse24::cuda {
@@ -32,5 +34,12 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t fragment) {
 }
 
 #endif
+
+// The largest v of the warp, in all lanes.
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, lane));
+  return v;
+}
 
 }  // namespace sparse24::cuda
