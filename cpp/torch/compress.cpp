@@ -80,4 +80,9 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
   return {values, meta, used_scale};
 }
 
+SPARSE24_OP(compress, R"(compress(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta))")
+SPARSE24_OP(compress_fp8,
+            R"(compress_fp8(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row") )"
+            "-> (Tensor values, Tensor meta, Tensor scale)")
+
 }  // namespace sparse24::torch_ops

@@ -63,4 +63,7 @@ Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_
   return x;
 }
 
+SPARSE24_OP(compress_like, "compress_like(Tensor x, Tensor meta, int dim=-1) -> Tensor")
+SPARSE24_OP(decompress, "decompress(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor")
+
 }  // namespace sparse24::torch_ops

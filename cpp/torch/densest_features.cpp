@@ -21,4 +21,6 @@ Tensor densest_features(const Tensor& counts, int64_t k) {
   return out;
 }
 
+SPARSE24_OP(densest_features, "densest_features(Tensor counts, SymInt k) -> Tensor")
+
 }  // namespace sparse24::torch_ops

@@ -26,4 +26,7 @@ Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples,
   return counts;
 }
 
+SPARSE24_OP(feature_counts,
+            "feature_counts(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor")
+
 }  // namespace sparse24::torch_ops

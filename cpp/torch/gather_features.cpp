@@ -28,4 +28,7 @@ Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& f
   return out;
 }
 
+SPARSE24_OP(gather_features,
+            "gather_features(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor")
+
 }  // namespace sparse24::torch_ops

@@ -231,4 +231,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   return {values, meta, scale, collected.amax, collected.saturated};
 }
 
+SPARSE24_OP(linear_relu2,
+            "linear_relu2(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
+            R"(Tensor? scale_out=None, *, ScalarType? out_dtype=None, bool statistics=True, str activation="relu2") )"
+            "-> (Tensor y, Tensor amax, Tensor saturated)")
+SPARSE24_OP(linear_compress,
+            "linear_compress(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
+            R"(Tensor? scale_out=None, *, str activation="relu2", str scaling="given", ScalarType? out_dtype=None, )"
+            "bool statistics=True) -> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)")
+
 }  // namespace sparse24::torch_ops

@@ -98,4 +98,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
   return {dh, dh_tokens, dh_meta, y_tokens, y_meta, counts, y_hot, dh_hot};
 }
 
+SPARSE24_OP(
+    linear_gradient,
+    "linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, bool interleaved=False, bool tokens=True, "
+    "bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> (Tensor dh_values, Tensor dh_tokens, "
+    "Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, Tensor y_hot, Tensor dh_hot)")
+
 }  // namespace sparse24::torch_ops

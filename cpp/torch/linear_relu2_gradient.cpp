@@ -39,4 +39,6 @@ Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& 
   return dh;
 }
 
+SPARSE24_OP(linear_relu2_gradient, "linear_relu2_gradient(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor")
+
 }  // namespace sparse24::torch_ops

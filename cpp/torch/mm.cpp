@@ -196,4 +196,9 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
   return d;
 }
 
+SPARSE24_OP(
+    mm,
+    "mm(Tensor values, Tensor meta, Tensor b, Tensor? scale_a=None, Tensor? scale_b=None, Tensor? bias=None, *, "
+    "int dim=-1, ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor")
+
 }  // namespace sparse24::torch_ops

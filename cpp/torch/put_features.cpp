@@ -56,4 +56,6 @@ void put_features(const Tensor& out, const Tensor& parts, const Tensor& features
   scope.run(cpu::put_features, cuda::put_features, args);
 }
 
+SPARSE24_OP(put_features, "put_features(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()")
+
 }  // namespace sparse24::torch_ops

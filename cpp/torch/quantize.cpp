@@ -71,4 +71,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const T
   return {values, scale, predicted};
 }
 
+SPARSE24_OP(quantize_fp8,
+            R"(quantize_fp8(Tensor x, Tensor? scale=None, str scaling="row") -> (Tensor values, Tensor scale))")
+SPARSE24_OP(quantize_fp8_predict,
+            "quantize_fp8_predict(Tensor x, Tensor factor) -> (Tensor values, Tensor scale, Tensor predicted)")
+
 }  // namespace sparse24::torch_ops

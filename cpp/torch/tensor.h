@@ -139,33 +139,26 @@ class DeviceScope {
 Tensor new_scale(const DeviceScope& scope, const Tensor& x, const std::optional<Tensor>& given, Scaling scaling,
                  int64_t rows);
 
-// ---- the ops: one function for both devices -----------------------------------------------------------------------
-std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int64_t dim);
-std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::optional<Tensor>& scale,
-                                                const Word& activation, int64_t dim, const Word& scaling);
-Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim);
-Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_t cols, int64_t dim);
-Tensor densest_features(const Tensor& counts, int64_t k);
-Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples, bool fp8_meta);
-Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& features, bool fp8_meta);
-void put_features(const Tensor& out, const Tensor& parts, const Tensor& features, int64_t dim);
-std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Tensor>& scale, const Word& scaling);
-std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const Tensor& factor);
-Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::optional<Tensor>& scale_a,
-          const std::optional<Tensor>& scale_b, const std::optional<Tensor>& bias, int64_t dim,
-          std::optional<ScalarType> out_dtype, bool transpose_out, bool interleaved);
-std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x,
-                                                const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
-                                                const std::optional<Tensor>& scale_out,
-                                                std::optional<ScalarType> out_dtype, bool statistics,
-                                                const Word& activation);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
-    const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
-    const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics);
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
-    const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta, bool interleaved, bool tokens,
-    bool fp8_meta, const std::optional<Tensor>& hot, bool roots);
-Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& y, bool roots);
-
 }  // namespace sparse24::torch_ops
+
+/// Takes over the string of an argument and, unlike torch's conversion to std::string, frees what it took.
+template <>
+struct torch::stable::detail::ToImpl<sparse24::torch_ops::Word> {
+  static sparse24::torch_ops::Word call(StableIValue value, uint64_t, bool) {
+    const auto handle = torch::stable::detail::to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    sparse24::torch_ops::Word word{std::string(data, length)};
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return word;
+  }
+};
+
+/// Registers a function as the op of its name, at the end of the file that defines it: the schema stands beside the
+/// checks that belong to it. One function serves both devices.
+#define SPARSE24_OP(name, schema)                                                              \
+  STABLE_TORCH_LIBRARY_FRAGMENT(sparse24, library) { library.def(schema); }                    \
+  STABLE_TORCH_LIBRARY_IMPL(sparse24, CPU, library) { library.impl(#name, TORCH_BOX(&name)); } \
+  STABLE_TORCH_LIBRARY_IMPL(sparse24, CUDA, library) { library.impl(#name, TORCH_BOX(&name)); }
