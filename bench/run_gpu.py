@@ -27,13 +27,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
-import assemble
-import report
-import train_table
-from steps import Runner, Step, StepFailed
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # also as a script
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCH = ROOT / "bench"
+from bench.gpu import assemble  # noqa: E402
+from bench.gpu.steps import Runner, Step, StepFailed  # noqa: E402
+
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
 BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "models", "train_gpt")
 #: Compile every size anew: in parallel, before they time.
@@ -178,7 +177,7 @@ def benches(runner: Runner, args: argparse.Namespace, env: dict[str, str]) -> No
 def bench(name: str, args: argparse.Namespace) -> tuple[list[str], Path, float]:
     """Command, its records, and after how many seconds it is stopped."""
     result = args.out / f"{name}.json"
-    command = python(str(BENCH / f"{name}.py"), "--out", str(result), "--budget", str(args.budget))
+    command = python("-m", "bench", name, "--out", str(result), "--budget", str(args.budget))
     command += ["--workers", str(workers())] if name in COMPILING else []
     command += ["--quick"] if args.quick else []
     command += ["--patterns", str(args.patterns.resolve())] if args.patterns else []
@@ -186,16 +185,19 @@ def bench(name: str, args: argparse.Namespace) -> tuple[list[str], Path, float]:
 
 
 def training_run(args: argparse.Namespace) -> tuple[list[str], Path, float]:
-    """The same for train_gpt.py, which ends by itself within the budget; called again, it goes on."""
+    """The same for train_gpt, which ends by itself within the budget; called again, it goes on."""
     result = args.out / "train_gpt"
-    command = python(str(BENCH / "train_gpt.py"), "--out", str(result), "--time-limit", str(args.budget))
+    command = python("-m", "bench", "train_gpt", "--out", str(result), "--time-limit", str(args.budget))
     # --quick: what the claim rests on; else the ablations too.
     command += ["--seeds", "0"] if args.quick else ["--recipe", "default,no_mask_reuse,no_permutation,no_split"]
     return command, result, args.budget + 15
 
 
 def verified(path: Path) -> str:
-    records = report.read_json([path]) if path.is_file() else train_table.read(path)
+    # Nothing of sparse24 is imported here: the package is there for the commands alone.
+    files = [path] if path.is_file() else sorted(path.glob("*_seed*.json"))
+    contents = [json.loads(file.read_text()) for file in files]
+    records = [record for content in contents for record in (content if isinstance(content, list) else [content])]
     unfinished = sum(not r.get("complete", True) for r in records)
     text = f"{sum(r['verified'] for r in records)} of {len(records)} records verified"
     return f"{text}, {unfinished} runs unfinished" if unfinished else text

@@ -1,27 +1,33 @@
 """The benchmarks verify what they time: their smoke runs go through every case at small sizes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benches import run
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
-#: For many small operations: a second thread waits long for the first where the machine is busy.
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+import sparse24
+from bench.cases import model_stacks
+from bench.studies import accuracy
+from sparse24.bench.ffn import masks
+from sparse24.bench.reference import Unverified
 
-
-def run(script: str, *arguments: str | Path, env: dict[str, str] | None = None) -> str:
-    command = [sys.executable, BENCH / f"{script}.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+SMOKE = ("--device", "cpu", "--smoke")
 
 
-def draw(name: str, folder: Path) -> None:
+def with_first_gradient_times(factor, relu2_mlp):
+    """The function with a wrong gradient of w1."""
+
+    def wrong(x, w1, *rest, **options):
+        w1 = w1.view_as(w1)
+        if w1.requires_grad:
+            w1.register_hook(lambda gradient: gradient * factor)
+        return relu2_mlp(x, w1, *rest, **options)
+
+    return wrong
+
+
+def draw(name, folder) -> None:
     pytest.importorskip("matplotlib")
     run("plot_training", folder)
     assert "</svg>" in (folder / f"{name}.svg").read_text()
@@ -30,7 +36,7 @@ def draw(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["compress", "mm", "tune_mm", "ffn_training"])
 def test_smoke_run_verifies_every_case(name, tmp_path):
     out = tmp_path / f"{name}.json"
-    printed = run(name, "--device", "cpu", "--smoke", "--out", out)
+    printed = run(name, *SMOKE, "--out", out)
     assert ", 0 of them not verified" in printed and out.stat().st_size > 100
     if name == "ffn_training":
         draw(name, tmp_path)
@@ -39,7 +45,7 @@ def test_smoke_run_verifies_every_case(name, tmp_path):
 def test_models_are_verified_before_and_after_conversion(tmp_path):
     pytest.importorskip("transformers")
     out = tmp_path / "models.json"
-    printed = run("models", "--device", "cpu", "--smoke", "--out", out, env=ONE_THREAD)
+    printed = run("models", *SMOKE, "--out", out)
     assert "15 records, 9 of sparse24, 0 of them not verified" in printed
     records = json.loads(out.read_text())
     prefill, training = ([r for r in records if r["race"] == race] for race in ("prefill", "training"))
@@ -55,28 +61,15 @@ def test_models_are_verified_before_and_after_conversion(tmp_path):
         assert 0 < ours["gradient_error"] < 0.05 and 0 < ours["ffn_gradient_error"] < 0.05
 
 
-def test_a_model_with_a_wrong_gradient_has_no_time(tmp_path):
+def test_a_model_with_a_wrong_gradient_has_no_time(tmp_path, monkeypatch):
     """Of the first weights, by 6 %; the output is right."""
     pytest.importorskip("transformers")
-    script = tmp_path / "wrong.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(BENCH)!r})\n"
-        "import model_stacks, models\n"
-        "from sparse24 import _convert_forward\n"
-        "right = _convert_forward.relu2_mlp\n"
-        "def wrong(x, w1, *rest, **options):\n"
-        "    w1 = w1.view_as(w1)\n"
-        "    if w1.requires_grad:\n"
-        "        w1.register_hook(lambda gradient: gradient * 1.06)\n"
-        "    return right(x, w1, *rest, **options)\n"
-        "_convert_forward.relu2_mlp = wrong\n"
-        "model_stacks.SMOKE = model_stacks.SMOKE[:1]\n"
-        "sys.exit(models.main('models', models.problems, '', sys.argv[1:]))\n"
-    )
+    from sparse24 import _convert_forward
+
+    monkeypatch.setattr(_convert_forward, "relu2_mlp", with_first_gradient_times(1.06, _convert_forward.relu2_mlp))
+    monkeypatch.setattr(model_stacks, "SMOKE", model_stacks.SMOKE[:1])
     out = tmp_path / "records.json"
-    command = [sys.executable, script, "--device", "cpu", "--smoke", "--out", out]
-    assert subprocess.run(command, capture_output=True, timeout=300, check=False, env=ONE_THREAD).returncode == 1
+    run("models", *SMOKE, "--out", out, status=1)
     records = json.loads(out.read_text())
     assert all(r["verified"] for r in records if r["race"] == "prefill")
     (record,) = (r for r in records if r["race"] == "training")
@@ -107,10 +100,7 @@ def test_accuracy_adds_up(tmp_path):
     assert run("accuracy", "--smoke", "--checkpoint", tmp_path / "model.pt") in printed
 
 
-def test_accuracy_fails_above_the_sum(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    import accuracy
-
+def test_accuracy_fails_above_the_sum():
     statistics = accuracy.Statistics(nonzeros=10, saturated=3, underflowed=1)
     measured = {
         "pruning alone": (0.03, None),
@@ -126,32 +116,18 @@ def test_accuracy_fails_above_the_sum(monkeypatch):
     assert "1.057 (more), 1.480 (more); of 10 saturated 3, zero 1" in accuracy.text([pruned, dense, row, static])
 
 
-def test_ffn_training_reports_an_ffn_with_a_wrong_gradient(tmp_path):
+def test_ffn_training_reports_an_ffn_with_a_wrong_gradient(tmp_path, monkeypatch):
     """The verification is not empty: a weight gradient that is 3 % too large has no time."""
-    script = tmp_path / "wrong.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(BENCH)!r})\n"
-        "import ffn_training, sparse24\n"
-        "right = sparse24.relu2_mlp\n"
-        "def wrong(x, w1, w2, **options):\n"
-        "    w1 = w1.view_as(w1)\n"
-        "    if w1.requires_grad:\n"
-        "        w1.register_hook(lambda gradient: gradient * 1.03)\n"
-        "    return right(x, w1, w2, **options)\n"
-        "sparse24.relu2_mlp = wrong\n"
-        "sys.exit(ffn_training.main('ffn_training', ffn_training.problems, '', sys.argv[1:]))\n"
-    )
+    monkeypatch.setattr(sparse24, "relu2_mlp", with_first_gradient_times(1.03, sparse24.relu2_mlp))
     out = tmp_path / "records.json"
-    command = [sys.executable, script, "--device", "cpu", "--smoke", "--budget", "0.5", "--out", out]
-    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 1
+    run("ffn_training", *SMOKE, "--budget", "0.5", "--out", out, status=1)
     ours = [r for r in json.loads(out.read_text()) if r["variant"] == "sparse24" and r["race"] == "training"]
     assert ours and all("dw1" in r["error"] and r["median_us"] is None for r in ours)
 
 
 def test_train_gpt_compares_runs_of_the_same_data_and_goes_on(tmp_path):
     runs = tmp_path / "train_gpt"
-    arguments = ("--device", "cpu", "--smoke", "--seeds", "0", "--recipe", "default,dense_dw", "--out", runs)
+    arguments = (*SMOKE, "--seeds", "0", "--recipe", "default,dense_dw", "--out", runs)
     printed = run("train_gpt", *arguments, "--ffn", "dense")
     assert "1 records, 0 of them not verified" in printed
     printed = run("train_gpt", *arguments)
@@ -176,11 +152,7 @@ def test_train_gpt_compares_runs_of_the_same_data_and_goes_on(tmp_path):
 
 def test_kept_entries_are_those_of_the_ffn(monkeypatch):
     """An FFN of plain torch with given masks: they are found through its weight gradients alone."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    import masked_tokens
-    from reference import Unverified
-
-    monkeypatch.setattr(masked_tokens, "ROWS", 16)  # several passes
+    monkeypatch.setattr(masks, "ROWS", 16)  # several passes
     generator = torch.Generator().manual_seed(0)
     x, w1, w2, dy = (torch.randn(*s, generator=generator) for s in ((40, 8), (32, 8), (8, 32), (40, 8)))
     kept_y, kept_dh = (torch.rand(40, 32, generator=generator) < 0.5 for _ in range(2))
@@ -199,11 +171,11 @@ def test_kept_entries_are_those_of_the_ffn(monkeypatch):
             return dh @ w1, (dh * kept_dh).t() @ x, grad.t() @ (root.square() * kept_y)
 
     active = x @ w1.t() > 0
-    y_mask = masked_tokens.kept_activation(Masked.apply, x, w1)
+    y_mask = masks.kept_activation(Masked.apply, x, w1)
     assert torch.equal(y_mask, active & kept_y)
-    assert torch.equal(masked_tokens.kept_gradient(Masked.apply, x, w1, w2, dy), active & kept_dh)
+    assert torch.equal(masks.kept_gradient(Masked.apply, x, w1, w2, dy), active & kept_dh)
     y = (x @ w1.t()).relu().square()
     with pytest.raises(Unverified, match="to drop at most"):  # half, not the smaller ones
-        masked_tokens.check_tokens("y", y_mask, active, y)
+        masks.check_tokens("y", y_mask, active, y)
     with pytest.raises(Unverified, match="no entry of y that the forward pass dropped"):
-        masked_tokens.check_tokens("y", y_mask, active & ~y_mask, y)
+        masks.check_tokens("y", y_mask, active & ~y_mask, y)

@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import benches
 import pytest
 import torch
 
 import sparse24
+from sparse24.bench import sizes
+from sparse24.bench.ffn import checks
+from sparse24.bench.reference import Unverified, prune24
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
 SMOKE = ("--device", "cpu", "--smoke")
 VARIANTS = {
     ("bf16", "forward"): "torch_compile eager fused_dense cusparselt sparse24 sparse24_fused sparse24_composed "
@@ -25,11 +27,8 @@ VARIANTS = {
 }
 
 
-def run(*arguments, script=BENCH / "ffn_forward.py", status=0):
-    command = [sys.executable, script, *SMOKE, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def run(*arguments, status=0):
+    return benches.run("ffn_forward", *SMOKE, *arguments, status=status)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +36,6 @@ def smoke(tmp_path_factory):
     out = tmp_path_factory.mktemp("smoke") / "ffn_forward.json"
     printed = run("--out", out)
     return out, printed, json.loads(out.read_text())
-
-
-@pytest.fixture
-def checks(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    import ffn_checks
-
-    return ffn_checks
 
 
 def test_all_variants_are_verified_at_every_share_of_zeros(smoke):
@@ -88,23 +79,17 @@ def test_goes_on_where_an_earlier_call_ended(smoke, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8"])
-def test_a_wrong_ffn_has_no_time(tmp_path, dtype):
+def test_a_wrong_ffn_has_no_time(tmp_path, monkeypatch, dtype):
     """The output is 12 % too large; fp8 itself errs by some percent."""
-    script = tmp_path / "wrong.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(BENCH)!r})\n"
-        "import ffn_forward, sparse24\n"
-        "right = sparse24.relu2_mlp\n"
-        "def wrong(x, *rest, precision, **options):\n"
-        "    out = right(x, *rest, precision=precision, **options)\n"
-        f"    return out * 1.12 if (precision == 'fp8') == {dtype == 'fp8'} else out\n"
-        "sparse24.relu2_mlp = wrong\n"
-        "bench = 'ffn_forward', ffn_forward.problems, '', sys.argv[1:]\n"
-        "sys.exit(ffn_forward.main(*bench, arguments=ffn_forward.arguments))\n"
-    )
+    right = sparse24.relu2_mlp
+
+    def wrong(x, *rest, precision, **options):
+        out = right(x, *rest, precision=precision, **options)
+        return out * 1.12 if (precision == "fp8") == (dtype == "fp8") else out
+
+    monkeypatch.setattr(sparse24, "relu2_mlp", wrong)
     out = tmp_path / "records.json"
-    run("--zeros", "0.9", "--out", out, script=script, status=1)
+    run("--zeros", "0.9", "--out", out, status=1)
     records = json.loads(out.read_text())
     for record in records:
         wrong = record["dtype"] == dtype and record["variant"].startswith("sparse24")
@@ -114,10 +99,7 @@ def test_a_wrong_ffn_has_no_time(tmp_path, dtype):
             assert record["verified"] and record["median_us"] > 0
 
 
-def test_sizes_come_in_the_order_of_their_weight(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    import sizes
-
+def test_sizes_come_in_the_order_of_their_weight():
     order = sizes.with_zeros(sizes.chosen(sizes.SETS), [0.5, 0.9, 0.95])
     assert [size for _, size, _ in order[:4]] == list(sizes.LARGE)
     assert [zeros for _, _, zeros in order] == [0.9] * (len(order) - 8) + [0.5] * 4 + [0.95] * 4
@@ -130,7 +112,7 @@ def test_sizes_come_in_the_order_of_their_weight(monkeypatch):
     assert [zeros for *_, zeros in sizes.with_zeros([("large", sizes.LARGE[0])], [0.5])] == [0.5]
 
 
-def test_sampled_rows_are_one_of_each_stretch(checks):
+def test_sampled_rows_are_one_of_each_stretch():
     place = {"device": torch.device("cpu"), "seed": 0}
     assert torch.equal(checks.sampled_rows(5, **place, count=7), torch.arange(5))
     rows = checks.sampled_rows(1000, **place, count=30)
@@ -139,9 +121,7 @@ def test_sampled_rows_are_one_of_each_stretch(checks):
     assert not torch.equal(rows, checks.sampled_rows(1000, device=torch.device("cpu"), seed=1, count=30))
 
 
-def test_rows_beside_the_sample_must_be_written(checks):
-    from reference import Unverified
-
+def test_rows_beside_the_sample_must_be_written():
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     rows = torch.tensor([3, 40])
     assert checks.expect_rows(x, rows, x[rows].double(), 1e-6) == 0
@@ -153,10 +133,8 @@ def test_rows_beside_the_sample_must_be_written(checks):
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-def test_kept_entries_must_be_the_largest(checks, fp8):
+def test_kept_entries_must_be_the_largest(fp8):
     """The two smallest of each four, with their right values, are refused."""
-    from reference import Unverified, prune24
-
     y = torch.rand(40, 64, generator=torch.Generator().manual_seed(0)) + 0.1
     smallest = y - prune24(y, -1)
     rows = torch.arange(0, 40, 3)
@@ -175,8 +153,7 @@ def test_compiled_graphs_are_found_again(tmp_path):
     script = tmp_path / "compile.py"
     script.write_text(
         "import sys, pathlib, torch\n"
-        f"sys.path.insert(0, {str(BENCH)!r})\n"
-        "import compile_cache\n"
+        "from sparse24.bench import compile_cache\n"
         "from torch._dynamo.utils import counters\n"
         "file = pathlib.Path(sys.argv[1])\n"
         "compile_cache.load(file)\n"

@@ -6,38 +6,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import benches
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
+from bench.cases import ffn_forward, ffn_training
+from sparse24.bench import harness, options, precompile, sizes
 
-#: A bench at its smoke sizes, but compiled.
-COMPILED_BENCH = """
-import sys
-sys.path.insert(0, {bench!r})
-import {name} as bench
-import harness, options, sizes
-from torch._dynamo.utils import counters
-
-def parse(*arguments):
-    found, args = options.parse(*arguments)
-    found.smoke, found.quick = False, True
-    return found, args
-
-if __name__ == "__main__":
-    harness.parse = parse
-    sizes.QUICK, bench.SIZES, bench.OTHER_ZEROS = sizes.SMOKE[1:], [(128, 64, 512)], []
-    extra = dict(arguments=bench.arguments) if hasattr(bench, "arguments") else dict()
-    harness.main({name!r}, bench.problems, "", sys.argv[1:], compilations=bench.compilations, **extra)
-    print("AOT", counters["aot_autograd"]["autograd_cache_hit"])
-"""
+SMOKE = ("--device", "cpu", "--smoke")
 
 FAILING_JOBS = """
-import os, sys, torch
-sys.path.insert(0, {bench!r})
-from precompile import Job, Operand, run
+import os, torch
+from sparse24.bench.precompile import Job, Operand, compiled, graphs, run
 
 def sound(x):
     return x + 1
@@ -53,6 +34,8 @@ class Fatal:
 
 if __name__ == "__main__":
     run([Job(f, (Operand((8,)),)) for f in (broken, sound, Fatal())], 1, torch.device("cpu"), 100)
+    compiled(sound)(torch.zeros(8, dtype=torch.bfloat16))
+    print(graphs())
 """
 
 
@@ -68,36 +51,64 @@ def run(script, folder, *arguments):
     return done.stdout
 
 
-# Of FFNs that are autograd functions themselves torch keeps the graphs, but not what AOTAutograd makes of them.
-@pytest.mark.parametrize(
-    ("name", "zeros", "jobs", "graphs", "aot"),
-    [("ffn_forward", ["--zeros", "0.9"], 5, 5, 5), ("ffn_training", [], 3, 6, 1)],
-)
-def test_a_bench_compiles_nothing_that_workers_compiled(tmp_path, name, zeros, jobs, graphs, aot):
-    script = COMPILED_BENCH.format(bench=str(BENCH), name=name)
-    printed = run(script, tmp_path, "--device", "cpu", "--smoke", "--workers", "2", "--budget", "300", *zeros)
-    assert f"\n{jobs} functions compiled in " in printed and ", 0 of them not verified" in printed
-    assert f"\n{graphs} graphs found, 0 compiled" in printed
-    assert int(printed.split("\nAOT ")[1]) >= aot
+class Graphs:
+    """In place of a compiler: the functions and operands that it is asked for. What it gives runs as it is."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def __call__(self, function, dynamic=False):
+        def run(*operands):
+            kinds = [o if o is None else (*o.shape, *o.stride(), o.dtype, o.requires_grad) for o in operands]
+            # A dynamic graph takes all sizes.
+            self.seen.add((function, dynamic, len(kinds) if dynamic else tuple(kinds)))
+            return function(*operands)
+
+        return run
+
+
+@pytest.mark.parametrize("bench, arguments, most", [(ffn_forward, ["--zeros", "0.9"], 5), (ffn_training, [], 3)])
+def test_a_bench_compiles_nothing_that_workers_do_not(tmp_path, monkeypatch, bench, arguments, most):
+    """What the jobs call is what the bench calls: function by function, and operand by operand."""
+    monkeypatch.setattr(sizes, "QUICK", sizes.SMOKE[1:])
+    monkeypatch.setattr(ffn_training, "SIZES", [(128, 64, 512)])
+    monkeypatch.setattr(ffn_training, "OTHER_ZEROS", [])
+    parse = options.parse
+
+    def not_smoke(*given):
+        found, args = parse(*given)
+        found.smoke, found.quick = False, True
+        return found, args
+
+    of_jobs, of_bench = Graphs(), Graphs()
+
+    def run_jobs(jobs, workers, device, seconds):
+        monkeypatch.setattr(precompile, "compiled", of_jobs)
+        for job in precompile._distinct(jobs):
+            assert precompile._compile(job, str(device)) is None
+        monkeypatch.setattr(precompile, "compiled", of_bench)
+
+    monkeypatch.setattr(harness, "parse", not_smoke)
+    monkeypatch.setattr(precompile, "run", run_jobs)
+    printed = benches.run(bench.__name__.rpartition(".")[2], *SMOKE, "--workers", "2", *arguments)
+    assert ", 0 of them not verified" in printed
+    assert of_bench.seen and of_bench.seen <= of_jobs.seen and len(of_jobs.seen) == most
 
 
 def test_failures_are_told_and_left_to_the_bench(tmp_path):
-    printed = run(FAILING_JOBS.format(bench=str(BENCH)), tmp_path)
+    """And what a worker compiled is found by the process that started it."""
+    printed = run(FAILING_JOBS, tmp_path)
     assert "left to the bench: broken 8: " in printed and "left to the bench: fatal 8: BrokenProcessPool" in printed
-    assert "\n1 functions compiled in " in printed
+    assert "\n1 functions compiled in " in printed and "\n1 graphs found, 0 compiled" in printed
 
 
 @pytest.fixture
-def precompile(monkeypatch):
-    """The module, with threads for processes."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    import precompile
-
+def threads(monkeypatch):
+    """For processes."""
     monkeypatch.setattr(precompile, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers))
-    return precompile
 
 
-def test_jobs_that_run_fit_in_memory(precompile, monkeypatch, capsys):
+def test_jobs_that_run_fit_in_memory(threads, monkeypatch, capsys):
     free, running, peak, lock = 100.0, [], [], threading.Lock()
 
     def compile_job(job, _):
@@ -111,8 +122,8 @@ def test_jobs_that_run_fit_in_memory(precompile, monkeypatch, capsys):
     monkeypatch.setattr(precompile, "WORKER_BYTES", 0)
     monkeypatch.setattr(precompile, "_free_bytes", lambda _: free)
     monkeypatch.setattr(precompile, "_compile", compile_job)
-    sizes = [60, 60, 30, 5, 5, 5, 5, 300]  # the last one has the memory to itself
-    jobs = [precompile.Job(function, (), size) for function, size in zip((len, abs, *[max] * 6), sizes, strict=True)]
+    held = [60, 60, 30, 5, 5, 5, 5, 300]  # the last one has the memory to itself
+    jobs = [precompile.Job(function, (), size) for function, size in zip((len, abs, *[max] * 6), held, strict=True)]
     precompile.run(jobs, 3, torch.device("cpu"), 100)
     assert len(peak) == 5 and max(number for _, number in peak) == 3  # three of 5 bytes are the same job
     assert all(total <= free or number == 1 for total, number in peak)
@@ -121,7 +132,7 @@ def test_jobs_that_run_fit_in_memory(precompile, monkeypatch, capsys):
     assert not peak and "0 functions compiled in 0.0 s, 5 not started" in capsys.readouterr().out
 
 
-def test_one_dynamic_graph_is_for_all_sizes(precompile):
+def test_one_dynamic_graph_is_for_all_sizes():
     operands = [(precompile.Operand((n, 8)),) for n in (4, 4, 5)]
     for dynamic, distinct in ((False, 2), (True, 1)):
         jobs = [precompile.Job(abs, some, dynamic=dynamic) for some in operands]

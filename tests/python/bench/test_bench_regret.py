@@ -1,19 +1,15 @@
 """What `relu2_mlp` runs by default, against the records: the faster of sparse and dense, but for a few percent."""
 
-from pathlib import Path
-
 import pytest
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
+from bench.reporting import regret
+from bench.reporting.figure_values import RESULTS
+from sparse24.bench import results
 
 
 @pytest.fixture
-def choices(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    import regret
-    import report
-
-    records = report.read_json([BENCH / "results" / "h200" / "ffn_forward.json"])
+def choices():
+    records = results.read_json([RESULTS / "h200" / "ffn_forward.json"])
     return lambda kind: regret.choices(records, kind)
 
 
@@ -29,8 +25,6 @@ def test_the_default_is_seldom_wrong_and_never_by_much(choices, kind, most):
 
 def test_another_rule_would_lose(choices, monkeypatch):
     """The fp8 threshold of before, 40e9 and 256 tokens, ran dense where sparse is faster."""
-    import regret
-
     monkeypatch.setattr(regret, "pays", lambda t, d_ff, d, **how: t <= 256 or t * d_ff * d >= 40e9)
     wrong = {size for size, (loss, _) in choices("fp8, a scale per row").items() if loss > 0.05}
     assert wrong == {(512, 1664, 6656), (1408, 2048, 5120), (2048, 1664, 6656), (8192, 1024, 3584)}

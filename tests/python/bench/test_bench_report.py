@@ -2,13 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from benches import run
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
+from bench.reporting import merge, report, summary, tables, threshold
+from bench.reporting.origins import Origins
+from sparse24.bench import results
+from sparse24.bench import text as terminal
+
 FACTS = {
     "gpu": "Made up",
     "torch": "2",
@@ -20,11 +22,6 @@ FACTS = {
 }
 WIDE, NARROW = (4096, 16384), (1664, 6656)
 DENSE = {"bf16": "torch_compile", "fp8": "scaled_mm_row"}
-
-
-@pytest.fixture(autouse=True)
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
 
 
 def record(tokens, ffn, dtype, variant, role, us, **more):
@@ -80,8 +77,6 @@ MODELS = [
 
 
 def test_threshold_is_where_it_never_loses_again():
-    import threshold
-
     found = threshold.points([*SWEEPS, *MODELS])
     swept = threshold.sweeps(found)
     assert set(swept) == {WIDE, NARROW}
@@ -94,15 +89,11 @@ def test_threshold_is_where_it_never_loses_again():
 
 @pytest.mark.parametrize("at, expected", [(8192, None), (1024, 2048), (128, 512)])
 def test_threshold_takes_what_is_not_verified_as_slower(at, expected):
-    import threshold
-
     speedups = {128: 1.1, 512: 1.1, 1024: 1.1, 2048: 1.1, 8192: 1.1} | {at: None}
     assert threshold.thresholds(threshold.points(sweep(WIDE, "fp8", speedups))) == {"fp8": expected}
 
 
 def test_threshold_needs_a_rival_that_was_verified():
-    import threshold
-
     records = [
         r for r in sweep(WIDE, "fp8", {128: 1.1, 512: 1.1, 1024: 1.1}) if r["role"] != "dense" or r["tokens"] > 128
     ]
@@ -117,8 +108,6 @@ def rows(text, title):
 
 
 def test_tables_show_where_it_loses():
-    import tables
-
     more = {"model": "Mini-4B", "sizes": "large", "rel_error": 0.025}
     exact_scales = record(8192, (3072, 9216), "fp8", "sparse24_fused", "part", 105.0, **more)
     exact = ["105", "1.31", "1.19"]
@@ -144,7 +133,6 @@ def test_tables_show_where_it_loses():
 
 def test_what_runs_back_to_back_has_a_table():
     """By the sustained times, whatever the medians say; of fp8 the variant with as many scales as fused_dense."""
-    import tables
 
     def hot(dtype, race, variant, us):
         bench = "gemm1" if race == "gemm1" else "ffn_forward"
@@ -194,7 +182,6 @@ def of_a_summary():
 
 def test_the_readme_has_speed_ups():
     """What it runs by itself, over what users run and the best dense; bold where that is faster; hot in brackets."""
-    import summary
 
     text = summary.headline(of_a_summary())
     assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
@@ -208,8 +195,6 @@ def test_the_readme_has_speed_ups():
 
 
 def test_a_summary_has_times():
-    import summary
-
     text = summary.markdown(of_a_summary())
     assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
         ["8192, 4096, 16384", "P", "", "", "", "110", "1.25", "1.14", "100", "1.38", "1.25", "200", "1.20", ""],
@@ -219,8 +204,6 @@ def test_a_summary_has_times():
 
 def test_other_commits_and_pauses_are_marked():
     """Rows or cells that are of another call than most of their table bear a letter, and it says whose."""
-    import tables
-    from origins import Origins
 
     usual = size(8192, WIDE, "bf16", 1.25, pause_us=1000.0)
     other = size(8192, WIDE, "bf16", 1.25, zeros=0.5, commit="other67890")
@@ -232,12 +215,10 @@ def test_other_commits_and_pauses_are_marked():
 
 
 def test_tables_stand_in_the_readme(tmp_path):
-    import report
-
-    report.write_json(tmp_path / "a.json", SWEEPS)
+    results.write_json(tmp_path / "a.json", SWEEPS)
     accuracy = {"bench": "accuracy", "layer": 0, "zeros": 0.87, "steps": 3, **FACTS}
     more = {"over_sum": 0.9, "over_root_of_squares": 1.08, "nonzeros": 5000, "saturated": 7}
-    report.write_json(
+    results.write_json(
         tmp_path / "accuracy.json",
         [
             accuracy | {"variant": "pruning alone", "rel_error": 0.0134},
@@ -246,28 +227,26 @@ def test_tables_stand_in_the_readme(tmp_path):
     )
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    command = [sys.executable, BENCH / "report.py", tmp_path / "a.json", tmp_path / "accuracy.json", "--tables", readme]
-    subprocess.run(command, check=True, timeout=60)
+    command = ["report", tmp_path / "a.json", tmp_path / "accuracy.json", "--tables", readme]
+    run(*command)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
-    summary = [*command[:-2], "--readme", readme.with_name("SUMMARY.md")]
-    summary[-1].write_text(f"{report.BEGIN}{report.END}")
-    subprocess.run(summary, check=True, timeout=60)
-    assert "4096, 16384" in summary[-1].read_text() and "Error of" not in summary[-1].read_text()
+    short = [*command[:-2], "--readme", readme.with_name("SUMMARY.md")]
+    short[-1].write_text(f"{report.BEGIN}{report.END}")
+    run(*short)
+    assert "4096, 16384" in short[-1].read_text() and "Error of" not in short[-1].read_text()
     assert rows(text, "**Error of the FFN outputs**") == [
         ["share of zeros", "87 %", "", "", ""],
         ["pruning alone", "1.34 %", "", "", ""],
         ["2:4 fp8 static", "2.45 %", "0.900", "1.080", "7 of 5,000"],
     ]
     readme.write_text("no marks")
-    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 1
+    run(*command, status=1)
     assert readme.read_text() == "no marks"
 
 
 def test_text_tells_the_races_apart():
-    import report
-
-    lines = report.text_table(
+    lines = terminal.table(
         [record(8, WIDE, "bf16", "dense", "part", 1.0, race=race) for race in ("gemm1", "gemm2", "forward")]
     ).splitlines()
     assert [line.split()[:3] for line in lines] == [["bf16", race, "dense"] for race in ("gemm1", "gemm2", "forward")]
@@ -275,16 +254,13 @@ def test_text_tells_the_races_apart():
 
 
 def test_merge_takes_a_problem_from_the_last_call_that_has_it(tmp_path):
-    import merge
-    import report
-
     first = [*size(128, WIDE, "bf16", 0.7), *size(512, WIDE, "bf16", 0.9), *size(1024, WIDE, "bf16", 1.1)]
     failed = [record(0, (0, 0), "", "sparse24", "sparse24", None, problem=first[0]["problem"], zeros=0.0)]
     again = [r for r in size(512, WIDE, "bf16", 1.4) if r["variant"] != "cusparselt"]
     assert merge.merge([failed, first]) == first
     merged = merge.merge([first, again])
     assert {
-        r["tokens"]: report.fastest([r], "dense")["median_us"] for r in merged if r["variant"] == "fused_dense"
+        r["tokens"]: results.fastest([r], "dense")["median_us"] for r in merged if r["variant"] == "fused_dense"
     } == {
         128: pytest.approx(70),
         512: pytest.approx(140),
@@ -298,12 +274,10 @@ def test_merge_takes_a_problem_from_the_last_call_that_has_it(tmp_path):
 
 def test_drawings_show_the_losing_region(tmp_path):
     pytest.importorskip("matplotlib")
-    import report
 
     exact = record(8192, (3072, 9216), "fp8", "sparse24_fused", "part", 110.0, sizes="large")
-    report.write_json(tmp_path / "ffn_forward.json", [*SWEEPS, *MODELS, exact])
-    command = [sys.executable, BENCH / "plot.py", tmp_path]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    results.write_json(tmp_path / "ffn_forward.json", [*SWEEPS, *MODELS, exact])
+    printed = run("plot", tmp_path)
     assert "nothing to draw for mm" in printed
     drawn = (tmp_path / "ffn_forward.svg").read_text()
     comments = re.findall(r"<!-- (.*?) -->", drawn)  # matplotlib writes every text as one
@@ -313,13 +287,14 @@ def test_drawings_show_the_losing_region(tmp_path):
     )
     labels = set(re.findall(r"<!-- (.*?) -->", (tmp_path / "ffn_forward_sizes.svg").read_text()))
     assert {"torch._scaled_mm row-wise, compiled", "sparse24, bounded scales", "sparse24, exact scales"} <= labels
-    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    run("plot", tmp_path)
     assert (tmp_path / "ffn_forward.svg").read_text() == drawn  # the same records, the same file
 
 
 def test_no_point_of_a_sweep_is_cut_off():
     pytest.importorskip("matplotlib")
-    import plot
+
+    from bench.reporting import plot
 
     axes = plot.draw_sweeps(SWEEPS).axes
     assert [axis.get_title() for axis in axes] == [
@@ -334,17 +309,13 @@ def test_no_point_of_a_sweep_is_cut_off():
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
     pytest.importorskip("matplotlib")
-    import report
 
-    report.write_json(tmp_path / "ffn_forward.json", size(8192, WIDE, "bf16", 1.2, zeros=0.5))
-    command = [sys.executable, BENCH / "plot.py", tmp_path]
-    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 1
+    results.write_json(tmp_path / "ffn_forward.json", size(8192, WIDE, "bf16", 1.2, zeros=0.5))
+    run("plot", tmp_path, status=1)
     assert not list(tmp_path.glob("*.svg"))
 
 
 def test_models_before_and_after_conversion():
-    import tables
-
     facts = {"bench": "models", "model": "Mini-4B", "layers": 2, "race": "prefill"}
     ffn = (3072, 9216)
     records = [
@@ -363,8 +334,6 @@ def test_models_before_and_after_conversion():
 
 
 def test_a_training_step_beside_its_rivals():
-    import tables
-
     times = {"torch_compile": 120.0, "fused_dense": 110.0, "sparse24": 100.0, "sparse24_no_split": 96.0}
     saved = {"torch_compile": 4.5, "sparse24": 1.62}  # bytes per element of the activation, a half of it x
     records = [
@@ -390,9 +359,6 @@ def test_a_training_step_beside_its_rivals():
 
 
 def test_runs_of_training_are_files_of_one_record(tmp_path):
-    import report
-    import tables
-
     losses = {("dense", ""): 2.0, ("sparse", "no_split"): 2.02, ("sparse", "default"): 1.99}
     paths = []
     for (ffn, recipe), loss in losses.items():
@@ -401,8 +367,8 @@ def test_runs_of_training_are_files_of_one_record(tmp_path):
         run |= {"tokens_per_s": {ffn: 1e6}, "peak_bytes": {ffn: 1e9}, "activations": [{"zeros": [0.9, 0.8]}]}
         paths.append(tmp_path / f"{run['variant']}_seed0.json")
         paths[-1].write_text(json.dumps(run))
-    report.write_json(tmp_path / "ffn.json", size(1024, WIDE, "bf16", 1.1))
-    text = tables.markdown(report.read_json([*paths, tmp_path / "ffn.json"]))
+    results.write_json(tmp_path / "ffn.json", size(1024, WIDE, "bf16", 1.1))
+    text = tables.markdown(results.read_json([*paths, tmp_path / "ffn.json"]))
     assert text.index("**FFN forward**") < text.index("**A GPT in training**, 12 layers, 768 wide, 20 million")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| dense", "| sparse_"))]
     assert [row[0] for row in rows] == ["| dense", "| sparse_default", "| sparse_no_split"]

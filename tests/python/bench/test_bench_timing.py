@@ -1,23 +1,19 @@
 """How the benchmarks time, with calls that are made up here."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parents[3] / "bench"
+from sparse24.bench import timing as module
 
 
 @pytest.fixture
 def timing(monkeypatch):
-    """bench/timing.py, whose host clock goes on by one second with each look."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    import timing
-
+    """The module, whose host clock goes on by one second with each look."""
     seconds = itertools.count()
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(seconds)))
-    return timing
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(seconds)))
+    return module
 
 
 def test_back_to_back_every_variant_runs_first_and_last(timing):

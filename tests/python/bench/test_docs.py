@@ -2,16 +2,17 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from benches import run
 
 import sparse24
+from bench.reporting import figure_values
+from bench.reporting import figures as program
 
 ROOT = Path(__file__).parents[3]
-DOCS, BENCH = ROOT / "docs", ROOT / "bench"
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.filterwarnings("ignore")  # of Sphinx and its extensions
@@ -45,17 +46,11 @@ def test_tests_that_are_named_exist():
 
 
 def test_figures_and_tables_are_those_of_the_records():
-    command = [sys.executable, BENCH / "figures.py", "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run("figures", "--check")
     assert "<!-- fig:fp8-bounded-over-row -->" in (ROOT / "README.md").read_text()
 
 
 def test_a_stale_figure_is_seen(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCH))
-    import figure_values
-    import figures as program
-
     page = tmp_path / "page.md"
     page.write_text("a <!-- fig:fp8-exact-over-row -->9.99<!-- /fig --> b")
     monkeypatch.setattr(program, "ROOT", tmp_path)
@@ -69,7 +64,7 @@ def test_a_stale_figure_is_seen(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/performance.md"])
 def test_measured_numbers_are_computed(page):
-    """No ratio and no share stands in prose that bench/figures.py did not put there."""
+    """No ratio and no share stands in prose that `python -m bench figures` did not put there."""
     text = (ROOT / page).read_text()
     marks = (r"<!-- bench:begin -->.*?<!-- bench:end -->", r"<!-- fig:[\w-]+ -->.*?<!-- /fig -->", r"^```.*?^```$")
     for mark in (*marks, r"^    .*?$", r"`[^`]*`", r"\[[^\]]*\]\([^)]*\)"):

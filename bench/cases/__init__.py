@@ -1,0 +1,1 @@
+"""What is timed: kernels, products, feed-forward networks, models."""

@@ -1,0 +1,1 @@
+"""Tables, figures in prose and drawings, made of the records in bench/results."""

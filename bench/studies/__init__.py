@@ -1,0 +1,1 @@
+"""What is measured without a clock: errors, and what pruning drops."""

@@ -1,0 +1,1 @@
+"""A GPT, trained with dense and with 2:4 networks."""

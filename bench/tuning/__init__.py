@@ -1,0 +1,1 @@
+"""Times of every kernel configuration, and the constants that follow from them."""

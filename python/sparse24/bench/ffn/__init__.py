@@ -1,0 +1,1 @@
+"""The squared-ReLU feed-forward network against its rivals: forward and training."""
