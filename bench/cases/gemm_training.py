@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 import sparse24
 from bench.cases import weight_gradients_fp8
-from sparse24._token_order import deinterleave, interleave
 from sparse24.bench import reference
 from sparse24.bench.ffn import masks
 from sparse24.bench.harness import Case
+from sparse24.ops.token_order import deinterleave, interleave
 
 BOUND = 1e-2
 DTYPE = "bf16"

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import sparse24
-from sparse24._token_order import interleave
 from sparse24.bench.environment import facts
 from sparse24.bench.inputs import generator, recorded, tiled_pattern
+from sparse24.ops.token_order import interleave
 
 CPU = torch.device("cpu")
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.10)

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from sparse24.errors import fail
+
 _FP8_MAX = 448.0
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 # Half a unit in the last place above: what is larger saturates, what is not rounds to the largest value.
@@ -98,15 +100,9 @@ def activation_stats(y1: Tensor, w2: Tensor | None = None, fp8_scale: Tensor | N
     ActivationStats
     """
     if y1.dim() < 1 or y1.shape[-1] % 4 != 0:
-        shape = list(y1.shape)
-        raise RuntimeError(
-            f"sparse24.activation_stats: expected y1 to have a multiple of 4 features (last dimension), got {shape}"
-        )
+        fail("activation_stats", "y1 to have a multiple of 4 features (last dimension)", list(y1.shape))
     if w2 is not None and (w2.dim() != 2 or w2.shape[1] != y1.shape[-1]):
-        raise RuntimeError(
-            f"sparse24.activation_stats: expected w2 to have {y1.shape[-1]} columns (features of y1), "
-            f"got {list(w2.shape)}"
-        )
+        fail("activation_stats", f"w2 to have {y1.shape[-1]} columns (features of y1)", list(w2.shape))
     y2 = torch.relu(y1.reshape(-1, y1.shape[-1]).float()).square()
     kept = y2 * top2_mask(y2)
     # Tokens are padded with zeros to whole groups, as the ops do.

@@ -29,10 +29,13 @@ def test_every_mutant_applies(mutate):
 
 def test_every_named_test_exists(mutate):
     functions: dict[str, set[str]] = {}
-    for path in (TESTS / "python").glob("test_*.py"):
+    for path in (TESTS / "python").rglob("test_*.py"):
         body = ast.parse(path.read_text()).body
-        functions[path.name] = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    for path in (TESTS / "cpp").glob("test_*.cpp"):
+        named = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+        functions[path.relative_to(TESTS / "python").as_posix()] = named
+            node.name for node in body if isinstance(node, ast.FunctionDef)
+        }
+    for path in (TESTS / "cpp").rglob("test_*.cpp"):
         executable = path.stem if path.stem.endswith("_emulated") else mutate.HOST
         named = re.findall(r"^(?:TYPED_)?TEST(?:_[FP])?\((\w+), (\w+)\)", path.read_text(), re.MULTILINE)
         functions.setdefault(executable, set()).update(f"{suite}.{name}" for suite, name in named)

@@ -7,8 +7,8 @@ from compare import assert_same_bits
 from data import integers, normal
 
 from sparse24 import Recipe, densest_features
-from sparse24._token_order import deinterleave, interleave
-from sparse24._tokens import _parts, put_product, weight_gradient
+from sparse24.mlp.tokens import _parts, put_product, weight_gradient
+from sparse24.ops.token_order import deinterleave, interleave
 
 F, N = 72, 40
 RECIPES = {

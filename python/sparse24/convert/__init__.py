@@ -1,0 +1,226 @@
+"""Convert the squared-ReLU feed-forward networks of a model to 2:4 activations, and back."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from sparse24._options import boolean, whole_number
+from sparse24.convert.find import candidates, find_network
+from sparse24.convert.forward import Conversion, install, uninstall
+from sparse24.convert.seen import look
+from sparse24.errors import fail
+from sparse24.mlp import Precision
+from sparse24.recipe import Recipe
+
+_PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """How converted modules run.
+
+    Parameters
+    ----------
+    dtype : {"auto", "bf16", "fp8"}
+        "bf16" computes in the 16-bit dtype of the input, so float16 stays float16; "fp8" quantises to float8_e4m3fn.
+        "auto" is "fp8" for weights that are float8 with a scale, else "bf16". See `precision` of `sparse24.relu2_mlp`.
+    recipe, min_tokens, recompute
+        As in `sparse24.relu2_mlp`.
+    decisions : mapping of str to (bool or {"auto", "bf16", "fp8"})
+        For modules by name, as an analysis of the layers decides: False leaves one out, True and modules without an
+        entry are converted with `dtype`, a string replaces `dtype`.
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.ConvertConfig: expected <field> <rule>, got <value>``.
+    """
+
+    dtype: Literal["auto", "bf16", "fp8"] = "auto"
+    recipe: Recipe | None = None
+    min_tokens: int | None = None
+    recompute: bool = False
+    decisions: Mapping[str, bool | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        modes = ", ".join(f'"{name}"' for name in _PRECISION)
+        if self.dtype not in _PRECISION:
+            fail("ConvertConfig", f"dtype to be one of {modes}", f'"{self.dtype}"')
+        if isinstance(self.recipe, Mapping) and self.recipe:  # of dataclasses.asdict, or a file; empty it says nothing
+            object.__setattr__(self, "recipe", Recipe(**self.recipe))
+        if self.recipe is not None and not isinstance(self.recipe, Recipe):
+            fail("ConvertConfig", "recipe to be a sparse24.Recipe", type(self.recipe).__name__)
+        if self.min_tokens is not None:
+            object.__setattr__(self, "min_tokens", whole_number("ConvertConfig", "min_tokens", self.min_tokens))
+        object.__setattr__(self, "recompute", boolean("ConvertConfig", "recompute", self.recompute))
+        for name, decision in self.decisions.items():
+            if not isinstance(decision, bool) and decision not in _PRECISION:
+                fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")
+
+
+@dataclass
+class ConvertReport:
+    """What `convert` did.
+
+    Attributes
+    ----------
+    converted : list of str
+        Names of the modules.
+    skipped : dict of str to str
+        Names of modules whose attributes are those of a feed-forward network, and why each was left as it is.
+    """
+
+    converted: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"sparse24: converted {len(self.converted)} of {len(self.converted) + len(self.skipped)}"
+        if not self.skipped:
+            return text
+        counts = Counter(self.skipped.values())
+        reasons = [reason if len(counts) == 1 else f"{count}: {reason}" for reason, count in counts.most_common()]
+        return f"{text}, skipped {len(self.skipped)} ({'; '.join(reasons)})"
+
+
+def convert(
+    model: nn.Module,
+    config: ConvertConfig | None = None,
+    module_filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    quiet: bool = False,
+) -> ConvertReport:
+    """Make the feed-forward networks of a model run `sparse24.relu2_mlp`, in place.
+
+    Only the forward changes. Children and parameters stay what and where they are, and with them the keys of the
+    state_dict, the groups of an optimizer and hooks on the module. A network is found by the names of its layers
+    (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
+    linear_fc2, linear_1 and linear_2, key and value; modules or parameters) and converted if a replica of it, with
+    small random weights, computes ``W2 max(W1 x + b1, 0)^2 + b2``. So inlined activations are found, `torch.nn.Linear`
+    subclasses that cast float32 weights too, and gated, leaky and smoothed variants are not. Networks whose layers have
+    other names are neither converted nor in the report, nor are `sparse24.nn.ReLU2MLP` modules.
+
+    Parameters
+    ----------
+    model : Module
+        Or one network itself. Before `torch.compile`, sharding and distribution, after adapters are merged. The
+        weights may be on the meta device.
+    config : ConvertConfig, optional
+        Default: ``ConvertConfig()``.
+    module_filter_fn : callable, optional
+        ``module_filter_fn(module, name)``: False leaves the module out.
+    quiet : bool
+        Do not print the report.
+
+    Returns
+    -------
+    ConvertReport
+        Its text, which is printed, is "converted n of m, skipped k (why)".
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.convert: expected <argument> <rule>, got <value>``. A network that cannot be converted is no error:
+        the report says why.
+
+    Notes
+    -----
+    The new forward reads the weights and does not call the children. Where that would be wrong, a network is skipped:
+    distributed (DTensor), quantised or parametrised weights, adapters (LoRA), hooks on children, children with a
+    patched forward, dropout. If such a thing appears later, or a child or an attribute (a number, a string, a function:
+    the `p` of a dropout, a clip, an activation) is another than at conversion, the converted module notices when it is
+    called, and runs as before conversion with a warning, once. What else its forward reads is read at conversion only:
+    globals, closures, containers and the contents of other objects. A compiled module looks when it is traced, without
+    a warning, and guards on attributes and types, but Dynamo does not guard on hooks: register them before. It also
+    runs as before conversion with inputs that the kernels do not take, such as float32 on CUDA without autocast, and
+    with further arguments, unless they are None or their default. Hooks for all modules of the process see the network
+    and not its children; hooks of accelerate that only move inputs to the weights are followed.
+    Conversion is whole or not at all: where it raises, nothing has changed.
+    Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
+    activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
+    quantised per token.
+
+    A converted module gets a class of its own, a subclass of what it was, and can be copied and pickled (not loaded
+    without this library). It has two switches, read at each call and guarded on by `torch.compile`: `sparse` (False:
+    dense in the same precision; `sparse24.Schedule` sets it) and `sparse24_enabled` (False: as before conversion).
+    `sparse24.disabled` switches all off for a while, `sparse24.revert` undoes the conversion.
+
+    Examples
+    --------
+    >>> report = sparse24.convert(model, sparse24.ConvertConfig(dtype="fp8"))
+    sparse24: converted 24 of 24
+    """
+    config = ConvertConfig() if config is None else config
+    if not isinstance(model, nn.Module):
+        fail("convert", "model to be a torch.nn.Module", type(model).__name__)
+    if not isinstance(config, ConvertConfig):
+        fail("convert", "config to be a sparse24.ConvertConfig", type(config).__name__)
+    found = list(candidates(model))
+    unknown = sorted(set(config.decisions) - {candidate.name for candidate in found})
+    if unknown:
+        fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
+
+    report = ConvertReport()
+    conversions: list[tuple[str, nn.Module, Conversion]] = []
+    for candidate in found:  # nothing is changed before all is known
+        name, module = candidate.name, candidate.module
+        decision = config.decisions.get(name, True)
+        if decision is False:
+            report.skipped[name] = "decided against"
+            continue
+        if module_filter_fn is not None and not module_filter_fn(module, name):
+            report.skipped[name] = "filtered out"
+            continue
+        precision = _PRECISION[config.dtype if decision is True else decision]
+        network = find_network(candidate, precision)
+        if isinstance(network, str):
+            report.skipped[name] = network
+            continue
+        options = precision, config.recipe, config.min_tokens, config.recompute
+        conversions.append((name, module, Conversion(network.up, network.down, look(module), *options)))
+    try:
+        for name, module, conversion in conversions:
+            problem = install(module, conversion)
+            if problem is None:
+                report.converted.append(name)
+            else:
+                report.skipped[name] = problem
+    except BaseException:  # an interrupt: all or nothing
+        for _, module, _ in conversions:
+            if "_sparse24_base" in vars(type(module)):
+                uninstall(module)
+        raise
+    if not quiet:
+        print(report)
+    return report
+
+
+def revert(model: nn.Module) -> list[str]:
+    """Undo `convert`, in place: the modules get their class back, and compute what they did, bit for bit.
+
+    Parameters
+    ----------
+    model : Module
+        Modules that were not converted stay as they are.
+
+    Returns
+    -------
+    list of str
+        Names of the modules that were converted.
+
+    Raises
+    ------
+    RuntimeError
+        Something else has changed the class of a converted module since (as `fully_shard` does).
+    """
+    if not isinstance(model, nn.Module):
+        fail("revert", "model to be a torch.nn.Module", type(model).__name__)
+    found = [(n, m) for n, m in model.named_modules() if getattr(m, "_sparse24_converted", False)]
+    for name, module in found:
+        if "_sparse24_base" not in vars(type(module)):
+            fail("revert", f"{name or 'model'} to have the class that convert gave it", type(module).__name__)
+    for _, module in found:
+        uninstall(module)
+    return [name for name, _ in found]

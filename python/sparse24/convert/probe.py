@@ -1,0 +1,103 @@
+"""Find out by running it what a module computes: ``W2 max(W1 x + b1, 0)^2 + b2``, or something else.
+
+What runs is a replica, whose weights are small random matrices: the module itself is not touched, zeros of an
+initialisation hide nothing, and weights on the meta device are no obstacle. The first weight is positive, so there are
+tokens that make all of the hidden layer negative. They must come out as *exact* zeros in every precision: no leak and
+no smoothing is small enough to pass.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sparse24.convert.reason import reason
+from sparse24.convert.replica import Network, device_of, make_replica, replace_bias, replace_weight, run
+
+_FP8 = torch.float8_e4m3fn
+#: Largest error, in units of the same sum of magnitudes. float64 leaves room for a detour through float32, and float32
+#: for TF32.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+_TOLERANCE_FP8 = 0.15
+#: Of the inputs. Squared ReLU looks the same at every magnitude, and nothing that is smoother at zero does.
+_MAGNITUDES = (2.0**-6, 1.0, 8.0)
+
+
+def probe(module: nn.Module, networks: list[Network]) -> Network | str:
+    """Find the network that a module computes.
+
+    It has to be that one in training and in evaluation, with and without biases.
+
+    Parameters
+    ----------
+    module : Module
+        Its parameters and buffers are those of the two layers.
+    networks : list of Network
+        What it could be: a parameter of the module itself may be stored either way.
+
+    Returns
+    -------
+    Network or str
+        One of `networks`, or why it is none of them.
+    """
+    difference = error = ""
+    for small in (True, False):  # a module may insist on its own sizes
+        for network in networks:
+            for dtype, x_dtype in _dtypes(module, network):
+                try:
+                    difference = _difference(module, network.smaller() if small else network, dtype, x_dtype)
+                except Exception as caught:  # of the module, and it may be anything
+                    error = f"its forward does not run: {type(caught).__name__}: {str(caught).partition(chr(10))[0]}"
+                    continue
+                if not difference:
+                    return network
+                break  # it runs in this dtype: the answer holds
+        if difference:
+            return difference
+    return error
+
+
+def _dtypes(module: nn.Module, network: Network) -> Iterator[tuple[torch.dtype, torch.dtype]]:
+    """Of weights and input: the most precise first, then those that a cast inside the module may ask for."""
+    owner = getattr(module, network.up.name)
+    own = owner.dtype if isinstance(owner, Tensor) else owner.weight.dtype
+    if own == _FP8:
+        return iter([(_FP8, torch.bfloat16), (_FP8, torch.float32), (_FP8, torch.float16)])
+    return iter([(torch.float64, torch.float64), (own, own), (own, torch.bfloat16)])
+
+
+def _difference(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype) -> str:
+    """How a replica of the module with random weights differs from the network; empty if it does not."""
+    device = device_of(module)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    replica = make_replica(module)
+    w1 = replace_weight(replica, network.up, normal(network.f, network.d).abs() / network.d, dtype, device)
+    w2 = replace_weight(replica, network.down, normal(network.d_out, network.f), dtype, device)
+    directions = torch.stack([-normal(network.d).abs(), normal(network.d).abs(), normal(network.d)])
+    magnitudes = torch.tensor((1.0,) if dtype == _FP8 else _MAGNITUDES, dtype=torch.float64, device="cpu")
+    x = (magnitudes.reshape(-1, 1, 1) * directions).to(x_dtype)  # [magnitudes, 3, d]
+
+    tolerance = _TOLERANCE_FP8 if dtype == _FP8 else _TOLERANCE[x_dtype]
+    for biases in (False, True):
+        b1 = replace_bias(replica, network.up, normal(network.f) * biases, x_dtype, device)
+        b2 = replace_bias(replica, network.down, normal(network.d_out) * biases, x_dtype, device)
+        h = x.double() @ w1.t() + b1
+        expected = h.clamp(min=0).square() @ w2.t() + b2
+        scale = (x.double().abs() @ w1.t() + b1.abs()).square() * (h > 0) @ w2.abs().t() + b2.abs()
+        for training in (False, True):
+            out = run(replica, x.to(device, copy=True), training)
+            if not isinstance(out, Tensor) or out.shape != expected.shape:
+                return f"its forward returns {_describe(out)}"
+            out = out.double().cpu()
+            leaks = not biases and out[:, 0].count_nonzero() > 0
+            if leaks or not bool(((out - expected).abs() <= tolerance * scale).all()):
+                return reason(module, network, dtype, x_dtype, tolerance)
+    return ""
+
+
+def _describe(out: object) -> str:
+    return f"a tensor of shape {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"

@@ -1,0 +1,102 @@
+"""A copy of a module with small weights of one's own: what is tried is that, and not the module."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from sparse24.convert.forward import Layer
+from sparse24.nn.children import ACCELERATE
+
+_FP8 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Network:
+    """The two layers of a module, and their sizes: x [.., d], hidden layer [.., f], output [.., d_out]."""
+
+    up: Layer
+    down: Layer
+    d: int
+    f: int
+    d_out: int
+
+    def smaller(self) -> "Network":
+        """Shrink it to sizes that are quick to try. The hidden layer's differs from the others, which tells layouts."""
+        return replace(self, d=32, f=80, d_out=32 if self.d_out == self.d else 48)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where it can be tried: on the device of its weights, or on the CPU if they are on the meta device."""
+    device = next(module.parameters(), next(module.buffers(), torch.empty(0))).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0) -> object:
+    """Call it, without gradients, and leave the state of random numbers as it was."""
+    for module in replica.modules():
+        module.training = training
+    devices = [x.device] if x.is_cuda else []
+    # Dropout without a module draws random numbers in training: it differs, and leaves no trace.
+    with torch.no_grad(), torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed devices that are not restored
+        if x.is_cuda:
+            torch.cuda.default_generators[x.device.index].manual_seed(seed)
+        return replica.forward(x)
+
+
+def make_replica(module: nn.Module) -> nn.Module:
+    """Copy a tree of modules, but not its tensors."""
+    replica = object.__new__(type(module))
+    # What accelerate hangs on a module runs that one.
+    replica.__dict__ = {name: value for name, value in module.__dict__.items() if name not in ACCELERATE}
+    for name in ("_parameters", "_buffers"):
+        replica.__dict__[name] = module.__dict__[name].copy()
+    replica.__dict__["_modules"] = {
+        name: child if child is None else make_replica(child) for name, child in module._modules.items()
+    }
+    return replica
+
+
+def replace_weight(
+    replica: nn.Module, layer: Layer, weight: Tensor, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Put a weight in the place of the module's; return what it is worth after rounding, in float64."""
+    owner = replica._modules.get(layer.name)
+    if dtype == _FP8:
+        assert owner is not None
+        rows = owner.weight_scale.numel() != 1
+        amax = weight.abs().amax(1) if rows else weight.abs().amax()
+        scale = (amax / 448).float()
+        values = (weight / scale.double().reshape(-1, 1)).to(_FP8)
+        shape = (-1, *owner.weight_scale.shape[1:]) if rows else owner.weight_scale.shape
+        _put(owner, "weight", values.to(device))
+        _put(owner, "weight_scale", scale.reshape(shape).to(device))
+        if getattr(owner, "input_scale", None) is not None:
+            _put(owner, "input_scale", torch.full_like(owner.input_scale, 2.0**-4, device=device))
+        return values.double() * scale.double().reshape(-1, 1)
+    rounded = weight.to(dtype)
+    if owner is None:
+        _put(replica, layer.name, (rounded.t().contiguous() if layer.transposed else rounded).to(device))
+    else:
+        _put(owner, "weight", rounded.to(device))
+    return rounded.double()
+
+
+def replace_bias(replica: nn.Module, layer: Layer, bias: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Put a bias in the place of the module's, if it has one; return what it is worth, in float64."""
+    owner = replica._modules.get(layer.name)
+    if owner is None or getattr(owner, "bias", None) is None:
+        return torch.zeros_like(bias)
+    rounded = bias.to(dtype)
+    _put(owner, "bias", rounded.to(device))
+    return rounded.double()
+
+
+def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(value, requires_grad=False)
+    elif name in module._buffers:
+        module._buffers[name] = value
+    else:
+        module.__dict__[name] = value

@@ -1,0 +1,126 @@
+"""What was seen of a module at conversion, and what is different now.
+
+The conversion holds for the children, and the plain attributes, that the module had when it was tried. Both are
+compared at each call, which takes about a microsecond, and is guarded on when compiled. What cannot be compared so
+cheaply is read once: tensors in closures, the contents of containers and of other objects, globals, methods.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparse24.nn.children import ACCELERATE, call_problem
+
+#: Attributes of these types are compared by value.
+_PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+#: What modules have anyhow, what conversion adds, and marks of libraries that no forward of a network reads.
+_IGNORED = {
+    *nn.Module().__dict__,
+    *dir(nn.Module),
+    *ACCELERATE,
+    *("_sparse24", "sparse", "sparse24_enabled"),
+    *("_is_hf_initialized", "gradient_checkpointing", "_gradient_checkpointing_func"),
+}
+#: In place of a value: there is a method of this name in the class, and nothing in the instance.
+_METHOD = "method"
+_MISSING = object()
+
+
+class Seen:
+    """A module as it was.
+
+    Attributes
+    ----------
+    kind : type
+        Its class.
+    attributes : tuple of (str, object)
+        Numbers, strings, functions and the like, of the instance and its classes.
+    methods : tuple of str
+        Names that an attribute of the instance would hide.
+    children : tuple of (str, Seen or None)
+        Its children.
+    forward : function
+        That of its class. It is not copied or pickled: a copy has that of the class where it is made.
+    """
+
+    def __init__(
+        self,
+        kind: type[nn.Module],
+        attributes: tuple[tuple[str, object], ...],
+        methods: tuple[str, ...],
+        children: tuple[tuple[str, "Seen | None"], ...],
+    ) -> None:
+        self.kind, self.attributes, self.methods, self.children = kind, attributes, methods, children
+        self.forward: Callable[..., Any] = kind.forward
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Seen, (self.kind, self.attributes, self.methods, self.children)
+
+
+def look(module: nn.Module) -> Seen:
+    """See a module."""
+    kind = type(module)
+    if kind is nn.Linear:
+        return Seen(kind, (), (), ())
+    found = dict(_class_attributes(kind))
+    methods = tuple(name for name, value in found.items() if value is _METHOD)
+    attributes = {name: value for name, value in found.items() if value is not _METHOD} | module.__dict__
+    kept = tuple((name, v) for name, v in attributes.items() if name not in _IGNORED and _is_compared(v))
+    children = tuple((name, None if child is None else look(child)) for name, child in module._modules.items())
+    return Seen(kind, kept, methods, children)
+
+
+def difference(module: nn.Module, seen: Seen, prefix: str = "") -> str | None:
+    """Why what was seen does not hold any more, or why a child has to be called."""
+    for name, value in seen.attributes:
+        found = getattr(module, name, _MISSING)
+        if found is not value and not _equal(found, value):
+            return f"its attribute {prefix}{name} has changed"
+    for name in seen.methods:
+        if name in module.__dict__:
+            return f"its attribute {prefix}{name} has changed"
+    children = module._modules
+    if len(children) != len(seen.children):
+        return f"{'its children' if not prefix else f'the children of {prefix[:-1]}'} are others than at conversion"
+    for name, expected in seen.children:
+        child, path = children.get(name), f"{prefix}{name}"
+        if expected is None:
+            if child is not None:
+                return f"{path} is not None any more"
+            continue
+        if type(child) is not expected.kind:
+            return f"{path} is not a {expected.kind.__name__} any more"
+        problem = call_problem(path, child, expected.forward)
+        if problem is None and expected.kind is not nn.Linear:
+            problem = difference(child, expected, f"{path}.")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _class_attributes(kind: type) -> Iterator[tuple[str, object]]:
+    for base in reversed(kind.__mro__):
+        for name, value in vars(base).items():
+            if name.startswith("__") or name in _IGNORED:
+                continue
+            if isinstance(value, (types.FunctionType, staticmethod, classmethod)):
+                yield name, _METHOD
+            elif not hasattr(type(value), "__get__") and _is_compared(value):
+                yield name, value
+
+
+def _is_compared(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(v, _PLAIN) for v in value)
+    return isinstance(value, _PLAIN) or (callable(value) and not isinstance(value, nn.Module))
+
+
+def _equal(found: object, value: object) -> bool:
+    if isinstance(value, (*_PLAIN, tuple)):
+        return type(found) is type(value) and found == value
+    # Dynamo cannot tell one of these from another.
+    return isinstance(value, functools.partial) and torch.compiler.is_compiling()

@@ -1,0 +1,265 @@
+"""The squared-ReLU feed-forward network, put together from the ops.
+
+    values, meta = 2:4 of max(x @ w1.T + b1, 0)^2    one kernel: `linear_compress`
+    out = 2:4 @ w2.T + b2                            sparse GEMM: `mm`
+
+Then the activation is never stored dense; in fp8 `quantize_fp8` of x comes before, and unless the activation's scale
+is given, one pass over the compressed values converts them. Without fusion a dense GEMM and a pass over its result
+(`compress`, `compress_fp8`) take the first line's place. The backward pass is in `sparse24.mlp.function`.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparse24._symbolic import or_true
+from sparse24.mlp.checks import (
+    check_operands,
+    check_scale_y,
+    check_scale_y_factor,
+    check_tensors,
+    check_training,
+    fail,
+    is_fp8,
+)
+from sparse24.mlp.forward import Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
+from sparse24.mlp.function import FeedForward, without_autocast
+from sparse24.mlp.transforms import run_transformed
+from sparse24.ops import quantize_fp8
+from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
+from sparse24.recipe import Recipe
+
+Precision = Literal["auto", "16bit", "fp8"]
+
+#: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
+#: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
+#: take longer than the products. "fp8" is with a scale per row, where torch's dense product is slower than with one.
+#: Chosen by the records of the forward pass on an H200, and a test holds them against these: `pays` is the rule.
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
+#: In fp8 with a scale per row, so many tokens run sparse for any size: there torch's dense product for such scales is
+#: slowest beside that for one.
+FEW_TOKENS = 512
+
+_DEFAULT_RECIPE = Recipe()
+
+
+def relu2_mlp(
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    precision: Precision = "auto",
+    w1_scale: Tensor | None = None,
+    w2_scale: Tensor | None = None,
+    scale_y: Tensor | None = None,
+    scale_y_factor: Tensor | None = None,
+    min_tokens: int | None = None,
+    fused: bool = True,
+    recipe: Recipe | None = None,
+    hot_features: Tensor | None = None,
+    recompute: bool = False,
+    sparse: bool = True,
+) -> Tensor:
+    """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
+
+    Of each four neighbouring features of a token the two largest are kept. Where 90 % are zeros, independent of each
+    other, that drops 1 % of the non-zeros, at random initialisation 19 %. Trained layers differ: train dense first, and
+    measure each with `sparse24.activation_stats`.
+
+    It runs dense, at the same precision and without pruning, where the sparse product does not pay or does not fit:
+    with too few tokens (`min_tokens`), and where F is not a multiple of 16 (16-bit) or 32 (fp8); and with `sparse`
+    False, which is the warm-up of training.
+
+    Parameters
+    ----------
+    x : Tensor [..., D]
+        bfloat16 or float16; on the CPU also float32, which the float32 reference ops serve. Under autocast x, weights
+        and biases are cast to the autocast dtype, on every device. Any rank from 1, any number of tokens.
+    w1 : Tensor [F, D]
+        As `torch.nn.Linear` stores it. Any floating dtype: a float32 master weight is cast to x's dtype, and gets its
+        gradient in float32. float8_e4m3fn needs `w1_scale`.
+    w2 : Tensor [D_out, F]
+        Likewise.
+    b1, b2 : Tensor [F], Tensor [D_out], optional
+        Biases.
+    precision : {"auto", "16bit", "fp8"}
+        "16bit" computes in x's dtype. "fp8" quantises x, the activation and (unless they are float8) the weights to
+        float8_e4m3fn with one scale per row, by the largest magnitude; the pre-activation in between is rounded to
+        bfloat16. "auto" is "fp8" for float8 weights, else "16bit". Quantise weights once for inference
+        (`sparse24.quantize_fp8`, `sparse24.nn.ReLU2MLP.quantize_`): in the call it costs a pass over both.
+    w1_scale, w2_scale : Tensor, optional
+        Dequantising multipliers of float8 weights, float32, one per row or a single one.
+    scale_y : Tensor, optional
+        fp8 only: the dequantising multiplier of the activation, float32, one per token or a single one (see `scale_out`
+        of `sparse24.linear_compress`). What exceeds 448 times it saturates. Default: computed per token, which costs a
+        pass over the activation.
+    scale_y_factor : Tensor [1], optional
+        fp8 only, instead of `scale_y`: predict it as ``factor * |x_t|^2`` (`sparse24.quantize_fp8_predict`), which
+        costs nothing. `sparse24.bounding_factor` gives one with which nothing saturates.
+    min_tokens : int, optional
+        Fewer tokens run dense. Default: 0 on the CPU; on CUDA so many that the second GEMM has
+        `sparse24.mlp.DEFAULT_MIN_PRODUCTS` multiply-adds, such as 299 tokens in 16 bits for D = 4096 and F = 16384;
+        fp8 with a scale per row runs sparse up to `sparse24.mlp.FEW_TOKENS` tokens too. `sparse24.mlp.pays` tells which
+        a call runs. The comparison is a Python one on shapes: constant for static shapes, guards for dynamic ones.
+        A compiled graph for a number that depends on data (``x[mask]``) runs sparse.
+    fused : bool
+        True: the first GEMM writes the (compressed) activation itself, and the dense one never reaches memory. False:
+        GEMM, then a compressing pass, which is slower but for some sizes of fp8. In sparse fp8 with neither `scale_y`
+        nor `scale_y_factor` that saves one rounding of the activation, to bfloat16.
+    recipe : Recipe, optional
+        How the backward pass treats the token direction. Default: ``Recipe()``.
+    hot_features : Tensor [H], optional
+        int64: the features whose weight gradients are dense, H = ``recipe.hot_features(F)``. They may be those of an
+        earlier step. Nothing can refuse what lies on a device: repeated indices and those that are not from 0 to F - 1
+        give their places to the lowest features that are not among the others. Default: chosen in the backward pass,
+        from counts in a sample of tokens, without synchronisation.
+    recompute : bool
+        Save x and the weights only, and run the first GEMM again in the backward pass. The same bits; dense in 16 bits
+        the same up to the rounding of one product.
+    sparse : bool
+        False: dense at the same precision.
+
+    Returns
+    -------
+    Tensor [..., D_out]
+        Of x's dtype (or the autocast dtype).
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.relu2_mlp: expected <argument> <rule>, got <value>``. fp8 needs D, F and D_out to be multiples of 16.
+
+    Notes
+    -----
+    Differentiable once with respect to x, weights and biases. Where it runs sparse, four of the six GEMMs of a training
+    step are sparse::
+
+        y2  = 2:4 of max(x @ w1.T + b1, 0)^2         its pattern is used everywhere: dropped entries get no gradient
+        dy2 = grad @ w2                              dense; dy1 = dy2 * 2 sqrt(y2)
+        out = y2 @ w2.T, dx = dy1 @ w1               sparse along features
+        dw2 = grad.T @ y2, dw1 = dy1.T @ x           sparse along tokens: `Recipe` says what that drops
+
+    In float16 the roots ``max(x @ w1.T + b1, 0)`` are kept instead of their squares, dense too: below 1e-2 squares have
+    few digits there, and below 2e-4 none, which would be the derivative's. One pass over what is kept squares it.
+
+    Of the hidden layer the values and their metadata are saved: 1.125 bytes per feature and token in 16 bits and 0.625
+    in fp8, where an unfused dense network saves 4. Sums over tokens are in float32, and every gradient is rounded once
+    to x's dtype.
+
+    In fp8 y2 is, in the backward pass, the dequantised activation rounded to x's dtype, in dw2 and in the root. dx is a
+    float8 product of dy1 (one scale per token) and w1 (one per column). The rest is in x's dtype, and the derivative of
+    rounding is taken as 1. float8 weights get no gradient.
+
+    Derivatives beyond that of a backward pass: where it runs dense in bfloat16 or float32 without `recompute`, all that
+    torch has, forward mode without a compiler. Elsewhere second derivatives (``create_graph=True``) and forward mode
+    raise. `torch.func.grad`, `vjp`, `jacrev` and `vmap` give what a backward pass gives, samples one after another;
+    inside of one compiled graph (``fullgraph=True``) these derivatives raise too.
+
+    Source: Haziza et al. 2025, arXiv 2503.16672.
+    """
+    check_tensors(x, w1, w2)
+    device_type = x.device.type
+    autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
+    check_operands(x, w1, w2, b1, b2, dtype)
+    fp8 = is_fp8(precision, w1, w2, w1_scale, w2_scale)
+    if min_tokens is not None and min_tokens < 0:
+        fail("min_tokens to be at least 0", min_tokens)
+    recipe = _DEFAULT_RECIPE if recipe is None else recipe
+    check_training(recipe, hot_features, w1, fp8)
+
+    tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
+    check_scale_y(scale_y, tokens, fp8)
+    check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
+    if min_tokens is not None:
+        enough = or_true(tokens.shape[0] >= min_tokens)
+    else:
+        one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
+        enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
+    sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
+    # Differentiable casts: float32 master weights get float32 gradients.
+    first = Weight(w1 if w1_scale is not None else w1.to(dtype), w1_scale)
+    second = Weight(w2 if w2_scale is not None else w2.to(dtype), w2_scale)
+    b1, b2 = _cast(b1, torch.bfloat16 if fp8 else dtype), _cast(b2, dtype)
+    learns = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (tokens, first.values, second.values, b1, b2)
+    )
+    roots = learns and dtype == torch.float16 and not fp8
+    mode = Mode(fp8, sparse, fused, roots)
+    learns = learns and (fp8 or sparse or recompute or roots)
+    compiling, transformed = torch.compiler.is_compiling(), False
+    if in_torch_func() or (not compiling and in_forward_mode()):
+        if not (fp8 or sparse):  # torch's ops, which have all derivatives
+            mode, learns = Mode(fp8=False, sparse=False, fused=False), False
+        elif not compiling:
+            transformed = True
+        elif learns:  # Dynamo would make a second derivative zero
+            fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
+    with without_autocast(device_type):
+        if learns or transformed:
+            arguments = (
+                tokens,
+                first.values,
+                second.values,
+                b1,
+                b2,
+                first.scale,
+                second.scale,
+                scale_y,
+                scale_y_factor,
+                hot_features,
+                mode,
+                recipe,
+                recompute,
+            )
+            out = run_transformed(*arguments) if transformed else FeedForward.apply(*arguments)
+        else:
+            out = down_projection(
+                activation(tokens, first, b1, OutScale(scale_y, scale_y_factor), mode), second, b2, dtype
+            )
+    # Nothing else holds `out`: as a view FSDP2 would warn of it, where the network is wrapped on its own.
+    return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
+
+
+def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
+    """Whether `relu2_mlp` runs sparse by default on CUDA.
+
+    It is the faster of the two within 2 % in fp8, and within 6 % in 16 bits, at every size of the forward pass that
+    was measured on an H200 (``bench/results/h200``). Beyond 2 % in 16 bits are 1,400 to 1,536 tokens of single experts,
+    which it runs dense: their training steps are faster so.
+
+    Parameters
+    ----------
+    tokens, d_ff, d_out : int
+        Sizes of the second GEMM: the activation [tokens, d_ff], w2 [d_out, d_ff].
+    fp8 : bool
+        Its precision.
+    one_scale : bool
+        fp8: the activation and w2 have a single scale each, not one per row.
+    """
+    if fp8 and not one_scale and or_true(tokens <= FEW_TOKENS):
+        return True
+    precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
+    return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
+
+
+def up_projection(
+    x: Tensor, w1: Tensor, b1: Tensor | None = None, *, fp8: bool = False, w1_scale: Tensor | None = None
+) -> Tensor:
+    """Compute the pre-activation [T, F] of x [T, D]: the first GEMM of `relu2_mlp` alone.
+
+    For analysis and verification: `relu2_mlp` computes exactly this without fusion, and with it the same up to the
+    order of summation.
+    """
+    if not fp8:
+        return F.linear(x, w1.to(x.dtype), _cast(b1, x.dtype))
+    w1 = w1 if w1_scale is not None else w1.to(x.dtype)
+    return linear_fp8(*quantize_fp8(x), *float8_weight(Weight(w1, w1_scale)), b1)
+
+
+def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)

@@ -1,0 +1,148 @@
+"""What `relu2_mlp` demands of its arguments."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from sparse24 import errors
+from sparse24._symbolic import or_false
+from sparse24.errors import dtype_name, type_name
+from sparse24.recipe import Recipe
+
+_FP8 = torch.float8_e4m3fn
+_ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensors(x: Tensor, w1: Tensor, w2: Tensor) -> None:
+    """Check that what has to be a tensor is one, before anything is asked of it."""
+    if isinstance(x, Tensor) and isinstance(w1, Tensor) and isinstance(w2, Tensor):
+        return
+    for name, t in (("x", x), ("w1", w1), ("w2", w2)):
+        _require_tensor(name, t)
+
+
+def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_scale: Tensor | None) -> bool:
+    """Resolve `precision`, and check what depends on it."""
+    if precision not in ("auto", "16bit", "fp8"):
+        fail('precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
+    if (w1.dtype == _FP8) != (w2.dtype == _FP8):
+        fail(f"w2 to be {'float8_e4m3fn' if w1.dtype == _FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
+    if precision == "16bit" and w1.dtype == _FP8:
+        fail('precision to be "fp8" or "auto" for float8 weights', '"16bit"')
+    for name, w, scale in (("w1", w1, w1_scale), ("w2", w2, w2_scale)):
+        if w.dtype != _FP8:
+            if scale is not None:
+                fail(f"{name}_scale to be None for a weight that is not float8_e4m3fn", "a tensor")
+            continue
+        if scale is None:
+            fail(f"{name}_scale to be a tensor for a float8 weight", "None")
+        _require_tensor(f"{name}_scale", scale)
+        if scale.dtype != torch.float32:
+            fail(f"{name}_scale to be float32", dtype_name(scale.dtype))
+        if scale.numel() not in (1, w.shape[0]):
+            fail(f"{name}_scale to have 1 or {w.shape[0]} elements (rows of {name})", scale.numel())
+        if scale.device != w.device:
+            fail(f"{name}_scale to be on {w.device} as {name} is", scale.device)
+    fp8 = precision == "fp8" or w1.dtype == _FP8
+    if fp8:
+        check_fp8_sizes(w1, w2)
+    return fp8
+
+
+def check_fp8_sizes(w1: Tensor, w2: Tensor) -> None:
+    """Check that float8 products take the sizes."""
+    rules = (("w1", "columns", w1.shape[1]), ("w1", "rows", w1.shape[0]), ("w2", "rows", w2.shape[0]))
+    for name, extent, size in rules:
+        if size % 16 != 0:
+            fail(f"{name} to have a multiple of 16 {extent} for fp8", size)
+
+
+def check_scale_y(scale_y: Tensor | None, tokens: Tensor, fp8: bool) -> None:
+    """Check the scale of the activation."""
+    if scale_y is None:
+        return
+    if not fp8:
+        fail("scale_y to be None in 16-bit precision", "a tensor")
+    _require_tensor("scale_y", scale_y)
+    if scale_y.dtype != torch.float32:
+        fail("scale_y to be float32", dtype_name(scale_y.dtype))
+    if or_false(scale_y.numel() != tokens.shape[0]) and or_false(scale_y.numel() != 1):
+        fail(f"scale_y to have 1 or {tokens.shape[0]} elements (tokens)", scale_y.numel())
+    if scale_y.device != tokens.device:
+        fail(f"scale_y to be on {tokens.device} as x is", scale_y.device)
+
+
+def check_scale_y_factor(factor: Tensor | None, scale_y: Tensor | None, x: Tensor, fp8: bool) -> None:
+    """Check the factor that predicts the scale of the activation."""
+    if factor is None:
+        return
+    if not fp8:
+        fail("scale_y_factor to be None in 16-bit precision", "a tensor")
+    if scale_y is not None:
+        fail("scale_y_factor to be None where scale_y is given", "a tensor")
+    _require_tensor("scale_y_factor", factor)
+    if factor.dtype != torch.float32:
+        fail("scale_y_factor to be float32", dtype_name(factor.dtype))
+    if factor.numel() != 1:
+        fail("scale_y_factor to have 1 element", factor.numel())
+    if factor.device != x.device:
+        fail(f"scale_y_factor to be on {x.device} as x is", factor.device)
+
+
+def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None, dtype: torch.dtype) -> None:
+    """Check ranks, sizes, dtypes and devices of everything but the scales."""
+    if x.dtype not in _ACTIVATION_DTYPES:
+        fail("x to be bfloat16, float16 or (on the CPU) float32", dtype_name(x.dtype))
+    if dtype == torch.float32 and x.is_cuda:
+        fail("x to be bfloat16 or float16 on CUDA", dtype_name(dtype))
+    if x.dim() < 1:
+        fail("x to have at least 1 dimension", x.dim())
+    for name, w in (("w1", w1), ("w2", w2)):
+        if w.dim() != 2:
+            fail(f"{name} to have 2 dimensions", w.dim())
+        if w.dtype not in (*_ACTIVATION_DTYPES, _FP8):
+            fail(f"{name} to be float32, bfloat16, float16 or float8_e4m3fn", dtype_name(w.dtype))
+    if x.shape[-1] != w1.shape[1]:
+        fail(f"x to have {w1.shape[1]} features (columns of w1)", x.shape[-1])
+    if w2.shape[1] != w1.shape[0]:
+        fail(f"w2 to have {w1.shape[0]} columns (rows of w1)", w2.shape[1])
+    for name, bias, owner, rows in (("b1", b1, "w1", w1.shape[0]), ("b2", b2, "w2", w2.shape[0])):
+        if bias is None:
+            continue
+        _require_tensor(name, bias)
+        if bias.dim() != 1 or bias.shape[0] != rows:
+            fail(f"{name} to have shape [{rows}] (rows of {owner})", list(bias.shape))
+        if bias.dtype not in _ACTIVATION_DTYPES:
+            fail(f"{name} to be float32, bfloat16 or float16", dtype_name(bias.dtype))
+    for name, t in (("w1", w1), ("w2", w2), ("b1", b1), ("b2", b2)):
+        if t is not None and t.device != x.device:
+            fail(f"{name} to be on {x.device} as x is", t.device)
+
+
+def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8: bool) -> None:
+    """Check what only the backward pass uses."""
+    if not isinstance(recipe, Recipe):
+        fail("recipe to be a sparse24.Recipe", type(recipe).__name__)
+    if fp8 and not recipe.reuse_mask:
+        fail("recipe to reuse the mask in fp8 precision", "reuse_mask=False")
+    if hot_features is None:
+        return
+    _require_tensor("hot_features", hot_features)
+    if hot_features.dtype != torch.int64:
+        fail("hot_features to be int64", dtype_name(hot_features.dtype))
+    count = recipe.hot_features(w1.shape[0])
+    if hot_features.dim() != 1 or hot_features.shape[0] != count:
+        fail(f"hot_features to have shape [{count}] (recipe.hot_features(F))", list(hot_features.shape))
+    if hot_features.device != w1.device:
+        fail(f"hot_features to be on {w1.device} as w1 is", hot_features.device)
+
+
+def _require_tensor(name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        fail(f"{name} to be a Tensor", type_name(t))
+
+
+def fail(rule: str, got: object) -> NoReturn:
+    """Refuse."""
+    errors.fail("relu2_mlp", rule, got)

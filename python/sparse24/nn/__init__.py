@@ -1,0 +1,256 @@
+"""Modules."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse24._options import boolean, whole_number
+from sparse24.errors import fail
+from sparse24.mlp import Precision, relu2_mlp
+from sparse24.mlp.checks import check_fp8_sizes
+from sparse24.mlp.scale import factor_of
+from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
+from sparse24.nn.quantized_state import quantized, state_for_float, state_for_quantized
+from sparse24.recipe import Recipe
+
+_LAYERS = ("up_proj", "down_proj")
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+class ReLU2MLP(nn.Module):
+    """Squared-ReLU feed-forward network whose activation is 2:4: the module form of `sparse24.relu2_mlp`.
+
+    Its children are plain `torch.nn.Linear` modules under the names that Hugging Face models use, so the state_dict has
+    the keys ``up_proj.weight``, ``down_proj.weight`` (and ``.bias``). The forward reads their parameters and does not
+    call them. Where that would be wrong, it calls them, dense and in their own precision, with a warning: children that
+    are hooked, patched, pruned, parametrised, wrapped (LoRA), or replaced, and distributed or quantised weights. Hooks
+    of accelerate that only move inputs are followed instead. When compiled it looks while it is traced, without a
+    warning, and Dynamo does not guard on hooks: register them before.
+
+    A state is converted where one side is quantised (`quantize_`) and the other is not: loading quantises float weights
+    and dequantises float8 ones.
+
+    Parameters
+    ----------
+    dim : int
+        Input features D.
+    hidden : int
+        Hidden features F. Sparse where F is a multiple of 16 (fp8: 32), dense otherwise.
+    dim_out : int, optional
+        Output features; default `dim`.
+    bias : bool
+        Whether both layers have a bias.
+    precision : {"auto", "16bit", "fp8"}
+        As in `sparse24.relu2_mlp`.
+    device, dtype
+        Of the parameters.
+    min_tokens : int, optional
+        As in `sparse24.relu2_mlp`: with fewer tokens it runs dense.
+    recipe, recompute
+        Options of the backward pass, as in `sparse24.relu2_mlp`.
+
+    Attributes
+    ----------
+    sparse : bool
+        False: it runs dense at the same precision, as in the warm-up of training (`sparse24.Schedule` sets it). It is
+        read while tracing: a compiled module is traced once for each of the two.
+    """
+
+    sparse: bool = True
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        dim_out: int | None = None,
+        bias: bool = False,
+        precision: Precision = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        min_tokens: int | None = None,
+        recipe: Recipe | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if precision not in ("auto", "16bit", "fp8"):
+            fail("nn.ReLU2MLP", 'precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
+        self.precision = precision
+        self.min_tokens = None if min_tokens is None else whole_number("nn.ReLU2MLP", "min_tokens", min_tokens)
+        self.recipe = recipe
+        self.recompute = boolean("nn.ReLU2MLP", "recompute", recompute)
+        self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
+        self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, scale_y: Tensor | None = None) -> Tensor:
+        """Compute [..., D_out] of x [..., D]; `scale_y` as in `sparse24.relu2_mlp`.
+
+        Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a bias it is computed.
+        """
+        up, down = self.up_proj, self.down_proj
+        problem = _layer_problem("up_proj", up) or _layer_problem("down_proj", down)
+        moved = is_moved(up)
+        if problem is None and moved and up.weight.device != down.weight.device:
+            problem = "they are on different devices"
+        if problem is not None:
+            warn_once(self, f"{type(self).__name__} calls its layers and runs dense: {problem}")
+            return self._call_layers(x)
+        return run_moved(up, down, x, lambda t: self._run(t, scale_y)) if moved else self._run(x, scale_y)
+
+    def _run(self, x: Tensor, scale_y: Tensor | None) -> Tensor:
+        up, down = self.up_proj, self.down_proj
+        return relu2_mlp(
+            x,
+            up.weight,
+            down.weight,
+            up.bias,
+            down.bias,
+            precision=self.precision,
+            w1_scale=getattr(up, "weight_scale", None),
+            w2_scale=getattr(down, "weight_scale", None),
+            scale_y=scale_y,
+            scale_y_factor=factor_of(up, scale_y),
+            min_tokens=self.min_tokens,
+            recipe=self.recipe,
+            recompute=self.recompute,
+            sparse=self.sparse,
+        )
+
+    def _call_layers(self, x: Tensor) -> Tensor:
+        device_type = x.device.type
+        # Layers of torch do not cast float32 master weights; autocast does.
+        masters = x.dtype in (torch.bfloat16, torch.float16) and any(
+            p.dtype == torch.float32 for p in self.parameters()
+        )
+        if not masters or torch.is_autocast_enabled(device_type):
+            return self.down_proj(torch.relu(self.up_proj(x)).square())
+        with torch.autocast(device_type, x.dtype):
+            return self.down_proj(torch.relu(self.up_proj(x)).square())
+
+    @torch.no_grad()
+    def quantize_(self) -> "ReLU2MLP":
+        """Replace the weights by float8_e4m3fn with one scale per row, for inference. In place; returns the module.
+
+        The children become `QuantizedLinear`: buffers ``weight``, ``weight_scale`` and ``scale_y_factor`` instead of a
+        parameter. There is no way back, and float8 weights get no gradient.
+
+        Raises
+        ------
+        RuntimeError
+            The sizes are no multiples of 16, or a layer is more than its weight and bias: it has hooks or adapters, is
+            pruned, parametrised or distributed. Nothing has changed then.
+        """
+        if self.precision == "16bit":
+            fail("nn.ReLU2MLP", 'precision to be "auto" or "fp8" to quantise', '"16bit"')
+        children = {name: getattr(self, name) for name in _LAYERS}
+        children = {name: child for name, child in children.items() if not isinstance(child, QuantizedLinear)}
+        for name, child in children.items():
+            problem = _layer_problem(name, child) or _further_problem(name, child)
+            if problem is not None:
+                raise RuntimeError(
+                    f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
+                )
+        check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
+        for name, layer in [(name, QuantizedLinear(child)) for name, child in children.items()]:
+            setattr(self, name, layer)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        # Both layers before either is written to, and before they see their entries.
+        for name in _LAYERS:
+            child, key = self._modules.get(name), f"{prefix}{name}."
+            if isinstance(child, QuantizedLinear):
+                state_dict.update(state_for_quantized(state_dict, key, child.weight.shape))
+            elif type(child) is nn.Linear:
+                entries = state_for_float(state_dict, key, child.weight)
+                for further in ("weight_scale", "scale_y_factor") if entries else ():
+                    state_dict.pop(f"{key}{further}", None)
+                state_dict.update(entries)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Name what differs from the default."""
+        options = {"min_tokens": self.min_tokens, "recipe": self.recipe, "recompute": self.recompute or None}
+        given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        return ", ".join([f"precision={self.precision}", *given])
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weight is float8_e4m3fn [out, in] with float32 scales [out].
+
+    `scale_y_factor` [1] is `sparse24.bounding_factor` of both: whoever replaces them has to replace it.
+
+    Moving the model to another device moves them; casting the model (``.bfloat16()``, ``.to(dtype)``) leaves them as
+    they are, since a float8 weight means nothing without its scale.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    scale_y_factor: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        for name, value in quantized(linear.weight).items():
+            self.register_buffer(name, value)
+        self.register_parameter("bias", linear.bias)
+        self.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dequantise and multiply in x's dtype: for inspection, not for speed."""
+        weight = (self.weight.float() * self.weight_scale.unsqueeze(1)).to(x.dtype)
+        return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        entries = state_for_quantized(state_dict, prefix, self.weight.shape)
+        super()._load_from_state_dict({**state_dict, **entries}, prefix, *args)
+
+    def __getstate__(self):
+        # Plain pickling of torch does not know float8 (torch.save does): the weight travels as bytes.
+        weight = self._buffers["weight"].view(torch.uint8)
+        return {**self.__dict__, "_buffers": {**self._buffers, "weight": weight}}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._buffers["weight"] = self._buffers["weight"].view(torch.float8_e4m3fn)
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: self._buffers[name] for name in ("weight", "weight_scale", "scale_y_factor")}
+        super()._apply(fn, recurse)
+        for name, old in kept.items():
+            new = self._buffers[name]
+            if new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """Name the sizes."""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, float8_e4m3fn"
+
+
+_QUANTIZED_FORWARD = QuantizedLinear.forward
+
+
+def _layer_problem(name: str, child: nn.Module) -> str | None:
+    """Why a layer has to be called."""
+    kind = type(child)
+    if kind is not nn.Linear and kind is not QuantizedLinear:
+        return f"{name} is a {kind.__module__}.{kind.__qualname__}, not a torch.nn.Linear"
+    forward = LINEAR_FORWARD if kind is nn.Linear else _QUANTIZED_FORWARD
+    return call_problem(name, child, forward) or weight_problem(name, child.weight)
+
+
+def _further_problem(name: str, child: nn.Module) -> str | None:
+    """Name what a layer has that a quantised one would not keep."""
+    if any(getattr(child, kind) for kind in _STATE_HOOKS) or is_moved(child):
+        return f"{name} has hooks"
+    if child._modules or child._buffers or set(child._parameters) != {"weight", "bias"}:
+        return f"{name} has more than a weight and a bias, or other than parameters"
+    return None

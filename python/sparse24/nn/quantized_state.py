@@ -1,0 +1,75 @@
+"""States across quantisation: float weights for a quantised layer, and float8 ones for a layer that is not.
+
+Loading casts what it copies, so that either would leave numbers without their scale. Here they are converted first.
+"""
+
+from collections.abc import MutableMapping
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from sparse24.errors import dtype_name, fail
+from sparse24.mlp.scale import bounding_factor
+from sparse24.ops import quantize_fp8
+
+_FP8 = torch.float8_e4m3fn
+
+State = MutableMapping[str, Tensor]
+
+
+@torch.no_grad()
+def quantized(weight: Tensor) -> dict[str, Tensor]:
+    """Give the buffers of a `QuantizedLinear`: float8 rows with one scale each, and the factor that bounds them."""
+    weight = weight.detach()
+    if weight.is_cuda and weight.dtype == torch.float32:
+        weight = weight.to(torch.bfloat16)  # the kernels have no float32
+    values, scale = quantize_fp8(weight)
+    return {"weight": values, "weight_scale": scale.reshape(-1), "scale_y_factor": bounding_factor(values, scale)}
+
+
+@torch.no_grad()
+def state_for_quantized(state: State, prefix: str, shape: torch.Size) -> State:
+    """Give the entries of `state` that a quantised layer with a weight of `shape` takes; what does not fit is refused.
+
+    A float weight is quantised. Entries that the state does not have stay missing, but for the factor, which the
+    weight and its scale determine.
+    """
+    weight, scale = state.get(f"{prefix}weight"), state.get(f"{prefix}weight_scale")
+    if weight is None:
+        if scale is not None or f"{prefix}scale_y_factor" in state:
+            _fail(f"{prefix}weight beside its scale", "none")
+        return {}
+    if weight.shape != shape:
+        _fail(f"{prefix}weight to have shape {list(shape)}", list(weight.shape))
+    if weight.dtype != _FP8:
+        if scale is not None:
+            _fail(f"{prefix}weight to be float8_e4m3fn beside a scale", dtype_name(weight.dtype))
+        entries = quantized(weight)
+    else:
+        _check_scale(prefix, weight, scale)
+        factor = state.get(f"{prefix}scale_y_factor")
+        factor = bounding_factor(weight, scale) if factor is None else factor
+        entries = {"weight": weight, "weight_scale": scale, "scale_y_factor": factor}
+    return {f"{prefix}{name}": value for name, value in entries.items()}
+
+
+@torch.no_grad()
+def state_for_float(state: State, prefix: str, weight: Tensor) -> State:
+    """Give the entries of `state` that replace a float8 weight and its scale, for a layer with a float `weight`."""
+    values, scale = state.get(f"{prefix}weight"), state.get(f"{prefix}weight_scale")
+    if values is None or values.dtype != _FP8:
+        return {}
+    _check_scale(prefix, values, scale)
+    return {f"{prefix}weight": (values.float() * scale.reshape(-1, 1)).to(weight.dtype)}
+
+
+def _check_scale(prefix: str, weight: Tensor, scale: Tensor | None) -> None:
+    if scale is None:
+        _fail(f"{prefix}weight_scale beside a float8 weight", "none")
+    if scale.numel() != weight.shape[0]:
+        _fail(f"{prefix}weight_scale to have {weight.shape[0]} elements (rows of weight)", scale.numel())
+
+
+def _fail(rule: str, got: object) -> NoReturn:
+    fail("nn", f"the state to have {rule}", got)

@@ -1,0 +1,18 @@
+"""All ops, family by family: what is public in `sparse24` and in `sparse24.ops`."""
+# ruff: noqa: F403  (each module names in __all__ what it has)
+
+from sparse24.ops import compression, features, gradients, linear, products, quantization
+from sparse24.ops.compression import *
+from sparse24.ops.features import *
+from sparse24.ops.gradients import *
+from sparse24.ops.linear import *
+from sparse24.ops.products import *
+from sparse24.ops.quantization import *
+
+__all__: list[str] = []
+__all__ += compression.__all__
+__all__ += features.__all__
+__all__ += products.__all__
+__all__ += linear.__all__
+__all__ += gradients.__all__
+__all__ += quantization.__all__

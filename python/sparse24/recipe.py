@@ -1,0 +1,88 @@
+"""How the backward pass treats the token direction."""
+
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Literal
+
+from sparse24._options import boolean
+from sparse24.errors import fail
+
+#: Features that go through the dense product come in multiples of this: the width of a GEMM's tile.
+_FEATURE_MULTIPLE = 64
+
+
+@dataclass(unsafe_hash=True)
+class Recipe:
+    """Options of the backward pass of `sparse24.relu2_mlp` where it runs sparse.
+
+    The weight gradients are products over tokens. Their sparse operand, the activation or the gradient of the
+    pre-activation, has to be 2:4 along *tokens*, and is pruned to that on top of the forward's mask along features.
+    The options say how little that drops.
+
+    Immutable and compared by value: `torch.compile` guards on it, equal recipes share a graph.
+
+    Parameters
+    ----------
+    weight_gradients : {"sparse", "dense"}
+        "dense": the products of the weight gradients are dense, nothing is pruned along tokens, and the gradient is
+        exact under the forward's mask. Two of six GEMMs are sparse instead of four.
+    permute_tokens : bool
+        Make groups of tokens ``{g, g + Q, g + 2Q, g + 3Q}``, ``Q = T // 4``, instead of four neighbours, which light
+        the same features; the last T % 4 tokens are a group. Internal to the products: no order of tokens changes for
+        the user.
+    dense_features : float
+        Share of features that go through a dense product: `hot_features`. They are those that are active for the most
+        tokens of a sample of 1,024, evenly spread in blocks of 16; with ``reuse_mask=False``, for the most of all. The
+        paper takes 5 %. On recorded activations 2 % bring most of what 5 % do, at half the cost (bench/NOTES.md).
+    residual : bool
+        Add the product with a second 2:4 operand that holds what the first dropped. Exact under the forward's mask; the
+        sparse products over tokens are then two each.
+    reuse_mask : bool
+        False is an ablation of the method, for experiments only: dropped entries come back in the backward pass. The
+        derivative is taken at all positive pre-activations, recomputed from x and w1; the gradient of the
+        pre-activation is pruned along features by its own magnitudes for the gradient of x, and the products over
+        tokens start from the unpruned matrices. 16-bit precision only. In the literature training diverges this way.
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.Recipe: expected <field> <rule>, got <value>``.
+
+    Notes
+    -----
+    Source: Haziza et al. 2025, arXiv 2503.16672.
+    """
+
+    weight_gradients: Literal["sparse", "dense"] = "sparse"
+    permute_tokens: bool = True
+    dense_features: float = 0.02
+    residual: bool = False
+    reuse_mask: bool = True
+
+    # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
+
+    def __post_init__(self) -> None:
+        if self.weight_gradients not in ("sparse", "dense"):
+            fail("Recipe", 'weight_gradients to be "sparse" or "dense"', f'"{self.weight_gradients}"')
+        if not 0 <= self.dense_features <= 1:
+            fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
+        self.dense_features = float(self.dense_features)
+        for name in ("permute_tokens", "residual", "reuse_mask"):
+            setattr(self, name, boolean("Recipe", name, getattr(self, name)))
+        # As an integer: a float that is looked at makes torch.compile start over where shapes are dynamic. No field,
+        # so that ``Recipe(**dataclasses.asdict(recipe))`` is the recipe.
+        self._millionths = round(self.dense_features * 1_000_000)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what `__init__` sets; `_millionths` is the last."""
+        if hasattr(self, "_millionths"):
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse."""
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def hot_features(self, features: int) -> int:
+        """Count the features of the dense product: `dense_features` of all, rounded up to 64, at most all."""
+        wanted = -(-self._millionths * features // 1_000_000)
+        return min(-(-wanted // _FEATURE_MULTIPLE) * _FEATURE_MULTIPLE, features)
