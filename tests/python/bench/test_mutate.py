@@ -33,8 +33,6 @@ def test_every_named_test_exists(mutate):
         body = ast.parse(path.read_text()).body
         named = {node.name for node in body if isinstance(node, ast.FunctionDef)}
         functions[path.relative_to(TESTS / "python").as_posix()] = named
-            node.name for node in body if isinstance(node, ast.FunctionDef)
-        }
     for path in (TESTS / "cpp").rglob("test_*.cpp"):
         executable = path.stem if path.stem.endswith("_emulated") else mutate.HOST
         named = re.findall(r"^(?:TYPED_)?TEST(?:_[FP])?\((\w+), (\w+)\)", path.read_text(), re.MULTILINE)
