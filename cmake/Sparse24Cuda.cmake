@@ -58,23 +58,24 @@ elseif(heavy_jobs LESS 1)
 endif()
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS heavy=${heavy_jobs})
 
-# Writes one .cu per line of cuda/gemm/<kind>_instances.def, so that kernels compile side by side and ccache sees small
-# changes.
-function(sparse24_instances kind result)
-  set(list_file "${CMAKE_CURRENT_SOURCE_DIR}/cuda/gemm/${kind}_instances.def")
-  set(template "${CMAKE_CURRENT_SOURCE_DIR}/cuda/gemm/sm90/ops/${kind}_instance.cu.in")
+# Writes one .cu per kernel of tiles.def, from the template of its op, so that kernels compile side by side and ccache
+# sees small changes.
+function(sparse24_instances result)
+  set(list_file "${CMAKE_CURRENT_SOURCE_DIR}/cpp/include/sparse24/tiles.def")
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${list_file}")
-  file(STRINGS "${list_file}" lines REGEX "^SPARSE24_")
+  file(STRINGS "${list_file}" lines REGEX "^SPARSE24_[A-Z0-9_]+\\(k")
+  list(FILTER lines EXCLUDE REGEX "^SPARSE24_([A-Z]+_)?TILE\\(")
   set(files "")
   foreach(SPARSE24_INSTANCE IN LISTS lines)
     # SPARSE24_MM(kBFloat16, kFeatures, kColumn, k128x256) -> mm_bfloat16_features_column_128x256.cu
     string(REGEX REPLACE "^SPARSE24_([A-Z0-9_]+)\\(.*" "\\1" op "${SPARSE24_INSTANCE}")
+    string(TOLOWER "${op}" op)
     string(REGEX MATCHALL "k[A-Z0-9][A-Za-z0-9]*" words "${SPARSE24_INSTANCE}")
     list(TRANSFORM words REPLACE "^k" "")
     list(JOIN words "_" name)
     string(TOLOWER "${op}_${name}" name)
     set(file "${CMAKE_CURRENT_BINARY_DIR}/cuda/${name}.cu")
-    configure_file("${template}" "${file}" @ONLY)
+    configure_file("${CMAKE_CURRENT_SOURCE_DIR}/cuda/gemm/sm90/ops/${op}_instance.cu.in" "${file}" @ONLY)
     list(APPEND files "${file}")
   endforeach()
   set(${result} "${files}" PARENT_SCOPE)

@@ -28,10 +28,9 @@ SMOKE_SIZES = [(48, 64, 128)]
 #: Of those that are no power of two all but 128x256 take the one below.
 SWIZZLES = (1, 2, 4, 6, 8, 12, 16, 24)
 RASTERS = ("m", "n")
-#: As linear_configs lists them, where all is of one type.
-TILES = ("128x128", "128x192", "128x256")
+DTYPES = {"bf16": "bfloat16", "fp8": "float8_e4m3fn"}
+#: The one whose last tiles can be divided.
 DIVIDED = "128x256"
-NARROW_TILES = {("linear_relu2", "bf16"): ("128x64",)}
 Outputs = tuple[torch.Tensor, ...]
 
 
@@ -61,7 +60,8 @@ def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) 
     for op, run in ops.items():
         check = partial(equals, expected=run())
         cases.append(Case(op, dtype, partial(call, run, None), check, "sparse24"))
-        tiles = NARROW_TILES.get((op, dtype), ()) + TILES
+        configs = sparse24._C.linear_configs(DTYPES[dtype], op == "linear_compress")
+        tiles = [f"{config['tile_m']}x{config['tile_n']}" for config in configs]
         for (index, tile), swizzle, raster in product(enumerate(tiles), SWIZZLES, RASTERS):
             name, config = f"{op} {tile} swizzle {swizzle} along {raster}", f"{index},{swizzle},{raster}"
             cases.append(Case(name, dtype, partial(call, run, config), check, "part"))

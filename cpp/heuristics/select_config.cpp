@@ -3,55 +3,45 @@
 #include <cmath>
 #include <limits>
 
-#include "sparse24/error.h"
 #include "sparse24/mm.h"
 
 namespace sparse24 {
 namespace {
 
-// A compiled tile and its throughput relative to 128x256, for tiles that fill the machine.
-struct Tile {
-  MmTile tile;
-  int m, n, cluster_m;
-  double throughput;
-  bool float16;  // compiled for float16 too
-};
-constexpr Tile kTiles[] = {
-    {MmTile::k128x256, 128, 256, 2, 1.00, true},   // many tokens
-    {MmTile::k256x192, 256, 192, 2, 0.98, false},  // where it makes fewer waves
-    {MmTile::k128x128, 128, 128, 2, 0.72, false},  // hundreds of tokens
-    {MmTile::k64x128, 64, 128, 2, 0.46, true},     // few tokens
-    {MmTile::k64x64, 64, 64, 2, 0.28, false},      // the fewest; its throughput is an estimate
-};
+// The throughput of a tile relative to 128x256, for tiles that fill the machine; 0: not measured, not chosen.
+double throughput_of(GemmTile tile) {
+  switch (tile) {
+    case GemmTile::k128x256: return 1.00;  // many tokens
+    case GemmTile::k256x192: return 0.98;  // where it makes fewer waves
+    case GemmTile::k128x128: return 0.72;  // hundreds of tokens
+    case GemmTile::k64x128: return 0.46;   // few tokens
+    case GemmTile::k64x64: return 0.28;    // the fewest; an estimate
+    default: return 0;
+  }
+}
 
 // 128x256 tiles whose last column is at most half full (n = 1664, 2176, 4480) take 4 to 15 % more than their number
 // says, unless few of them lie along M. Measured, not explained.
 constexpr double kHalfEmpty = 1.1;
-bool is_half_empty(MmTile tile, int tile_n, int64_t n) {
-  return tile == MmTile::k128x256 && 2 * (n - (ceil_div(n, tile_n) - 1) * tile_n) <= tile_n;
+bool is_half_empty(const GemmConfig& c, int64_t n) {
+  return c.tile == GemmTile::k128x256 && 2 * (n - (ceil_div(n, c.tile_n) - 1) * c.tile_n) <= c.tile_n;
 }
 
-constexpr bool is_compiled(const Tile& tile, DType dtype) { return dtype != DType::kFloat16 || tile.float16; }
-
 /// Microseconds, by the model: waves of tiles, and with several parts of K the pass that adds them up.
-double predicted_time(const Tile& tile, int splits, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
-  const int64_t clusters = ceil_div(m, int64_t{tile.m} * tile.cluster_m) * ceil_div(n, tile.n) * splits;
-  const int64_t waves = ceil_div(clusters, std::max(sm_count / tile.cluster_m, 1));
+double predicted_time(const GemmConfig& c, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  const int64_t clusters = ceil_div(m, int64_t{c.tile_m} * c.cluster_m) * ceil_div(n, c.tile_n) * c.splits;
+  const int64_t waves = ceil_div(clusters, std::max(sm_count / c.cluster_m, 1));
   // A tile's time: its area over its throughput, times K and what filling and draining its pipeline costs: about 1,000
   // columns. The unit is fp8's time for an entry of a 128x256 tile and one column.
   const double unit = dtype == DType::kFloat8E4M3 ? 1.05e-7 : 2.1e-7;
-  const double throughput = tile.throughput / (is_half_empty(tile.tile, tile.n, n) ? kHalfEmpty : 1);
-  const double computing = double(waves) * tile.m * tile.n / throughput * (double(k) / splits + 1000) * unit;
+  const double throughput = throughput_of(c.tile) / (is_half_empty(c, n) ? kHalfEmpty : 1);
+  const double computing = double(waves) * c.tile_m * c.tile_n / throughput * (double(k) / c.splits + 1000) * unit;
   // All of B is read, at about 2.3 TB/s, and the shorter of both is not quite hidden.
   const double reading = double(n * k * size_of(dtype)) / 2.3e6;
   const double product = std::max(computing, reading) + 0.05 * std::min(computing, reading);
-  if (splits == 1) return product;
+  if (c.splits == 1) return product;
   // One more launch; fp32 sums are written and read once, at about 5 TB/s: most of them stay in L2.
-  return product + 4 + double(splits) * double(m * n) * 8 / 5e6;
-}
-
-MmConfig config_of(const Tile& tile, DType dtype) {
-  return {tile.tile, tile.m, tile.n, int(meta_atom_k(dtype)), tile.cluster_m, /*swizzle=*/1, /*raster_along_m=*/true};
+  return product + 4 + double(c.splits) * double(m * n) * 8 / 5e6;
 }
 
 // CUTLASS's largest; bands of ours may be wider where the L2 cache holds what they read.
@@ -91,28 +81,17 @@ TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_fligh
   return best;
 }
 
-std::vector<MmConfig> mm_configs(DType dtype) {
-  std::vector<MmConfig> configs;
-  for (const Tile& tile : kTiles) {
-    if (is_compiled(tile, dtype)) configs.push_back(config_of(tile, dtype));
-  }
-  return configs;
-}
-
-bool splits_evenly(const MmConfig& config, int64_t k, int splits) {
+bool splits_evenly(const GemmConfig& config, int64_t k, int splits) {
   return splits == 1 || (splits <= kMostSplits && k % (int64_t{config.tile_k} * splits) == 0);
 }
 
-MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split) {
-  check(dtype != DType::kFloat32, "sparse24.mm: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
-  MmConfig best{};
+GemmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split) {
+  GemmConfig best{};
   double best_time = std::numeric_limits<double>::infinity();
-  for (const Tile& tile : kTiles) {
-    if (!is_compiled(tile, dtype)) continue;
-    MmConfig config = config_of(tile, dtype);
+  for (GemmConfig config : mm_configs(dtype)) {
     for (config.splits = 1; config.splits <= (may_split ? kMostSplits : 1); ++config.splits) {
       if (!splits_evenly(config, k, config.splits)) continue;
-      const double time = predicted_time(tile, config.splits, dtype, m, n, k, sm_count);
+      const double time = predicted_time(config, dtype, m, n, k, sm_count);
       if (time < best_time) {
         best_time = time;
         best = config;
@@ -123,9 +102,9 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
   // Per column of K: half of A's entries with metadata of an eighth of them, and meanwhile memory delivers 0.32 entries
   // for each entry of a tile.
   TileTraffic traffic{0.5625 * cluster_rows, double(best.tile_n), 0.32 * best.tile_m * best.tile_n};
-  if (best.tile == MmTile::k128x256) {
+  if (best.tile == GemmTile::k128x256) {
     // Measured, not explained: elsewhere along N takes 2 % less than along M.
-    traffic.along_n = is_half_empty(best.tile, best.tile_n, n) ? kHalfEmpty : 0.98;
+    traffic.along_n = is_half_empty(best, n) ? kHalfEmpty : 0.98;
     traffic.hidden = kEnergyOfReading;
   }
   const TileOrder order = select_tile_order(ceil_div(m, cluster_rows), ceil_div(n, best.tile_n),
@@ -133,13 +112,6 @@ MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_c
   best.swizzle = order.swizzle;
   best.raster_along_m = order.along_m;
   return best;
-}
-
-std::string to_string(const MmConfig& c) {
-  const std::string text = std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + "x" + std::to_string(c.tile_k) +
-                           " cluster " + std::to_string(c.cluster_m) + "x1 swizzle " + std::to_string(c.swizzle) +
-                           " along " + (c.raster_along_m ? "M" : "N");
-  return c.splits == 1 ? text : text + " split " + std::to_string(c.splits);
 }
 
 }  // namespace sparse24

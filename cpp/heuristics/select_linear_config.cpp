@@ -1,8 +1,8 @@
 // How the first GEMM of the feed-forward network runs (bench/NOTES.md).
 #include <algorithm>
+#include <iterator>
 #include <limits>
 
-#include "sparse24/error.h"
 #include "sparse24/linear.h"
 #include "sparse24/linear_gradient.h"
 #include "sparse24/mm.h"
@@ -10,37 +10,41 @@
 namespace sparse24 {
 namespace {
 
-// A compiled tile, its throughput relative to 128x128 where tiles fill the machine, in 16 bits and in fp8, the fewest K
-// tiles that it runs, and in fp8 the columns of K that taking its accumulators costs; and the columns that its last
-// epilogue costs, which has no products to run under.
-struct Tile {
-  LinearTile tile;
-  int m, n, cluster_m, cluster_n;
+// The throughput of a tile relative to 128x128 where tiles fill the machine, in 16 bits and in fp8; in fp8 the columns
+// of K that taking its accumulators costs; and the columns that its last epilogue costs, which has no products to run
+// under.
+struct Cost {
+  GemmTile tile;
   double throughput, throughput_fp8;
-  int min_k_tiles, taking_fp8;
+  int taking_fp8;
   int tail, tail_fp8;
 };
-constexpr Tile kTiles[] = {
-    {LinearTile::k128x64, 128, 64, 1, 2, 0.62, 0.62, 1, 0, 100, 0},
-    {LinearTile::k128x128, 128, 128, 1, 2, 1.00, 1.00, 1, 0, 100, 0},
-    {LinearTile::k128x192, 128, 192, 2, 1, 1.08, 1.08, 1, 0, 100, 0},
-    {LinearTile::k128x256, 128, 256, 2, 1, 1.10, 1.11, 16, 60, 300, 420},
+constexpr Cost kCosts[] = {
+    {GemmTile::k128x64, 0.62, 0.62, 0, 100, 0},
+    {GemmTile::k128x128, 1.00, 1.00, 0, 100, 0},
+    {GemmTile::k128x192, 1.08, 1.08, 0, 100, 0},
+    {GemmTile::k128x256, 1.10, 1.11, 60, 300, 420},
 };
+const Cost* cost_of(GemmTile tile) {
+  const auto* cost = std::find_if(std::begin(kCosts), std::end(kCosts), [&](const Cost& c) { return c.tile == tile; });
+  return cost == std::end(kCosts) ? nullptr : cost;  // not measured, not chosen
+}
 
-int64_t rows_of_cluster(const LinearConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
-int64_t columns_of_cluster(const LinearConfig& c) { return int64_t{c.tile_n} * c.cluster_n; }
-int clusters_in_flight(const LinearConfig& c, int sm_count) {
+int64_t rows_of_cluster(const GemmConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
+int64_t columns_of_cluster(const GemmConfig& c) { return int64_t{c.tile_n} * c.cluster_n; }
+int clusters_in_flight(const GemmConfig& c, int sm_count) {
   return std::max(sm_count / (c.cluster_m * c.cluster_n), 1);
 }
 
-// 128x256 runs in a kernel of ours, in bands that none pad (schedulers/tile_bands.cuh); the others in CUTLASS's order.
-bool has_bands(const LinearConfig& c) { return c.tile == LinearTile::k128x256; }
+// Overlapped tiles run in a kernel of ours, in bands that none pad (schedulers/tile_bands.cuh); the others in CUTLASS's
+// order.
+bool has_bands(const GemmConfig& c) { return dense_tile(c.tile).schedule == Schedule::kOverlapped; }
 
 // The clusters of a problem, with those that pad the order, as rounds of all that run at once.
 struct Rounds {
   int64_t whole, left_over;
 };
-Rounds rounds_of(const LinearConfig& c, int64_t m, int64_t n, int sm_count) {
+Rounds rounds_of(const GemmConfig& c, int64_t m, int64_t n, int sm_count) {
   const int64_t rows = ceil_div(m, rows_of_cluster(c)), columns = ceil_div(n, columns_of_cluster(c));
   const int64_t multiple = has_bands(c) ? 1 : c.swizzle;
   const int64_t clusters = round_up(rows, multiple) * round_up(columns, multiple);
@@ -50,10 +54,10 @@ Rounds rounds_of(const LinearConfig& c, int64_t m, int64_t n, int sm_count) {
 
 // Quarters of the tiles that are left over take so much of a round, for each time that they fill the machine.
 constexpr double kRoundOfQuarters = 0.4;
-double time_of_quarters(const LinearConfig& c, const Rounds& rounds, int sm_count) {
+double time_of_quarters(const GemmConfig& c, const Rounds& rounds, int sm_count) {
   return kRoundOfQuarters * double(ceil_div(4 * rounds.left_over, int64_t{clusters_in_flight(c, sm_count)}));
 }
-bool divides(const LinearConfig& c, const Rounds& rounds, int sm_count) {
+bool divides(const GemmConfig& c, const Rounds& rounds, int sm_count) {
   return has_bands(c) && rounds.whole > 0 && rounds.left_over > 0 && time_of_quarters(c, rounds, sm_count) < 1;
 }
 
@@ -61,7 +65,7 @@ bool divides(const LinearConfig& c, const Rounds& rounds, int sm_count) {
 constexpr double kCachedBytes = 20e6;
 
 // With the order of tiles that reads least. k: only bands depend on it.
-LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+GemmConfig in_order(GemmConfig config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
   const int64_t rows = rows_of_cluster(config), columns = columns_of_cluster(config);
   // Memory delivers 0.53 entries in the time of an entry of a tile and one column of K.
   TileTraffic traffic{double(rows), double(columns), 0.53 * config.tile_m * config.tile_n};
@@ -80,52 +84,26 @@ LinearConfig in_order(LinearConfig config, DType dtype, int64_t m, int64_t n, in
 }
 
 // Rounds of clusters, with those that pad the order, times the time that one takes for a column of K.
-double predicted_time(const LinearConfig& config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
-  const Tile& tile = kTiles[int(config.tile)];
+double predicted_time(const GemmConfig& config, DType dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
+  const Cost* cost = cost_of(config.tile);
+  if (!cost) return std::numeric_limits<double>::infinity();
   const bool fp8 = dtype == DType::kFloat8E4M3;
   const Rounds rounds = rounds_of(config, m, n, sm_count);
   const double last = config.divides ? time_of_quarters(config, rounds, sm_count) : rounds.left_over > 0 ? 1 : 0;
   const int64_t k_tiles = std::max<int64_t>(ceil_div(k, config.tile_k), 1);
-  const int64_t depth = std::max<int64_t>(k_tiles, tile.min_k_tiles) * config.tile_k + (fp8 ? tile.taking_fp8 : 0);
-  const double throughput = fp8 ? tile.throughput_fp8 : tile.throughput;
-  return ((double(rounds.whole) + last) * double(depth) + (fp8 ? tile.tail_fp8 : tile.tail)) * config.tile_n /
+  const int64_t depth =
+      std::max<int64_t>(k_tiles, dense_tile(config.tile).min_k_tiles()) * config.tile_k + (fp8 ? cost->taking_fp8 : 0);
+  const double throughput = fp8 ? cost->throughput_fp8 : cost->throughput;
+  return ((double(rounds.whole) + last) * double(depth) + (fp8 ? cost->tail_fp8 : cost->tail)) * config.tile_n /
          throughput;
 }
 
 }  // namespace
 
-// A kernel takes a minute to compile: float16, which is rare, and pairs of types have what they need.
-LinearTiles linear_relu2_tiles(DType x, DType y) {
-  if (x != y) return {LinearTile::k128x128};
-  if (x == DType::kFloat16) return {LinearTile::k128x128, LinearTile::k128x256};
-  if (x == DType::kFloat8E4M3) return {LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
-  return {LinearTile::k128x64, LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
-}
-
-LinearTiles linear_compress_tiles(DType x, DType y, DType meta) {
-  if (x != y || y != meta) return {LinearTile::k128x128};
-  if (x == DType::kFloat16) return {LinearTile::k128x128, LinearTile::k128x256};
-  return {LinearTile::k128x128, LinearTile::k128x192, LinearTile::k128x256};
-}
-
-LinearTiles linear_relu2_gradient_tiles() { return {LinearTile::k128x128, LinearTile::k128x192}; }
-
-std::vector<LinearConfig> linear_configs(DType dtype, const LinearTiles& tiles) {
-  check(dtype != DType::kFloat32, "sparse24: expected a 16-bit or fp8 dtype on the GPU, got ", name_of(dtype));
-  const int tile_k = dtype == DType::kFloat8E4M3 ? 128 : 64;
-  std::vector<LinearConfig> configs;
-  for (const Tile& t : kTiles) {
-    if (std::find(tiles.begin(), tiles.end(), t.tile) != tiles.end())
-      configs.push_back({t.tile, t.m, t.n, tile_k, t.cluster_m, t.cluster_n, /*swizzle=*/1, true});
-  }
-  return configs;
-}
-
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count,
-                                  const LinearTiles& tiles) {
-  LinearConfig best{};
+GemmConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, const LinearTiles& tiles) {
+  GemmConfig best{};
   double best_time = std::numeric_limits<double>::infinity();
-  for (const LinearConfig& unordered : linear_configs(dtype, tiles)) {
+  for (const GemmConfig& unordered : linear_configs(dtype, tiles)) {
     const LinearConfig config = in_order(unordered, dtype, m, n, k, sm_count);
     const double time = predicted_time(config, dtype, m, n, k, sm_count);
     if (time < best_time) {
@@ -136,15 +114,10 @@ LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, 
   return best;
 }
 
-LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count) {
-  static_assert(kLinearGradientTile != LinearTile::k128x256, "no bands, for which K would be needed");
+GemmConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count) {
+  static_assert(dense_tile(kLinearGradientTile).schedule != Schedule::kOverlapped,
+                "no bands, for which K would be needed");
   return in_order(linear_configs(dtype, {kLinearGradientTile}).front(), dtype, tokens, features, /*k=*/0, sm_count);
-}
-
-std::string to_string(const LinearConfig& c) {
-  return std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + "x" + std::to_string(c.tile_k) + " cluster " +
-         std::to_string(c.cluster_m) + "x" + std::to_string(c.cluster_n) + " swizzle " + std::to_string(c.swizzle) +
-         " along " + (c.raster_along_m ? "M" : "N") + (c.divides ? ", the last tiles in quarters" : "");
 }
 
 }  // namespace sparse24

@@ -80,23 +80,16 @@ Bytes pack_meta(const Bytes& nibbles, int64_t rows, int64_t cols, const std::str
   return meta;
 }
 
-template <class Config>
-py::dict to_dict(const Config& config) {
+py::dict to_dict(const sparse24::GemmConfig& config) {
   return py::dict("tile_m"_a = config.tile_m, "tile_n"_a = config.tile_n, "tile_k"_a = config.tile_k,
-                  "cluster_m"_a = config.cluster_m, "swizzle"_a = config.swizzle,
-                  "raster"_a = config.raster_along_m ? "m" : "n", "text"_a = sparse24::to_string(config));
-}
-py::dict to_dict(const sparse24::MmConfig& config) {
-  py::dict out = to_dict<sparse24::MmConfig>(config);
-  out["splits"] = config.splits;
-  return out;
+                  "cluster_m"_a = config.cluster_m, "cluster_n"_a = config.cluster_n, "swizzle"_a = config.swizzle,
+                  "raster"_a = config.raster_along_m ? "m" : "n", "splits"_a = config.splits,
+                  "divides"_a = config.divides, "text"_a = sparse24::to_string(config));
 }
 
-py::dict to_dict(const sparse24::LinearConfig& config) {
-  py::dict out = to_dict<sparse24::LinearConfig>(config);
-  out["cluster_n"] = config.cluster_n;
-  out["divides"] = config.divides;
-  return out;
+sparse24::LinearTiles linear_tiles(const std::string& dtype, bool compress) {
+  const sparse24::DType t = parse_dtype(dtype);
+  return compress ? sparse24::linear_compress_tiles(t, t, t) : sparse24::linear_relu2_tiles(t, t);
 }
 
 py::list mm_configs(const std::string& dtype) {
@@ -109,10 +102,15 @@ py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_
   return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
 }
 
+py::list linear_configs(const std::string& dtype, bool compress) {
+  py::list out;
+  for (const auto& config : sparse24::linear_configs(parse_dtype(dtype), linear_tiles(dtype, compress)))
+    out.append(to_dict(config));
+  return out;
+}
+
 py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool compress) {
-  const sparse24::DType t = parse_dtype(dtype);
-  const auto tiles = compress ? sparse24::linear_compress_tiles(t, t, t) : sparse24::linear_relu2_tiles(t, t);
-  return to_dict(sparse24::select_linear_config(t, m, n, k, sm_count, tiles));
+  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, k, sm_count, linear_tiles(dtype, compress)));
 }
 
 py::dict build_info() {
@@ -131,6 +129,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
   module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
              "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
+  module.def("linear_configs", &linear_configs, "dtype"_a, "compress"_a,
+             "Every configuration that select_linear_config can return, before it orders the tiles.");
   module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
              "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
   module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,

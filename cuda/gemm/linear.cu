@@ -1,4 +1,4 @@
-// Host side of linear_relu2 and linear_compress: finds the kernel of gemm/linear_instances.def and launches it.
+// Host side of linear_relu2 and linear_compress: finds the kernel in tiles.def and launches it.
 #include "gemm/linear_launchers.h"
 #include "gemm/tuning.h"
 #include "sparse24/device.h"
@@ -9,38 +9,28 @@ namespace {
 
 struct Relu2Instance {
   DType dtype, hidden, y;
-  LinearTile tile;
-  void (*launch)(const LinearRelu2Args&, const LinearConfig&, cudaStream_t);
+  GemmTile tile;
+  void (*launch)(const LinearRelu2Args&, const GemmConfig&, cudaStream_t);
 };
 struct CompressInstance {
   DType dtype, hidden, y, meta;
-  LinearTile tile;
-  void (*launch)(const LinearCompressArgs&, const LinearConfig&, cudaStream_t);
+  GemmTile tile;
+  void (*launch)(const LinearCompressArgs&, const GemmConfig&, cudaStream_t);
 };
 
 constexpr Relu2Instance kRelu2Instances[] = {
-#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile)
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)       \
-  {DType::dtype, DType::hidden, DType::y, LinearTile::tile, \
-   launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y, LinearTile::tile>},
-#include "gemm/linear_instances.def"
-#undef SPARSE24_LINEAR_RELU2
-#undef SPARSE24_LINEAR_COMPRESS
+#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)     \
+  {DType::dtype, DType::hidden, DType::y, GemmTile::tile, \
+   launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y, GemmTile::tile>},
+#include "sparse24/tiles.def"
 };
 
 constexpr CompressInstance kCompressInstances[] = {
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)
 #define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile) \
-  {                                                            \
-      DType::dtype,                                            \
-      DType::hidden,                                           \
-      DType::y,                                                \
-      DType::meta,                                             \
-      LinearTile::tile,                                        \
-      launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta, LinearTile::tile>},
-#include "gemm/linear_instances.def"
-#undef SPARSE24_LINEAR_RELU2
-#undef SPARSE24_LINEAR_COMPRESS
+  {DType::dtype,   DType::hidden,                              \
+   DType::y,       DType::meta,                                \
+   GemmTile::tile, launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta, GemmTile::tile>},
+#include "sparse24/tiles.def"
 };
 
 bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
@@ -50,7 +40,7 @@ bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
 // The instance of one combination of types and a tile.
 template <class Instance, size_t kCount, class Matches, class Args>
 void launch(const char* op, const Instance (&instances)[kCount], const Matches& match, const Args& args,
-            const LinearConfig& config, cudaStream_t stream) {
+            const GemmConfig& config, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   if (linear.tokens == 0 || linear.out == 0) return;
   check(linear.activation == Activation::kRelu2 || linear.hidden_dtype == DType::kFloat16, op,
@@ -65,24 +55,21 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
 
 }  // namespace
 
-LinearConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const LinearTiles& tiles) {
-  const auto configs = linear_configs(dtype, tiles);
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", int(configs.size()))) {
-    LinearConfig config = configs[wanted->tile];
-    config.swizzle = wanted->order.swizzle;
-    config.raster_along_m = wanted->order.along_m;
-    config.divides = wanted->splits > 1;
-    return config;
+GemmConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const LinearTiles& tiles) {
+  if (auto config = tuning_override("SPARSE24_LINEAR_CONFIG", linear_configs(dtype, tiles))) {
+    config->divides = config->splits > 1;
+    config->splits = 1;
+    return *config;
   }
   return select_linear_config(dtype, m, n, k, device_info().sm_count, tiles);
 }
 
-void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
+void linear_relu2(const LinearRelu2Args& args, const GemmConfig& config, cudaStream_t stream) {
   const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.hidden, i.y); };
   launch("sparse24.linear_relu2", kRelu2Instances, match, args, config, stream);
 }
 
-void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
+void linear_compress(const LinearCompressArgs& args, const GemmConfig& config, cudaStream_t stream) {
   const auto match = [&](const CompressInstance& i) {
     return matches(args.linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype);
   };

@@ -1,4 +1,4 @@
-// Host side of linear_gradient: finds the kernel of gemm/linear_gradient_instances.def and launches it.
+// Host side of linear_gradient: finds the kernel in tiles.def and launches it.
 #include "gemm/linear_gradient_launchers.h"
 #include "gemm/tuning.h"
 #include "sparse24/device.h"
@@ -10,19 +10,18 @@ namespace {
 struct Instance {
   DType dtype, meta;
   bool counts;
-  void (*launch)(const LinearGradientArgs&, const LinearConfig&, cudaStream_t);
+  void (*launch)(const LinearGradientArgs&, const GemmConfig&, cudaStream_t);
 };
 
 constexpr Instance kInstances[] = {
 #define SPARSE24_LINEAR_GRADIENT(dtype, meta, counts) \
   {DType::dtype, DType::meta, counts, launch_linear_gradient_sm90<DType::dtype, DType::meta, counts>},
-#include "gemm/linear_gradient_instances.def"
-#undef SPARSE24_LINEAR_GRADIENT
+#include "sparse24/tiles.def"
 };
 
 }  // namespace
 
-void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
+void linear_gradient(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream) {
   if (args.tokens == 0 || args.features == 0) return;
   check(args.in > 0, "sparse24.linear_gradient: expected K (columns of grad) to be above 0, got 0");
   check(config.tile == kLinearGradientTile, "sparse24.linear_gradient: expected a tile of 128x192, got ",
@@ -40,10 +39,11 @@ void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config,
 }
 
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream) {
-  LinearConfig config = select_linear_gradient_config(args.dtype, args.tokens, args.features, device_info().sm_count);
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", 2)) {  // its order
-    config.swizzle = wanted->order.swizzle;
-    config.raster_along_m = wanted->order.along_m;
+  GemmConfig config = select_linear_gradient_config(args.dtype, args.tokens, args.features, device_info().sm_count);
+  // Its order: other kernels that read the variable have two tiles or more.
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", {config, config})) {
+    config.swizzle = wanted->swizzle;
+    config.raster_along_m = wanted->raster_along_m;
   }
   linear_gradient(args, config, stream);
 }

@@ -1,4 +1,4 @@
-// The compiled kernels of linear_gradient, one translation unit each (gemm/linear_gradient_instances.def).
+// The compiled kernels of linear_gradient, one translation unit each (tiles.def).
 #pragma once
 
 #include "sparse24/linear_gradient.h"
@@ -9,7 +9,7 @@ namespace sparse24::cuda {
 inline constexpr bool kCounting = true, kNotCounting = false;
 
 template <DType kDType, DType kMeta, bool kCounts>
-void launch_linear_gradient_sm90(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream);
+void launch_linear_gradient_sm90(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream);
 
 // Fills args.hot_slots, and the rows of y_hot and dh_hot whose index is no feature's.
 void hot_slots(const LinearGradientArgs& args, cudaStream_t stream);

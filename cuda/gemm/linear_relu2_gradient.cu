@@ -1,4 +1,4 @@
-// Host side of linear_relu2_gradient: finds the kernel of gemm/linear_relu2_gradient_instances.def and launches it.
+// Host side of linear_relu2_gradient: finds the kernel in tiles.def and launches it.
 #include "gemm/linear_launchers.h"
 #include "gemm/linear_relu2_gradient_launchers.h"
 #include "sparse24/error.h"
@@ -8,20 +8,19 @@ namespace {
 
 struct Instance {
   DType dtype;
-  LinearTile tile;
-  void (*launch)(const LinearRelu2GradientArgs&, const LinearConfig&, cudaStream_t);
+  GemmTile tile;
+  void (*launch)(const LinearRelu2GradientArgs&, const GemmConfig&, cudaStream_t);
 };
 
 constexpr Instance kInstances[] = {
 #define SPARSE24_LINEAR_RELU2_GRADIENT(dtype, tile) \
-  {DType::dtype, LinearTile::tile, launch_linear_relu2_gradient_sm90<DType::dtype, LinearTile::tile>},
-#include "gemm/linear_relu2_gradient_instances.def"
-#undef SPARSE24_LINEAR_RELU2_GRADIENT
+  {DType::dtype, GemmTile::tile, launch_linear_relu2_gradient_sm90<DType::dtype, GemmTile::tile>},
+#include "sparse24/tiles.def"
 };
 
 }  // namespace
 
-void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const LinearConfig& config, cudaStream_t stream) {
+void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const GemmConfig& config, cudaStream_t stream) {
   if (args.tokens == 0 || args.features == 0) return;
   check(!args.roots || args.dtype == DType::kFloat16, "sparse24.linear_relu2_gradient: expected roots in float16, got ",
         name_of(args.dtype));

@@ -1,4 +1,4 @@
-// Host side of mm: finds the kernel of gemm/mm_instances.def for the operands and launches it.
+// Host side of mm: finds the kernel in tiles.def for the operands and launches it.
 #include "gemm/mm_launchers.h"
 #include "gemm/mm_splits.h"
 #include "gemm/tuning.h"
@@ -8,25 +8,24 @@
 namespace sparse24::cuda {
 namespace {
 
-using Launcher = void (*)(const MmArgs&, const MmConfig&, cudaStream_t);
+using Launcher = void (*)(const MmArgs&, const GemmConfig&, cudaStream_t);
 
 struct Instance {
   DType dtype;
   Dim a_dim;
   Major b_major;
-  MmTile tile;
+  GemmTile tile;
   Launcher launch;
 };
 
 constexpr Instance kInstances[] = {
-#define SPARSE24_MM(dtype, a_dim, b_major, tile)           \
-  {DType::dtype, Dim::a_dim, Major::b_major, MmTile::tile, \
-   launch_mm_sm90<DType::dtype, Dim::a_dim, Major::b_major, MmTile::tile>},
-#include "gemm/mm_instances.def"
-#undef SPARSE24_MM
+#define SPARSE24_MM(dtype, a_dim, b_major, tile)             \
+  {DType::dtype, Dim::a_dim, Major::b_major, GemmTile::tile, \
+   launch_mm_sm90<DType::dtype, Dim::a_dim, Major::b_major, GemmTile::tile>},
+#include "sparse24/tiles.def"
 };
 
-Launcher find(const MmArgs& args, MmTile tile) {
+Launcher find(const MmArgs& args, GemmTile tile) {
   // fp8 values are K-major whichever way the groups lie (format.h).
   const Dim a_dim = args.a.m_contiguous() ? Dim::kTokens : Dim::kFeatures;
   for (const Instance& i : kInstances) {
@@ -39,22 +38,18 @@ Launcher find(const MmArgs& args, MmTile tile) {
 // Parts of K are whole tiles, and their sums [split][m][n] fp32; K-major values can be cut without moving them.
 bool may_split(const MmArgs& args) { return !args.a.m_contiguous() && args.d_major == Major::kRow; }
 
-// SPARSE24_MM_CONFIG="tile,swizzle,m|n" overrides the choice: tile is an index into mm_configs(dtype). For tuning.
-MmConfig choose_config(const MmArgs& args, bool split) {
-  const auto configs = mm_configs(args.a.dtype);
-  if (const auto wanted = tuning_override("SPARSE24_MM_CONFIG", int(configs.size()))) {
-    MmConfig config = configs[wanted->tile];
-    config.swizzle = wanted->order.swizzle;
-    config.raster_along_m = wanted->order.along_m;
-    config.splits = split && splits_evenly(config, args.a.k, wanted->splits) ? wanted->splits : 1;
-    return config;
+// SPARSE24_MM_CONFIG="tile,swizzle,m|n[,splits]" overrides the choice: tile is an index into mm_configs. For tuning.
+GemmConfig choose_config(const MmArgs& args, bool split) {
+  if (auto config = tuning_override("SPARSE24_MM_CONFIG", mm_configs(args.a.dtype))) {
+    if (!split || !splits_evenly(*config, args.a.k, config->splits)) config->splits = 1;
+    return *config;
   }
   return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_info().sm_count, split);
 }
 
 }  // namespace
 
-int64_t mm_workspace_bytes(const MmArgs& args, const MmConfig& config) {
+int64_t mm_workspace_bytes(const MmArgs& args, const GemmConfig& config) {
   return config.splits == 1 ? 0 : config.splits * partial_sums_bytes(args);
 }
 
@@ -63,7 +58,7 @@ int64_t mm_workspace_bytes(const MmArgs& args) {
   return mm_workspace_bytes(args, choose_config(args, true));
 }
 
-void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+void mm(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
   if (args.a.m == 0 || args.n == 0) return;
   check(args.a.k > 0, "sparse24.mm: expected K to be above 0, got 0");
   check(!args.b_interleaved || (args.a.m_contiguous() && args.b_major == Major::kRow),

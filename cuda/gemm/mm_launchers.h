@@ -1,4 +1,4 @@
-// The compiled sparse GEMM kernels: gemm/mm_instances.def lists them, CMake makes one translation unit of each line.
+// The compiled sparse GEMM kernels: tiles.def lists them, CMake makes one translation unit of each row.
 #pragma once
 
 #include "sparse24/mm.h"
@@ -6,7 +6,7 @@
 namespace sparse24::cuda {
 
 // One kernel. `a_dim` says how A is stored (format.h), `b_major` how B is.
-template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
-void launch_mm_sm90(const MmArgs& args, const MmConfig& config, cudaStream_t stream);
+template <DType kDType, Dim kADim, Major kBMajor, GemmTile kTile>
+void launch_mm_sm90(const MmArgs& args, const GemmConfig& config, cudaStream_t stream);
 
 }  // namespace sparse24::cuda

@@ -8,10 +8,10 @@
 /// a cast, or compress / compress_fp8. Squares order as their roots do, so that both keep the same pattern.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "sparse24/format.h"
+#include "sparse24/gemm.h"
 
 namespace sparse24 {
 
@@ -55,38 +55,23 @@ struct LinearCompressArgs {
   DType meta_dtype;  ///< y_dtype; or kFloat8E4M3 beside 16-bit values that are quantised afterwards
 };
 
-/// The tile shapes of these GEMMs. k128x64, k128x128 and k128x192: a tile for each of two warpgroups, so that the
-/// epilogue of one runs under the products of the other. k128x256: they share a tile, and the epilogue runs under the
-/// next tile's products, which are at least 16 K tiles. A wider tile reads less of the operands per product, but its
-/// accumulators leave fewer registers.
-enum class LinearTile { k128x64, k128x128, k128x192, k128x256 };
+/// Older names.
+using LinearTile = GemmTile;
+using LinearConfig = GemmConfig;
 
-/// The tiles that an op is compiled for.
-using LinearTiles = std::vector<LinearTile>;
+/// The tiles that an op is compiled for, narrow ones first.
+using LinearTiles = std::vector<GemmTile>;
 /// x: of x and w.
 LinearTiles linear_relu2_tiles(DType x, DType y);
 LinearTiles linear_compress_tiles(DType x, DType y, DType meta);
 LinearTiles linear_relu2_gradient_tiles();
 
-/// How one of these GEMMs runs; as `MmConfig`, with clusters along either side. Of k128x256 any `swizzle` is one.
-struct LinearConfig {
-  LinearTile tile;
-  int tile_m, tile_n, tile_k;
-  int cluster_m, cluster_n;
-  int swizzle;
-  bool raster_along_m;
-  bool divides = false;  ///< k128x256: computes the tiles that whole rounds of all CTAs leave over as quarters
-};
-
 /// The configurations of these tiles for `dtype`, narrow ones first: what `select_linear_config` chooses from, before
 /// it orders the tiles.
-std::vector<LinearConfig> linear_configs(DType dtype, const LinearTiles& tiles);
+std::vector<GemmConfig> linear_configs(DType dtype, const LinearTiles& tiles);
 
 /// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
-LinearConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, const LinearTiles& tiles);
-
-/// "128x128x64 cluster 1x2 swizzle 4 along M"
-std::string to_string(const LinearConfig& config);
+GemmConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, const LinearTiles& tiles);
 
 namespace cpu {
 void linear_relu2(const LinearRelu2Args& args);
@@ -98,8 +83,8 @@ namespace cuda {
 void linear_relu2(const LinearRelu2Args& args, cudaStream_t stream);
 void linear_compress(const LinearCompressArgs& args, cudaStream_t stream);
 /// With a configuration of the caller's: for tuning and for tests of every kernel.
-void linear_relu2(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream);
-void linear_compress(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream);
+void linear_relu2(const LinearRelu2Args& args, const GemmConfig& config, cudaStream_t stream);
+void linear_compress(const LinearCompressArgs& args, const GemmConfig& config, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

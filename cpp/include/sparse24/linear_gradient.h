@@ -60,9 +60,9 @@ inline constexpr int64_t kGradTokenMultiple = 32, kGradTailTile = 128;
 
 /// The tile of linear_gradient. One of 128x128 reads more from L2 than there is time for, a wider one has no registers
 /// left.
-inline constexpr LinearTile kLinearGradientTile = LinearTile::k128x192;
+inline constexpr GemmTile kLinearGradientTile = GemmTile::k128x192;
 /// Its configuration: a pure function of sizes and SM count.
-LinearConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count);
+GemmConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count);
 
 namespace cpu {
 void linear_gradient(const LinearGradientArgs& args);
@@ -72,7 +72,7 @@ namespace cuda {
 /// Chooses a configuration for the current device.
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream);
 /// With a configuration of the caller's, which has that tile: for tuning and for tests.
-void linear_gradient(const LinearGradientArgs& args, const LinearConfig& config, cudaStream_t stream);
+void linear_gradient(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

@@ -2,10 +2,10 @@
 /// mm: D = scale_a * scale_b * (A @ B) + bias, with A sparse 2:4.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "sparse24/format.h"
+#include "sparse24/gemm.h"
 #include "sparse24/token_order.h"
 
 namespace sparse24 {
@@ -47,19 +47,9 @@ namespace cpu {
 void mm(const MmArgs& args);
 }
 
-/// The tile shapes that are compiled, K tile = metadata atom. The cluster multicasts B along M.
-enum class MmTile { k128x256, k256x192, k128x128, k64x128, k64x64 };
-
-/// How one sparse GEMM runs. `swizzle` groups lines of tiles so that their operands stay in L2. With `splits`
-/// above 1 each tile is computed in as many parts of K, which go to the workspace and are added up in order.
-struct MmConfig {
-  MmTile tile;
-  int tile_m, tile_n, tile_k;
-  int cluster_m;
-  int swizzle;
-  bool raster_along_m;
-  int splits = 1;
-};
+/// Older names.
+using MmTile = GemmTile;
+using MmConfig = GemmConfig;
 
 /// The order of a GEMM's tiles.
 struct TileOrder {
@@ -84,28 +74,25 @@ inline constexpr double kEnergyOfReading = 0.12;
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
 
 /// The configuration for one problem: a pure function of sizes, dtype and SM count.
-MmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
+GemmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
 
 /// The largest number of parts that K is computed in.
 inline constexpr int kMostSplits = 8;
 
 /// True if K can be computed in `splits` equal parts of whole tiles.
-bool splits_evenly(const MmConfig& config, int64_t k, int splits);
+bool splits_evenly(const GemmConfig& config, int64_t k, int splits);
 
-/// All configurations that `select_mm_config` can return for `dtype`, swizzle and raster left at their defaults.
-std::vector<MmConfig> mm_configs(DType dtype);
-
-/// "128x256x64 cluster 2x1 swizzle 8 along M", and " split 4" behind it where K is split
-std::string to_string(const MmConfig& config);
+/// All configurations that are compiled for `dtype`, in the first of all orders: what `select_mm_config` chooses from.
+std::vector<GemmConfig> mm_configs(DType dtype);
 
 namespace cuda {
 /// The room that `mm` can use, given all of `args` but the workspace: zero unless it would split K.
 int64_t mm_workspace_bytes(const MmArgs& args);
-int64_t mm_workspace_bytes(const MmArgs& args, const MmConfig& config);
+int64_t mm_workspace_bytes(const MmArgs& args, const GemmConfig& config);
 /// Chooses a configuration for the current device.
 void mm(const MmArgs& args, cudaStream_t stream);
 /// With a configuration of the caller's: for tuning and for tests of every kernel.
-void mm(const MmArgs& args, const MmConfig& config, cudaStream_t stream);
+void mm(const MmArgs& args, const GemmConfig& config, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

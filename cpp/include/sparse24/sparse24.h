@@ -9,6 +9,7 @@
 #include "sparse24/feature_counts.h"
 #include "sparse24/format.h"
 #include "sparse24/gather_features.h"
+#include "sparse24/gemm.h"
 #include "sparse24/linear.h"
 #include "sparse24/linear_gradient.h"
 #include "sparse24/linear_relu2_gradient.h"

@@ -66,7 +66,7 @@ class LinearGpu : public GpuTest {
     DeviceBuffer x, w, scale_x, scale_w, scale_y, bias, amax, saturated;
   };
 
-  static std::vector<LinearConfig> other_configs(const LinearArgs& args, const LinearTiles& tiles) {
+  static std::vector<GemmConfig> other_configs(const LinearArgs& args, const LinearTiles& tiles) {
     return other_linear_configs(args.dtype, args.tokens, args.out, tiles);
   }
 
@@ -75,10 +75,10 @@ class LinearGpu : public GpuTest {
     const DenseResult expected = cpu_linear_relu2(c);
     compare_relu2(c, expected, nullptr);
     const LinearTiles tiles = linear_relu2_tiles(c.args().dtype, c.y_dtype);
-    for (const LinearConfig& other : other_configs(c.args(), tiles)) compare_relu2(c, expected, &other);
+    for (const GemmConfig& other : other_configs(c.args(), tiles)) compare_relu2(c, expected, &other);
   }
 
-  void compare_relu2(const LinearCase& c, const DenseResult& expected, const LinearConfig* config) {
+  void compare_relu2(const LinearCase& c, const DenseResult& expected, const GemmConfig* config) {
     SCOPED_TRACE(config ? to_string(*config) : "own choice");
     Device device(c);
     DeviceBuffer y(expected.y.bytes());
@@ -99,13 +99,13 @@ class LinearGpu : public GpuTest {
     const CompressedResult expected = cpu_linear_compress(c, meta_dtype);
     compare_compress(c, meta_dtype, expected, nullptr);
     const LinearTiles tiles = linear_compress_tiles(c.args().dtype, c.y_dtype, meta_dtype);
-    for (const LinearConfig& other : other_configs(c.args(), tiles)) {
+    for (const GemmConfig& other : other_configs(c.args(), tiles)) {
       compare_compress(c, meta_dtype, expected, &other);
     }
   }
 
   void compare_compress(const LinearCase& c, DType meta_dtype, const CompressedResult& expected,
-                        const LinearConfig* config) {
+                        const GemmConfig* config) {
     SCOPED_TRACE(config ? to_string(*config) : "own choice");
     Device device(c);
     DeviceBuffer values(expected.values.bytes()), meta(expected.a.meta_bytes());

@@ -49,7 +49,7 @@ class GradientGpu : public GpuTest {
     return out;
   }
 
-  void compare(const GradientCase& c, const GradientResult& expected, const LinearConfig* config, bool wants_counts) {
+  void compare(const GradientCase& c, const GradientResult& expected, const GemmConfig* config, bool wants_counts) {
     SCOPED_TRACE(config ? to_string(*config) : "own choice");
     const int64_t ld = round_up(c.in, 8);
     DeviceBuffer grad(spread(c, c.grad, ld)), tail(spread(c, grad_tail(c), ld)), w(c.w), y(c.y.values), meta(c.meta);
@@ -110,7 +110,7 @@ class GradientGpu : public GpuTest {
     const GradientResult expected = cpu_linear_gradient(c);
     const bool wants_counts = c.hot.empty();
     compare(c, expected, nullptr, wants_counts);
-    LinearConfig other = select_linear_gradient_config(c.grad.dtype(), c.tokens, c.features, 132);
+    GemmConfig other = select_linear_gradient_config(c.grad.dtype(), c.tokens, c.features, 132);
     other.raster_along_m = !other.raster_along_m;
     other.swizzle = 8;
     compare(c, expected, &other, wants_counts);

@@ -32,7 +32,7 @@ class Relu2GradientGpu : public GpuTest {
     return out;
   }
 
-  void compare(const Relu2GradientCase& c, const Array& expected, const LinearConfig* config) {
+  void compare(const Relu2GradientCase& c, const Array& expected, const GemmConfig* config) {
     SCOPED_TRACE(config ? to_string(*config) : "own choice");
     const int64_t ld = round_up(c.in, 8);
     DeviceBuffer grad(spread(c, ld)), w(c.w), y(c.y), dh(expected.bytes());
@@ -53,7 +53,7 @@ class Relu2GradientGpu : public GpuTest {
     const Array expected = cpu_linear_relu2_gradient(c);
     compare(c, expected, nullptr);
     const LinearTiles tiles = linear_relu2_gradient_tiles();
-    for (const LinearConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, tiles))
+    for (const GemmConfig& other : other_linear_configs(c.grad.dtype(), c.tokens, c.features, tiles))
       compare(c, expected, &other);
   }
 };

@@ -54,7 +54,7 @@ class MmGpu : public GpuTest {
   }
 
   /// The device's product with one configuration, or with the one it chooses.
-  Array gpu_mm(const Compressed& a, const Array& b, const Product& p, const MmConfig* config) {
+  Array gpu_mm(const Compressed& a, const Array& b, const Product& p, const GemmConfig* config) {
     DeviceBuffer values(a.values), meta(a.meta), db(b), d(a.a.m * p.n * size_of(p.d_dtype));
     DeviceBuffer tail(b_tail(a.a, b, p));
     DeviceBuffer scale_a(p.scale_a), scale_b(p.scale_b), bias(p.bias ? *p.bias : Array(kFP32, 0));
@@ -89,9 +89,9 @@ class MmGpu : public GpuTest {
   }
 
   /// Configurations of A's dtype, with both raster orders, and with K in parts where it can be cut.
-  static std::vector<MmConfig> configs(const Operand& a, const Product& p) {
-    std::vector<MmConfig> out;
-    for (MmConfig c : mm_configs(a.dtype)) {
+  static std::vector<GemmConfig> configs(const Operand& a, const Product& p) {
+    std::vector<GemmConfig> out;
+    for (GemmConfig c : mm_configs(a.dtype)) {
       out.push_back(c);
       c.raster_along_m = !c.raster_along_m;
       c.swizzle = c.swizzle == 1 ? 8 : 1;
@@ -108,7 +108,7 @@ class MmGpu : public GpuTest {
 
   /// The same bits from each kernel that there is, and from the one that is chosen.
   void expect_of_every_configuration(const Compressed& a, const Array& b, const Product& p, const Array& expected) {
-    for (const MmConfig& config : configs(a.a, p)) {
+    for (const GemmConfig& config : configs(a.a, p)) {
       const Array got = gpu_mm(a, b, p, &config);
       const int64_t at = got.first_difference(expected);
       ASSERT_EQ(at, -1) << to_string(config) << ", D " << name_of(p.d_dtype)
@@ -218,8 +218,8 @@ TEST_P(MmOverlappedGpu, EqualsTheReferenceOnIntegers) {
       rows_in_order.ldb = 0;
       rows_in_order.interleaved = false;
       const Array expected = cpu_mm(a, interleaved ? interleave(numbers, a.a.k, p.n) : numbers, rows_in_order);
-      for (MmConfig config : mm_configs(dtype)) {
-        if (config.tile != MmTile::k128x256) continue;
+      for (GemmConfig config : mm_configs(dtype)) {
+        if (config.tile != GemmTile::k128x256) continue;
         for (bool along_m : {true, false}) {
           config.raster_along_m = along_m;
           config.swizzle = along_m ? 1 : 8;
@@ -262,7 +262,7 @@ TEST_P(MmAccuracyGpu, LosesNoMoreThanTheAccumulatorsCan) {
       magnitude[i] += std::fabs(product);
     }
   }
-  for (const MmConfig& config : configs(a.a, p)) {
+  for (const GemmConfig& config : configs(a.a, p)) {
     const Array got = gpu_mm(a, b, p, &config);
     for (int64_t i = 0; i < m * n; ++i) {
       ASSERT_LE(std::fabs(got[i] - sum[i]), lost * magnitude[i])
@@ -278,7 +278,7 @@ TEST_F(MmGpu, SplittingWhatCannotBeSplitIsRefused) {
   const Compressed a = cpu_compress(random_integers(kBF16, 64 * 192, 3, 1), 64, 192, kBF16);
   Product p(64);
   const Array b = layout_b(random_integers(kBF16, 192 * 64, 3, 2), 192, p);
-  MmConfig config = mm_configs(kBF16).front();
+  GemmConfig config = mm_configs(kBF16).front();
   config.splits = 2;  // 192 columns are three tiles
   EXPECT_THROW(gpu_mm(a, b, p, &config), Error);
   config.splits = 3;

@@ -19,18 +19,15 @@ std::set<Tile> as_set(const std::vector<Tile>& tiles) {
 
 struct Kernel {
   DType x, y, meta;
-  LinearTile tile;
+  GemmTile tile;
 };
 
 TEST(CompiledTiles, OfLinearCompress) {
   const Kernel kernels[] = {
-#define SPARSE24_LINEAR_RELU2(x, hidden, y, tile)
-#define SPARSE24_LINEAR_COMPRESS(x, hidden, y, meta, tile) {DType::x, DType::y, DType::meta, LinearTile::tile},
-#include "gemm/linear_instances.def"
-#undef SPARSE24_LINEAR_RELU2
-#undef SPARSE24_LINEAR_COMPRESS
+#define SPARSE24_LINEAR_COMPRESS(x, hidden, y, meta, tile) {DType::x, DType::y, DType::meta, GemmTile::tile},
+#include "sparse24/tiles.def"
   };
-  std::map<std::tuple<DType, DType, DType>, std::set<LinearTile>> compiled;
+  std::map<std::tuple<DType, DType, DType>, std::set<GemmTile>> compiled;
   for (const Kernel& k : kernels) compiled[{k.x, k.y, k.meta}].insert(k.tile);
   EXPECT_EQ(compiled.size(), 9u);  // x by what is made of it: 16 bits, the same with fp8 metadata, fp8
   for (const auto& [types, tiles] : compiled) {
@@ -42,13 +39,10 @@ TEST(CompiledTiles, OfLinearCompress) {
 
 TEST(CompiledTiles, OfLinearRelu2) {
   const Kernel kernels[] = {
-#define SPARSE24_LINEAR_COMPRESS(x, hidden, y, meta, tile)
-#define SPARSE24_LINEAR_RELU2(x, hidden, y, tile) {DType::x, DType::y, DType::y, LinearTile::tile},
-#include "gemm/linear_instances.def"
-#undef SPARSE24_LINEAR_RELU2
-#undef SPARSE24_LINEAR_COMPRESS
+#define SPARSE24_LINEAR_RELU2(x, hidden, y, tile) {DType::x, DType::y, DType::y, GemmTile::tile},
+#include "sparse24/tiles.def"
   };
-  std::map<std::pair<DType, DType>, std::set<LinearTile>> compiled;
+  std::map<std::pair<DType, DType>, std::set<GemmTile>> compiled;
   for (const Kernel& k : kernels) compiled[{k.x, k.y}].insert(k.tile);
   EXPECT_EQ(compiled.size(), 6u);
   for (const auto& [types, tiles] : compiled) {
@@ -58,10 +52,9 @@ TEST(CompiledTiles, OfLinearRelu2) {
 }
 
 TEST(CompiledTiles, OfLinearRelu2Gradient) {
-  std::map<DType, std::set<LinearTile>> compiled;
-#define SPARSE24_LINEAR_RELU2_GRADIENT(dtype, tile) compiled[DType::dtype].insert(LinearTile::tile);
-#include "gemm/linear_relu2_gradient_instances.def"
-#undef SPARSE24_LINEAR_RELU2_GRADIENT
+  std::map<DType, std::set<GemmTile>> compiled;
+#define SPARSE24_LINEAR_RELU2_GRADIENT(dtype, tile) compiled[DType::dtype].insert(GemmTile::tile);
+#include "sparse24/tiles.def"
   EXPECT_EQ(compiled.size(), 2u);
   for (const auto& [dtype, tiles] : compiled) EXPECT_EQ(as_set(linear_relu2_gradient_tiles()), tiles) << name_of(dtype);
 }
@@ -69,16 +62,15 @@ TEST(CompiledTiles, OfLinearRelu2Gradient) {
 TEST(CompiledTiles, OfMm) {
   enum Dimension { kFeatures, kTokens };
   enum MajorOfB { kRow, kColumn };
-  std::map<std::tuple<DType, Dimension, MajorOfB>, std::set<MmTile>> compiled;
-#define SPARSE24_MM(dtype, dim, major, tile) compiled[{DType::dtype, dim, major}].insert(MmTile::tile);
-#include "gemm/mm_instances.def"
-#undef SPARSE24_MM
+  std::map<std::tuple<DType, Dimension, MajorOfB>, std::set<GemmTile>> compiled;
+#define SPARSE24_MM(dtype, dim, major, tile) compiled[{DType::dtype, dim, major}].insert(GemmTile::tile);
+#include "sparse24/tiles.def"
   std::set<DType> dtypes;
   for (const auto& [kind, tiles] : compiled) {
     const DType dtype = std::get<0>(kind);
     dtypes.insert(dtype);
-    std::set<MmTile> chosen_from;
-    for (const MmConfig& config : mm_configs(dtype)) chosen_from.insert(config.tile);
+    std::set<GemmTile> chosen_from;
+    for (const GemmConfig& config : mm_configs(dtype)) chosen_from.insert(config.tile);
     EXPECT_EQ(chosen_from, tiles) << name_of(dtype);
   }
   EXPECT_EQ(dtypes.size(), 3u);

@@ -14,15 +14,15 @@
 namespace sparse24 {
 namespace {
 
-bool same_kernel(const MmConfig& a, const MmConfig& b) {
+bool same_kernel(const GemmConfig& a, const GemmConfig& b) {
   return a.tile == b.tile && a.tile_m == b.tile_m && a.tile_n == b.tile_n && a.tile_k == b.tile_k &&
          a.cluster_m == b.cluster_m;
 }
 
 class SelectConfig : public testing::TestWithParam<DType> {
  protected:
-  const std::vector<MmConfig> compiled_ = mm_configs(GetParam());
-  MmConfig select(int64_t m, int64_t n, int64_t k, int sm_count = 132) const {
+  const std::vector<GemmConfig> compiled_ = mm_configs(GetParam());
+  GemmConfig select(int64_t m, int64_t n, int64_t k, int sm_count = 132) const {
     return select_mm_config(GetParam(), m, n, k, sm_count);
   }
 };
@@ -32,7 +32,7 @@ TEST_P(SelectConfig, ChoosesACompiledKernel) {
     for (int64_t n : {1, 7, 768, 4096, 65536}) {
       for (int64_t k : {16, 1856, 15680, 65536}) {
         for (int sm_count : {1, 78, 114, 132}) {
-          const MmConfig c = select(m, n, k, sm_count);
+          const GemmConfig c = select(m, n, k, sm_count);
           ASSERT_TRUE(
               std::any_of(compiled_.begin(), compiled_.end(), [&](auto& other) { return same_kernel(c, other); }))
               << to_string(c) << " for " << m << " x " << n << " x " << k << " on " << sm_count;
@@ -49,7 +49,7 @@ TEST_P(SelectConfig, IsDeterministic) {
 
 TEST_P(SelectConfig, FewTokensTakeEnoughMultiprocessorsToReadB) {
   for (int64_t m : {1, 16, 64, 128, 512}) {
-    const MmConfig c = select(m, 4096, 16384);
+    const GemmConfig c = select(m, 4096, 16384);
     const int64_t clusters = ceil_div(m, c.tile_m * c.cluster_m) * ceil_div(4096, c.tile_n) * c.splits;
     EXPECT_GE(clusters * c.cluster_m, 64) << to_string(c) << " for " << m << " tokens";
     EXPECT_LE(clusters * c.cluster_m, 132) << to_string(c) << " for " << m << " tokens: a second wave";
@@ -58,7 +58,7 @@ TEST_P(SelectConfig, FewTokensTakeEnoughMultiprocessorsToReadB) {
 
 TEST_P(SelectConfig, ManyTokensTakeALargeTile) {
   for (int64_t m : {8192, 16384}) {
-    const MmConfig c = select(m, 4096, 16384);
+    const GemmConfig c = select(m, 4096, 16384);
     EXPECT_GE(c.tile_m * c.tile_n, 128 * 256) << to_string(c);
   }
 }
@@ -66,7 +66,7 @@ TEST_P(SelectConfig, ManyTokensTakeALargeTile) {
 TEST_P(SelectConfig, FewTokensSplitKIntoWholeTiles) {
   for (int64_t m : {1, 128, 512}) {
     for (int64_t k : {16384, 15680, 1856}) {
-      const MmConfig c = select(m, 4096, k);
+      const GemmConfig c = select(m, 4096, k);
       EXPECT_TRUE(splits_evenly(c, k, c.splits)) << to_string(c) << " for K " << k;
       EXPECT_LE(c.splits, kMostSplits);
     }
@@ -83,7 +83,7 @@ TEST_P(SelectConfig, WithoutARoomForItNothingIsSplit) {
 }
 
 TEST_P(SelectConfig, PartsAreWholeTiles) {
-  const MmConfig c = compiled_.front();
+  const GemmConfig c = compiled_.front();
   EXPECT_TRUE(splits_evenly(c, 3 * c.tile_k, 3));
   EXPECT_FALSE(splits_evenly(c, 3 * c.tile_k, 2));
   EXPECT_TRUE(splits_evenly(c, 1000, 1));
@@ -91,24 +91,24 @@ TEST_P(SelectConfig, PartsAreWholeTiles) {
 }
 
 TEST_P(SelectConfig, TheTileReadsWholeMetadataAtoms) {
-  for (const MmConfig& c : compiled_) EXPECT_EQ(c.tile_k, meta_atom_k(GetParam()));
+  for (const GemmConfig& c : compiled_) EXPECT_EQ(c.tile_k, meta_atom_k(GetParam()));
 }
 
 TEST_P(SelectConfig, CompiledKernelsHaveDifferentNames) {
   std::set<std::string> names;
-  for (const MmConfig& c : compiled_) names.insert(to_string(c));
+  for (const GemmConfig& c : compiled_) names.insert(to_string(c));
   EXPECT_EQ(names.size(), compiled_.size());
   EXPECT_GE(names.size(), 2u);
 }
 
 TEST_P(SelectConfig, TheNumbersOfATileMatchItsName) {
-  for (const MmConfig& c : compiled_) {
+  for (const GemmConfig& c : compiled_) {
     const std::string tile = std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n);
-    const char* name = c.tile == MmTile::k128x256   ? "128x256"
-                       : c.tile == MmTile::k256x192 ? "256x192"
-                       : c.tile == MmTile::k128x128 ? "128x128"
-                       : c.tile == MmTile::k64x128  ? "64x128"
-                                                    : "64x64";
+    const char* name = c.tile == GemmTile::k128x256   ? "128x256"
+                       : c.tile == GemmTile::k256x192 ? "256x192"
+                       : c.tile == GemmTile::k128x128 ? "128x128"
+                       : c.tile == GemmTile::k64x128  ? "64x128"
+                                                      : "64x64";
     EXPECT_EQ(tile, name);
     EXPECT_EQ(to_string(c).rfind(tile + "x" + std::to_string(c.tile_k), 0), 0u) << to_string(c);
   }
@@ -128,12 +128,12 @@ TEST_P(SelectConfig, OrdersPadFewTiles) {
   };
   for (int64_t m : {1, 300, 1024, 1536, 8192, 8448, 65536}) {
     for (int64_t n : {16, 1664, 1856, 2560, 6656, 8192, 15680, 16384}) {
-      const MmConfig c = select(m, n, 16384);
+      const GemmConfig c = select(m, n, 16384);
       expect_few(ceil_div(m, c.tile_m * c.cluster_m), ceil_div(n, c.tile_n), c);
       for (const LinearTiles& tiles : kTilesOfOps) {
-        const LinearConfig l = select_linear_config(GetParam(), m, n, 4096, 132, tiles);
+        const GemmConfig l = select_linear_config(GetParam(), m, n, 4096, 132, tiles);
         // Those of 128x256 are bands, which none pad (test_tile_rounds_emulated.cpp).
-        if (l.tile != LinearTile::k128x256)
+        if (l.tile != GemmTile::k128x256)
           expect_few(ceil_div(m, l.tile_m * l.cluster_m), ceil_div(n, l.tile_n * l.cluster_n), l);
       }
     }
@@ -197,7 +197,7 @@ TEST(SelectMmConfig, ReadsLittleWhereThatPadsNoTiles) {
 /// not cut where larger parts do as well; and all of B is read, however fast the tiles are.
 TEST(SelectMmConfig, TakesWhatWasFastestForFewTokens) {
   const auto chosen = [](DType dtype, int64_t m, int64_t n, int64_t k) {
-    const MmConfig c = select_mm_config(dtype, m, n, k, 132);
+    const GemmConfig c = select_mm_config(dtype, m, n, k, 132);
     return std::to_string(c.tile_m) + "x" + std::to_string(c.tile_n) + " in " + std::to_string(c.splits);
   };
   EXPECT_EQ(chosen(DType::kBFloat16, 16, 4096, 16384), "64x64 in 1");
@@ -211,8 +211,8 @@ TEST(SelectMmConfig, TakesWhatWasFastestForFewTokens) {
 /// A last column of 128x256 tiles that is half empty costs along N (1664 = 6.5 tiles), unless all rows are too many.
 TEST(SelectTileOrder, GoesAlongMWhereTheLastColumnIsHalfEmpty) {
   const auto along_m = [](int64_t m, int64_t n) {
-    const MmConfig c = select_mm_config(DType::kBFloat16, m, n, 6656, 132);
-    EXPECT_EQ(c.tile, MmTile::k128x256) << to_string(c);
+    const GemmConfig c = select_mm_config(DType::kBFloat16, m, n, 6656, 132);
+    EXPECT_EQ(c.tile, GemmTile::k128x256) << to_string(c);
     return c.raster_along_m;
   };
   EXPECT_TRUE(along_m(2048, 1664));
@@ -227,17 +227,17 @@ TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
   const auto tile = [](DType dtype, int64_t m, int64_t n) { return select_mm_config(dtype, m, n, 16384, 132).tile; };
   for (DType dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
     for (const auto& [m, n] : {std::pair{8192, 4096}, {16384, 4096}, {16384, 2560}, {18432, 2560}, {32768, 2048}})
-      EXPECT_EQ(tile(dtype, m, n), MmTile::k128x256) << m << " x " << n;
+      EXPECT_EQ(tile(dtype, m, n), GemmTile::k128x256) << m << " x " << n;
     // Both make waves of as much.
     for (const auto& [m, n] : {std::pair{8192, 3072}, {32768, 768}})
-      EXPECT_EQ(tile(dtype, m, n), MmTile::k128x256) << m << " x " << n;
+      EXPECT_EQ(tile(dtype, m, n), GemmTile::k128x256) << m << " x " << n;
     for (const auto& [m, n] : {std::pair{8192, 2048}, {32768, 1024}, {2048, 4096}, {32768, 1280}})
-      EXPECT_EQ(tile(dtype, m, n), MmTile::k128x256) << m << " x " << n;
+      EXPECT_EQ(tile(dtype, m, n), GemmTile::k128x256) << m << " x " << n;
     for (const auto& [m, n, k] : {std::tuple{16384, 6144, 24576}, {16384, 4096, 21504}})
-      EXPECT_EQ(select_mm_config(dtype, m, n, k, 132).tile, MmTile::k128x256) << m << " x " << n;
+      EXPECT_EQ(select_mm_config(dtype, m, n, k, 132).tile, GemmTile::k128x256) << m << " x " << n;
     // The last column of 128x256 is half empty.
     for (const auto& [m, n] : {std::pair{32768, 1664}, {6656, 1664}, {8192, 4480}})
-      EXPECT_EQ(tile(dtype, m, n), MmTile::k256x192) << m << " x " << n;
+      EXPECT_EQ(tile(dtype, m, n), GemmTile::k256x192) << m << " x " << n;
   }
 }
 
@@ -249,19 +249,19 @@ TEST(SelectTileOrder, IsSymmetric) {
 }
 
 /// With the tiles of linear_compress where all is of one type.
-LinearConfig select_wide(DType dtype, int64_t m, int64_t n, int64_t k) {
+GemmConfig select_wide(DType dtype, int64_t m, int64_t n, int64_t k) {
   return select_linear_config(dtype, m, n, k, 132, linear_compress_tiles(dtype, dtype, dtype));
 }
 
 TEST_P(SelectConfig, TheFirstGemmSaysWhatItRuns) {
-  const LinearConfig c = select_linear_config(GetParam(), 8192, 16384, 4096, 132, {LinearTile::k128x128});
+  const GemmConfig c = select_linear_config(GetParam(), 8192, 16384, 4096, 132, {GemmTile::k128x128});
   const std::string depth = GetParam() == DType::kFloat8E4M3 ? "128" : "64";
   EXPECT_EQ(to_string(c).rfind("128x128x" + depth + " cluster 1x2 swizzle ", 0), 0u) << to_string(c);
 }
 
 TEST(SelectLinearConfig, ListsWhatItChoosesFrom) {
-  const std::vector<LinearConfig> configs = linear_configs(
-      DType::kBFloat16, {LinearTile::k128x256, LinearTile::k128x192, LinearTile::k128x128, LinearTile::k128x64});
+  const std::vector<GemmConfig> configs =
+      linear_configs(DType::kBFloat16, {GemmTile::k128x256, GemmTile::k128x192, GemmTile::k128x128, GemmTile::k128x64});
   ASSERT_EQ(configs.size(), 4u);
   EXPECT_EQ(to_string(configs[0]), "128x64x64 cluster 1x2 swizzle 1 along M");
   EXPECT_EQ(to_string(configs[1]), "128x128x64 cluster 1x2 swizzle 1 along M");
@@ -270,16 +270,16 @@ TEST(SelectLinearConfig, ListsWhatItChoosesFrom) {
   for (const LinearTiles& tiles : kTilesOfOps) {
     ASSERT_EQ(linear_configs(DType::kBFloat16, tiles).size(), tiles.size());
     for (int64_t m : {128, 1536, 16384}) {
-      const LinearTile chosen = select_linear_config(DType::kBFloat16, m, 16384, 4096, 132, tiles).tile;
+      const GemmTile chosen = select_linear_config(DType::kBFloat16, m, 16384, 4096, 132, tiles).tile;
       EXPECT_NE(std::find(tiles.begin(), tiles.end(), chosen), tiles.end()) << m;
     }
   }
 }
 
 TEST(SelectLinearConfig, TakesAWiderTileWhereItsWavesCostLess) {
-  for (const LinearTile widest : {LinearTile::k128x192, LinearTile::k128x256}) {
+  for (const GemmTile widest : {GemmTile::k128x192, GemmTile::k128x256}) {
     for (const auto& [m, n] : {std::pair{16384, 16384}, {32768, 6656}, {16384, 18432}, {65536, 6144}}) {
-      const LinearConfig c = select_linear_config(DType::kBFloat16, m, n, 4096, 132, {LinearTile::k128x128, widest});
+      const GemmConfig c = select_linear_config(DType::kBFloat16, m, n, 4096, 132, {GemmTile::k128x128, widest});
       EXPECT_EQ(c.tile, widest) << m << " x " << n;
     }
   }
@@ -288,8 +288,8 @@ TEST(SelectLinearConfig, TakesAWiderTileWhereItsWavesCostLess) {
 /// A cluster of 128x128 tiles lies along N: 1, 2 or 3 rows of tiles leave nobody idle (bench/NOTES.md).
 TEST(SelectLinearConfig, FewTokensTakeSmallTilesOneRowBesideTheOther) {
   for (int64_t m : {1, 128, 384}) {
-    const LinearConfig c = select_wide(DType::kBFloat16, m, 16384, 4096);
-    EXPECT_EQ(c.tile, LinearTile::k128x128) << m;
+    const GemmConfig c = select_wide(DType::kBFloat16, m, 16384, 4096);
+    EXPECT_EQ(c.tile, GemmTile::k128x128) << m;
     EXPECT_EQ(c.cluster_m, 1);
     EXPECT_EQ(c.cluster_n, 2);
     // The same rows of w for all tokens, one after the other: w is read once.
@@ -299,10 +299,10 @@ TEST(SelectLinearConfig, FewTokensTakeSmallTilesOneRowBesideTheOther) {
 
 /// One round of 128x256 tiles, 51 us, against two of 128x128, 56; with fewer columns its last epilogue is too long.
 TEST(SelectLinearConfig, OneRoundOfTheWidestTileWhereColumnsAreMany) {
-  EXPECT_EQ(select_wide(DType::kBFloat16, 256, 16384, 4096).tile, LinearTile::k128x256);
-  EXPECT_EQ(select_wide(DType::kBFloat16, 512, 6656, 1664).tile, LinearTile::k128x128);
-  EXPECT_EQ(select_wide(DType::kBFloat16, 768, 5120, 1280).tile, LinearTile::k128x128);
-  EXPECT_EQ(select_wide(DType::kFloat8E4M3, 256, 16384, 4096).tile, LinearTile::k128x128);
+  EXPECT_EQ(select_wide(DType::kBFloat16, 256, 16384, 4096).tile, GemmTile::k128x256);
+  EXPECT_EQ(select_wide(DType::kBFloat16, 512, 6656, 1664).tile, GemmTile::k128x128);
+  EXPECT_EQ(select_wide(DType::kBFloat16, 768, 5120, 1280).tile, GemmTile::k128x128);
+  EXPECT_EQ(select_wide(DType::kFloat8E4M3, 256, 16384, 4096).tile, GemmTile::k128x128);
 }
 
 /// linear_relu2 has tiles for sizes that fill only half of the machine, or one wave of it (bench/NOTES.md).
@@ -311,19 +311,19 @@ TEST(SelectLinearConfig, TheDenseFallbackFillsTheMachine) {
     return select_linear_config(DType::kBFloat16, m, n, k, 132, linear_relu2_tiles(DType::kBFloat16, DType::kBFloat16))
         .tile;
   };
-  EXPECT_EQ(tile(128, 6656, 1664), LinearTile::k128x64);
-  EXPECT_EQ(tile(128, 16384, 4096), LinearTile::k128x128);
-  EXPECT_EQ(tile(1536, 1856, 2688), LinearTile::k128x192);
-  EXPECT_EQ(tile(16384, 16384, 4096), LinearTile::k128x256);
+  EXPECT_EQ(tile(128, 6656, 1664), GemmTile::k128x64);
+  EXPECT_EQ(tile(128, 16384, 4096), GemmTile::k128x128);
+  EXPECT_EQ(tile(1536, 1856, 2688), GemmTile::k128x192);
+  EXPECT_EQ(tile(16384, 16384, 4096), GemmTile::k128x256);
 }
 
 /// 128x256 runs at least 16 K tiles, of 64 columns in 16 bits and of 128 in fp8.
 TEST(SelectLinearConfig, TakesTheWidestTileForManyColumns) {
   const auto tile = [](DType dtype, int64_t k) { return select_wide(dtype, 32768, 6656, k).tile; };
-  EXPECT_EQ(tile(DType::kBFloat16, 768), LinearTile::k128x192);
-  EXPECT_EQ(tile(DType::kBFloat16, 1024), LinearTile::k128x256);
-  EXPECT_EQ(tile(DType::kFloat8E4M3, 1664), LinearTile::k128x192);
-  EXPECT_EQ(tile(DType::kFloat8E4M3, 5120), LinearTile::k128x256);
+  EXPECT_EQ(tile(DType::kBFloat16, 768), GemmTile::k128x192);
+  EXPECT_EQ(tile(DType::kBFloat16, 1024), GemmTile::k128x256);
+  EXPECT_EQ(tile(DType::kFloat8E4M3, 1664), GemmTile::k128x192);
+  EXPECT_EQ(tile(DType::kFloat8E4M3, 5120), GemmTile::k128x256);
 }
 
 /// What was the fastest of nine tiles and orders, or within 1 % of it, in fp8, on a cool card or on a hot one
@@ -340,22 +340,22 @@ TEST(SelectLinearConfig, TakesWhatWasFastestInFp8) {
 
 /// 4,096 tiles are 31 rounds of 132 and four tiles, which would cost a 32nd; 10,752 leave 60 over, 9,216 leave 108.
 TEST(SelectLinearConfig, DividesTheTilesOfARaggedRound) {
-  const auto divides = [](LinearTile tile, int64_t m, int64_t n) {
+  const auto divides = [](GemmTile tile, int64_t m, int64_t n) {
     return select_linear_config(DType::kBFloat16, m, n, 4096, 132, {tile}).divides;
   };
-  EXPECT_TRUE(divides(LinearTile::k128x256, 8192, 16384));
-  EXPECT_TRUE(divides(LinearTile::k128x256, 16384, 21504));
-  EXPECT_FALSE(divides(LinearTile::k128x256, 16384, 18432));
-  EXPECT_FALSE(divides(LinearTile::k128x256, 128 * 132, 256 * 16));  // whole rounds
-  EXPECT_FALSE(divides(LinearTile::k128x256, 512, 1024));            // less than one
-  EXPECT_FALSE(divides(LinearTile::k128x192, 8192, 16384));
-  EXPECT_EQ(to_string(select_linear_config(DType::kBFloat16, 8192, 16384, 4096, 132, {LinearTile::k128x256})),
+  EXPECT_TRUE(divides(GemmTile::k128x256, 8192, 16384));
+  EXPECT_TRUE(divides(GemmTile::k128x256, 16384, 21504));
+  EXPECT_FALSE(divides(GemmTile::k128x256, 16384, 18432));
+  EXPECT_FALSE(divides(GemmTile::k128x256, 128 * 132, 256 * 16));  // whole rounds
+  EXPECT_FALSE(divides(GemmTile::k128x256, 512, 1024));            // less than one
+  EXPECT_FALSE(divides(GemmTile::k128x192, 8192, 16384));
+  EXPECT_EQ(to_string(select_linear_config(DType::kBFloat16, 8192, 16384, 4096, 132, {GemmTile::k128x256})),
             "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
 }
 
 TEST(SelectConfigFloat32, IsRefused) {
   EXPECT_THROW(select_mm_config(DType::kFloat32, 64, 64, 64, 132), Error);
-  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 64, 132, {LinearTile::k128x256}), Error);
+  EXPECT_THROW(select_linear_config(DType::kFloat32, 64, 64, 64, 132, {GemmTile::k128x256}), Error);
 }
 
 /// One tile, whatever the sizes, and the order that the first GEMM would take with it.
@@ -363,7 +363,7 @@ TEST(SelectLinearGradientConfig, IsTheOneTileInTheOrderThatReadsLeast) {
   for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (int64_t tokens : {1, 300, 8192, 65536}) {
       for (int64_t features : {16, 6656, 28672}) {
-        const LinearConfig c = select_linear_gradient_config(dtype, tokens, features, 132);
+        const GemmConfig c = select_linear_gradient_config(dtype, tokens, features, 132);
         EXPECT_EQ(c.tile, kLinearGradientTile);
         EXPECT_EQ(c.tile_m, 128);
         EXPECT_EQ(c.tile_n, 192);

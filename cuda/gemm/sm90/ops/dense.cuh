@@ -20,30 +20,13 @@ struct HiddenType<DType::kFloat16> {
   using type = __half;
 };
 
-// Tile and cluster; heuristics/select_linear_config.cpp holds the same sizes for the host. Rows of 128 cover the
-// padding of the metadata. A cluster shares the longer operand of its tiles; narrow ones share the rows, so that few
-// tokens leave no tile of a cluster empty.
-template <LinearTile>
-struct DenseTile;
-template <>
-struct DenseTile<LinearTile::k128x64> {
-  static constexpr int kM = 128, kN = 64, kClusterM = 1, kClusterN = 2;
-  static constexpr bool kPingpong = true;
-};
-template <>
-struct DenseTile<LinearTile::k128x128> {
-  static constexpr int kM = 128, kN = 128, kClusterM = 1, kClusterN = 2;
-  static constexpr bool kPingpong = true;
-};
-template <>
-struct DenseTile<LinearTile::k128x192> {
-  static constexpr int kM = 128, kN = 192, kClusterM = 2, kClusterN = 1;
-  static constexpr bool kPingpong = true;
-};
-template <>
-struct DenseTile<LinearTile::k128x256> {
-  static constexpr int kM = 128, kN = 256, kClusterM = 2, kClusterN = 1;
-  static constexpr bool kPingpong = false;
+// A row of tiles.def.
+template <GemmTile kTile>
+struct DenseTile {
+  static constexpr TileSpec kSpec = dense_tile(kTile);
+  static constexpr int kM = kSpec.m, kN = kSpec.n, kClusterM = kSpec.cluster_m, kClusterN = kSpec.cluster_n;
+  static constexpr bool kPingpong = kSpec.schedule == Schedule::kPingpong;
+  static_assert(kPingpong || kSpec.schedule == Schedule::kOverlapped, "no cooperative kernel");
 };
 
 // As many stages of operands as fit beside the rest, and the kernel.
@@ -93,7 +76,7 @@ struct DenseSm90 {
   using Kernel = typename Of::template Kernel<Mainloop>;
 
   template <class... More>
-  static void launch(const DenseProduct& product, const LinearConfig& config, const typename Epilogue::Params& epilogue,
+  static void launch(const DenseProduct& product, const GemmConfig& config, const typename Epilogue::Params& epilogue,
                      cudaStream_t stream, const char* what, const More&... more) {
     typename Mainloop::StrideA stride_a{};
     typename Mainloop::StrideB stride_b{};

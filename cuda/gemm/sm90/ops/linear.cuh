@@ -18,24 +18,25 @@ struct InRuns {
 
 // Epilogue: in steps.
 template <DType kDType, class Tile, class Epilogue>
-void launch_linear_sm90(const LinearArgs& args, const LinearConfig& config, const typename Epilogue::Params& epilogue,
+void launch_linear_sm90(const LinearArgs& args, const GemmConfig& config, const typename Epilogue::Params& epilogue,
                         cudaStream_t stream, const char* what) {
+  static_assert(Tile::kPingpong || Epilogue::kSteps == Tile::kSpec.min_k_tiles());
   const DenseProduct product{args.tokens, args.out, args.in, args.x, args.in, args.w, args.in};
   using Hosted = std::conditional_t<Tile::kPingpong, TermsAdapter<AtOnce<Epilogue>>, Epilogue>;
   DenseSm90<kDType, Major::kColumn, Tile, Hosted, InRuns<typename Epilogue::Runs>::template Mainloop>::launch(
       product, config, epilogue, stream, what);
 }
 
-template <DType kDType, DType kHidden, DType kY, LinearTile kTile>
-void launch_linear_relu2_sm90(const LinearRelu2Args& args, const LinearConfig& config, cudaStream_t stream) {
+template <DType kDType, DType kHidden, DType kY, GemmTile kTile>
+void launch_linear_relu2_sm90(const LinearRelu2Args& args, const GemmConfig& config, cudaStream_t stream) {
   using Tile = DenseTile<kTile>;
   using Epilogue = Relu2Epilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3, Tile::kM, Tile::kN>;
   launch_linear_sm90<kDType, Tile, Epilogue>(args.linear, config, {HiddenParams::of(args.linear), args.y}, stream,
                                              "sparse24.linear_relu2: launch");
 }
 
-template <DType kDType, DType kHidden, DType kY, DType kMeta, LinearTile kTile>
-void launch_linear_compress_sm90(const LinearCompressArgs& args, const LinearConfig& config, cudaStream_t stream) {
+template <DType kDType, DType kHidden, DType kY, DType kMeta, GemmTile kTile>
+void launch_linear_compress_sm90(const LinearCompressArgs& args, const GemmConfig& config, cudaStream_t stream) {
   using Tile = DenseTile<kTile>;
   using Epilogue = CompressEpilogue<typename HiddenType<kHidden>::type, kY == DType::kFloat8E4M3,
                                     kMeta == DType::kFloat8E4M3, Tile::kM, Tile::kN>;

@@ -7,8 +7,8 @@
 
 namespace sparse24::cuda {
 
-template <DType kDType, LinearTile kTile>
-void launch_linear_relu2_gradient_sm90(const LinearRelu2GradientArgs& args, const LinearConfig& config,
+template <DType kDType, GemmTile kTile>
+void launch_linear_relu2_gradient_sm90(const LinearRelu2GradientArgs& args, const GemmConfig& config,
                                        cudaStream_t stream) {
   using Tile = DenseTile<kTile>;
   using T = typename HiddenType<kDType>::type;

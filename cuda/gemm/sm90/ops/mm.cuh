@@ -20,30 +20,6 @@
 
 namespace sparse24::cuda {
 
-// Tile, cluster and schedule; heuristics/select_config.cpp holds the same sizes for the host.
-template <MmTile>
-struct MmTileShape;
-template <>
-struct MmTileShape<MmTile::k128x256> {
-  static constexpr int kM = 128, kN = 256, kClusterM = 2;
-};
-template <>
-struct MmTileShape<MmTile::k256x192> {
-  static constexpr int kM = 256, kN = 192, kClusterM = 2;
-};
-template <>
-struct MmTileShape<MmTile::k128x128> {
-  static constexpr int kM = 128, kN = 128, kClusterM = 2;
-};
-template <>
-struct MmTileShape<MmTile::k64x128> {
-  static constexpr int kM = 64, kN = 128, kClusterM = 2;
-};
-template <>
-struct MmTileShape<MmTile::k64x64> {
-  static constexpr int kM = 64, kN = 64, kClusterM = 2;
-};
-
 // CUTLASS's mainloop, or that with loads of ours.
 template <class Stock, bool kMayInterleave, bool kRuns>
 struct MmMainloop {
@@ -58,12 +34,13 @@ struct MmMainloop<Stock, false, true> {
   using type = SparseRowsMainloop<Stock, LaneRunsRows<Stock, LaneRuns<8>>>;
 };
 
-template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
+template <DType kDType, Dim kADim, Major kBMajor, GemmTile kTile>
 struct MmSm90 {
-  using Shape = MmTileShape<kTile>;
+  static constexpr TileSpec kSpec = sparse_tile(kTile);
+  static constexpr int kM = kSpec.m, kN = kSpec.n;
   using Element = typename GemmElement<kDType>::type;
-  using TileShape = cute::Shape<cute::Int<Shape::kM>, cute::Int<Shape::kN>, cute::Int<int(meta_atom_k(kDType))>>;
-  using ClusterShape = cute::Shape<cute::Int<Shape::kClusterM>, cute::_1, cute::_1>;
+  using TileShape = cute::Shape<cute::Int<kM>, cute::Int<kN>, cute::Int<int(meta_atom_k(kDType))>>;
+  using ClusterShape = cute::Shape<cute::Int<kSpec.cluster_m>, cute::Int<kSpec.cluster_n>, cute::_1>;
 
   using LayoutA = std::conditional_t<kADim == Dim::kFeatures, cutlass::layout::RowMajor, cutlass::layout::ColumnMajor>;
   using LayoutB =
@@ -72,13 +49,12 @@ struct MmSm90 {
   static constexpr int kAlignmentB = 16 / sizeof(Element);
 
   static constexpr bool kRuns = kBMajor == Major::kColumn;
-  using Epilogue = TermsAdapter<StoreEpilogue<Shape::kM, Shape::kN, kRuns>>;
-  // Tiles of 64 rows are too small to share.
+  using Epilogue = TermsAdapter<StoreEpilogue<kM, kN, kRuns>>;
   template <class Stages>
   using StockOf = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
       kAlignmentB, float, TileShape, ClusterShape, Stages,
-      GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(Shape::kM < 128)>>::CollectiveOp;
+      GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(kSpec.schedule == Schedule::kPingpong)>>::CollectiveOp;
   using Stock = StockOf<GemmStages<Epilogue>>;
   static constexpr bool kMayInterleave = kADim == Dim::kTokens;
   using Mainloop = typename MmMainloop<Stock, kMayInterleave, kRuns>::type;
@@ -144,9 +120,9 @@ struct MmSm90 {
     return out;
   }
 
-  static void launch(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+  static void launch(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
     const auto of = arguments(args, config.splits);
-    if constexpr (kTile == MmTile::k128x256) {
+    if constexpr (kSpec.schedule == Schedule::kOverlapped) {
       if (launch_overlapped(of, config, stream)) return;
     }
     launch_gemm<Kernel>(of, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
@@ -155,14 +131,15 @@ struct MmSm90 {
  private:
   // With the epilogue under the next tile's products, where it stores vectors of 16 bits and K has a tile for each of
   // its steps; false elsewhere.
-  static bool launch_overlapped(const typename Kernel::Arguments& of, const MmConfig& config, cudaStream_t stream) {
-    using Steps = StoreSteps<Shape::kM, Shape::kN, kRuns>;
+  static bool launch_overlapped(const typename Kernel::Arguments& of, const GemmConfig& config, cudaStream_t stream) {
+    using Steps = StoreSteps<kM, kN, kRuns>;
+    static_assert(Steps::kSteps == kSpec.min_k_tiles());
     using OverlappedStock = StockOf<OverlappedStages<Steps>>;
     using Loads = typename MmMainloop<OverlappedStock, kMayInterleave, kRuns>::type;
     using Overlapped = OverlappedGemm<Loads, SparseProducts<Loads>, Steps, Undivided>;
     const auto [rows, cols, k, parts] = of.problem_shape;
     const bool stores = kRuns ? of.epilogue.in_runs() : of.epilogue.in_steps();
-    if (parts > 1 || !stores || k < Steps::kSteps * config.tile_k) return false;
+    if (parts > 1 || !stores || k < kSpec.min_k_tiles() * config.tile_k) return false;
     const auto& m = of.mainloop;
     typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, rows, cols}};
     static_cast<typename OverlappedStock::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
@@ -173,8 +150,8 @@ struct MmSm90 {
   }
 };
 
-template <DType kDType, Dim kADim, Major kBMajor, MmTile kTile>
-void launch_mm_sm90(const MmArgs& args, const MmConfig& config, cudaStream_t stream) {
+template <DType kDType, Dim kADim, Major kBMajor, GemmTile kTile>
+void launch_mm_sm90(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
   MmSm90<kDType, kADim, kBMajor, kTile>::launch(args, config, stream);
 }
 
