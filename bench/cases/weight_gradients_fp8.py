@@ -1,4 +1,4 @@
-"""Weight gradients as float8 products, which training does not use: not as ops (NOTES.md): the product alone would pay.
+"""Weight gradients as float8 products, which training does not use: as ops they do not pay, the product alone would.
 
 Beside the bf16 product of a race of gemm_training.py: the float8 product alone ("sparse_fp8"), and with all that it
 needs and bf16 does not ("sparse_fp8_composed"), from what the other products have: the kept values along features are

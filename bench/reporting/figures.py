@@ -24,7 +24,7 @@ FIGURE = re.compile(r"<!-- fig:(?P<name>[\w-]+) -->(?P<text>.*?)<!-- /fig -->", 
 #: The generated tables: of which records, and what writes them.
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[results.Record]], str]]] = {
     "README.md": (("h200",), summary.headline),
-    "docs/performance.md": (("h200", "h100"), summary.markdown),
+    "docs/performance/index.md": (("h200", "h100"), summary.markdown),
     "bench/results/h200/README.md": (("h200",), tables.markdown),
     "bench/results/h100/README.md": (("h100",), tables.markdown),
 }

@@ -3,7 +3,7 @@
     python -m bench report bench/results/<gpu>/*.json --tables bench/results/<gpu>/README.md
 
 replaces what stands between `<!-- bench:begin -->` and `<!-- bench:end -->` there by every table; `--readme` and
-`--summary` do so with the README's table and that of docs/performance.md. With none it prints the tables. `figures`
+`--summary` do so with the README's table and that of docs/performance. With none it prints the tables. `figures`
 does all of that for the committed records, and the figures in prose.
 """
 

@@ -1,4 +1,4 @@
-"""A few sizes in one table: the README's, of speed-ups, and that of docs/performance.md, of times."""
+"""A few sizes in one table: the README's, of speed-ups, and that of docs/performance, of times."""
 
 from __future__ import annotations
 

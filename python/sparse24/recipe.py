@@ -32,7 +32,7 @@ class Recipe:
     dense_features : float
         Share of features that go through a dense product: `hot_features`. They are those that are active for the most
         tokens of a sample of 1,024, evenly spread in blocks of 16; with ``reuse_mask=False``, for the most of all. The
-        paper takes 5 %. On recorded activations 2 % bring most of what 5 % do, at half the cost (bench/NOTES.md).
+        paper takes 5 %. On recorded activations 2 % bring most of what 5 % do, at half the cost (docs/log/021).
     residual : bool
         Add the product with a second 2:4 operand that holds what the first dropped. Exact under the forward's mask; the
         sparse products over tokens are then two each.

@@ -1,4 +1,4 @@
-"""Classes of feed-forward networks, those of docs/compatibility.md: of this library, transformers, two projects."""
+"""Classes of networks, those of docs/guide/compatibility.md: of this library, transformers, two projects."""
 
 import pytest
 import torch.nn.functional as F

@@ -20,7 +20,7 @@ CYCLES_PER_US = 2000
 MAX_WAIT_US = 3000.0
 # Each sample begins on a device that has been idle for so long. A GPU at its power limit sets its clock by what it did
 # just before: with shorter pauses, as long as the host happened to take, emptying the L2 slows the sample down, and
-# some kernels more than others (bench/NOTES.md).
+# some kernels more than others (docs/log/034).
 PAUSE_US = 1000.0
 
 Run = Callable[[int], object]

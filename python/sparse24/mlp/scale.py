@@ -19,7 +19,7 @@ def bounding_factor(w: Tensor, scale: Tensor | None = None) -> Tensor:
     It needs no calibration, and unlike an exact scale no pass over the activation. It is loose, the more so the more
     columns w has: with random weights hundreds of times at D = 1024, beyond a thousand at D = 8192. float8 has its
     three bits of mantissa down to a 28,672nd of its largest number, so values that matter keep theirs, and small ones
-    lose some: docs/performance.md has the error of the output beside that of exact scales.
+    lose some: docs/performance has the error of the output beside that of exact scales.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def test_documentation_builds(tmp_path):
 
 
 def test_tests_that_are_named_exist():
-    text = (DOCS / "compatibility.md").read_text()
+    text = (DOCS / "guide" / "compatibility.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", text))
     trees = [ast.parse(path.read_text()) for path in (ROOT / "tests" / "python").rglob("test_*.py")]
     defined = {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -43,6 +43,48 @@ def test_tests_that_are_named_exist():
     rows = [line for line in (features + rest.partition("\n## ")[2]).splitlines() if "✓" in line]
     assert classes and len(rows) > 25
     assert all(re.search(r"`test_\w+` \|$", row) for row in rows)
+
+
+def pages():
+    found = [ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "bench").rglob("*.md")]
+    return [page for page in found if "_build" not in page.parts]
+
+
+def anchors(page):
+    """The anchors of headings, as GitHub and MyST make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_something():
+    """Links between files, in text that GitHub shows too, and their anchors."""
+    broken, seen = [], 0
+    for page in pages():
+        text = re.sub(r"^```\w*\n.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            to = (page.parent / path).resolve() if path else page
+            seen += 1
+            if not to.exists() or (anchor and anchor not in anchors(to)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert seen > 200 and not broken
+
+
+def test_entries_of_the_log_are_complete_and_indexed():
+    index = (DOCS / "log" / "index.md").read_text()
+    entries = sorted((DOCS / "log").glob("[0-9]*.md"))
+    assert [entry.name[:3] for entry in entries] == [f"{number:03}" for number in range(1, len(entries) + 1)]
+    for entry in entries:
+        number, text = entry.name[:3], entry.read_text()
+        title = re.match(rf"# {number}: (.+)\n\n\*Commit .+\. Measured on: .+\. Verdict: (.+)\.\*\n", text)
+        assert title, f"{entry.name}: its head is not that of an entry"
+        assert f"| [{number} {title[1]}]({entry.name}) |" in index
+        assert f" | {title[2]} |" in index
+        assert f"[{number}]({entry.name})" in index  # by subject
+        assert "\n**Verdict.** " in text
 
 
 def test_figures_and_tables_are_those_of_the_records():
@@ -62,7 +104,7 @@ def test_a_stale_figure_is_seen(tmp_path, monkeypatch):
         program.current(page)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/performance.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/performance/index.md"])
 def test_measured_numbers_are_computed(page):
     """No ratio and no share stands in prose that `python -m bench figures` did not put there."""
     text = (ROOT / page).read_text()

@@ -1,4 +1,4 @@
-"""The table of docs/compatibility.md: classes of networks, and what each is run under. A tick there is a test here."""
+"""The table of docs/guide/compatibility.md: classes of networks, what each runs under. A tick there is a test here."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparse24
 
-PAGE = Path(__file__).parents[3] / "docs" / "compatibility.md"
+PAGE = Path(__file__).parents[3] / "docs" / "guide" / "compatibility.md"
 
 pytestmark = [
     # Dynamo's, which makes an instance of every autograd function that it traces, and torch's own
@@ -88,7 +88,7 @@ def test_fsdp2(ranks, name):
 @needs_gloo
 @pytest.mark.parametrize("name", ["ReLU2MLP"])
 def test_tensor_parallel(ranks, name):
-    """As docs/recipes.md has it."""
+    """As docs/guide/distributed.md has it."""
     network = build(name).layers[0]
     expected = gradients(network, network, batch())
     assert_ranks_near(ranks(worker.tensor_parallel, "plain", name), [expected] * WORLD, 1e-5)

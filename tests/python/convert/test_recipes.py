@@ -1,4 +1,4 @@
-"""docs/recipes.md: each program runs as it stands there, and does what its text says; and so does the README."""
+"""docs/guide: each program runs as it stands there, and does what its text says; and so does the README."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from compare import assert_same_bits
 from convert_models import EXACT, CountOps, D, Inline, Stack, assert_near, masked, randomize, relu2
 from data import normal
-from recipes import README, RECIPES, execute, sections
+from recipes import README, execute, sections
 
 import sparse24
 
@@ -38,7 +38,7 @@ def run(section):
 def torchrun(section, tmp_path, processes):
     """What a recipe prints."""
     script = tmp_path / "recipe.py"
-    script.write_text("\n".join(code for _, code in sections()[section]))
+    script.write_text("\n".join(block.code for block in sections()[section]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -48,18 +48,18 @@ def torchrun(section, tmp_path, processes):
 def test_every_recipe_is_tested():
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     names = {section: section.lower().replace(" ", "_") for section in sections()}
-    assert set(names.values()) <= tested, f"{RECIPES.name}: {set(names.values()) - tested} without a test"
+    assert set(names.values()) <= tested, f"docs/guide: {set(names.values()) - tested} without a test"
 
 
 def test_the_readme_at_sizes_for_a_cpu():
-    """An assertion of its own compares the network with its parts."""
     blocks = [
-        (line, re.sub(r"\b(8192|4096|16384)\b", lambda n: str(int(n[0]) // 32), code).replace('"cuda"', '"cpu"'))
-        for section in ("Write a model", "How it works")
-        for line, code in sections(README)[section]
+        block._replace(
+            code=re.sub(r"\b(8192|4096|16384)\b", lambda n: str(int(n[0]) // 32), block.code).replace('"cuda"', '"cpu"')
+        )
+        for block in sections(README)["Write a model"]
     ]
     with CountOps() as ops:
-        n = execute(blocks[:1], {}, README)
+        n = execute(blocks, {})
     assert ops.sparse == 0  # the first step of the schedule
     mlp, x = n["mlp"], n["x"]
     assert mlp.sparse is False and n["schedule"].apply(mlp, 1000) is True
@@ -67,9 +67,9 @@ def test_the_readme_at_sizes_for_a_cpu():
     w1, w2 = mlp.up_proj.weight, mlp.down_proj.weight
     expected = F.linear(relu2(F.linear(x, w1)), w2)
     assert_near([n["y"]], [expected], 1e-2)
-    n = execute(blocks[1:], n, README)
-    assert_same_bits(n["y"], mlp(x))
-    assert 0.05 < (n["y"] - expected).norm() / expected.norm() < 0.5  # a fifth of a random activation is dropped
+    assert mlp.sparse is True
+    y = mlp(x)
+    assert 0.05 < (y - expected).norm() / expected.norm() < 0.5  # a fifth of a random activation is dropped
     assert n["frozen"].up_proj.weight.dtype == torch.float8_e4m3fn and n["frozen"](x).shape == x.shape
 
 
@@ -80,7 +80,7 @@ def test_conversion_in_the_readme(capsys):
     def evaluate(model):
         evaluated.append(model(x))
 
-    execute(sections(README)["Convert a model"], {"sparse24": sparse24, "model": model, "evaluate": evaluate}, README)
+    execute(sections(README)["Convert a model"], {"sparse24": sparse24, "model": model, "evaluate": evaluate})
     assert capsys.readouterr().out == "sparse24: converted 2 of 2\n"
     assert_same_bits(evaluated[0], dense)
     assert_same_bits(model(x), dense)
@@ -93,6 +93,27 @@ def test_quick_start(capsys):
     assert (n["y"] - expected).norm() <= 1e-2 * expected.norm()
     assert ops.sparse == 4 and x.grad is not None
     assert capsys.readouterr().out == "50% zeros; pruning drops 19% of the other entries\n"
+
+
+def test_own_module(capsys):
+    n, ops = run("Own module")
+    assert ops.sparse == 4 and n["x"].grad is not None
+    assert all(p.grad is not None for p in n["mlp"].parameters())
+    x, w1, w2 = n["x"].detach().float(), n["mlp"].w1.detach().float(), n["mlp"].w2.detach().float()
+    assert_near([n["dense"].float()], [F.linear(relu2(F.linear(x, w1)), w2)], 2e-2)
+    share = int(
+        re.fullmatch(r"2:4 differs from dense by (\d+)% at random initialisation\n", capsys.readouterr().out)[1]
+    )
+    assert 5 < share < 50  # a fifth of a random activation is dropped
+
+
+def test_the_parts_of_the_network():
+    """An assertion of its own compares the network with its parts."""
+    n, ops = run("The parts of the network")
+    assert ops.sparse == 2
+    assert_same_bits(n["y"], n["mlp"](n["x"]))
+    two_steps = sparse24.mm(n["values"], n["meta"], n["w2"].t())  # the pre-activation is torch's, rounded otherwise
+    assert_near([two_steps], [n["y"]], 1e-2)
 
 
 def test_training_schedule(capsys):
