@@ -87,6 +87,16 @@ def test_entries_of_the_log_are_complete_and_indexed():
         assert "\n**Verdict.** " in text
 
 
+def test_contributing_has_a_line_for_every_folder():
+    text = (DOCS / "contributing.md").read_text()
+    told = {name.rstrip("/") for name in re.findall(r"^    (\S+/) {2,}\S", text, re.MULTILINE)}
+    assert len(told) > 20 and all((ROOT / folder).is_dir() for folder in told)
+    suffixes = {".cpp", ".h", ".cu", ".cuh", ".py"}
+    files = (path for top in ("cpp", "cuda", "python") for path in (ROOT / top).rglob("*") if path.suffix in suffixes)
+    folders = {path.parent.relative_to(ROOT) for path in files} - {Path("python/sparse24")}
+    assert not {folder for folder in folders if not {str(folder), str(folder.parent)} & told}
+
+
 def test_figures_and_tables_are_those_of_the_records():
     run("figures", "--check")
     assert "<!-- fig:fp8-bounded-over-row -->" in (ROOT / "README.md").read_text()
