@@ -187,12 +187,14 @@ Tensor mm(const Tensor& values, const Tensor& meta, const Tensor& b, const std::
     contiguous_bias = as_contiguous(*bias);
     args.bias = contiguous_bias->const_data_ptr();
   }
+  const MmPlan plan = values.is_cuda() ? cuda::plan_mm(args) : MmPlan{};
   std::optional<Tensor> workspace;
-  if (const int64_t bytes = values.is_cuda() ? cuda::mm_workspace_bytes(args) : 0) {
-    workspace = new_empty(values, {bytes / 4}, ScalarType::Float);
+  if (plan.workspace_bytes > 0) {
+    workspace = new_empty(values, {plan.workspace_bytes / 4}, ScalarType::Float);
     args.workspace = workspace->mutable_data_ptr<float>();
   }
-  scope.run(cpu::mm, cuda::mm, args);
+  const auto by_plan = [&](const MmArgs& a, cudaStream_t stream) { cuda::mm(a, plan, stream); };
+  scope.run(cpu::mm, by_plan, args);
   return d;
 }
 

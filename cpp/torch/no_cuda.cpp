@@ -24,8 +24,8 @@ void gather_features(const GatherFeaturesArgs&, cudaStream_t) { refuse("sparse24
 void put_features(const PutFeaturesArgs&, cudaStream_t) { refuse("sparse24.put_features"); }
 void quantize_fp8(const QuantizeArgs&, cudaStream_t) { refuse("sparse24.quantize_fp8"); }
 void usable_scales(const UsableScalesArgs&, cudaStream_t) { refuse("sparse24.quantize_fp8"); }
-int64_t mm_workspace_bytes(const MmArgs&) { refuse("sparse24.mm"); }
-void mm(const MmArgs&, cudaStream_t) { refuse("sparse24.mm"); }
+MmPlan plan_mm(const MmArgs&) { refuse("sparse24.mm"); }
+void mm(const MmArgs&, const MmPlan&, cudaStream_t) { refuse("sparse24.mm"); }
 void linear_relu2(const LinearRelu2Args&, cudaStream_t) { refuse("sparse24.linear_relu2"); }
 void linear_compress(const LinearCompressArgs&, cudaStream_t) { refuse("sparse24.linear_compress"); }
 void linear_gradient(const LinearGradientArgs&, cudaStream_t) { refuse("sparse24.linear_gradient"); }

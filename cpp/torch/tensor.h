@@ -118,6 +118,11 @@ class DeviceScope {
 
   template <class Args>
   void run(void (*on_cpu)(const Args&), void (*on_cuda)(const Args&, cudaStream_t), const Args& args) const {
+    run<Args, void (*)(const Args&, cudaStream_t)>(on_cpu, on_cuda, args);
+  }
+  /// on_cuda: anything that is called so.
+  template <class Args, class OnCuda>
+  void run(void (*on_cpu)(const Args&), OnCuda on_cuda, const Args& args) const {
     if (guard_) {
       on_cuda(args, stream_);
       return;

@@ -49,16 +49,16 @@ GemmConfig choose_config(const MmArgs& args, bool split) {
 
 }  // namespace
 
-int64_t mm_workspace_bytes(const MmArgs& args, const GemmConfig& config) {
-  return config.splits == 1 ? 0 : config.splits * partial_sums_bytes(args);
+MmPlan plan_mm(const MmArgs& args, const GemmConfig& config) {
+  return {config, config.splits == 1 ? 0 : config.splits * partial_sums_bytes(args)};
 }
 
-int64_t mm_workspace_bytes(const MmArgs& args) {
-  if (args.a.m == 0 || args.n == 0 || !may_split(args)) return 0;
-  return mm_workspace_bytes(args, choose_config(args, true));
+MmPlan plan_mm(const MmArgs& args) {
+  if (args.a.m == 0 || args.n == 0) return {};
+  return plan_mm(args, choose_config(args, may_split(args)));
 }
 
-void mm(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
+void mm(const MmArgs& args, const MmPlan& plan, cudaStream_t stream) {
   if (args.a.m == 0 || args.n == 0) return;
   check(args.a.k > 0, "sparse24.mm: expected K to be above 0, got 0");
   check(!args.b_interleaved || (args.a.m_contiguous() && args.b_major == Major::kRow),
@@ -66,6 +66,7 @@ void mm(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
   check(!args.b_interleaved || args.a.k % 4 == 0 || args.b_tail,
         "sparse24.mm: expected a copy of the last rows of an interleaved B or K to be a multiple of 4, got K ",
         args.a.k);
+  const GemmConfig& config = plan.config;
   const Launcher launch = find(args, config.tile);
   if (config.splits == 1) return launch(args, config, stream);
   check(may_split(args) && args.workspace && splits_evenly(config, args.a.k, config.splits),
@@ -81,7 +82,8 @@ void mm(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
 }
 
 void mm(const MmArgs& args, cudaStream_t stream) {
-  mm(args, choose_config(args, args.workspace && may_split(args)), stream);
+  if (args.a.m == 0 || args.n == 0) return;
+  mm(args, plan_mm(args, choose_config(args, args.workspace && may_split(args))), stream);
 }
 
 }  // namespace sparse24::cuda

@@ -32,7 +32,7 @@ struct MmArgs {
   const void* bias = nullptr;       ///< [n], null: 0
   DType bias_dtype = DType::kFloat32;
 
-  float* workspace = nullptr;  ///< on the GPU: `cuda::mm_workspace_bytes`, 16-byte aligned; null: K is never split
+  float* workspace = nullptr;  ///< on the GPU: `MmPlan::workspace_bytes`, 16-byte aligned
 
   /// Column k of A multiplies row `interleaved_token(k, a.k / 4)` of b: A is of interleaved tokens, b is not. On the
   /// GPU only for a.m_contiguous() and b_major kRow.
@@ -85,14 +85,20 @@ bool splits_evenly(const GemmConfig& config, int64_t k, int splits);
 /// All configurations that are compiled for `dtype`, in the first of all orders: what `select_mm_config` chooses from.
 std::vector<GemmConfig> mm_configs(DType dtype);
 
+/// How one product runs, chosen once, and the room that it needs for that.
+struct MmPlan {
+  GemmConfig config{};
+  int64_t workspace_bytes = 0;  ///< of `MmArgs::workspace`: zero unless K is split
+};
+
 namespace cuda {
-/// The room that `mm` can use, given all of `args` but the workspace: zero unless it would split K.
-int64_t mm_workspace_bytes(const MmArgs& args);
-int64_t mm_workspace_bytes(const MmArgs& args, const GemmConfig& config);
-/// Chooses a configuration for the current device.
-void mm(const MmArgs& args, cudaStream_t stream);
+/// For the current device and all of `args` but the workspace.
+MmPlan plan_mm(const MmArgs& args);
 /// With a configuration of the caller's: for tuning and for tests of every kernel.
-void mm(const MmArgs& args, const GemmConfig& config, cudaStream_t stream);
+MmPlan plan_mm(const MmArgs& args, const GemmConfig& config);
+void mm(const MmArgs& args, const MmPlan& plan, cudaStream_t stream);
+/// By a plan that fits the workspace of `args`: without one, K is not split.
+void mm(const MmArgs& args, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

@@ -71,15 +71,11 @@ class MmGpu : public GpuTest {
     if (args.scale_a) args.scale_a = scale_a.data<float>();
     if (args.scale_b) args.scale_b = scale_b.data<float>();
     if (args.bias) args.bias = bias.data();
-    const int64_t room = config ? cuda::mm_workspace_bytes(args, *config) : cuda::mm_workspace_bytes(args);
-    DeviceBuffer workspace(room);
-    if (room > 0) args.workspace = workspace.data<float>();
+    const MmPlan plan = config ? cuda::plan_mm(args, *config) : cuda::plan_mm(args);
+    DeviceBuffer workspace(plan.workspace_bytes);
+    if (plan.workspace_bytes > 0) args.workspace = workspace.data<float>();
     uploads_done();
-    if (config) {
-      cuda::mm(args, *config, stream_);
-    } else {
-      cuda::mm(args, stream_);
-    }
+    cuda::mm(args, plan, stream_);
     synchronize();
     d.to_host(got);
     for (const DeviceBuffer* buffer : {&values, &meta, &db, &d, &scale_a, &scale_b, &bias, &workspace}) {
