@@ -19,6 +19,7 @@ COMMANDS = {
     "threshold": "reporting.threshold",
     "regret": "reporting.regret",
     "merge": "reporting.merge",
+    "compact": "reporting.compact",
     "report": "reporting.report",
     "train_table": "reporting.train_table",
     "figures": "reporting.figures",

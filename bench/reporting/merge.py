@@ -2,7 +2,8 @@
 
     python -m bench merge --out bench/results/<gpu>/ffn_forward.json first.json second.json
 
-A problem that several files have comes from the last of them, as a whole: only times of one call are compared.
+A problem that several files have comes from the last of them, as a whole: only times of one call are compared. What is
+written is compact (compact.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.reporting.compact import compact
 from sparse24.bench import results
 
 
@@ -20,10 +22,19 @@ def merge(calls: Iterable[list[results.Record]]) -> list[results.Record]:
     for records in calls:
         own: dict[tuple, list[results.Record]] = {}
         for record in records:
-            # By its label: a problem that could not be built has no sizes in its records.
-            own.setdefault((record["bench"], record["problem"]), []).append(record)
+            own.setdefault(_problem(record), []).append(record)
         problems |= own
-    return [record for records in problems.values() for record in records]
+    # One that could not be built has no sizes, only a label, and is forgotten once it was built.
+    built = {r.get("problem") for records in problems.values() for r in records if r["tokens"]}
+    return [r for records in problems.values() for r in records if r["tokens"] or r.get("problem") not in built]
+
+
+def _problem(record: results.Record) -> tuple:
+    """What identifies a problem without its label: sizes and data. Zeros are rounded: generators of GPUs differ."""
+    names = ("bench", "tokens", "d_model", "d_ff", "pattern", "model" if "model" in record else "bench")
+    apart = record["race"] if record["bench"] == "models" else None  # there each phase is a problem
+    label = None if record["tokens"] else record.get("problem")
+    return (*(record[name] for name in names), round(20 * record["zeros"]), apart, label)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +44,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     calls = [results.read_json([path]) for path in args.json]
     merged = merge(calls)
-    results.write_json(args.out, merged)
+    results.write_json(args.out, compact(merged))
     print(f"{args.out}: {len(merged)} of {sum(map(len, calls))} records")
     return 0

@@ -14,7 +14,7 @@ Record = dict[str, Any]
 def write_json(path: Path, records: list[Record]) -> None:
     """One record per line: diffs of committed results stay readable."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(r, separators=(",", ":")) for r in records) + "\n]\n")
 
 
 def read_json(paths: Iterable[Path]) -> list[Record]:

@@ -1,0 +1,64 @@
+"""Makes records small: what is committed is what tables, figures and drawings show, and whose it is.
+
+    python -m bench compact bench/results/<gpu>/*.json
+
+A bench writes all that it knows into its file; `merge` puts its calls together and calls this. What is left out here is
+in the history of bench/results, or measured anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from sparse24.bench import results
+
+#: Facts that tell how a call went: its seed of noise, the state of the card, what the host did.
+CALL = {"problem", "verified_rows", "repeatable", "iqr_us", "min_us", "rounds", "host_us", "power_w", "temperature_c"}
+CALL |= {"power_limit_w", "alg_id", "split_k", "split_k_mode", "best_dense"}
+#: Of a look at a GPU in training: what is drawn. The last look of a run is kept whole.
+LOOKS = ("step", "zeros", "feature_nonzeros_dropped", "recipe_token_nonzeros_dropped")
+
+
+def compact(records: list[results.Record]) -> list[results.Record]:
+    """The records that are shown, with the facts that are."""
+    return [_small(record) for record in records if shown(record)]
+
+
+def shown(record: results.Record) -> bool:
+    """Whether a table, a figure or a drawing has it: whole networks, and products where these are compared."""
+    bench, race = record["bench"], record.get("race")
+    if bench == "ffn_training":
+        return race in ("training", "dw1", "dw2", "gemms")
+    if bench == "gemm1":
+        return record.get("sizes", "large") == "large"
+    if bench == "ffn_forward" and race == "gemm2":
+        return record["variant"].startswith("dense")  # what relu2_mlp would take where it runs dense
+    return True
+
+
+def _small(record: results.Record) -> results.Record:
+    small = {key: value for key, value in record.items() if key not in CALL}
+    if "median_us" in small and small["race"] in ("forward", "training") and small["bench"].startswith("ffn_"):
+        small.pop("tflops_dense_equivalent", None)  # rates are those of products
+    if "commit" in small:
+        small["commit"] = small["commit"][:7]
+    if "date" in small:
+        small["date"] = small["date"][:10]
+    looks = small.get("activations")
+    if looks:
+        small["activations"] = [{key: look[key] for key in LOOKS if key in look} for look in looks[:-1]] + looks[-1:]
+    return small
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("json", nargs="+", type=Path)
+    for path in parser.parse_args(argv).json:
+        content = json.loads(path.read_text())
+        if isinstance(content, list):
+            results.write_json(path, compact(content))
+        else:  # a run of training
+            path.write_text(json.dumps(_small(content), separators=(",", ":")) + "\n")
+    return 0
