@@ -23,8 +23,7 @@ COMMANDS = {
     "report": "reporting.report",
     "train_table": "reporting.train_table",
     "figures": "reporting.figures",
-    "plot": "reporting.plot",
-    "plot_training": "reporting.plot_training",
+    "plot": "reporting.plots",
     "run_gpu": "run_gpu",
 }
 

@@ -19,14 +19,7 @@ from sparse24.bench.inputs import Sparsity, recorded
 from sparse24.bench.options import Options
 from sparse24.bench.precompile import Job
 
-SIZES = [
-    (16384, 4096, 16384),
-    (32768, 1664, 6656),
-    (16384, 2560, 18432),
-    (8192, 4096, 16384),
-    (4096, 4096, 16384),
-    (65536, 1664, 6656),
-]
+SIZES = list(sizes.TRAINING)
 #: Numbers of tokens off the multiples that tiles and copies have: a step takes as long for each token as of 8,192.
 ODD = [(8191, 4096, 16384), (8188, 4096, 16384), (32767, 1664, 6656)]
 #: Beside those the FFNs of all models, at 90 % zeros and without the GEMMs alone.

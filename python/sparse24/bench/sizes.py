@@ -58,6 +58,15 @@ USERS = (
     Size(32768, 8192, 10240, "Nemotron-3 Ultra, shared expert"),
     Size(1408, 2048, 5120, "Nemotron-3 Ultra, one expert"),
 )
+#: Of a step in training, (T, D, F).
+TRAINING = (
+    (16384, 4096, 16384),
+    (32768, 1664, 6656),
+    (16384, 2560, 18432),
+    (8192, 4096, 16384),
+    (4096, 4096, 16384),
+    (65536, 1664, 6656),
+)
 SETS = {"large": LARGE, "sweep": SWEEP, "users": USERS, "narrow": NARROW}
 SMOKE = (Size(48, 64, 128), Size(33, 64, 96, "smoke", bias=True))
 QUICK = (LARGE[0], LARGE[2], SWEEP[2])

@@ -29,7 +29,7 @@ def with_first_gradient_times(factor, relu2_mlp):
 
 def draw(name, folder) -> None:
     pytest.importorskip("matplotlib")
-    run("plot_training", folder)
+    run("plot", folder)
     assert "</svg>" in (folder / f"{name}.svg").read_text()
 
 

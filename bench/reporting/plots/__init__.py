@@ -1,0 +1,46 @@
+"""Draws the records of a GPU: products, the FFN forward and in training, and a GPT.
+
+    python -m bench plot bench/results/<gpu>
+
+writes mm.svg, ffn_forward.svg (over the number of tokens), ffn_forward_sizes.svg, ffn_training.svg and train_gpt.svg
+there, of the records that there are. 90 % independent zeros are drawn; the JSON files hold the others too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bench.reporting import train_table
+from sparse24.bench import results
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--format", choices=("svg", "png"), default="svg")
+    args = parser.parse_args(argv)
+    from bench.reporting.plots import forward, gpt, products, style, training
+
+    def records(name: str) -> list[results.Record]:
+        path = args.folder / f"{name}.json"
+        return results.read_json([path]) if path.exists() else []
+
+    drawings = {
+        "mm": (products.draw, records("mm")),
+        "ffn_forward": (forward.draw_sweeps, records("ffn_forward")),
+        "ffn_forward_sizes": (forward.draw_sizes, records("ffn_forward")),
+        "ffn_training": (training.draw, records("ffn_training")),
+        "train_gpt": (gpt.draw, train_table.read(args.folder / "train_gpt")),
+    }
+    written = 0
+    for name, (draw, found) in drawings.items():
+        figure = draw(found)
+        if figure is None:
+            print(f"nothing to draw for {name}")
+            continue
+        path = args.folder / f"{name}.{args.format}"
+        style.save(figure, path)
+        print(path)
+        written += 1
+    return 0 if written else 1
