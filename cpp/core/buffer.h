@@ -1,5 +1,5 @@
 /// @file
-/// Memory of the CPU functions: what cannot be had is told with its size.
+/// Memory of the CPU functions. An allocation that fails throws an error that states its size.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace sparse24 {
 
-/// `count` elements of `value`; throws `OutOfMemory`.
+/// Returns `count` elements of `value`, or throws `OutOfMemory`.
 template <class T>
 std::vector<T> make_buffer(int64_t count, T value = T{}) {
   try {

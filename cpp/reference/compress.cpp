@@ -12,7 +12,7 @@
 namespace sparse24::cpu {
 namespace {
 
-/// Where the sparse operand A [m, k] finds its elements in X [rows, cols].
+/// Says where the sparse operand A [m, k] finds its elements in X [rows, cols].
 struct Source {
   Operand a;
   int64_t cols;

@@ -8,7 +8,7 @@
 namespace sparse24::cpu {
 namespace {
 
-/// Elements are moved, never looked at. `nan`: what stands for it in their type.
+/// Elements are moved and never looked at. `nan` is what stands for NaN in their type.
 template <class Storage>
 void gather(const GatherFeaturesArgs& args, Storage nan) {
   const auto* values = static_cast<const Storage*>(args.values);

@@ -20,7 +20,7 @@ void for_each_gradient(const Args& args, const Store& store) {
                store);
 }
 
-/// dy * (2 sqrt(y)), rounded once; `roots`: y is the root already.
+/// Returns dy * (2 sqrt(y)), rounded once. With `roots` y is the root already.
 template <class H>
 typename H::Storage times_root(typename H::Storage dy, typename H::Storage y, bool roots) {
   const float value = H::load(y);

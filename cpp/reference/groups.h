@@ -12,8 +12,8 @@
 
 namespace sparse24 {
 
-/// Calls `group(m, g)` for every stored group. Threads never share a byte of metadata, which holds groups 2p and 2p
-/// + 1.
+/// Calls `group(m, g)` for every stored group. Threads never share a byte of metadata, which holds two neighbouring
+/// groups.
 template <class Group>
 void for_each_group(const Operand& a, const Group& group) {
   const int64_t groups = a.k_values / 4;
@@ -32,7 +32,7 @@ void for_each_group(const Operand& a, const Group& group) {
   }
 }
 
-/// Positions that group g of row m keeps.
+/// Returns the positions that group g of row m keeps.
 inline Pair read_pair(const uint8_t* meta, const Operand& a, int64_t m, int64_t g) {
   const int nibble = meta[a.meta_byte(m, g)] >> Operand::meta_shift(g);
   return {nibble & 3, nibble >> 2 & 3};
@@ -44,7 +44,7 @@ inline void write_pair(uint8_t* meta, const Operand& a, int64_t m, int64_t g, Pa
   byte = static_cast<uint8_t>((byte & ~(0xF << shift)) | pair.nibble() << shift);
 }
 
-/// The pattern of `from` in the layout of `to`, an operand of the same sizes.
+/// Returns the pattern of `from` in the layout of `to`, an operand of the same sizes.
 inline void convert_meta(const uint8_t* from_meta, const Operand& from, uint8_t* to_meta, const Operand& to) {
   std::memset(to_meta, kMetaPaddingByte, static_cast<size_t>(to.meta_bytes()));
   for_each_group(to, [&](int64_t m, int64_t g) { write_pair(to_meta, to, m, g, read_pair(from_meta, from, m, g)); });

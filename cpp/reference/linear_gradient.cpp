@@ -23,10 +23,10 @@ typename H::Storage* codes(Bytes& bytes) {
   return reinterpret_cast<typename H::Storage*>(bytes.data());
 }
 
-/// Of a row of what is compressed along tokens.
+/// Returns the token in a row of a matrix that is compressed along tokens.
 int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleaved_token(row, args.quarter()); }
 
-/// dy [tokens, features], tokens in their own order.
+/// Computes dy [tokens, features] with tokens in their own order.
 template <class In, class H>
 void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
   for_each_gradient<In>(args, [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
@@ -35,7 +35,7 @@ void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
   });
 }
 
-/// All tokens of the hot features of a dense matrix.
+/// Copies all tokens of the dense features out of a dense matrix.
 template <class H>
 void store_hot(const LinearGradientArgs& args, const typename H::Storage* dense, typename H::Storage* out) {
   int64_t highest = -1;
@@ -49,8 +49,8 @@ void store_hot(const LinearGradientArgs& args, const typename H::Storage* dense,
   }
 }
 
-/// The values of a matrix with groups of features, once more with groups of tokens, and its hot features; the dense one
-/// goes to `dense`.
+/// Compresses the values of a matrix with groups of features once more with groups of tokens, and stores its dense
+/// features. The dense matrix itself goes to `dense`.
 template <class H>
 void turn(const LinearGradientArgs& args, const void* values, const TokenCompressed& out, void* hot, Bytes& dense) {
   const int64_t t = args.tokens, f = args.features;
@@ -64,7 +64,7 @@ void turn(const LinearGradientArgs& args, const void* values, const TokenCompres
   compress({ordered.data(), dtype, t, f, Dim::kTokens, Activation::kNone, dtype, out.values, out.meta});
 }
 
-/// The kept values of y where those of its root are given.
+/// Returns the kept values of y where those of its root are given.
 template <class H>
 Bytes squares(const LinearGradientArgs& args) {
   const auto* roots = static_cast<const typename H::Storage*>(args.y);

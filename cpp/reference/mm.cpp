@@ -11,7 +11,7 @@
 namespace sparse24::cpu {
 namespace {
 
-/// sums[n - n_begin] += sum_k A[m, k] B[k, n] for n in [n_begin, n_end) and the groups that lie in [k_begin, k_end).
+/// Adds sum_k A[m, k] B[k, n] to sums[n - n_begin] for n in [n_begin, n_end) and the groups in [k_begin, k_end).
 template <class In>
 void add_products(const MmArgs& args, const float* b, int64_t m, int64_t k_begin, int64_t k_end, int64_t n_begin,
                   int64_t n_end, float* sums) {
@@ -34,7 +34,7 @@ void add_products(const MmArgs& args, const float* b, int64_t m, int64_t k_begin
   }
 }
 
-/// Scales, bias, one rounding.
+/// Applies scales and bias, and rounds once.
 template <class Out>
 void store_row(const MmArgs& args, int64_t m, int64_t n_begin, int64_t n_end, const float* sums) {
   auto* d = static_cast<typename Out::Storage*>(args.d);

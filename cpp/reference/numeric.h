@@ -23,7 +23,7 @@ inline float float_of(uint32_t bits) {
 
 inline constexpr uint32_t kSignBit = 0x80000000u;
 inline constexpr uint32_t kInfinityBits = 0x7F800000u;
-/// The largest code, so that NaN also compares as the largest magnitude.
+/// NaN has the largest code, so that it also compares as the largest magnitude.
 inline constexpr uint32_t kNanKey = 0x7FFFFFFFu;
 
 inline bool is_nan_bits(uint32_t bits) { return (bits & ~kSignBit) > kInfinityBits; }
@@ -33,9 +33,9 @@ inline constexpr uint32_t kNanFloat32 = 0x7FC00000u;
 inline constexpr uint16_t kNan16 = 0x7FFF;
 inline constexpr uint8_t kNanE4M3 = 0x7F;
 
-/// The finite magnitude `bits` (fp32, sign cleared) in a narrower format, round to nearest even.
+/// Rounds the finite magnitude `bits` (fp32, sign cleared) to a narrower format, to nearest even.
 ///
-/// What overflows carries into the codes above the largest finite one, in order: the caller clamps.
+/// A number that overflows carries into the codes above the largest finite one, in order; the caller clamps it.
 template <int kMantissaBits, int kBias>
 uint32_t round_magnitude(uint32_t bits) {
   constexpr uint32_t kRebias = static_cast<uint32_t>(127 - kBias) << 23;
@@ -51,7 +51,7 @@ uint32_t round_magnitude(uint32_t bits) {
   return (rebased + (1u << (kDropped - 1)) - 1 + odd) >> kDropped;
 }
 
-/// The float of a magnitude code that is neither NaN nor infinite.
+/// Returns the float of a magnitude code that is neither NaN nor infinite.
 template <int kMantissaBits, int kBias>
 float widen_magnitude(uint32_t code) {
   if (code < (1u << kMantissaBits)) {
@@ -90,7 +90,7 @@ inline float e4m3_to_float(uint8_t code) {
   return float_of(sign | bits_of(widen_magnitude<3, 7>(magnitude)));
 }
 
-/// Saturates: everything beyond 448, infinity included, becomes +-448.
+/// Saturates: every magnitude beyond 448, infinity included, becomes 448 with its sign.
 inline uint8_t float_to_e4m3(float x) {
   constexpr uint32_t kLargest = 0x7E;
   const uint32_t bits = bits_of(x), magnitude = bits & ~kSignBit;

@@ -12,13 +12,13 @@
 
 namespace sparse24 {
 
-/// Columns that are multiplied together: the fp32 sums of one row stay in the first-level cache.
+/// So many columns are multiplied together that the fp32 sums of one row stay in the first-level cache.
 inline constexpr int64_t kColumnBlock = 512;
-/// Extent of K whose products are summed before they are added to the total: a product goes through few roundings even
-/// if K is large. A multiple of four, so that blocks hold whole groups.
+/// So many products along K are summed before they are added to the total, so that a product goes through few roundings
+/// even if K is large. It is a multiple of four, so that blocks hold whole groups.
 inline constexpr int64_t kReductionBlock = 128;
 
-/// The dense operand B [k, n] as fp32, row-major and contiguous, whatever its type and majorness.
+/// Returns the dense operand B [k, n] as fp32, row-major and contiguous, whatever its type and majorness.
 template <class In>
 std::vector<float> widen(const void* stored, int64_t k_size, int64_t n_size, Major major, int64_t ld) {
   const auto* b = static_cast<const typename In::Storage*>(stored);
@@ -37,7 +37,7 @@ std::vector<float> widen(const void* stored, int64_t k_size, int64_t n_size, Maj
   return wide;
 }
 
-/// The sums of a product [m, n] over k, row by row in blocks of columns.
+/// Computes the sums of a product [m, n] over k, row by row in blocks of columns.
 ///
 /// `add(m, k_begin, k_end, n_begin, n_end, sums)` adds the products of one block of K to `sums`, which begins at
 /// column n_begin; `store(m, n_begin, n_end, sums)` takes the totals. Threads share no row.
@@ -72,12 +72,12 @@ auto dense_products(const void* stored_a, int64_t lda, const std::vector<float>&
   };
 }
 
-/// One scale for all, one for each, or none: then 1.
+/// Returns one scale for all, one for each, or 1 where there is none.
 inline float scale_at(const float* scale, bool one_for_each, int64_t i) {
   return scale == nullptr ? 1.0f : scale[one_for_each ? i : 0];
 }
 
-/// Element i of a bias of any type.
+/// Returns element i of a bias of any type.
 inline float bias_at(const void* bias, DType dtype, int64_t i) {
   return visit_dtype(dtype, [&](auto type) {
     using Bias = decltype(type);

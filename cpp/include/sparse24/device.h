@@ -24,10 +24,11 @@ struct DeviceInfo {
   int sm_count;
   int capability;  ///< 90 for compute capability 9.0
 };
-/// Of the current device, cached per device.
+/// Returns what is known of the current device; it is asked once for each device.
 DeviceInfo device_info();
 
-/// Bytes of the current device that no process uses. Throws after an error that the device does not recover from.
+/// Returns the bytes of the current device that no process uses. It throws after an error from which the device does
+/// not recover.
 int64_t free_memory();
 
 /// Throws unless the current device can run the kernels of this build: "op: built for sm_90a, this device is sm_86".

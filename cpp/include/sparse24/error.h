@@ -9,7 +9,7 @@
 
 namespace sparse24 {
 
-/// Every failure of the library. Becomes RuntimeError in Python.
+/// Every failure of the library is one of these; in Python it becomes a RuntimeError.
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -26,7 +26,7 @@ class OutOfMemory : public Error {
   uint64_t bytes_;
 };
 
-/// Throws `Error` with all parts printed one after the other.
+/// Throws an `Error` with all parts printed one after the other.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
@@ -34,7 +34,7 @@ template <class... Parts>
   throw Error(text.str());
 }
 
-/// `fail(parts...)` unless `ok`.
+/// Calls `fail(parts...)` unless `ok`.
 template <class... Parts>
 void check(bool ok, const Parts&... parts) {
   if (!ok) fail(parts...);

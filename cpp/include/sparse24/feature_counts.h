@@ -9,8 +9,8 @@ namespace sparse24 {
 /// counts[f] = how many sampled tokens t have X[t, f] != 0 (NaN is not 0), X [tokens, features] given by values and
 /// meta of dim = -1.
 ///
-/// The sample is of whole blocks of 16 tokens, evenly spread: what the counts order is clear from a thousand tokens,
-/// and to look at all of them is to read the activation once more.
+/// The sample consists of whole blocks of 16 tokens that are evenly spread. A thousand tokens are enough to order the
+/// features, and to look at all tokens would be to read the activation once more.
 struct FeatureCountsArgs {
   Operand a;  ///< of dim kFeatures: m tokens, k features
   const void* values;
@@ -25,7 +25,7 @@ struct FeatureCountsArgs {
     const int64_t wanted = ceil_div(samples, kBlock);
     return wanted < blocks() ? wanted : blocks();
   }
-  /// The first token of sampled block i.
+  /// Returns the first token of sampled block i.
   SPARSE24_HD int64_t first_token(int64_t i) const { return i * blocks() / sampled_blocks() * kBlock; }
   Operand pattern() const { return Operand::of(a.m, a.k, meta_dtype, Dim::kFeatures); }
 };

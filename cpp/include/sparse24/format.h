@@ -9,11 +9,11 @@
 /// Each group keeps two values, i0 < i1, and the nibble `i0 | i1 << 2`: always an ordered pair, because the
 /// hardware leaves the other codes undefined. Metadata is padded to M % 128 and K % atom with nibble 4 = (0, 1).
 ///
-/// Metadata from elsewhere can hold any nibble. What reads it then stays inside its buffers, and what decodes it
-/// (decompress, compress_like, gather_features, feature_counts, linear_gradient) has one rule: the first value of a
-/// group lies at i0, the second at i1, and if both are at the same place the first counts. mm is for metadata that
-/// compress made: of other codes the hardware makes what it wants. Padding is never decoded, and of `values` what
-/// belongs to tokens of the padding is never read.
+/// Metadata from elsewhere can hold any nibble. Functions that read it stay inside of their buffers, and those that
+/// decode it (decompress, compress_like, gather_features, feature_counts, linear_gradient) follow one rule: the first
+/// value of a group lies at i0, the second at i1, and if both lie at the same place the first counts. mm is for
+/// metadata that compress made: the hardware does not define what other codes do. Padding is never decoded, and values
+/// that belong to tokens of the padding are never read.
 ///
 /// Values (kept value j of row m, j = 2g or 2g + 1):
 ///
@@ -43,7 +43,7 @@ namespace sparse24 {
 
 /// M is padded to the coarsest granularity of any architecture, so that bytes stay valid on later ones.
 inline constexpr int64_t kMetaRowPadding = 128;
-/// Two nibbles of groups that keep (0, 1), as the padding does, and every group of zeros.
+/// Two nibbles of groups that keep (0, 1), as those of the padding and of zeros do.
 inline constexpr uint8_t kMetaPaddingByte = 0x44;
 
 /// K extent of one metadata atom: the K tile of the GEMM kernels.
@@ -79,20 +79,20 @@ struct Operand {
             round_up(k, meta_atom_k(values))};
   }
 
-  /// True if values are stored [k_values / 2, m]: token pairs outermost.
+  /// Tells whether values are stored as [k_values / 2, m], with pairs of tokens outermost.
   SPARSE24_HD constexpr bool m_contiguous() const { return dim == Dim::kTokens && dtype != DType::kFloat8E4M3; }
   SPARSE24_HD constexpr int64_t values_rows() const { return m_contiguous() ? k_values / 2 : m; }
   SPARSE24_HD constexpr int64_t values_cols() const { return m_contiguous() ? m : k_values / 2; }
-  /// Values of a row of A that are not those of tokens of the padding.
+  /// Returns how many values of a row of A do not belong to tokens of the padding.
   SPARSE24_HD constexpr int64_t kept() const { return k / 4 * 2 + (k % 4 < 2 ? k % 4 : 2); }
   SPARSE24_HD constexpr int64_t meta_bytes() const { return m_meta * k_meta / 8; }
 
-  /// Index of kept value j of row m in the values.
+  /// Returns the index of kept value j of row m in the values.
   SPARSE24_HD constexpr int64_t value_index(int64_t row, int64_t j) const {
     return m_contiguous() ? j * m + row : row * (k_values / 2) + j;
   }
 
-  /// Byte of the metadata that holds the nibble of group g of row m; the low nibble belongs to even g.
+  /// Returns the byte of the metadata that holds the nibble of group g of row m; the low nibble belongs to even g.
   SPARSE24_HD constexpr int64_t meta_byte(int64_t row, int64_t g) const {
     const int64_t col = 4 * g;
     if (dtype == DType::kFloat8E4M3) return (col / 128) * m_meta * 16 + row * 16 + (col % 128) / 8;

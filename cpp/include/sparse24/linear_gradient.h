@@ -15,7 +15,7 @@
 
 namespace sparse24 {
 
-/// One matrix along tokens, as `Operand::of(tokens, features, hidden_dtype, Dim::kTokens)` lays it out.
+/// One matrix along tokens. `Operand::of(tokens, features, hidden_dtype, Dim::kTokens)` says how it is laid out.
 struct TokenCompressed {
   void* values;
   uint8_t* meta;
@@ -54,14 +54,14 @@ struct LinearGradientArgs {
   int64_t quarter() const { return interleaved ? tokens / 4 : 0; }
 };
 
-/// Tokens whose rows of grad the kernels find by themselves come in this multiple; else there is a `grad_tail`, of the
-/// last tile of this many rows.
+/// The kernels find the rows of grad by themselves where tokens come in this multiple. Elsewhere they need a
+/// `grad_tail` with the rows of the last tile, which has so many.
 inline constexpr int64_t kGradTokenMultiple = 32, kGradTailTile = 128;
 
-/// The tile of linear_gradient. One of 128x128 reads more from L2 than there is time for, a wider one has no registers
-/// left.
+/// The tile of linear_gradient. A tile of 128x128 would read more from L2 than there is time for, and a wider one would
+/// have no registers left.
 inline constexpr GemmTile kLinearGradientTile = GemmTile::k128x192;
-/// Its configuration: a pure function of sizes and SM count.
+/// Returns its configuration, a pure function of sizes and of the number of multiprocessors.
 GemmConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count);
 
 namespace cpu {
@@ -71,7 +71,7 @@ void linear_gradient(const LinearGradientArgs& args);
 namespace cuda {
 /// Chooses a configuration for the current device.
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream);
-/// With a configuration of the caller's, which has that tile: for tuning and for tests.
+/// Runs a configuration of the caller's, which has that tile, for tuning and for tests.
 void linear_gradient(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream);
 }  // namespace cuda
 

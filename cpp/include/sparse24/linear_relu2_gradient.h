@@ -34,7 +34,7 @@ void linear_relu2_gradient(const LinearRelu2GradientArgs& args);
 namespace cuda {
 /// Chooses a configuration for the current device.
 void linear_relu2_gradient(const LinearRelu2GradientArgs& args, cudaStream_t stream);
-/// With a configuration of the caller's: for tuning and for tests.
+/// Runs a configuration of the caller's, for tuning and for tests.
 void linear_relu2_gradient(const LinearRelu2GradientArgs& args, const GemmConfig& config, cudaStream_t stream);
 }  // namespace cuda
 

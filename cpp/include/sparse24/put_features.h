@@ -10,8 +10,8 @@ namespace sparse24 {
 
 /// out[features[h], :] = sum over p of parts[p, h, :], or out[:, features[h]] = sum over p of parts[p, :, h].
 ///
-/// Sums are in fp32, in order, and rounded once. An index that is no feature is left out, because nothing can refuse it
-/// on a device; of equal ones either may win.
+/// Sums are taken in fp32, in order, and rounded once. An index that is no feature is left out, because nothing can
+/// refuse it on a device; of equal indices either may win.
 struct PutFeaturesArgs {
   int64_t rows, columns;  ///< of out, row-major and contiguous
   void* out;

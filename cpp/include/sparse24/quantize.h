@@ -14,7 +14,7 @@ namespace sparse24 {
 /// it is: a negative one turns the signs of what is stored, and with NaN or an infinity the row decodes to NaN.
 SPARSE24_HD constexpr float usable_scale(float given) { return -FLT_MIN < given && given < FLT_MIN ? FLT_MIN : given; }
 
-/// used[i] = usable_scale(given[i]): what an op returns for a given scale.
+/// Computes used[i] = usable_scale(given[i]), which an op returns for a given scale.
 struct UsableScalesArgs {
   const float* given;
   int64_t count;

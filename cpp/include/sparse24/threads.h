@@ -6,8 +6,8 @@
 
 namespace sparse24::cpu {
 
-/// The most threads, the calling one included, that each later CPU function of the calling thread uses. 0, which every
-/// thread begins with, stands for the number of cores.
+/// Sets how many threads, the calling one included, each later CPU function of the calling thread uses at most. 0, with
+/// which every thread begins, stands for the number of cores.
 void set_max_threads(int64_t threads);
 int64_t max_threads();
 
