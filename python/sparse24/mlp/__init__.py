@@ -5,7 +5,7 @@
 
 Then the activation is never stored dense; in fp8 `quantize_fp8` of x comes before, and unless the activation's scale
 is given, one pass over the compressed values converts them. Without fusion a dense GEMM and a pass over its result
-(`compress`, `compress_fp8`) take the first line's place. The backward pass is in `sparse24.mlp.function`.
+(`compress`, `compress_fp8`) take the first line's place. The backward pass is in `sparse24.mlp.backward`.
 """
 
 from typing import Literal
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparse24._autocast import without_autocast
 from sparse24._symbolic import or_true
+from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
 from sparse24.mlp.checks import (
     check_operands,
     check_scale_y,
@@ -24,8 +26,9 @@ from sparse24.mlp.checks import (
     fail,
     is_fp8,
 )
-from sparse24.mlp.forward import Mode, OutScale, Weight, activation, down_projection, float8_weight, linear_fp8
-from sparse24.mlp.function import FeedForward, without_autocast
+from sparse24.mlp.float8 import float8_weight, linear_fp8
+from sparse24.mlp.forward import activation, output
+from sparse24.mlp.function import FeedForward
 from sparse24.mlp.transforms import run_transformed
 from sparse24.ops import quantize_fp8
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
@@ -182,45 +185,30 @@ def relu2_mlp(
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
     sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
     # Differentiable casts: float32 master weights get float32 gradients.
-    first = Weight(w1 if w1_scale is not None else w1.to(dtype), w1_scale)
-    second = Weight(w2 if w2_scale is not None else w2.to(dtype), w2_scale)
+    w1 = w1 if w1_scale is not None else w1.to(dtype)
+    w2 = w2 if w2_scale is not None else w2.to(dtype)
     b1, b2 = _cast(b1, torch.bfloat16 if fp8 else dtype), _cast(b2, dtype)
-    learns = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (tokens, first.values, second.values, b1, b2)
-    )
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (tokens, w1, w2, b1, b2))
     roots = learns and dtype == torch.float16 and not fp8
-    mode = Mode(fp8, sparse, fused, roots)
     learns = learns and (fp8 or sparse or recompute or roots)
+    recipe = recipe if sparse else DENSE
+    plan = Plan(fp8, sparse, fused, roots, recipe, recompute or not recipe.reuse_mask)
     compiling, transformed = torch.compiler.is_compiling(), False
     if in_torch_func() or (not compiling and in_forward_mode()):
         if not (fp8 or sparse):  # torch's ops, which have all derivatives
-            mode, learns = Mode(fp8=False, sparse=False, fused=False), False
+            plan, learns = Plan(), False
         elif not compiling:
             transformed = True
         elif learns:  # Dynamo would make a second derivative zero
             fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
+    arguments = Arguments(tokens, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, hot_features, plan)
     with without_autocast(device_type):
-        if learns or transformed:
-            arguments = (
-                tokens,
-                first.values,
-                second.values,
-                b1,
-                b2,
-                first.scale,
-                second.scale,
-                scale_y,
-                scale_y_factor,
-                hot_features,
-                mode,
-                recipe,
-                recompute,
-            )
-            out = run_transformed(*arguments) if transformed else FeedForward.apply(*arguments)
+        if transformed:
+            out = run_transformed(*arguments)
+        elif learns:
+            out = FeedForward.apply(*arguments)
         else:
-            out = down_projection(
-                activation(tokens, first, b1, OutScale(scale_y, scale_y_factor), mode), second, b2, dtype
-            )
+            out = output(arguments, activation(arguments))
     # Nothing else holds `out`: as a view FSDP2 would warn of it, where the network is wrapped on its own.
     return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
 

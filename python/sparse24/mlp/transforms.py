@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sparse24.mlp.forward import Hidden, Mode, OutScale, Weight, activation, down_projection, squared
-from sparse24.mlp.function import BackwardPass, Gradients, gradients, refuse_second_derivatives
+from sparse24.mlp.arguments import Arguments, Hidden, Plan
+from sparse24.mlp.forward import activation, output
+from sparse24.mlp.function import all_gradients, gradients_of_saved, refuse_second_derivatives, what_is_saved
 from sparse24.ops.forward_mode import in_torch_func, refuse_forward_mode, refuse_tangents
-from sparse24.recipe import Recipe
 
 
 def run_transformed(*arguments: Any) -> Tensor:
@@ -26,40 +26,25 @@ class TransformedFeedForward(torch.autograd.Function):
     """As `FeedForward`; returns its output, and the activation beside it."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        w1: Tensor,
-        w2: Tensor,
-        b1: Tensor | None,
-        b2: Tensor | None,
-        w1_scale: Tensor | None,
-        w2_scale: Tensor | None,
-        scale_y: Tensor | None,
-        scale_y_factor: Tensor | None,
-        hot_features: Tensor | None,
-        mode: Mode,
-        recipe: Recipe,
-        recompute: bool,
-    ) -> tuple[Tensor | None, ...]:
+    def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
         """Run both layers."""
-        hidden = activation(x, Weight(w1, w1_scale), b1, OutScale(scale_y, scale_y_factor), mode)
-        return down_projection(squared(hidden, mode), Weight(w2, w2_scale), b2, x.dtype), *hidden
+        a = Arguments(*arguments)
+        hidden = activation(a)
+        return output(a, hidden), *hidden
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Save what `gradients` takes."""
-        x, w1, w2, b1, _, w1_scale, w2_scale, scale_y, factor, hot, *how = inputs
-        hidden = Hidden(*output[1:])
-        ctx.backward_pass = BackwardPass.of(*how)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
+        """Save what the backward pass takes."""
+        a, hidden = Arguments(*inputs), Hidden(*outputs[1:])
+        ctx.plan = a.plan
         ctx.mark_non_differentiable(*(t for t in hidden if t is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, b1, scale_y, factor, w1, w2, w1_scale, w2_scale, hot, *hidden)
+        ctx.save_for_backward(*what_is_saved(a, hidden))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_hidden: None) -> tuple[Tensor | None, ...]:
         """Differentiate once."""
-        needed = ctx.needs_input_grad[:5]
-        return *_Gradients.apply(ctx.backward_pass, needed, grad, *ctx.saved_tensors), *(None,) * 8
+        return all_gradients(_Gradients.apply(ctx.plan, ctx.needs_input_grad, grad, *ctx.saved_tensors))
 
     @staticmethod
     def jvp(ctx: Any, *_tangents: Any) -> NoReturn:
@@ -73,14 +58,14 @@ class TransformedFeedForward(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """`gradients`, which has no derivative itself: torch.func asks for the graph of every backward pass."""
+    """The backward pass, which has no derivative itself: torch.func asks for the graph of every backward pass."""
 
     @staticmethod
-    def forward(how: BackwardPass, needed: tuple[bool, ...], grad: Tensor, *saved: Tensor | None) -> Gradients:
-        return gradients(how, needed, grad, *saved)
+    def forward(plan: Plan, needed: tuple[bool, ...], grad: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(gradients_of_saved(plan, needed, grad, saved))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         pass
 
     @staticmethod

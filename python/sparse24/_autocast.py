@@ -1,0 +1,14 @@
+"""Autocast, which the network follows once and then switches off."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Switch autocast off, where it is on: the dtypes here are chosen one by one."""
+    # Not torch.amp.is_autocast_available: Dynamo of torch 2.11 cannot trace it.
+    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

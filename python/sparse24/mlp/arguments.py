@@ -1,0 +1,90 @@
+"""What the network is computed from, in the forms that its passes hand on: tensors, and a plan of how it runs."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sparse24.recipe import Recipe
+
+#: Products over tokens of a network that runs dense.
+DENSE = Recipe(weight_gradients="dense")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which of the paths both passes take: constants of a compiled graph."""
+
+    fp8: bool = False
+    sparse: bool = False
+    fused: bool = False
+    #: The activation is stored as its root, relu(h): training in float16, where squares of small ones underflow.
+    roots: bool = False
+    #: Products over tokens; `DENSE` where it does not run sparse.
+    recipe: Recipe = DENSE
+    #: The backward pass computes the activation again, from x.
+    recompute: bool = False
+
+
+class Weight(NamedTuple):
+    """A weight [rows, columns], and the scale of its rows where it is float8."""
+
+    values: Tensor
+    scale: Tensor | None
+
+
+class Hidden(NamedTuple):
+    """The activation [T, F]: 2:4 values with metadata, or dense values without; with a scale where they are float8."""
+
+    values: Tensor
+    meta: Tensor | None
+    scale: Tensor | None
+
+
+class Arguments(NamedTuple):
+    """Everything that `relu2_mlp` computes its result from, checked and cast.
+
+    Weights and biases are of the dtype that they are multiplied in, or weights are float8 with a scale. Autograd
+    follows no tensor inside of another object: its functions take ``*arguments`` and make this of them. Those that can
+    have a gradient are first.
+    """
+
+    x: Tensor  # [T, D]
+    w1: Tensor
+    w2: Tensor
+    b1: Tensor | None
+    b2: Tensor | None
+    w1_scale: Tensor | None
+    w2_scale: Tensor | None
+    scale_y: Tensor | None
+    scale_y_factor: Tensor | None
+    hot_features: Tensor | None
+    plan: Plan
+
+    def first(self) -> Weight:
+        """Return the first weight with its scale."""
+        return Weight(self.w1, self.w1_scale)
+
+    def second(self) -> Weight:
+        """Return the second weight with its scale."""
+        return Weight(self.w2, self.w2_scale)
+
+
+class Needed(NamedTuple):
+    """Which gradients are wanted; in the order of the first arguments."""
+
+    x: bool
+    w1: bool
+    w2: bool
+    b1: bool
+    b2: bool
+
+
+class Gradients(NamedTuple):
+    """The gradients of the first arguments."""
+
+    x: Tensor | None = None
+    w1: Tensor | None = None
+    w2: Tensor | None = None
+    b1: Tensor | None = None
+    b2: Tensor | None = None
