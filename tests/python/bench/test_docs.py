@@ -97,6 +97,14 @@ def test_contributing_has_a_line_for_every_folder():
     assert not {folder for folder in folders if not {str(folder), str(folder.parent)} & told}
 
 
+def test_the_readme_is_short_and_in_its_order():
+    text = (ROOT / "README.md").read_text()
+    order = ["Is it for you", "Two commands", "Convert a model", "Write a model", "How it works", "Measured", "Links"]
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [*order, "Limits"]
+    assert text.index("![") < text.index("## ") and text.count("![") == 1
+    assert len(text.splitlines()) <= 135
+
+
 def test_figures_and_tables_are_those_of_the_records():
     run("figures", "--check")
     assert "<!-- fig:fp8-bounded-over-row -->" in (ROOT / "README.md").read_text()
