@@ -38,7 +38,7 @@ PATH="$PWD/build/venv/bin:$PATH" $python -m pip install --no-build-isolation --n
 
 step "gtest"
 # The ctest of the CMake that configured the tree: another on the PATH may be too old to read it.
-"$(sed -n 's/^CMAKE_CTEST_COMMAND:INTERNAL=//p' build/wheel/CMakeCache.txt)" --test-dir build/wheel --output-on-failure
+"$(sed -n 's/^CMAKE_CTEST_COMMAND:INTERNAL=//p' build/wheel/CMakeCache.txt)" --test-dir build/wheel --output-on-failure -j "$(nproc)"
 
 step "pytest"
-$python -m pytest -q -ra tests/python
+$python -m pytest -q -ra -n auto --dist worksteal tests/python
