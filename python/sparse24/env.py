@@ -35,6 +35,23 @@ def cuda_problem() -> str | None:
     return None
 
 
+def summary() -> str:
+    """Tell in words what was built, and what runs on this machine.
+
+    Returns
+    -------
+    str
+        Two sentences.
+    """
+    info, problem = _C.build_info(), cuda_problem()
+    kernels = f"with kernels for sm_{info['cuda_archs']} by CUDA {info['cuda_version']}"
+    built = kernels if info["cuda"] else "without kernels"
+    runs = "Tensors on its GPU run the kernels, those on the CPU the reference, which is right and slow."
+    if problem is not None:
+        runs = f"Here every operation runs as its reference on the CPU, which is right and slow: {problem}."
+    return f"sparse24 {info['version']} was built {built}. {runs}"
+
+
 def print_env(file: IO[str] | None = None) -> None:
     """Print `build_info` and the surroundings: what a bug report needs.
 

@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     args = parser.parse_args(argv)
-    from bench.reporting.plots import forward, gpt, products, style, training
+    from bench.reporting.plots import forward, gpt, products, training
+    from sparse24.bench import drawing
 
     def records(name: str) -> list[results.Record]:
         path = args.folder / f"{name}.json"
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"nothing to draw for {name}")
             continue
         path = args.folder / f"{name}.{args.format}"
-        style.save(figure, path)
+        drawing.save(figure, path)
         print(path)
         written += 1
     return 0 if written else 1

@@ -7,8 +7,9 @@ from matplotlib.patches import Patch
 
 from bench.reporting import threshold
 from bench.reporting.plots.products import DTYPES, size
-from bench.reporting.plots.style import OURS, VARIANTS, at_one, bars, finish, plt
 from sparse24.bench import results
+from sparse24.bench.drawing import at_one, bars, finish, plt
+from sparse24.bench.variants import OURS, VARIANTS
 from sparse24.mlp import pays
 
 #: In fp8 ours has a variant for each kind of scales.

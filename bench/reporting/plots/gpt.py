@@ -6,8 +6,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable
 
-from bench.reporting.plots.style import FAINT, OURS, finish, plt
+from sparse24.bench.drawing import FAINT, finish, plt
 from sparse24.bench.results import Record
+from sparse24.bench.variants import OURS
 
 NAMES = {"dense": "dense", "sparse_default": "sparse24, default recipe"}
 COLOURS = {

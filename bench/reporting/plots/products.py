@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.reporting.plots.style import bars, finish, plt
 from sparse24.bench import results
+from sparse24.bench.drawing import bars, finish, plt
 
 DTYPES = ("bf16", "fp8")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bench.reporting.plots.products import size
-from bench.reporting.plots.style import VARIANTS, at_one, bars, finish, plt
 from sparse24.bench import results, sizes
+from sparse24.bench.drawing import at_one, bars, finish, plt
+from sparse24.bench.variants import VARIANTS
 
 NAMES = {
     "scaled_mm_tensor": "torch.compile, six GEMMs in fp8",

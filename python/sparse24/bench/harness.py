@@ -59,7 +59,10 @@ class Case:
     output: Output | None = None
 
     def verify(self) -> None:
-        """Run on poisoned memory and check; an exception means the case must not be timed."""
+        """Run on poisoned memory and check; an exception means the case must not be timed.
+
+        On a GPU `peak_bytes` is the most that a run allocates, its output included.
+        """
         outputs = _tensors(self.run(0))
         sizes = [t.numel() * t.element_size() for t in outputs]
         device = outputs[0].device
@@ -67,7 +70,12 @@ class Case:
         # The allocator hands freed blocks of the same size out again: what the case leaves unwritten is then NaN.
         poison = [torch.full((size,), 0xFF, dtype=torch.uint8, device=device) for size in sizes]
         del poison
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         self.output = self.run(0)
+        if device.type == "cuda":
+            self.facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         self.facts.update(self.check(self.output) or {})
 
     def repeats_itself(self) -> bool:

@@ -67,6 +67,20 @@ TRAINING = (
     (4096, 4096, 16384),
     (65536, 1664, 6656),
 )
+#: What `sparse24 bench --preset` measures: FFNs of these models.
+PRESETS = {
+    "nanochat": ("nanochat d12, modded-nanogpt", "nanochat d20", "nanochat d26", "nanochat d32"),
+    "nemotron": ("Nemotron-Mini-4B", "Nemotron-H-8B", "Nemotron-4 15B", "Nemotron-H-47B"),
+    "nemotron3": (
+        "Nemotron-3 Nano, shared expert",
+        "Nemotron-3 Super, shared expert",
+        "Nemotron-3 Ultra, shared expert",
+    ),
+    "afm": ("AFM-4.5B",),
+    "jais2": ("Jais-2-8B",),
+    "persimmon": ("Persimmon-8B",),
+    "modded-nanogpt": ("nanochat d12, modded-nanogpt", "modded-nanogpt medium"),
+}
 SETS = {"large": LARGE, "sweep": SWEEP, "users": USERS, "narrow": NARROW}
 SMOKE = (Size(48, 64, 128), Size(33, 64, 96, "smoke", bias=True))
 QUICK = (LARGE[0], LARGE[2], SWEEP[2])
@@ -80,6 +94,12 @@ def chosen(names: Iterable[str]) -> list[tuple[str, Size]]:
         for size in SETS[name]:
             first.setdefault(size[:3], (name, size))
     return list(first.values())
+
+
+def preset(name: str) -> list[Size]:
+    """The sizes of a preset."""
+    by_model = {size.model: size for size in USERS}
+    return [by_model[model] for model in PRESETS[name]]
 
 
 def with_zeros(sizes: Sequence[tuple[str, Size]], shares: Sequence[float]) -> list[tuple[str, Size, float]]:

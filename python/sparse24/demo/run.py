@@ -14,10 +14,10 @@ from sparse24.analyze import activation_stats
 from sparse24.demo import speed
 from sparse24.demo.data import even_windows, read_corpus
 from sparse24.demo.model import FFN, ModelConfig, TrainConfig, Transformer, dense_ffn, evaluate, ffn_inputs, train
-from sparse24.demo.report import percent, progress, table
 from sparse24.demo.verify import Check, verify_ffn
 from sparse24.mlp import Precision, relu2_mlp, up_projection
 from sparse24.nn import ReLU2MLP
+from sparse24.terminal import percent, progress, table
 
 _HELD_OUT_WINDOWS = 32
 _ANALYZED_WINDOWS = 8

@@ -318,7 +318,8 @@ def test_no_point_of_a_sweep_is_cut_off():
 
 def test_every_bar_has_a_name_and_a_colour_one_meaning():
     pytest.importorskip("matplotlib")
-    from bench.reporting.plots import forward, style
+    from bench.reporting.plots import forward
+    from sparse24.bench import drawing
 
     names = {}
     for axis in forward.draw_sizes([*SWEEPS, *MODELS]).axes:
@@ -326,7 +327,7 @@ def test_every_bar_has_a_name_and_a_colour_one_meaning():
             assert not bars.get_label().startswith("_")  # matplotlib leaves it out of the legend
             names.setdefault(bars.patches[0].get_facecolor(), set()).add(bars.get_label().partition(",")[0])
     assert len(names) >= 4 and all(len(of_colour) == 1 for of_colour in names.values())
-    assert all(not style.variant(name).name.startswith("_") for name in (*style.VARIANTS, "_another"))
+    assert all(not drawing.variant(name).name.startswith("_") for name in (*drawing.VARIANTS, "_another"))
 
 
 def test_committed_records_and_drawings_are_small():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sparse24 import __main__ as command
+from sparse24 import cli as command
 from sparse24.demo import run, verify
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3] / "python" / "sparse24"
 ORDER = (
     ("_C",),
     ("errors",),
-    ("_library", "_options", "_symbolic", "format", "env"),
+    ("_library", "_options", "_symbolic", "format", "env", "terminal"),
     ("recipe",),
     ("ops",),
     ("analyze", "mlp"),
@@ -21,6 +21,7 @@ ORDER = (
     ("linear", "training"),  # older names, and collections
     ("sparse24",),  # the front door, sparse24/__init__.py
     ("demo", "bench"),
+    ("cli",),
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
@@ -102,7 +103,8 @@ def test_no_module_is_long():
 def test_the_graph_is_seen():
     """Of imports of every kind."""
     assert ("sparse24.errors", "sparse24.ops") not in GRAPH
-    imported = {name for name, _ in GRAPH["sparse24.__main__"]}
-    assert imported == {"sparse24.env", "sparse24.demo.run"}  # inside of functions
+    imported = {name for name, _ in GRAPH["sparse24.cli"]}
+    assert imported == {"sparse24.env", "sparse24.demo.command", "sparse24.bench.command"}
+    assert "sparse24.bench.drawing" in {name for name, _ in GRAPH["sparse24.bench.command"]}  # inside of a function
     assert "sparse24.mlp.checks" in {name for name, _ in GRAPH["sparse24.mlp"]}
     assert "sparse24._C" in {name for name, _ in GRAPH["sparse24._library"]}

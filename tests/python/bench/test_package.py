@@ -47,6 +47,7 @@ def test_build_info():
 def test_info_command():
     done = run("-m", "sparse24", "info")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(sparse24.env.summary())
     info = sparse24.build_info()
     for value in (info["version"], info["compiler"], info["torch"], info["torch_target"]):
         assert value in done.stdout

@@ -282,8 +282,10 @@ def cusparselt_cases(
     ]
 
 
-def problem(size: Size, zeros: float, options: Options, name: str = "") -> Problem:
-    """All variants of one size, in both precisions; those of the set "large" are timed back to back too.
+def problem(
+    size: Size, zeros: float, options: Options, name: str = "", precisions: tuple[str, ...] = ("bf16", "fp8")
+) -> Problem:
+    """All variants of one size, in the precisions; those of the set "large" are timed back to back too.
 
     `name` is the set of sizes that this one is from.
     """
@@ -293,7 +295,9 @@ def problem(size: Size, zeros: float, options: Options, name: str = "") -> Probl
     ffn = Operands(x, w1, w2, b1, b2, sampled_rows(size.tokens, **place))
     measured = 1 - torch.count_nonzero(F.linear(x, w1, b1) > 0).item() / (size.tokens * size.d_ff)
     cases = []
-    for build, dtype in ((bf16, "bf16"), (fp8, "fp8")):
+    builders = {"bf16": bf16, "fp8": fp8}
+    for dtype in precisions:
+        build = builders[dtype]
         cases += attempt(partial(build, ffn, options), variant="sparse24", dtype=dtype, role="sparse24")
     gemm = 2.0 * size.tokens * size.d_model * size.d_ff
     for case in cases:

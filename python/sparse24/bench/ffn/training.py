@@ -60,15 +60,19 @@ def problem(
     sparsity: Sparsity,
     options: Options,
     products: Callable[..., list[Case]] | None = None,
+    ablations: bool = True,
 ) -> Problem:
-    """All variants of one size; `products` makes cases of its GEMMs alone from x, w1, w2, dy."""
+    """All variants of one size; `products` makes cases of its GEMMs alone from x, w1, w2, dy.
+
+    `ablations`: other recipes than the default too.
+    """
     step = Step(*step_inputs(tokens, d_model, d_ff, sparsity, device=options.device, seed=options.seed))
     x, w1, w2 = step.plain
     zeros = 1 - torch.count_nonzero(F.linear(x, w1) > 0).item() / (tokens * d_ff)
     cases: list[Case] = []
     for build, names in (
         (partial(dense, step, options), {"variant": "torch_compile", "dtype": "bf16"}),
-        (partial(sparse, step, options), {"variant": "sparse24", "dtype": "bf16", "role": "sparse24"}),
+        (partial(sparse, step, options, ablations), {"variant": "sparse24", "dtype": "bf16", "role": "sparse24"}),
     ):
         cases += attempt(build, **names, race="training")
     gemm = 2.0 * tokens * d_model * d_ff
@@ -193,7 +197,7 @@ def dense(step: Step, options: Options) -> list[Case]:
     ]
 
 
-def sparse(step: Step, options: Options) -> list[Case]:
+def sparse(step: Step, options: Options, ablations: bool) -> list[Case]:
     no_split, large_split = (ffn_of(sparse24.Recipe(dense_features=share)) for share in (0.0, 0.05))
     dense_dw = ffn_of(sparse24.Recipe(weight_gradients="dense"))
 
@@ -203,17 +207,24 @@ def sparse(step: Step, options: Options) -> list[Case]:
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact, features)]
     hidden = step.exact_hidden()
     masks.check_features(features, hidden[0])
-    check, check_no_split, check_large_split = (
-        check_tokens(step, ffn, features, hidden, exact) for ffn in (default_ffn, no_split, large_split)
+    check, *others = (
+        check_tokens(step, ffn, features, hidden, exact)
+        for ffn in (default_ffn, *((no_split, large_split) if ablations else ()))
     )
     del hidden
-    return [
+    cases = [
         *step.cases("sparse24", "bf16", "sparse24", default_ffn, check),
         *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(default_ffn, options), check),
+        *step.cases("sparse24_fp8", "fp8", "sparse24", fp8_ffn, lambda out: expect(out, exact, [BOUNDS["fp8"]] * 4)),
+    ]
+    if not ablations:
+        return cases
+    check_no_split, check_large_split = others
+    return [
+        *cases,
         *step.cases("sparse24_no_split", "bf16", "sparse24", no_split, check_no_split),
         *step.cases("sparse24_large_split", "bf16", "sparse24", large_split, check_large_split),
         *step.cases("sparse24_dense_dw", "bf16", "sparse24", dense_dw, lambda out: expect(out, exact, limits)),
-        *step.cases("sparse24_fp8", "fp8", "sparse24", fp8_ffn, lambda out: expect(out, exact, [BOUNDS["fp8"]] * 4)),
     ]
 
 

@@ -1,15 +1,18 @@
-"""How drawings look: a colour means one thing in all of them, and every bar has a name."""
+"""How drawings look: a colour means one thing in all of them, and every bar has a name.
+
+Needs matplotlib.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 
 from sparse24.bench import results
+from sparse24.bench.variants import VARIANTS, variant
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
@@ -19,41 +22,6 @@ matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", "Verdana"]
 
 DPI = 110
 FAINT = {"fontsize": 7, "color": "#616e7c"}
-OURS = "#2f6fde"
-
-
-class Variant(NamedTuple):
-    """What a variant is called in a legend, and its colour."""
-
-    name: str
-    colour: str
-
-
-#: Greys are dense in 16 bits, ochre in fp8, green is cuSPARSELt, blue and violet are ours.
-VARIANTS = {
-    "eager": Variant("torch, eager", "#d5dae0"),
-    "torch_compile": Variant("torch.compile", "#9aa5b1"),
-    "torch.matmul": Variant("torch.matmul (cuBLAS)", "#9aa5b1"),
-    "fused_dense": Variant("fused dense", "#4a5561"),
-    "scaled_mm_row": Variant("torch._scaled_mm by row, compiled", "#f0c27b"),
-    "scaled_mm_tensor": Variant("torch._scaled_mm by tensor, compiled", "#d98a1f"),
-    "_scaled_mm row-wise": Variant("torch._scaled_mm by row", "#f0c27b"),
-    "_scaled_mm tensor-wise": Variant("torch._scaled_mm by tensor", "#d98a1f"),
-    "cusparselt": Variant("cuSPARSELt", "#4b9b6e"),
-    "cuSPARSELt": Variant("cuSPARSELt", "#4b9b6e"),
-    "sparse24": Variant("sparse24", OURS),
-    "sparse24.mm": Variant("sparse24.mm", OURS),
-    "sparse24.mm row-wise": Variant("sparse24.mm", OURS),
-    "sparse24_fused": Variant("sparse24, exact scales", "#8db4f5"),
-    "sparse24_no_split": Variant("sparse24, no dense features", "#12408f"),
-    "sparse24_dense_dw": Variant("sparse24, dense weight gradients", "#bcd3fa"),
-    "sparse24_fp8": Variant("sparse24, forward and dx in fp8", "#7b4fd0"),
-}
-
-
-def variant(name: str) -> Variant:
-    """A variant that has no name here is drawn under its own."""
-    return VARIANTS.get(name) or Variant(name.lstrip("_"), "#c2554d")
 
 
 def bars(
@@ -72,20 +40,22 @@ def bars(
     order = list(VARIANTS)
     found = dict.fromkeys(r["variant"] for r in records)
     variants = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-    width = 0.85 / max(1, len(variants))
-    crowded = len(groups) * len(variants) > 30
-    for i, name in enumerate(variants):
-        heights = {group(r): height(r) for r in records if r["variant"] == name}
-        heights = {place: value for place, value in heights.items() if value is not None}
-        places = [groups.index(place) + (i - (len(variants) - 1) / 2) * width for place in heights]
+    heights = {(group(r), r["variant"]): value for r in records if (value := height(r)) is not None}
+    # A group has no gaps for variants that it lacks.
+    rows = {place: [name for name in variants if (place, name) in heights] for place in groups}
+    width = 0.85 / max(1, *map(len, rows.values()))
+    crowded = len(heights) > 30
+    for name in variants:
+        mine = {place: heights[place, name] for place in groups if (place, name) in heights}
+        places = [i + (rows[g].index(name) - (len(rows[g]) - 1) / 2) * width for i, g in enumerate(groups) if g in mine]
         usual, colour = variant(name)
-        name = (names or {}).get(name, usual)
-        drawn = axis.bar(places, list(heights.values()), width, label=name, color=colour, zorder=2)
-        texts = [f"{v:.0f}" if v >= 10 else f"{v:.2f}" for v in heights.values()]
+        label = (names or {}).get(name, usual)
+        drawn = axis.bar(places, list(mine.values()), width, label=label, color=colour, zorder=2)
+        texts = [f"{v:.0f}" if v >= 10 else f"{v:.2f}" for v in mine.values()]
         labels = axis.bar_label(drawn, texts, fontsize=6, padding=2, zorder=3, rotation=90 if crowded else 0)
-        for label, value in zip(labels, heights.values(), strict=True):
-            if 0.85 < value < 1:  # the line at one would go through it
-                label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4})
+        for text, value in zip(labels, mine.values(), strict=True):
+            if value < 1:  # the line at one might go through it
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4})
     axis.set_xticks(range(len(groups)), groups, fontsize=7)
     axis.margins(y=0.15 if crowded else 0.12)
     axis.spines[["top", "right"]].set_visible(False)
@@ -97,6 +67,32 @@ def bars(
 def at_one(axis: plt.Axes) -> None:
     """Where ours and theirs are equally fast."""
     axis.axhline(1.0, color="black", linewidth=0.7, zorder=1)
+
+
+def speedups(records: list[results.Record]) -> plt.Figure | None:
+    """Speed of every variant over the fastest dense one of its precision: a panel for each pass."""
+    benches = dict.fromkeys(r["bench"] for r in records if r["median_us"])
+    if not benches:
+        return None
+    figure, axes = plt.subplots(len(benches), 1, figsize=(10, 3.6 * len(benches)), squeeze=False)
+    for axis, bench in zip(axes[:, 0], benches, strict=True):
+        mine = [r for r in records if r["bench"] == bench and r["median_us"]]
+        best = {key: results.fastest(some, "dense") for key, some in results.group(mine, "dtype").items()}
+
+        def height(r: results.Record, best: dict = best) -> float | None:
+            dense = best[(*results.problem_of(r), r["dtype"])]
+            return dense["median_us"] / r["median_us"] if dense else None
+
+        bars(axis, mine, _size_and_dtype, height)
+        at_one(axis)
+        axis.set_ylabel("speed-up over the best dense", fontsize=8)
+        what = "Forward and backward" if bench == "ffn_training" else "Forward"
+        axis.set_title(f"{what}, tokens, d_model x d_ff, {100 * mine[0]['zeros']:.0f} % zeros", fontsize=9)
+    return finish(figure, records)
+
+
+def _size_and_dtype(record: results.Record) -> str:
+    return f"{record['tokens']:,} tokens\n{record['d_model']} x {record['d_ff']}\n{record['dtype']}"
 
 
 def finish(figure: plt.Figure, records: list[results.Record]) -> plt.Figure:

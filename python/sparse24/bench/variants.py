@@ -1,0 +1,43 @@
+"""What variants are called in tables and drawings, and their colours: one meaning each, everywhere."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+OURS = "#2f6fde"
+
+
+class Variant(NamedTuple):
+    """What a variant is called in a legend, and its colour."""
+
+    name: str
+    colour: str
+
+
+#: Greys are dense in 16 bits, ochre in fp8, green is cuSPARSELt, blue and violet are ours.
+VARIANTS = {
+    "eager": Variant("torch, eager", "#d5dae0"),
+    "torch_compile": Variant("torch.compile", "#9aa5b1"),
+    "torch.matmul": Variant("torch.matmul (cuBLAS)", "#9aa5b1"),
+    "fused_dense": Variant("fused dense", "#4a5561"),
+    "scaled_mm_row": Variant("torch._scaled_mm by row, compiled", "#f0c27b"),
+    "scaled_mm_tensor": Variant("torch._scaled_mm by tensor, compiled", "#d98a1f"),
+    "_scaled_mm row-wise": Variant("torch._scaled_mm by row", "#f0c27b"),
+    "_scaled_mm tensor-wise": Variant("torch._scaled_mm by tensor", "#d98a1f"),
+    "cusparselt": Variant("cuSPARSELt", "#4b9b6e"),
+    "cuSPARSELt": Variant("cuSPARSELt", "#4b9b6e"),
+    "sparse24": Variant("sparse24", OURS),
+    "sparse24.mm": Variant("sparse24.mm", OURS),
+    "sparse24.mm row-wise": Variant("sparse24.mm", OURS),
+    "sparse24_fused": Variant("sparse24, exact scales", "#8db4f5"),
+    "sparse24_compiled": Variant("sparse24, compiled", "#5b8fe8"),
+    "sparse24_fallback": Variant("sparse24 run dense, as by default", "#c9b6ee"),
+    "sparse24_no_split": Variant("sparse24, no dense features", "#12408f"),
+    "sparse24_dense_dw": Variant("sparse24, dense weight gradients", "#bcd3fa"),
+    "sparse24_fp8": Variant("sparse24, forward and dx in fp8", "#7b4fd0"),
+}
+
+
+def variant(name: str) -> Variant:
+    """A variant that has no name here is drawn under its own."""
+    return VARIANTS.get(name) or Variant(name.lstrip("_"), "#c2554d")
