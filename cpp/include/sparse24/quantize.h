@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cfloat>
+#include <limits>
 
 #include "sparse24/types.h"
 
@@ -45,12 +46,14 @@ constexpr int e4m3_units(uint8_t code) {
 }
 
 /// factor * |row|^2 of a row whose codes have `squares` as the sum of their squared units; not below the smallest
-/// normal number, so that its inverse is finite.
+/// normal number, so that its inverse is finite. NaN, as infinity times a factor of zero is, has one code: processors
+/// differ in the one that their products have.
 constexpr float predicted_scale(int64_t squares, float scale, float factor) {
   if (squares == 0) return 1.0f;
   const float norm = static_cast<float>(squares) * 0x1p-18f * scale * scale;
   const float predicted = norm * factor;
-  return predicted < FLT_MIN ? FLT_MIN : predicted;  // NaN stays
+  if (predicted != predicted) return std::numeric_limits<float>::quiet_NaN();
+  return predicted < FLT_MIN ? FLT_MIN : predicted;
 }
 
 namespace cpu {

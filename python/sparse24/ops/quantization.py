@@ -80,7 +80,7 @@ def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Ten
         float32, of the rows of x.
     predicted : Tensor [R, 1]
         float32, at least the smallest normal number; 1 where a row is zero. The squares are added exactly: the same
-        bits on every device.
+        bits on every device, NaN included.
 
     Raises
     ------

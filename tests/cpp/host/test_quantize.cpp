@@ -5,6 +5,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "reference/numeric.h"
 #include "sparse24/quantize.h"
 #include "support/array.h"
 
@@ -115,6 +116,15 @@ TEST(QuantizeUnits, AreWhatTheCodesMean) {
 
 INSTANTIATE_TEST_SUITE_P(Types, Quantize, testing::Values(DType::kFloat32, DType::kFloat16, DType::kBFloat16),
                          [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST(QuantizePrediction, HasOneCodeForNaN) {
+  const auto code = [](float scale, float factor) { return bits_of(predicted_scale(1, scale, factor)); };
+  EXPECT_EQ(code(INFINITY, 0), kNanFloat32);
+  EXPECT_EQ(code(1, float_of(0xFF812345)), kNanFloat32);
+  EXPECT_EQ(code(0, INFINITY), kNanFloat32);
+  EXPECT_EQ(predicted_scale(1, INFINITY, 1), INFINITY);
+  EXPECT_EQ(predicted_scale(1, INFINITY, -1), FLT_MIN);
+}
 
 TEST(QuantizeFloat, MultipliesByTheRoundedInverse) {
   // i * 61 / 16 divided by 61 is often a tie between two codes; the product with the rounded 1 / 61 can lie beside it.

@@ -32,6 +32,10 @@ class Call:
     is_op = True
 
     @property
+    def takes_float32_on_cuda(self) -> bool:
+        return self.op == "densest_features"  # which takes no floats at all
+
+    @property
     def arguments(self) -> list[tuple[str, str]]:
         """Names and types."""
         return [(a.name, str(a.real_type)) for a in schema_of(self.op).arguments]

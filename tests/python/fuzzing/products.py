@@ -105,13 +105,21 @@ def _check_statistics(results, y: Tensor, saturated: int | None, wanted: bool) -
         assert count.tolist() == [saturated], f"{count.tolist()} saturated instead of {saturated}"
 
 
-def _near_activation(actual: Tensor, p: Product, hidden: torch.dtype, inverse: Tensor, activation: str) -> None:
-    """Of y as stored: of h, which was rounded, the square or the root of that; float8 saturates."""
+def _near_activation(
+    actual: Tensor, p: Product, hidden: torch.dtype, inverse: Tensor, activation: str, twice: bool = False
+) -> None:
+    """Of y as stored: of h, which was rounded, the square or the root of that; float8 saturates.
+
+    `twice`: y is rounded to h's dtype before it is rounded to float8.
+    """
     h, slack = p.exact, p.bound + torch.finfo(hidden).eps * p.exact.abs() + torch.finfo(hidden).tiny
     positive = torch.where(h.isnan(), h, h.clamp(min=0))
     y, bound = positive, slack
     if activation == "relu2":
         y, bound = positive.square(), 2 * positive * slack + slack.square()
+    if twice:  # where y is subnormal, the first rounding is the coarser one
+        info = torch.finfo(hidden)
+        bound = bound + info.eps * (y + bound) + info.smallest_normal * info.eps
     y, bound = y * inverse, bound * inverse
     if actual.dtype == FP8:
         finite = h.isfinite() & (y.abs() + bound < 1e37) & (inverse > 0)
@@ -175,7 +183,7 @@ def linear_compress(
             kept = Product(*(pattern.gather(t) for t in (p.exact, p.magnitude)), False, p.fp8)
             inverse = _inverse(scale if out == FP8 else None).double()
             if is_ordinary(scale_out):
-                _near_activation(values, kept, hidden, inverse, activation)
+                _near_activation(values, kept, hidden, inverse, activation, scaling == "row")
             return _check_statistics(rest, p.exact, None, statistics)
         h = p.rounded(hidden)
         y, over = oracle.activate(h, activation), 0

@@ -156,10 +156,16 @@ def _negated(t: Tensor) -> Tensor:
     return torch._neg_view(negative)
 
 
+def _sparse(t: Tensor) -> Tensor:
+    """``t.to_sparse()``, which torch has not for every dtype."""
+    at = t.to(torch.complex64).nonzero()
+    return torch.sparse_coo_tensor(at.t(), t[at.unbind(1)], t.shape, check_invariants=True)
+
+
 _FORMS = {
     "plain": lambda t: t,
     "parameter": _requiring,
     "negated": _negated,
     "zerotensor": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
-    "sparse": lambda t: t.to_sparse(),
+    "sparse": _sparse,
 }

@@ -4,6 +4,7 @@ import pytest
 import torch
 from fuzzing.calls import Call
 from fuzzing.judge import Judge, Mismatch
+from fuzzing.networks import Network
 from fuzzing.session import Session, set_of
 from fuzzing.tensors import Draw
 
@@ -22,6 +23,99 @@ def test_a_set_is_a_function_of_its_number():
 def compress_of(**options) -> Call:
     x = Draw((3, 32), torch.bfloat16, "activations", "sliced", seed=5)
     return Call("compress", {"x": x, "activation": "relu2", "dim": -1} | options)
+
+
+def network_of(x: Draw, w1: Draw, w2: Draw, **options) -> Network:
+    args = dict.fromkeys(("b1", "b2", "w1_scale", "w2_scale", "scale_y", "scale_y_factor", "recipe"))
+    args |= {"x": x, "w1": w1, "w2": w2, "precision": "fp8", "min_tokens": 0}
+    args |= {"fused": True, "recompute": False, "sparse": True}
+    return Network("relu2_mlp", args | options, learns=True)
+
+
+#: Calls that are as they should be, of which the fuzzer has said that they are not.
+RIGHT = {
+    "NaN that torch negates": compress_of(x=Draw((31, 64), torch.bfloat16, "bits", seed=1, form="negated")),
+    "NaN that torch negates among values": Call(
+        "decompress",
+        {
+            "values": Draw((63, 64), torch.float16, "bits", "strided", 2, form="negated"),
+            "meta": Draw((2048,), torch.uint8, "pattern", seed=3),
+            "rows": 63,
+            "cols": 128,
+            "dim": -1,
+        },
+    ),
+    "a prediction of infinity times zero": Call(
+        "quantize_fp8_predict",
+        {
+            "x": Draw((5, 16), torch.float16, "hostile", seed=944515784),
+            "factor": Draw((1,), torch.float32, "small", form="zerotensor"),
+        },
+    ),
+    "float8 that is sparse": compress_of(x=Draw((5, 32), torch.float8_e5m2, "normal", form="sparse")),
+    "squares that are subnormal in bfloat16": Call(
+        "linear_compress",
+        {
+            "x": Draw((32, 130), torch.bfloat16, "bits", "expanded_last", 1678770692),
+            "w": Draw((96, 130), torch.bfloat16, "integers", seed=776484928),
+            **dict.fromkeys(("scale_x", "scale_w", "bias", "scale_out")),
+            "activation": "relu2",
+            "scaling": "row",
+            "out_dtype": torch.float8_e4m3fn,
+            "statistics": False,
+        },
+    ),
+    "a sum that cancels in the first layer": network_of(
+        Draw((768,), torch.bfloat16, seed=2028397811),
+        Draw((160, 768), torch.bfloat16, "weights", "expanded", 1594624998),
+        Draw((64, 160), torch.bfloat16, "weights", seed=1874010187),
+    ),
+    "a sum that cancels in the second layer": network_of(
+        Draw((96,), torch.float16, seed=879670189),
+        Draw((192, 96), torch.float16, "weights", seed=1269680046),
+        Draw((96, 192), torch.float16, "weights", "expanded", 1517603512),
+    ),
+    "a token that overflows": network_of(
+        Draw((10, 64), torch.float16, "normal", "expanded_last", 1530724680),
+        Draw((352, 64), torch.float16, "weights", "expanded_last", 922460975),
+        Draw((144, 352), torch.float16, "weights", seed=586461597),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RIGHT)
+def test_is_content(poisoned_memory, device, what):
+    judge = Judge(device)
+    judge.judge(0, RIGHT[what])
+    judge.flush()
+
+
+@pytest.mark.filterwarnings("ignore:.*runs as before conversion")
+def test_a_converted_network_in_float32(poisoned_memory, device):
+    """On CUDA it runs as before conversion, which is dense and exact."""
+    x, w1, w2 = (
+        Draw(s, torch.float32, c) for s, c in (((8, 20), "normal"), ((96, 20), "weights"), ((16, 96), "weights"))
+    )
+    network = network_of(x, w1, w2, precision="16bit")
+    network.route = "converted"
+    judge = Judge(device)
+    judge.judge(0, network)
+    judge.flush()
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_notices_a_network_that_is_off(at):
+    draws = (
+        Draw(s, torch.bfloat16, c) for s, c in (((33, 32), "normal"), ((64, 32), "weights"), ((48, 64), "weights"))
+    )
+    network = network_of(*draws, precision="16bit", sparse=False)
+
+    def quarter_more(values, results):
+        return *results[:at], results[at] * 1.25, *results[at + 1 :]
+
+    Judge("cpu").judge(0, network)
+    with pytest.raises(AssertionError, match="the output: error" if at == 0 else "the gradient of .*: error"):
+        Judge("cpu").judge(0, changed(network, quarter_more))
 
 
 def changed(call: Call, change) -> Call:

@@ -88,6 +88,20 @@ def test_prediction(poisoned_memory, device, dtype, shape, specials):
     assert_same_bits(predicted, torch.where(squares == 0, torch.ones_like(expected), expected))
 
 
+@pytest.mark.parametrize("cols", [16, 32784])  # also of a row that is wider than registers hold on a GPU
+@pytest.mark.parametrize("factor", [0.0, torch.inf, -torch.inf, torch.nan, -torch.nan])
+def test_a_prediction_of_nan_has_one_code(device, cols, factor):
+    """Infinity times zero is one NaN in a product on the CPU and another one on a GPU."""
+    x = torch.ones(4, cols, dtype=torch.bfloat16)
+    x[1, 3], x[2, 5], x[3] = torch.inf, torch.nan, 0
+    factor = torch.tensor([factor])
+    predicted = sparse24.quantize_fp8_predict(x.to(device), factor.to(device))[2].cpu()
+    smallest = torch.finfo(torch.float32).tiny
+    of_finite = {0.0: smallest, torch.inf: torch.inf, -torch.inf: smallest}.get(factor.item(), torch.nan)
+    of_infinite = torch.nan if factor.item() == 0 else of_finite
+    assert_same_bits(predicted, torch.tensor([[of_finite], [of_infinite], [of_finite], [1.0]]))
+
+
 def test_the_bound_of_cauchy_and_schwarz_never_saturates(device):
     g = torch.Generator().manual_seed(4)
     x, w = torch.randn(65, 256, generator=g).bfloat16(), torch.randn(96, 256, generator=g).bfloat16()
