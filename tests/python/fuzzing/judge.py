@@ -1,6 +1,7 @@
 """Runs calls, on the CPU and on a device, and compares what comes of them with what must."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,10 @@ from fuzzing.tensors import Draw, copy_to, storage_of
 
 #: Elements of results and inputs together that are still computed, and with which every allocator has to fail.
 AFFORDABLE, UNAFFORDABLE = 2**22, 2**46
+
+
+#: Of a call by its number: what is wrong with it.
+Report = Callable[[int, Call, Exception], None]
 
 
 class Mismatch(Exception):
@@ -34,15 +39,21 @@ class Pending:
 
 
 class Judge:
-    """Of calls in a row: those on a device are compared `batch` at a time, after one synchronisation."""
+    """Of calls in a row: those on a device are compared `batch` at a time, after one synchronisation.
 
-    def __init__(self, device: str, batch: int = 64, fakes: bool = True) -> None:
-        self.device, self.batch, self.fakes = device, batch, fakes
+    `report` is told which call's results are wrong there, and what is wrong; without it the first of a batch raises.
+    `place` is where a failing call ran.
+    """
+
+    def __init__(self, device: str, batch: int = 64, fakes: bool = True, report: Report | None = None) -> None:
+        self.device, self.batch, self.fakes, self.report = device, batch, fakes, report
+        self.place = "cpu"
         self.pending: list[Pending] = []
         self.tally: dict[str, list[int]] = {}  # accepted, refused, skipped of each op
 
     def judge(self, index: int, call: Call) -> None:
-        """Raise `Mismatch` if a call does what it must not, perhaps only for an earlier one."""
+        """Raise `Mismatch` if a call does what it must not; results on a device are looked at later."""
+        self.place = "cpu"
         counts = self.tally.setdefault(call.op, [0, 0, 0])
         values = {name: v.make() if isinstance(v, Draw) else v for name, v in call.args.items()}
         verdict, check = _verdict(call, values, "cpu")
@@ -57,19 +68,23 @@ class Judge:
             _compare_fake(call, values, cpu)
         counts[0 if cpu is not None else 1] += 1
         if self.device != "cpu":
+            self.place = self.device
             self._enqueue(index, call, values, check, cpu, verdict)
 
     def flush(self) -> None:
         """Compare what is pending."""
         if not self.pending:
             return
+        self.place = self.device
         torch.cuda.synchronize()
         pending, self.pending = self.pending, []
         for p in pending:
             try:
                 _compare_device(p)
-            except (AssertionError, Mismatch) as error:
-                raise Mismatch(f"set {p.index} on {self.device}: {error}\n\n{p.call.code(self.device)}") from error
+            except Exception as error:  # of one of them: the others are compared too
+                if self.report is None:
+                    raise
+                self.report(p.index, p.call, error)
 
     def _run_twice(self, call: Call, values, verdict: str, check: Check | None) -> tuple[Tensor, ...] | None:
         before = _storages(values)

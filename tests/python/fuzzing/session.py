@@ -42,7 +42,7 @@ class Session:
     note: Path | None = None
 
     def __post_init__(self) -> None:
-        self.judge = Judge(self.device, self.batch, self.fakes)
+        self.judge = Judge(self.device, self.batch, self.fakes, self._failure)
         self.failed = 0
         self.kinds: Counter[str] = Counter()
 
@@ -73,19 +73,24 @@ class Session:
         try:
             action()
         except Exception as error:  # a mistake of these tests is a failure too
-            text = str(error) or type(error).__name__
-            self.failed += 1
-            self.kinds[f"{call.op if call else 'device'}: {text.splitlines()[0][:100]}"] += 1
-            print(f"\n== failure: --seed {self.seed} --start {index} --count 1", flush=True)
-            if not isinstance(error, (Mismatch, AssertionError)):
-                traceback.print_exc(file=sys.stdout)
-            print(text)
-            if call is not None and not text.startswith("set "):
-                print(f"\nmutations: {', '.join(call.mutations) or 'none'}\n{call.code('cpu')}", flush=True)
-            if "CUDA error" in text:
-                pending = [p.index for p in self.judge.pending]
-                print(f"\nThe context is lost. It was one of the sets {pending}: try them with --batch 1.", flush=True)
-                raise SystemExit(1) from None
+            self._failure(index, call, error)
+
+    def _failure(self, index: int, call: Call | None, error: Exception) -> None:
+        """Print a set that failed, where the judge was."""
+        text = str(error) or type(error).__name__
+        self.failed += 1
+        self.kinds[f"{call.op if call else 'device'}: {text.splitlines()[0][:100]}"] += 1
+        print(f"\n== failure: --seed {self.seed} --start {index} --count 1", flush=True)
+        if not isinstance(error, (Mismatch, AssertionError)):
+            traceback.print_exception(error, file=sys.stdout)
+        print(text)
+        if call is not None:
+            place = self.judge.place
+            print(f"\non {place}; mutations: {', '.join(call.mutations) or 'none'}\n{call.code(place)}", flush=True)
+        if "CUDA error" in text:
+            pending = [p.index for p in self.judge.pending]
+            print(f"\nThe context is lost. It was one of the sets {pending}: try them with --batch 1.", flush=True)
+            raise SystemExit(1) from None
 
     def _report(self, count: int, seconds: float) -> None:
         print(f"{count} sets in {seconds:.1f} s, seed {self.seed}, {self.device}")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fuzzing.calls import Call
-from fuzzing.judge import Judge, Mismatch
+from fuzzing.judge import Judge, Mismatch, Pending
 from fuzzing.networks import Network
 from fuzzing.session import Session, set_of
 from fuzzing.tensors import Draw
@@ -176,6 +176,19 @@ def test_notices_another_sentence():
     call.run = complain
     with pytest.raises(Mismatch, match="no sentence: RuntimeError: dim is wrong"):
         Judge("cpu").judge(0, call)
+
+
+def test_every_failure_of_a_batch_is_told_by_its_number(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    session = Session(device="cuda")
+    for index in (3, 4, 5):
+        runs = [(torch.zeros(2),), (torch.full((2,), float(index != 4)),)]
+        session.judge.pending.append(Pending(index, compress_of(), None, {}, None, {}, runs))
+    session.judge.flush()
+    text = capsys.readouterr().out
+    assert session.failed == 2 and session.kinds.most_common(1)[0][1] == 2
+    assert all(f"--start {index} --count 1" in text for index in (3, 5)) and "--start 4 " not in text
+    assert "on cuda" in text
 
 
 def test_a_failure_prints_as_a_program(capsys):
