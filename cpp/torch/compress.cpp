@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int
     args.x = source.const_data_ptr();
     args.values = values.mutable_data_ptr();
     args.meta = meta.mutable_data_ptr<uint8_t>();
-    scope.run(cpu::compress, cuda::compress, args);
+    scope.run(SPARSE24_KERNELS(compress), args);
   }
   return {values, meta};
 }
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
     } else {
       args.computed_scale = used_scale.mutable_data_ptr<float>();
     }
-    scope.run(cpu::compress, cuda::compress, args);
+    scope.run(SPARSE24_KERNELS(compress), args);
   } else if (!scale) {
     torch::stable::fill_(used_scale, 1.0);  // the scale of nothing but zeros
   }

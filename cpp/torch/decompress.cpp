@@ -24,7 +24,7 @@ Tensor compress_like(const Tensor& x, const Tensor& meta, int64_t dim) {
     args.x = source.const_data_ptr();
     args.meta = pattern.const_data_ptr<uint8_t>();
     args.values = values.mutable_data_ptr();
-    scope.run(cpu::compress_like, cuda::compress_like, args);
+    scope.run(SPARSE24_KERNELS(compress_like), args);
   }
   return values;
 }
@@ -58,7 +58,7 @@ Tensor decompress(const Tensor& values, const Tensor& meta, int64_t rows, int64_
     args.values = source.const_data_ptr();
     args.meta = pattern.const_data_ptr<uint8_t>();
     args.x = x.mutable_data_ptr();
-    scope.run(cpu::decompress, cuda::decompress, args);
+    scope.run(SPARSE24_KERNELS(decompress), args);
   }
   return x;
 }

@@ -16,7 +16,7 @@ Tensor densest_features(const Tensor& counts, int64_t k) {
   if (k > 0) {
     const Tensor source = as_contiguous(counts);
     const DensestFeaturesArgs args{source.const_data_ptr<int32_t>(), features, k, out.mutable_data_ptr<int64_t>()};
-    scope.run(cpu::densest_features, cuda::densest_features, args);
+    scope.run(SPARSE24_KERNELS(densest_features), args);
   }
   return out;
 }

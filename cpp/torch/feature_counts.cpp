@@ -21,7 +21,7 @@ Tensor feature_counts(const Tensor& values, const Tensor& meta, int64_t samples,
     args.values = source.const_data_ptr();
     args.meta = pattern.const_data_ptr<uint8_t>();
     args.counts = counts.mutable_data_ptr<int32_t>();
-    scope.run(cpu::feature_counts, cuda::feature_counts, args);
+    scope.run(SPARSE24_KERNELS(feature_counts), args);
   }
   return counts;
 }

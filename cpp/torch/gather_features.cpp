@@ -23,7 +23,7 @@ Tensor gather_features(const Tensor& values, const Tensor& meta, const Tensor& f
     args.meta = pattern.const_data_ptr<uint8_t>();
     args.features = columns.const_data_ptr<int64_t>();
     args.out = out.mutable_data_ptr();
-    scope.run(cpu::gather_features, cuda::gather_features, args);
+    scope.run(SPARSE24_KERNELS(gather_features), args);
   }
   return out;
 }

@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w
   if (linear.tokens > 0 && linear.out > 0) {
     const Owners owners = prepare(in, linear);
     args.y = y.mutable_data_ptr();
-    scope.run(cpu::linear_relu2, cuda::linear_relu2, args);
+    scope.run(SPARSE24_KERNELS(linear_relu2), args);
   }
   return {y, collected.amax, collected.saturated};
 }
@@ -218,12 +218,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     }
     args.values = by_row ? wide->mutable_data_ptr() : values.mutable_data_ptr();
     args.meta = meta.mutable_data_ptr<uint8_t>();
-    scope.run(cpu::linear_compress, cuda::linear_compress, args);
+    scope.run(SPARSE24_KERNELS(linear_compress), args);
     if (by_row) {
       QuantizeArgs quantize{wide->const_data_ptr(), linear.y_dtype, a.values_rows(), a.values_cols(),
                             values.mutable_data_ptr()};
       quantize.computed_scale = scale.mutable_data_ptr<float>();
-      scope.run(cpu::quantize_fp8, cuda::quantize_fp8, quantize);
+      scope.run(SPARSE24_KERNELS(quantize_fp8), quantize);
     }
   } else if (by_row) {
     torch::stable::fill_(scale, 1.0);  // the scale of nothing but zeros

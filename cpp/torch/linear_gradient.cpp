@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
       slots = new_empty(grad, {grad.is_cuda() ? args.features : 0}, ScalarType::Int);
       args.hot_slots = slots.mutable_data_ptr<int32_t>();
     }
-    scope.run(cpu::linear_gradient, cuda::linear_gradient, args);
+    scope.run(SPARSE24_KERNELS(linear_gradient), args);
   }
   return {dh, dh_tokens, dh_meta, y_tokens, y_meta, counts, y_hot, dh_hot};
 }

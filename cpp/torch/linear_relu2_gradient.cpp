@@ -34,7 +34,7 @@ Tensor linear_relu2_gradient(const Tensor& grad, const Tensor& w, const Tensor& 
     const Tensor owned_y = contiguous_aligned(y);
     args.y = owned_y.const_data_ptr();
     args.dh = dh.mutable_data_ptr();
-    scope.run(cpu::linear_relu2_gradient, cuda::linear_relu2_gradient, args);
+    scope.run(SPARSE24_KERNELS(linear_relu2_gradient), args);
   }
   return dh;
 }

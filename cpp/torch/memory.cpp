@@ -149,7 +149,7 @@ Tensor new_scale(const DeviceScope& scope, const Tensor& x, const std::optional<
       scaling == Scaling::kRow ? new_empty(x, {rows, 1}, ScalarType::Float) : new_empty(x, {1}, ScalarType::Float);
   if (given) {
     const Tensor source = as_contiguous(*given);
-    scope.run(cpu::usable_scales, cuda::usable_scales,
+    scope.run(SPARSE24_KERNELS(usable_scales),
               UsableScalesArgs{source.const_data_ptr<float>(), scale.numel(), scale.mutable_data_ptr<float>()});
   }
   return scale;

@@ -53,7 +53,7 @@ void put_features(const Tensor& out, const Tensor& parts, const Tensor& features
   args.out = out.mutable_data_ptr();
   args.parts = source.const_data_ptr();
   args.features = where.const_data_ptr<int64_t>();
-  scope.run(cpu::put_features, cuda::put_features, args);
+  scope.run(SPARSE24_KERNELS(put_features), args);
 }
 
 SPARSE24_OP(put_features, "put_features(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()")

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::optional<Ten
     } else {
       args.computed_scale = used_scale.mutable_data_ptr<float>();
     }
-    scope.run(cpu::quantize_fp8, cuda::quantize_fp8, args);
+    scope.run(SPARSE24_KERNELS(quantize_fp8), args);
   } else if (!scale) {
     torch::stable::fill_(used_scale, 1.0);  // the scale of nothing but zeros
   }
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_fp8_predict(const Tensor& x, const T
     args.computed_scale = scale.mutable_data_ptr<float>();
     args.factor = factor.const_data_ptr<float>();
     args.predicted = predicted.mutable_data_ptr<float>();
-    scope.run(cpu::quantize_fp8, cuda::quantize_fp8, args);
+    scope.run(SPARSE24_KERNELS(quantize_fp8), args);
   } else {
     torch::stable::fill_(scale, 1.0);  // the scale of nothing but zeros
     torch::stable::fill_(predicted, 1.0);

@@ -14,6 +14,7 @@
 #include <ostream>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "sparse24/sparse24.h"
 
@@ -110,22 +111,33 @@ Tensor contiguous_aligned(const Tensor& t);
 void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first = 0);
 
 // ---- running ------------------------------------------------------------------------------------------------------
+/// The kernels of both devices for an op of the waist. A build without CUDA has none there, and needs no stubs:
+/// `DeviceScope` refuses CUDA tensors before.
+#if SPARSE24_WITH_CUDA
+#define SPARSE24_KERNELS(name) cpu::name, cuda::name
+#else
+#define SPARSE24_KERNELS(name) cpu::name, nullptr
+#endif
+
 /// Makes the device of a tensor current for its lifetime. On a device without kernels for it, construction throws:
 /// after the checks of arguments, before anything is allocated or launched.
 class DeviceScope {
  public:
   DeviceScope(OpName op, const Tensor& t);
 
+  /// The first two arguments are `SPARSE24_KERNELS` of an op.
   template <class Args>
   void run(void (*on_cpu)(const Args&), void (*on_cuda)(const Args&, cudaStream_t), const Args& args) const {
     run<Args, void (*)(const Args&, cudaStream_t)>(on_cpu, on_cuda, args);
   }
-  /// on_cuda: anything that is called so.
+  /// on_cuda: anything that is called so, or nullptr.
   template <class Args, class OnCuda>
   void run(void (*on_cpu)(const Args&), OnCuda on_cuda, const Args& args) const {
-    if (guard_) {
-      on_cuda(args, stream_);
-      return;
+    if constexpr (!std::is_null_pointer_v<OnCuda>) {
+      if (guard_) {
+        on_cuda(args, stream_);
+        return;
+      }
     }
     cpu::set_max_threads(torch::stable::get_num_threads());
     try {
@@ -161,6 +173,10 @@ struct torch::stable::detail::ToImpl<sparse24::torch_ops::Word> {
   }
 };
 
+/// A new op: its adapter is a file here, which ends with this macro; what it has in Python, and the tests that know it,
+/// are listed in python/sparse24/ops/registration.py. A new kernel beneath it: a header with its Args beside the others
+/// of cpp/include/sparse24, the reference of that name in cpp/reference, and the kernel in cuda/.
+///
 /// Registers a function as the op of its name, at the end of the file that defines it: the schema stands beside the
 /// checks that belong to it. One function serves both devices.
 #define SPARSE24_OP(name, schema)                                                              \
