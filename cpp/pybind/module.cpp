@@ -40,6 +40,15 @@ Operand parse_operand(int64_t rows, int64_t cols, const std::string& dtype, int 
 
 int64_t groups_of(const Operand& a) { return sparse24::ceil_div(a.k, 4); }
 
+/// What the sizes of X and of what is stored for it are multiples of.
+py::dict multiples(const std::string& dtype) {
+  const DType t = parse_dtype(dtype);
+  return py::dict("features"_a = sparse24::feature_alignment(t, Dim::kFeatures),
+                  "features_of_tokens"_a = sparse24::feature_alignment(t, Dim::kTokens),
+                  "tokens"_a = sparse24::token_padding(t), "meta_rows"_a = sparse24::kMetaRowPadding,
+                  "meta_columns"_a = sparse24::meta_atom_k(t));
+}
+
 int64_t meta_bytes(int64_t rows, int64_t cols, const std::string& dtype, int dim) {
   return parse_operand(rows, cols, dtype, dim).meta_bytes();
 }
@@ -133,6 +142,11 @@ PYBIND11_MODULE(_C, module) {
              "Every configuration that select_linear_config can return, before it orders the tiles.");
   module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
              "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
+  module.attr("largest_e4m3") = sparse24::kLargestE4M3;
+  module.def(
+      "multiples", &multiples, "dtype"_a,
+      "Of X with values of dtype: columns with groups along features, and along tokens; tokens of the values, rows "
+      "and columns of the metadata, which are padded.");
   module.def("meta_bytes", &meta_bytes, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,
              "Bytes of metadata of X [rows, cols] with values of dtype.");
   module.def("unpack_meta", &unpack_meta, "meta"_a, "rows"_a, "cols"_a, "dtype"_a, "dim"_a = -1,

@@ -51,8 +51,6 @@ inline Pair select_pair(const uint32_t (&key)[4]) {
   return {std::min(largest, next), std::max(largest, next)};
 }
 
-inline constexpr float kLargestE4M3 = 448.0f;
-
 /// The scale that maps `amax` to the largest e4m3 number.
 inline float scale_of_amax(float amax) { return amax == 0.0f ? 1.0f : std::max(amax / kLargestE4M3, FLT_MIN); }
 

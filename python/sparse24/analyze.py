@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sparse24.errors import fail
+from sparse24.format import LARGEST_FP8
 
-_FP8_MAX = 448.0
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 # Half a unit in the last place above: what is larger saturates, what is not rounds to the largest value.
 _FP8_SATURATES = 464.0
@@ -122,7 +122,7 @@ def activation_stats(y1: Tensor, w2: Tensor | None = None, fp8_scale: Tensor | N
         scale = fp8_scale.to(y2).reshape(-1, 1)
         scale = torch.where(scale.abs() < _SMALLEST_NORMAL, _SMALLEST_NORMAL, scale)
     scaled = y2 / scale
-    quantized = scaled.clamp(max=_FP8_MAX).to(torch.float8_e4m3fn).float()
+    quantized = scaled.clamp(max=LARGEST_FP8).to(torch.float8_e4m3fn).float()
     return ActivationStats(
         zeros=_ratio((y2 == 0).sum(), y2.numel()),
         feature_groups_over_2=_share_over_2(nonzero),
@@ -144,7 +144,7 @@ def _row_scale(y: Tensor) -> Tensor:
     if y.shape[1] == 0:
         return y.new_ones(y.shape[0], 1)
     amax = y.amax(dim=1, keepdim=True)
-    scale = amax / torch.full_like(amax, _FP8_MAX)
+    scale = amax / torch.full_like(amax, LARGEST_FP8)
     return torch.where(amax == 0, 1.0, scale.clamp(min=_SMALLEST_NORMAL))
 
 

@@ -40,6 +40,9 @@ enum class Major {
   kColumn,  ///< element (i, j) at j * ld + i
 };
 
+/// The largest number of float8_e4m3fn, at which conversions saturate.
+inline constexpr float kLargestE4M3 = 448.0f;
+
 SPARSE24_HD constexpr int64_t size_of(DType t) { return t == DType::kFloat32 ? 4 : t == DType::kFloat8E4M3 ? 1 : 2; }
 
 constexpr const char* name_of(DType t) {

@@ -11,11 +11,10 @@ from sparse24.convert.forward import Layer
 from sparse24.convert.probe import Network, probe
 from sparse24.convert.seen import difference, look
 from sparse24.env import cuda_problem
+from sparse24.format import FEATURES, FP8
 from sparse24.mlp import Precision
 from sparse24.nn import ReLU2MLP
 from sparse24.nn.children import runs_own_forward
-
-_FP8 = torch.float8_e4m3fn
 
 #: Names that feed-forward networks without a gate give their two layers. Parameters of the network count as modules do.
 NAMES = (
@@ -74,7 +73,7 @@ def find_network(candidate: Candidate, precision: Precision) -> Network | str:
     if reason:
         return reason
     weights = [_weight(module, name) for name in (candidate.up, candidate.down)]
-    if (weights[0].dtype == _FP8) != (weights[1].dtype == _FP8):
+    if (weights[0].dtype == FP8) != (weights[1].dtype == FP8):
         return "of its weights one is float8 and one is not"
     networks = list(_networks(candidate, *weights))
     if not networks:
@@ -84,7 +83,7 @@ def find_network(candidate: Candidate, precision: Precision) -> Network | str:
     found = probe(module, networks)
     if isinstance(found, str):
         return found + _others(candidate)
-    is_float8 = weights[0].dtype == _FP8
+    is_float8 = weights[0].dtype == FP8
     if is_float8 and precision == "16bit":
         return "its weights are float8"
     return _size_problem(found, is_float8 or precision == "fp8") or found
@@ -113,7 +112,7 @@ def _layer_problem(module: nn.Module, name: str) -> str | None:
     weight = _weight(module, name)
     if not isinstance(owner, Tensor):
         # Of other modules only float8 ones are known by what they hold; for the rest the class has to vouch.
-        is_float8 = isinstance(weight, Tensor) and weight.dtype == _FP8
+        is_float8 = isinstance(weight, Tensor) and weight.dtype == FP8
         if not isinstance(owner, nn.Linear) and not is_float8:
             return f"{name} is a {type(owner).__module__}.{type(owner).__qualname__}, not a torch.nn.Linear"
     if type(weight) not in (Tensor, nn.Parameter):
@@ -123,7 +122,7 @@ def _layer_problem(module: nn.Module, name: str) -> str | None:
         return f"{experts}the weight of {name} has {weight.dim()} dimensions"
     if weight.is_cuda and cuda_problem() is not None:
         return f"the kernels cannot run: {cuda_problem()}"
-    if weight.dtype == _FP8:
+    if weight.dtype == FP8:
         scale = getattr(owner, "weight_scale", None)
         if not isinstance(scale, Tensor) or scale.dtype != torch.float32 or scale.numel() not in (1, weight.shape[0]):
             return f"{name} is float8 without a weight_scale in float32, one or one per row"
@@ -161,7 +160,7 @@ def _networks(candidate: Candidate, up: Tensor, down: Tensor) -> Iterator[Networ
 
 
 def _size_problem(network: Network, fp8: bool) -> str | None:
-    multiple = 32 if fp8 else 16
+    multiple = FEATURES[fp8]
     if network.f % multiple:
         return f"{network.f} hidden features are no multiple of {multiple}: it would never run sparse"
     if fp8 and (network.d % 16 or network.d_out % 16):

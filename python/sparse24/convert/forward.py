@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24.convert.seen import Seen, difference
+from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.scale import factor_of
 from sparse24.nn.children import is_bound, is_moved, run_moved, warn_once, weight_problem
 from sparse24.recipe import Recipe
-
-_FP8 = torch.float8_e4m3fn
 
 _lock = threading.Lock()
 #: How many blocks of `disabled` are open, and whether none is, which converted modules read: a constant when traced.
@@ -288,7 +287,7 @@ def _weights(owner: Any, layer: Layer) -> Weights:
     if isinstance(owner, Tensor):
         return Weights(owner.t() if layer.transposed else owner, None, None)
     weight = owner.weight
-    scale = getattr(owner, "weight_scale", None) if weight.dtype == _FP8 else None
+    scale = getattr(owner, "weight_scale", None) if weight.dtype == FP8 else None
     return Weights(weight, getattr(owner, "bias", None), scale)
 
 

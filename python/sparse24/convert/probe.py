@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparse24.convert.reason import reason
 from sparse24.convert.replica import Network, device_of, make_replica, replace_bias, replace_weight, run
+from sparse24.format import FP8
 
-_FP8 = torch.float8_e4m3fn
 #: Largest error, in units of the same sum of magnitudes. float64 leaves room for a detour through float32, and float32
 #: for TF32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -61,8 +61,8 @@ def _dtypes(module: nn.Module, network: Network) -> Iterator[tuple[torch.dtype, 
     """Of weights and input: the most precise first, then those that a cast inside the module may ask for."""
     owner = getattr(module, network.up.name)
     own = owner.dtype if isinstance(owner, Tensor) else owner.weight.dtype
-    if own == _FP8:
-        return iter([(_FP8, torch.bfloat16), (_FP8, torch.float32), (_FP8, torch.float16)])
+    if own == FP8:
+        return iter([(FP8, torch.bfloat16), (FP8, torch.float32), (FP8, torch.float16)])
     return iter([(torch.float64, torch.float64), (own, own), (own, torch.bfloat16)])
 
 
@@ -78,10 +78,10 @@ def _difference(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype
     w1 = replace_weight(replica, network.up, normal(network.f, network.d).abs() / network.d, dtype, device)
     w2 = replace_weight(replica, network.down, normal(network.d_out, network.f), dtype, device)
     directions = torch.stack([-normal(network.d).abs(), normal(network.d).abs(), normal(network.d)])
-    magnitudes = torch.tensor((1.0,) if dtype == _FP8 else _MAGNITUDES, dtype=torch.float64, device="cpu")
+    magnitudes = torch.tensor((1.0,) if dtype == FP8 else _MAGNITUDES, dtype=torch.float64, device="cpu")
     x = (magnitudes.reshape(-1, 1, 1) * directions).to(x_dtype)  # [magnitudes, 3, d]
 
-    tolerance = _TOLERANCE_FP8 if dtype == _FP8 else _TOLERANCE[x_dtype]
+    tolerance = _TOLERANCE_FP8 if dtype == FP8 else _TOLERANCE[x_dtype]
     for biases in (False, True):
         b1 = replace_bias(replica, network.up, normal(network.f) * biases, x_dtype, device)
         b2 = replace_bias(replica, network.down, normal(network.d_out) * biases, x_dtype, device)

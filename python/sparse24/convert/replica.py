@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sparse24.convert.forward import Layer
+from sparse24.format import FP8, LARGEST_FP8
 from sparse24.nn.children import ACCELERATE
-
-_FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,12 @@ def replace_weight(
 ) -> Tensor:
     """Put a weight in the place of the module's; return what it is worth after rounding, in float64."""
     owner = replica._modules.get(layer.name)
-    if dtype == _FP8:
+    if dtype == FP8:
         assert owner is not None
         rows = owner.weight_scale.numel() != 1
         amax = weight.abs().amax(1) if rows else weight.abs().amax()
-        scale = (amax / 448).float()
-        values = (weight / scale.double().reshape(-1, 1)).to(_FP8)
+        scale = (amax / LARGEST_FP8).float()
+        values = (weight / scale.double().reshape(-1, 1)).to(FP8)
         shape = (-1, *owner.weight_scale.shape[1:]) if rows else owner.weight_scale.shape
         _put(owner, "weight", values.to(device))
         _put(owner, "weight_scale", scale.reshape(shape).to(device))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparse24._autocast import without_autocast
 from sparse24._symbolic import or_true
+from sparse24.format import FEATURES
 from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
 from sparse24.mlp.checks import (
     check_operands,
@@ -183,7 +184,7 @@ def relu2_mlp(
     else:
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
-    sparse = sparse and enough and w1.shape[0] % (32 if fp8 else 16) == 0
+    sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
     # Differentiable casts: float32 master weights get float32 gradients.
     w1 = w1 if w1_scale is not None else w1.to(dtype)
     w2 = w2 if w2_scale is not None else w2.to(dtype)

@@ -8,9 +8,9 @@ from torch import Tensor
 from sparse24 import errors
 from sparse24._symbolic import or_false
 from sparse24.errors import dtype_name, type_name
+from sparse24.format import FP8
 from sparse24.recipe import Recipe
 
-_FP8 = torch.float8_e4m3fn
 _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -26,12 +26,12 @@ def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_s
     """Resolve `precision`, and check what depends on it."""
     if precision not in ("auto", "16bit", "fp8"):
         fail('precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
-    if (w1.dtype == _FP8) != (w2.dtype == _FP8):
-        fail(f"w2 to be {'float8_e4m3fn' if w1.dtype == _FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
-    if precision == "16bit" and w1.dtype == _FP8:
+    if (w1.dtype == FP8) != (w2.dtype == FP8):
+        fail(f"w2 to be {'float8_e4m3fn' if w1.dtype == FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
+    if precision == "16bit" and w1.dtype == FP8:
         fail('precision to be "fp8" or "auto" for float8 weights', '"16bit"')
     for name, w, scale in (("w1", w1, w1_scale), ("w2", w2, w2_scale)):
-        if w.dtype != _FP8:
+        if w.dtype != FP8:
             if scale is not None:
                 fail(f"{name}_scale to be None for a weight that is not float8_e4m3fn", "a tensor")
             continue
@@ -44,7 +44,7 @@ def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_s
             fail(f"{name}_scale to have 1 or {w.shape[0]} elements (rows of {name})", scale.numel())
         if scale.device != w.device:
             fail(f"{name}_scale to be on {w.device} as {name} is", scale.device)
-    fp8 = precision == "fp8" or w1.dtype == _FP8
+    fp8 = precision == "fp8" or w1.dtype == FP8
     if fp8:
         check_fp8_sizes(w1, w2)
     return fp8
@@ -101,7 +101,7 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Ten
     for name, w in (("w1", w1), ("w2", w2)):
         if w.dim() != 2:
             fail(f"{name} to have 2 dimensions", w.dim())
-        if w.dtype not in (*_ACTIVATION_DTYPES, _FP8):
+        if w.dtype not in (*_ACTIVATION_DTYPES, FP8):
             fail(f"{name} to be float32, bfloat16, float16 or float8_e4m3fn", dtype_name(w.dtype))
     if x.shape[-1] != w1.shape[1]:
         fail(f"x to have {w1.shape[1]} features (columns of w1)", x.shape[-1])

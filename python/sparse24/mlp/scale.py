@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sparse24.errors import dtype_name, fail, type_name
+from sparse24.format import LARGEST_FP8
 
-_E4M3_MAX = 448.0
 # h is summed in the tensor cores' accumulators and rounded to bfloat16: its square may exceed the bound by that.
 _ROUNDING = 1.01
 
@@ -63,7 +63,7 @@ def bounding_factor(w: Tensor, scale: Tensor | None = None) -> Tensor:
         if scale.numel() not in (1, w.shape[0]):
             fail("bounding_factor", f"scale to have 1 or {w.shape[0]} elements (rows of w)", scale.numel())
         norms = norms * scale.reshape(-1)
-    return (norms.amax().square() * (_ROUNDING / _E4M3_MAX)).reshape(1)
+    return (norms.amax().square() * (_ROUNDING / LARGEST_FP8)).reshape(1)
 
 
 def factor_of(layer: object, scale_y: Tensor | None) -> Tensor | None:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from sparse24.errors import dtype_name, fail
+from sparse24.format import FP8
 from sparse24.mlp.scale import bounding_factor
 from sparse24.ops import quantize_fp8
-
-_FP8 = torch.float8_e4m3fn
 
 State = MutableMapping[str, Tensor]
 
@@ -42,7 +41,7 @@ def state_for_quantized(state: State, prefix: str, shape: torch.Size) -> State:
         return {}
     if weight.shape != shape:
         _fail(f"{prefix}weight to have shape {list(shape)}", list(weight.shape))
-    if weight.dtype != _FP8:
+    if weight.dtype != FP8:
         if scale is not None:
             _fail(f"{prefix}weight to be float8_e4m3fn beside a scale", dtype_name(weight.dtype))
         entries = quantized(weight)
@@ -58,7 +57,7 @@ def state_for_quantized(state: State, prefix: str, shape: torch.Size) -> State:
 def state_for_float(state: State, prefix: str, weight: Tensor) -> State:
     """Give the entries of `state` that replace a float8 weight and its scale, for a layer with a float `weight`."""
     values, scale = state.get(f"{prefix}weight"), state.get(f"{prefix}weight_scale")
-    if values is None or values.dtype != _FP8:
+    if values is None or values.dtype != FP8:
         return {}
     _check_scale(prefix, values, scale)
     return {f"{prefix}weight": (values.float() * scale.reshape(-1, 1)).to(weight.dtype)}

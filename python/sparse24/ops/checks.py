@@ -4,21 +4,14 @@ A rule on a symbolic size becomes a guard, or an assertion at run time where the
 stated with `torch._check` and never with ``and``, ``or`` and ``if``, which ask for a value.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sparse24.errors import dtype_name as name_of
 from sparse24.errors import type_name
-
-FP8 = torch.float8_e4m3fn
-#: What values can be, in the order in which sentences name them; float32 has no kernels on CUDA.
-VALUES = (torch.bfloat16, torch.float16, FP8, torch.float32)
-#: What is multiplied and compressed without float8.
-WIDE = (torch.bfloat16, torch.float16, torch.float32)
-#: Whose activation can be stored as its root, relu(h).
-ROOTS = (torch.float16, torch.float32)
+from sparse24.format import FP8, VALUES, Operand, feature_alignment
 
 _LARGEST = 2**31 - 1
 
@@ -42,46 +35,9 @@ def either(*conditions: Condition) -> Condition:
     return result
 
 
-def up(size: int, multiple: int) -> int:
-    """`size` rounded up."""
-    return (size + multiple - 1) // multiple * multiple
-
-
 def listed(sizes: Any) -> str:
     """Sizes or strides as the adapters print them."""
     return f"({', '.join(map(str, sizes))})"
-
-
-class Operand(NamedTuple):
-    """The sparse operand [m, k] that X becomes, and the sizes of what is stored for it (format.h)."""
-
-    m: int
-    k: int
-    dtype: torch.dtype
-    dim: int
-
-    @classmethod
-    def of(cls, rows: int, cols: int, dtype: torch.dtype, dim: int) -> "Operand":
-        """See X [rows, cols] as the operand of `dim`."""
-        return cls(*((rows, cols) if dim == -1 else (cols, rows)), dtype, dim)
-
-    @property
-    def values_shape(self) -> tuple[int, int]:
-        """Shape of the kept values."""
-        if self.dim == -1:
-            return self.m, self.k // 2
-        pairs = up(self.k, 32 if self.dtype == FP8 else 4) // 2
-        return (self.m, pairs) if self.dtype == FP8 else (pairs, self.m)
-
-    @property
-    def meta_bytes(self) -> int:
-        """Size of their positions."""
-        return up(self.m, 128) * up(self.k, 128 if self.dtype == FP8 else 64) // 8
-
-
-def feature_alignment(dtype: torch.dtype, dim: int) -> int:
-    """Multiple that the columns of X must have."""
-    return 8 if dim == -2 else 32 if dtype == FP8 else 16
 
 
 def check_dim(op: str, dim: int) -> None:

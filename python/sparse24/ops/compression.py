@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse24.format import FP8, VALUES, WIDE, Operand, feature_alignment
 from sparse24.ops.arguments import Activation, Dim, Scaling, refuse_non_tensors
 from sparse24.ops.checks import (
-    FP8,
-    VALUES,
-    WIDE,
-    Operand,
     check_activation,
     check_columns,
     check_device,
@@ -21,7 +18,6 @@ from sparse24.ops.checks import (
     check_scaling,
     check_sizes,
     expect,
-    feature_alignment,
     listed,
     name_of,
     new_scale,

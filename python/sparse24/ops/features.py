@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from sparse24.format import WIDE
 from sparse24.ops import in_place
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
-    WIDE,
     check_device,
     check_dim,
     check_dtype,

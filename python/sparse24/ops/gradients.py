@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse24.format import FP8, ROOTS, WIDE, Operand, feature_alignment
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
-    FP8,
-    ROOTS,
-    WIDE,
-    Operand,
     check_device,
     check_dtype,
     check_exact_dtype,
@@ -21,7 +18,6 @@ from sparse24.ops.checks import (
     check_same_dtype,
     check_sizes,
     expect,
-    feature_alignment,
     name_of,
 )
 from sparse24.ops.registration import define

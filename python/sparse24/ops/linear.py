@@ -11,12 +11,9 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from sparse24.errors import fail
+from sparse24.format import FP8, ROOTS, VALUES, Operand, feature_alignment
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
-    FP8,
-    ROOTS,
-    VALUES,
-    Operand,
     check_device,
     check_dtype,
     check_exact_dtype,
@@ -25,7 +22,6 @@ from sparse24.ops.checks import (
     check_sizes,
     check_vector,
     expect,
-    feature_alignment,
     name_of,
 )
 from sparse24.ops.compression import decompress

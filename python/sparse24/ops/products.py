@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 
 from sparse24.errors import fail
+from sparse24.format import FP8, VALUES, WIDE, Operand, feature_alignment, token_padding
 from sparse24.ops.arguments import Dim, refuse_non_tensors
 from sparse24.ops.checks import (
-    FP8,
-    VALUES,
-    WIDE,
-    Operand,
     check_device,
     check_dim,
     check_dtype,
@@ -23,7 +20,6 @@ from sparse24.ops.checks import (
     check_vector,
     either,
     expect,
-    feature_alignment,
     listed,
     name_of,
 )
@@ -141,7 +137,7 @@ def _operand_of_mm(values: Tensor, b: Tensor, dim: int) -> Operand:
     # Values are [token pairs, M] in 16 bits and float32, [M, token pairs] in float8.
     m, pairs = values.shape if dtype == FP8 else reversed(values.shape)
     of_m, of_pairs = ("rows", "columns") if dtype == FP8 else ("columns", "rows")
-    padding = 32 if dtype == FP8 else 4
+    padding = token_padding(dtype)
     for size, multiple, name in ((m, feature_alignment(dtype, -2), of_m), (pairs, padding // 2, of_pairs)):
         rule = f"values to have a multiple of {multiple} {name} ({name_of(dtype)}, dim=-2)"
         expect(size % multiple == 0, "mm", rule, size)

@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
+from sparse24.format import FP8, WIDE
 from sparse24.ops.arguments import Scaling, refuse_non_tensors
 from sparse24.ops.checks import (
-    FP8,
-    WIDE,
     check_device,
     check_dtype,
     check_given_scale,

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[3] / "python" / "sparse24"
 ORDER = (
     ("_C",),
     ("errors",),
-    ("_library", "_options", "_symbolic", "format", "env", "terminal"),
+    ("_library", "_options", "_symbolic", "_autocast", "env", "terminal"),
+    ("format",),
     ("recipe",),
     ("ops",),
     ("analyze", "mlp"),
