@@ -1,4 +1,4 @@
-"""Times every tile and order of tiles of the first GEMM, for cpp/heuristics/select_linear_config.cpp.
+"""Times every tile and order of tiles of the first GEMM, for bench.tuning.fit.
 
     python -m bench tune_linear --out bench/results/<gpu>/tune_linear.json
 

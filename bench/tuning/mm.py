@@ -1,4 +1,4 @@
-"""Times every kernel configuration of sparse24.mm, to fit the table in cpp/heuristics/select_config.cpp.
+"""Times every kernel configuration of sparse24.mm, for bench.tuning.fit.
 
     python -m bench tune_mm --out bench/results/<gpu>/tune_mm.json
 

@@ -6,23 +6,45 @@
 #include "sparse24/device.h"
 
 namespace sparse24::cuda {
+namespace {
 
-DeviceInfo device_info() {
+struct Known {
+  DeviceInfo info;
+  DeviceModel model;
+};
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+Known read(int device) {
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  DeviceFacts facts{properties.name, properties.multiProcessorCount};
+  facts.clock_mhz = attribute(cudaDevAttrClockRate, device) / 1e3;
+  // Both edges of the clock, in kHz; width in bits.
+  facts.memory_tb_s = 2.0 * attribute(cudaDevAttrMemoryClockRate, device) * properties.memoryBusWidth / 8 * 1e-9;
+  facts.l2_bytes = properties.l2CacheSize;
+  return {{facts.sm_count, 10 * properties.major + properties.minor}, find_device(facts)};
+}
+
+// Of the current device, read once.
+Known known_device() {
   static std::mutex mutex;
-  static std::array<DeviceInfo, 64> known{};
+  static std::array<Known, 64> known{};
   const int device = current_device();
   check(device < int(known.size()), "sparse24: expected a device index below ", known.size(), ", got ", device);
   const std::lock_guard<std::mutex> lock(mutex);
-  DeviceInfo& info = known[device];
-  if (info.sm_count == 0) {
-    int major = 0, minor = 0, sms = 0;
-    check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
-    check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
-    check_cuda(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-    info = {sms, 10 * major + minor};
-  }
-  return info;
+  if (known[device].info.sm_count == 0) known[device] = read(device);
+  return known[device];
 }
+
+}  // namespace
+
+DeviceInfo device_info() { return known_device().info; }
+DeviceModel device_model() { return known_device().model; }
 
 int64_t free_memory() {
   size_t unused = 0, total = 0;

@@ -61,7 +61,7 @@ GemmConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, co
     config->splits = 1;
     return *config;
   }
-  return select_linear_config(dtype, m, n, k, device_info().sm_count, tiles);
+  return select_linear_config(dtype, m, n, k, device_model(), tiles);
 }
 
 void linear_relu2(const LinearRelu2Args& args, const GemmConfig& config, cudaStream_t stream) {

@@ -39,7 +39,7 @@ void linear_gradient(const LinearGradientArgs& args, const GemmConfig& config, c
 }
 
 void linear_gradient(const LinearGradientArgs& args, cudaStream_t stream) {
-  GemmConfig config = select_linear_gradient_config(args.dtype, args.tokens, args.features, device_info().sm_count);
+  GemmConfig config = select_linear_gradient_config(args.dtype, args.tokens, args.features, device_model());
   // Its order: other kernels that read the variable have two tiles or more.
   if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", {config, config})) {
     config.swizzle = wanted->swizzle;

@@ -44,7 +44,7 @@ GemmConfig choose_config(const MmArgs& args, bool split) {
     if (!split || !splits_evenly(*config, args.a.k, config->splits)) config->splits = 1;
     return *config;
   }
-  return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_info().sm_count, split);
+  return select_mm_config(args.a.dtype, args.a.m, args.n, args.a.k, device_model(), split);
 }
 
 }  // namespace

@@ -2,7 +2,10 @@
 /// What was built, and what the current device is.
 #pragma once
 
+#include <cstdint>
 #include <string>
+
+#include "sparse24/device_model.h"
 
 namespace sparse24 {
 
@@ -26,6 +29,7 @@ struct DeviceInfo {
 };
 /// Returns what is known of the current device; it is asked once for each device.
 DeviceInfo device_info();
+DeviceModel device_model();
 
 /// Returns the bytes of the current device that no process uses. It throws after an error from which the device does
 /// not recover.

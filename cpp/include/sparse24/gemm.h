@@ -44,6 +44,10 @@ inline constexpr TileSize kTileSizes[] = {
 #define SPARSE24_TILE(name, m, n) {m, n},
 #include "sparse24/tiles.def"
 };
+inline constexpr const char* kTileNames[] = {
+#define SPARSE24_TILE(name, m, n) #m "x" #n,
+#include "sparse24/tiles.def"
+};
 constexpr TileSpec spec_of(GemmTile tile, int cluster_m, int cluster_n, Schedule schedule) {
   return {tile, kTileSizes[int(tile)].m, kTileSizes[int(tile)].n, cluster_m, cluster_n, schedule};
 }
@@ -54,6 +58,10 @@ constexpr TileSpec find(const TileSpec (&specs)[kCount], GemmTile tile) {
   return specs[i];
 }
 }  // namespace detail
+
+inline constexpr int kGemmTiles = int(sizeof(detail::kTileSizes) / sizeof(detail::kTileSizes[0]));
+/// "128x256"
+constexpr const char* name_of(GemmTile tile) { return detail::kTileNames[int(tile)]; }
 
 /// The tiles of sparse products (mm), and of dense ones (the first GEMM and its gradient).
 inline constexpr TileSpec kSparseTiles[] = {

@@ -10,6 +10,7 @@
 
 #include <vector>
 
+#include "sparse24/device_model.h"
 #include "sparse24/format.h"
 #include "sparse24/gemm.h"
 
@@ -70,7 +71,10 @@ LinearTiles linear_relu2_gradient_tiles();
 /// it orders the tiles.
 std::vector<GemmConfig> linear_configs(DType dtype, const LinearTiles& tiles);
 
-/// The configuration for x [m, k] and w [n, k] of `dtype`: a pure function.
+/// The configuration for x [m, k] and w [n, k] of `dtype`, a pure function; with a number of multiprocessors: of the
+/// reference device.
+GemmConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const DeviceModel& device,
+                                const LinearTiles& tiles);
 GemmConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, const LinearTiles& tiles);
 
 namespace cpu {

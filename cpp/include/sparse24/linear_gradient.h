@@ -61,7 +61,9 @@ inline constexpr int64_t kGradTokenMultiple = 32, kGradTailTile = 128;
 /// The tile of linear_gradient. A tile of 128x128 would read more from L2 than there is time for, and a wider one would
 /// have no registers left.
 inline constexpr GemmTile kLinearGradientTile = GemmTile::k128x192;
-/// Returns its configuration, a pure function of sizes and of the number of multiprocessors.
+/// Returns its configuration, a pure function of sizes and of the device; with a number of multiprocessors, of the
+/// reference device.
+GemmConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, const DeviceModel& device);
 GemmConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, int sm_count);
 
 namespace cpu {

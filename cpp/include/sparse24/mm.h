@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "sparse24/device_model.h"
 #include "sparse24/format.h"
 #include "sparse24/gemm.h"
 #include "sparse24/token_order.h"
@@ -51,29 +52,9 @@ void mm(const MmArgs& args);
 using MmTile = GemmTile;
 using MmConfig = GemmConfig;
 
-/// The order of a GEMM's tiles.
-struct TileOrder {
-  int swizzle;
-  bool along_m;
-};
-/// Entries that come from memory for one column of K: for a row and for a column of clusters, and while the tiles
-/// of all multiprocessors are computed for that column. `along_n`: the time of an order along N, by that along M, where
-/// both read enough. `hidden`: what reading costs that computing hides, of the time that it takes; by default enough to
-/// decide between orders that are equal otherwise. `any_swizzle`: none pads, and need not be a power of two
-/// (schedulers/tile_bands.cuh). `cached`: entries for one column of K that the L2 cache holds until the next tiles are
-/// computed.
-struct TileTraffic {
-  double cluster_row, cluster_col, computing;
-  double along_n = 1, hidden = 1e-3;
-  bool any_swizzle = false;
-  double cached = 0;
-};
-/// `hidden` where the board's power limits: reading costs energy. Measured 0.08 to 0.19 (bench/NOTES.md).
-inline constexpr double kEnergyOfReading = 0.12;
-/// The order of `clusters_m` x `clusters_n` clusters of which `in_flight` run at the same time.
-TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
-
-/// The configuration for one problem: a pure function of sizes, dtype and SM count.
+/// The configuration for one problem, a pure function; with a number of multiprocessors: of the reference device.
+GemmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, const DeviceModel& device,
+                            bool may_split = true);
 GemmConfig select_mm_config(DType dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool may_split = true);
 
 /// The largest number of parts that K is computed in.

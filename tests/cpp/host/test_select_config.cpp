@@ -140,48 +140,6 @@ TEST_P(SelectConfig, OrdersPadFewTiles) {
   }
 }
 
-/// Sizes and what was measured there (bench/NOTES.md).
-TEST(SelectTileOrder, ReadsFewOperandsAtOnce) {
-  const TileTraffic small{144, 256, 0.32 * 128 * 256}, large{288, 192, 0.32 * 256 * 192};
-  // 7 columns of tiles: all of them, row by row.
-  EXPECT_FALSE(select_tile_order(128, 7, 66, small).along_m);
-  // 10 columns are not padded to 12 or 16, whatever 4 or 8 would save.
-  EXPECT_LE(select_tile_order(64, 10, 66, small).swizzle, 2);
-  // 43 columns, 56 rows of clusters: not all rows at a time, 1.2 columns wide.
-  const TileOrder order = select_tile_order(56, 43, 66, large);
-  EXPECT_TRUE(!order.along_m || order.swizzle > 1);
-  // Nothing divides 33 and 127, and one row of 66 clusters would read more than it computes.
-  EXPECT_GT(select_tile_order(33, 127, 66, {256, 128, 0.53 * 128 * 128}).swizzle, 1);
-}
-
-/// Bands of any width: the square of what runs at once, whatever the counts divide by.
-TEST(SelectTileOrder, MakesBandsOfAnyWidth) {
-  TileTraffic bands{256, 256, 0.53 * 128 * 256};
-  bands.any_swizzle = true;
-  const TileOrder even = select_tile_order(64, 84, 66, bands);
-  EXPECT_EQ(even.swizzle, 8);
-  EXPECT_FALSE(even.along_m);  // 8 bands of 8, where along M 84 make 11 of 7 and 8
-  bands.any_swizzle = false;
-  EXPECT_NE(select_tile_order(64, 84, 66, bands).swizzle, 8);
-}
-
-/// The columns of a band are read once for its length if the cache holds them beside the rows: then wide bands read
-/// less (bench/NOTES.md). 24 columns and 2.75 rows of clusters are 6848 entries, 8 and 8.25 are 4160.
-TEST(SelectTileOrder, MakesWideBandsWhereTheCacheHoldsWhatTheyRead) {
-  TileTraffic bands{256, 256, 0.53 * 128 * 256};
-  bands.any_swizzle = true;
-  const auto width = [&](double cached) {
-    bands.cached = cached;
-    return select_tile_order(64, 72, 66, bands).swizzle;
-  };
-  EXPECT_EQ(width(0), 8);
-  EXPECT_EQ(width(4100), 8);
-  EXPECT_EQ(width(6850), 24);
-  EXPECT_EQ(width(1e9), 24);
-  bands.any_swizzle = false;
-  EXPECT_EQ(width(1e9), 8);  // CUTLASS's widest
-}
-
 /// Reading that is hidden costs energy: of orders that take as long the one that reads least is 2 to 3 % faster.
 TEST(SelectMmConfig, ReadsLittleWhereThatPadsNoTiles) {
   const auto chosen = [](DType dtype, int64_t m, int64_t n, int64_t k) {
@@ -193,7 +151,7 @@ TEST(SelectMmConfig, ReadsLittleWhereThatPadsNoTiles) {
   EXPECT_EQ(chosen(DType::kFloat8E4M3, 32768, 1664, 6656), "256x192x128 cluster 2x1 swizzle 1 along N");
 }
 
-/// What was the fastest of 17 tiles and splits (bench/NOTES.md). A tile costs the filling of its pipeline, so that K is
+/// What was the fastest of 17 tiles and splits (docs/log). A tile costs the filling of its pipeline, so that K is
 /// not cut where larger parts do as well; and all of B is read, however fast the tiles are.
 TEST(SelectMmConfig, TakesWhatWasFastestForFewTokens) {
   const auto chosen = [](DType dtype, int64_t m, int64_t n, int64_t k) {
@@ -208,21 +166,7 @@ TEST(SelectMmConfig, TakesWhatWasFastestForFewTokens) {
   EXPECT_EQ(chosen(DType::kFloat8E4M3, 256, 4096, 16384), "64x128 in 1");
 }
 
-/// A last column of 128x256 tiles that is half empty costs along N (1664 = 6.5 tiles), unless all rows are too many.
-TEST(SelectTileOrder, GoesAlongMWhereTheLastColumnIsHalfEmpty) {
-  const auto along_m = [](int64_t m, int64_t n) {
-    const GemmConfig c = select_mm_config(DType::kBFloat16, m, n, 6656, 132);
-    EXPECT_EQ(c.tile, GemmTile::k128x256) << to_string(c);
-    return c.raster_along_m;
-  };
-  EXPECT_TRUE(along_m(2048, 1664));
-  EXPECT_TRUE(along_m(4096, 1664));
-  EXPECT_TRUE(along_m(8192, 1664));
-  TileTraffic tall{144, 256, 0.32 * 128 * 256, 1.1};
-  EXPECT_FALSE(select_tile_order(64, 7, 66, tall).along_m);
-}
-
-/// Of 256x192 and 128x256 the one that was faster (bench/NOTES.md).
+/// Of 256x192 and 128x256 the one that was faster (docs/log).
 TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
   const auto tile = [](DType dtype, int64_t m, int64_t n) { return select_mm_config(dtype, m, n, 16384, 132).tile; };
   for (DType dtype : {DType::kBFloat16, DType::kFloat8E4M3}) {
@@ -239,13 +183,6 @@ TEST(SelectMmConfig, TakesTheLargestTileWhereItsWavesCostLess) {
     for (const auto& [m, n] : {std::pair{32768, 1664}, {6656, 1664}, {8192, 4480}})
       EXPECT_EQ(tile(dtype, m, n), GemmTile::k256x192) << m << " x " << n;
   }
-}
-
-TEST(SelectTileOrder, IsSymmetric) {
-  const TileTraffic traffic{128, 128, 4000};
-  const TileOrder tall = select_tile_order(512, 6, 66, traffic), wide = select_tile_order(6, 512, 66, traffic);
-  EXPECT_EQ(tall.swizzle, wide.swizzle);
-  EXPECT_NE(tall.along_m, wide.along_m);
 }
 
 /// With the tiles of linear_compress where all is of one type.
@@ -285,7 +222,7 @@ TEST(SelectLinearConfig, TakesAWiderTileWhereItsWavesCostLess) {
   }
 }
 
-/// A cluster of 128x128 tiles lies along N: 1, 2 or 3 rows of tiles leave nobody idle (bench/NOTES.md).
+/// A cluster of 128x128 tiles lies along N: 1, 2 or 3 rows of tiles leave nobody idle (docs/log).
 TEST(SelectLinearConfig, FewTokensTakeSmallTilesOneRowBesideTheOther) {
   for (int64_t m : {1, 128, 384}) {
     const GemmConfig c = select_wide(DType::kBFloat16, m, 16384, 4096);
@@ -305,7 +242,7 @@ TEST(SelectLinearConfig, OneRoundOfTheWidestTileWhereColumnsAreMany) {
   EXPECT_EQ(select_wide(DType::kFloat8E4M3, 256, 16384, 4096).tile, GemmTile::k128x128);
 }
 
-/// linear_relu2 has tiles for sizes that fill only half of the machine, or one wave of it (bench/NOTES.md).
+/// linear_relu2 has tiles for sizes that fill only half of the machine, or one wave of it (docs/log).
 TEST(SelectLinearConfig, TheDenseFallbackFillsTheMachine) {
   const auto tile = [](int64_t m, int64_t n, int64_t k) {
     return select_linear_config(DType::kBFloat16, m, n, k, 132, linear_relu2_tiles(DType::kBFloat16, DType::kBFloat16))
@@ -327,7 +264,7 @@ TEST(SelectLinearConfig, TakesTheWidestTileForManyColumns) {
 }
 
 /// What was the fastest of nine tiles and orders, or within 1 % of it, in fp8, on a cool card or on a hot one
-/// (bench/NOTES.md).
+/// (docs/log).
 TEST(SelectLinearConfig, TakesWhatWasFastestInFp8) {
   const auto chosen = [](int64_t m, int64_t n, int64_t k) {
     return to_string(select_wide(DType::kFloat8E4M3, m, n, k));

@@ -9,7 +9,7 @@
 //       ...
 //     CTAs 16, 17    tiles 20, 21              ...
 //
-// A cluster works on neighbouring tiles, or on the same part of them. heuristics/select_linear_config.cpp says where it
+// A cluster works on neighbouring tiles, or on the same part of them. heuristics/cost_model.cpp says where it
 // pays.
 #pragma once
 
