@@ -158,8 +158,8 @@ def _negated(t: Tensor) -> Tensor:
 
 def _sparse(t: Tensor) -> Tensor:
     """``t.to_sparse()``, which torch has not for every dtype."""
-    at = t.to(torch.complex64).nonzero()
-    return torch.sparse_coo_tensor(at.t(), t[at.unbind(1)], t.shape, check_invariants=True)
+    there = t.to(torch.complex128) != 0
+    return torch.sparse_coo_tensor(there.nonzero().t(), t[there], t.shape, check_invariants=True)
 
 
 _FORMS = {

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from compare import assert_same_bits
 from fuzzing.calls import Call
+from fuzzing.dice import ALL_DTYPES
 from fuzzing.judge import Judge, Mismatch, Pending
 from fuzzing.networks import Network
 from fuzzing.session import Session, set_of
@@ -176,6 +178,17 @@ def test_notices_another_sentence():
     call.run = complain
     with pytest.raises(Mismatch, match="no sentence: RuntimeError: dim is wrong"):
         Judge("cpu").judge(0, call)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (0, 3), (5, 32)], ids=str)
+def test_sparse_tensors_hold_what_dense_ones_do(shape, dtype):
+    plain = Draw(shape, dtype, "bits", seed=8).make()
+    sparse = Draw(shape, dtype, "bits", seed=8, form="sparse").make()
+    at = tuple(sparse._indices())
+    assert sparse.shape == plain.shape and sparse.dtype == dtype and sparse.layout == torch.sparse_coo
+    assert_same_bits(sparse._values(), plain[at].reshape(-1))
+    assert len(sparse._values()) == (plain.to(torch.complex128) != 0).sum()
 
 
 def test_every_failure_of_a_batch_is_told_by_its_number(capsys, monkeypatch):
