@@ -1,5 +1,5 @@
 /// @file
-/// The elementwise rules of compress: activation, selection of two in four, scales. One definition for all references.
+/// The elementwise rules of compress: selection of two in four, scales. One definition for all references.
 #pragma once
 
 #include <algorithm>
@@ -11,21 +11,9 @@
 #include "core/buffer.h"
 #include "core/parallel.h"
 #include "reference/numeric.h"
+#include "sparse24/activation.h"
 
 namespace sparse24 {
-
-/// relu keeps NaN, as torch does, and turns -0 into +0.
-inline float activate(float x, Activation activation) {
-  if (activation == Activation::kNone) return x;
-  const float y = x > 0.0f || std::isnan(x) ? x : 0.0f;
-  return activation == Activation::kRelu ? y : y * y;
-}
-
-/// Squaring keeps the order of what relu leaves, and could only underflow or overflow into ties: it is left out where
-/// magnitudes are compared.
-inline Activation ordering_of(Activation activation) {
-  return activation == Activation::kRelu2 ? Activation::kRelu : activation;
-}
 
 /// Orders magnitudes; every NaN is the same, largest one.
 inline uint32_t selection_key(float y) {
@@ -56,13 +44,14 @@ inline float scale_of_amax(float amax) { return amax == 0.0f ? 1.0f : std::max(a
 
 /// max |activation(x)| of every row of x [rows, cols]; NaN does not count.
 template <class In>
-std::vector<float> row_amax(const typename In::Storage* x, int64_t rows, int64_t cols, Activation activation) {
+std::vector<float> row_amax(const typename In::Storage* x, int64_t rows, int64_t cols,
+                            const ActivationArgs& activation) {
   auto amax = make_buffer<float>(rows);
   parallel_for(rows, cols, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       float largest = 0.0f;
       for (int64_t c = 0; c < cols; ++c) {
-        const float y = std::fabs(activate(In::load(x[r * cols + c]), activation));
+        const float y = std::fabs(activation.value(In::load(x[r * cols + c])));
         if (y > largest) largest = y;
       }
       amax[static_cast<size_t>(r)] = largest;
@@ -73,12 +62,13 @@ std::vector<float> row_amax(const typename In::Storage* x, int64_t rows, int64_t
 
 /// The same for every column.
 template <class In>
-std::vector<float> column_amax(const typename In::Storage* x, int64_t rows, int64_t cols, Activation activation) {
+std::vector<float> column_amax(const typename In::Storage* x, int64_t rows, int64_t cols,
+                               const ActivationArgs& activation) {
   auto amax = make_buffer<float>(cols);
   parallel_for(cols, rows, [&](int64_t begin, int64_t end) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = begin; c < end; ++c) {
-        const float y = std::fabs(activate(In::load(x[r * cols + c]), activation));
+        const float y = std::fabs(activation.value(In::load(x[r * cols + c])));
         if (y > amax[static_cast<size_t>(c)]) amax[static_cast<size_t>(c)] = y;
       }
     }

@@ -49,8 +49,8 @@ void compress_as(const CompressArgs& args) {
     uint32_t key[4];
     for (int i = 0; i < 4; ++i) {
       if (4 * g + i < a.k) raw[i] = x[source(m, 4 * g + i)];
-      y[i] = activate(In::load(raw[i]), args.activation);
-      key[i] = selection_key(activate(In::load(raw[i]), ordering_of(args.activation)));
+      y[i] = args.activation.value(In::load(raw[i]));
+      key[i] = selection_key(args.activation.root(In::load(raw[i])));
     }
     const Pair pair = select_pair(key);
     write_pair(args.meta, a, m, g, pair);
@@ -61,7 +61,7 @@ void compress_as(const CompressArgs& args) {
         const float inverse = 1.0f / usable_scale(scale[args.scaling == Scaling::kRow ? m : 0]);
         static_cast<uint8_t*>(args.values)[at] = float_to_e4m3(y[i] * inverse);
       } else {
-        static_cast<Storage*>(args.values)[at] = keep<In>(raw[i], y[i], args.activation);
+        static_cast<Storage*>(args.values)[at] = keep<In>(raw[i], y[i], args.activation.kind);
       }
     }
   });

@@ -90,7 +90,7 @@ void store_dense(const LinearRelu2Args& args, const typename H::Storage* h) {
     for (int64_t t = begin; t < end; ++t) {
       const float inverse = inverse_scale(linear, t);
       for (int64_t at = t * linear.out; at < (t + 1) * linear.out; ++at) {
-        const float y = activate(H::load(h[at]), linear.activation);
+        const float y = linear.activation.value(H::load(h[at]));
         if (linear.y_dtype == DType::kFloat8E4M3) {
           static_cast<uint8_t*>(args.y)[at] = float_to_e4m3(y * inverse);
         } else {
@@ -140,7 +140,7 @@ void linear_relu2(const LinearRelu2Args& args) {
     add_saturated(linear, [&](int64_t t, float inverse) {
       const auto* row = h + t * linear.out;
       return static_cast<int32_t>(std::count_if(row, row + linear.out, [&](auto code) {
-        return saturates(activate(H::load(code), linear.activation), inverse);
+        return saturates(linear.activation.value(H::load(code)), inverse);
       }));
     });
   });
@@ -160,8 +160,8 @@ void linear_compress(const LinearCompressArgs& args) {
       for (int64_t g = 0; g < linear.out / 4; ++g) {
         const Pair pair = read_pair(args.meta, a, t, g);
         const auto* group = h + t * linear.out + 4 * g;
-        count += saturates(activate(H::load(group[pair.first]), linear.activation), inverse);
-        count += saturates(activate(H::load(group[pair.second]), linear.activation), inverse);
+        count += saturates(linear.activation.value(H::load(group[pair.first])), inverse);
+        count += saturates(linear.activation.value(H::load(group[pair.second])), inverse);
       }
       return count;
     });

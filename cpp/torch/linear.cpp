@@ -68,7 +68,7 @@ LinearArgs check_operands(OpName op, const Inputs& in) {
 }
 
 /// "relu" is what training in float16 stores: no other kernel knows it. float32 is for the CPU.
-Activation check_activation(OpName op, const LinearArgs& args, const Word& word) {
+ActivationArgs check_activation(OpName op, const LinearArgs& args, const Word& word) {
   const bool has_relu = args.dtype == DType::kFloat16 || args.dtype == DType::kFloat32;
   if (has_relu && word.text == "relu") return Activation::kRelu;
   expect(word.text == "relu2", op, R"(activation to be "relu2")", has_relu ? R"( or "relu")" : "", R"(, got ")",

@@ -51,7 +51,7 @@ std::ostream& operator<<(std::ostream& out, const Strides& strides) {
   return print_list(out, strides.tensor, &Tensor::stride);
 }
 
-Activation parse_activation(OpName op, const Word& word) {
+ActivationArgs parse_activation(OpName op, const Word& word) {
   if (word.text == "none") return Activation::kNone;
   if (word.text == "relu") return Activation::kRelu;
   expect(word.text == "relu2", op, R"(activation to be "none", "relu" or "relu2", got ")", word.text, '"');

@@ -53,7 +53,7 @@ std::ostream& operator<<(std::ostream& out, const Shape& shape);
 std::ostream& operator<<(std::ostream& out, const Strides& strides);
 
 // ---- options ------------------------------------------------------------------------------------------------------
-Activation parse_activation(OpName op, const Word& word);
+ActivationArgs parse_activation(OpName op, const Word& word);
 Scaling parse_scaling(OpName op, const Word& word);
 Dim parse_dim(OpName op, int64_t dim);
 

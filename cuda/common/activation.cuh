@@ -1,10 +1,12 @@
-// The activations, from 16-bit pre-activations or their accumulators.
+// The activations on the device. y of a pre-activation h is computed in two parts: its root, 16 bits that order as y
+// does, so that two of four are selected among roots; and y of a root. sparse24/activation.h defines both.
 #pragma once
 
 #include <type_traits>
 
+#include "common/float8.cuh"
 #include "common/packed.cuh"
-#include "sparse24/types.h"
+#include "sparse24/activation.h"
 
 namespace sparse24::cuda {
 
@@ -33,32 +35,117 @@ __device__ __forceinline__ uint32_t pack2_relu(__half, float lo, float hi) {
 }
 #endif
 
-// The activation in fp32, from the 16-bit pre-activation.
-template <Activation kAct>
-__device__ __forceinline__ float activate(float x) {
-  if constexpr (kAct == Activation::kNone) return x;
-  const float y = relu(x);
-  return kAct == Activation::kRelu2 ? __fmul_rn(y, y) : y;
+// The square of one of two of T, in fp32.
+template <class T>
+__device__ __forceinline__ float square(uint32_t word, int i) {
+  const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
+  return __fmul_rn(x, x);
+}
+// The squares of both, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
+// matters (below 2^-134 a bfloat16 is zero either way).
+template <class T>
+__device__ __forceinline__ uint32_t square2(uint32_t word) {
+  using P = typename Pair<T>::type;
+  const P x = reinterpret_cast<const P&>(word);
+  const P square = __hmul2(x, x);
+  return reinterpret_cast<const uint32_t&>(square);
 }
 
-// Largest |activated| of 8 elements and `so_far`, both lanes of a pair apart; NaN does not count.
-template <class T, Activation kAct>
-__device__ __forceinline__ typename Pair<T>::type amax8(typename Pair<T>::type so_far, const Vec8& v) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    auto x = reinterpret_cast<const typename Pair<T>::type&>(v.w[i]);
-    if constexpr (kAct == Activation::kNone) x = __habs2(x);
-    so_far = __hmax2(so_far, x);
+// Of kernels that read h, of T, from memory. Each has kernels of its own: they are bound by instructions too.
+template <class T_, Activation kKind>
+struct ElementwiseActivation {
+  using T = T_;
+  using P = typename Pair<T>::type;
+  // Squares are taken of magnitudes; the other activations pass h's own bits.
+  static constexpr bool kOfMagnitudes = kKind == Activation::kRelu2;
+
+  explicit ElementwiseActivation(const ActivationArgs&) {}
+
+  // Eight elements of h.
+  __device__ __forceinline__ Vec8 load(const void* p) const { return load16(p); }
+
+  // The magnitudes of the roots of two.
+  __device__ __forceinline__ static uint32_t magnitudes(uint32_t word) {
+    P x = reinterpret_cast<const P&>(word);
+    if constexpr (kKind == Activation::kNone) x = __habs2(x);
+    const P m = __hmax2_nan(x, P{});  // NaN becomes the canonical one
+    return reinterpret_cast<const uint32_t&>(m);
   }
-  return so_far;
+
+  // y of one of two elements, or of their magnitudes: in fp32.
+  __device__ __forceinline__ static float value(uint32_t word, int i) {
+    if constexpr (kKind == Activation::kRelu2) return square<T>(word, i);
+    const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
+    return kKind == Activation::kNone ? x : relu(x);
+  }
+  // Of both, in T.
+  __device__ __forceinline__ static uint32_t values(uint32_t word) {
+    if constexpr (kKind == Activation::kNone) return word;
+    if constexpr (kKind == Activation::kRelu) {
+      return pack16(value(word, 0) == 0.f ? 0 : uint16_t(word), value(word, 1) == 0.f ? 0 : uint16_t(word >> 16));
+    }
+    return pack2(T{}, value(word, 0), value(word, 1));
+  }
+
+  // The largest of `so_far` and of two elements, both lanes apart, so that activated_max has the largest |y|: y grows
+  // with h. NaN does not count.
+  __device__ __forceinline__ static P max(P so_far, uint32_t word) {
+    P x = reinterpret_cast<const P&>(word);
+    if constexpr (kKind == Activation::kNone) x = __habs2(x);
+    return __hmax2(so_far, x);
+  }
+  __device__ __forceinline__ static P max(P so_far, const Vec8& v) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) so_far = max(so_far, v.w[i]);
+    return so_far;
+  }
+  __device__ __forceinline__ static float activated_max(P m) {
+    const float x = fmaxf(0.f, fmaxf(float(m.x), float(m.y)));
+    return kKind == Activation::kRelu2 ? __fmul_rn(x, x) : x;
+  }
+};
+
+// f of the ElementwiseActivation of T that is asked for.
+template <class T, class F>
+void dispatch_activation(const ActivationArgs& args, F&& f) {
+  switch (args.kind) {
+    case Activation::kNone: return f(ElementwiseActivation<T, Activation::kNone>(args));
+    case Activation::kRelu: return f(ElementwiseActivation<T, Activation::kRelu>(args));
+    case Activation::kRelu2: return f(ElementwiseActivation<T, Activation::kRelu2>(args));
+  }
 }
 
-// Both lanes of such a running maximum to the activated fp32 value: activations grow with x, so it is enough to
-// activate the maximum.
-template <Activation kAct, class P>
-__device__ __forceinline__ float activated_amax(P m) {
-  const float x = fmaxf(0.f, fmaxf(float(m.x), float(m.y)));
-  return kAct == Activation::kRelu2 ? __fmul_rn(x, x) : x;
-}
+// Of the epilogues of the first GEMM, which have h as accumulators and round it to T. It is a choice at run time: a
+// kernel for each would take a minute of compilation.
+struct EpilogueActivation {
+  Activation kind;  // kRelu of float16 only: y is its own root
+
+  static EpilogueActivation of(const ActivationArgs& args) { return {args.kind}; }
+
+  // The roots of two accumulators.
+  template <class T>
+  __device__ __forceinline__ static uint32_t pack(float lo, float hi) {
+    return pack2_relu(T{}, lo, hi);
+  }
+  // What packing leaves to do, of all words of a thread, so that it is decided once: nothing.
+  template <class T, int kBlocks>
+  __device__ __forceinline__ void finish(uint32_t (&)[kBlocks][2]) const {}
+
+  // y of the roots in a word: of both in T, of one in fp32.
+  template <class T>
+  __device__ __forceinline__ uint32_t values(uint32_t roots) const {
+    return keeps_roots<T>() ? roots : square2<T>(roots);
+  }
+  template <class T>
+  __device__ __forceinline__ float value(uint32_t roots, int i) const {
+    return keeps_roots<T>() ? to_float(T{}, uint16_t(i ? roots >> 16 : roots)) : square<T>(roots, i);
+  }
+
+ private:
+  template <class T>
+  __device__ __forceinline__ bool keeps_roots() const {
+    return kHasRoots<T> && kind == Activation::kRelu;
+  }
+};
 
 }  // namespace sparse24::cuda

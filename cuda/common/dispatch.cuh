@@ -4,8 +4,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <type_traits>
-
 #include "sparse24/error.h"
 #include "sparse24/types.h"
 
@@ -18,16 +16,6 @@ void dispatch_16bit(DType dtype, F&& f) {
     case DType::kBFloat16: return f(__nv_bfloat16{});
     case DType::kFloat16: return f(__half{});
     default: fail("sparse24: expected bfloat16 or float16 on the GPU, got ", name_of(dtype));
-  }
-}
-
-// f(std::integral_constant<Activation, A>{}).
-template <class F>
-void dispatch_activation(Activation activation, F&& f) {
-  switch (activation) {
-    case Activation::kNone: return f(std::integral_constant<Activation, Activation::kNone>{});
-    case Activation::kRelu: return f(std::integral_constant<Activation, Activation::kRelu>{});
-    case Activation::kRelu2: return f(std::integral_constant<Activation, Activation::kRelu2>{});
   }
 }
 

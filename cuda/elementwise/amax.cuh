@@ -20,60 +20,58 @@ __device__ __forceinline__ void atomic_max(float* target, float v) {
 }
 
 // amax[0] over all of x, whose element count is a multiple of 8.
-template <class T, Activation kAct>
-__global__ void __launch_bounds__(kAmaxThreads) amax_tensor(const T* x, int64_t vectors, float* amax) {
-  typename Pair<T>::type m{};
+template <class A>
+__global__ void __launch_bounds__(kAmaxThreads)
+    amax_tensor(const typename A::T* x, int64_t vectors, float* amax, A activation) {
+  typename A::P m{};
   for (int64_t i = int64_t{blockIdx.x} * kAmaxThreads + threadIdx.x; i < vectors;
        i += int64_t{gridDim.x} * kAmaxThreads) {
-    m = amax8<T, kAct>(m, load16(x + 8 * i));
+    m = activation.max(m, activation.load(x + 8 * i));
   }
-  const float v = warp_max(activated_amax<kAct>(m));
+  const float v = warp_max(activation.activated_max(m));
   if (threadIdx.x % 32 == 0) atomic_max(amax, v);
 }
 
 inline constexpr int kAmaxVectors = 8;  // of a thread
 
 // amax[r] over the columns of x [rows, cols], cols a multiple of 8.
-template <class T, Activation kAct>
-__global__ void __launch_bounds__(kAmaxThreads) amax_rows(const T* x, int64_t cols, float* amax, int column_blocks) {
+template <class A>
+__global__ void __launch_bounds__(kAmaxThreads)
+    amax_rows(const typename A::T* x, int64_t cols, float* amax, int column_blocks, A activation) {
   const int64_t row = blockIdx.x / column_blocks;
   const int64_t first = int64_t(blockIdx.x % column_blocks) * kAmaxVectors * kAmaxThreads + threadIdx.x;
-  typename Pair<T>::type m{};
+  typename A::P m{};
 #pragma unroll
   for (int i = 0; i < kAmaxVectors; ++i) {
     const int64_t col = (first + i * kAmaxThreads) * 8;
-    if (col < cols) m = amax8<T, kAct>(m, load16(x + row * cols + col));
+    if (col < cols) m = activation.max(m, activation.load(x + row * cols + col));
   }
-  const float v = warp_max(activated_amax<kAct>(m));
+  const float v = warp_max(activation.activated_max(m));
   if (threadIdx.x % 32 == 0) atomic_max(amax + row, v);
 }
 
 inline constexpr int kAmaxRows = 128;  // rows of one CTA
 
 // amax[c] over the rows of x [rows, cols]. A thread owns 8 columns.
-template <class T, Activation kAct>
+template <class A>
 __global__ void __launch_bounds__(kAmaxThreads)
-    amax_columns(const T* x, int64_t rows, int64_t cols, float* amax, int column_blocks) {
+    amax_columns(const typename A::T* x, int64_t rows, int64_t cols, float* amax, int column_blocks, A activation) {
   const int64_t col = (int64_t(blockIdx.x % column_blocks) * kAmaxThreads + threadIdx.x) * 8;
   const int64_t row0 = int64_t(blockIdx.x / column_blocks) * kAmaxRows;
   if (col >= cols) return;
-  typename Pair<T>::type m[4] = {};
+  typename A::P m[4] = {};
   const int64_t row_end = row0 + kAmaxRows < rows ? row0 + kAmaxRows : rows;
 #pragma unroll 8
   for (int64_t row = row0; row < row_end; ++row) {
-    const Vec8 v = load16(x + row * cols + col);
+    const Vec8 v = activation.load(x + row * cols + col);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      auto pair = reinterpret_cast<const typename Pair<T>::type&>(v.w[i]);
-      if constexpr (kAct == Activation::kNone) pair = __habs2(pair);
-      m[i] = __hmax2(m[i], pair);
-    }
+    for (int i = 0; i < 4; ++i) m[i] = activation.max(m[i], v.w[i]);
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     auto one = m[i / 2];
     one.x = one.y = i % 2 ? one.y : one.x;
-    atomic_max(amax + col + i, activated_amax<kAct>(one));
+    atomic_max(amax + col + i, activation.activated_max(one));
   }
 }
 
@@ -86,25 +84,26 @@ static __global__ void __launch_bounds__(kAmaxThreads) amax_to_scale(float* amax
 enum class ScaleOf { kTensor, kRow, kColumn };
 
 // The scale of x [rows, cols], or of each of its rows or columns.
-template <class T, Activation kAct>
-void compute_scale(const T* x, int64_t rows, int64_t cols, ScaleOf of, float* scale, cudaStream_t stream) {
+template <class A>
+void compute_scale(const A& activation, const typename A::T* x, int64_t rows, int64_t cols, ScaleOf of, float* scale,
+                   cudaStream_t stream) {
   const int64_t count = of == ScaleOf::kTensor ? 1 : of == ScaleOf::kRow ? rows : cols;
   if (count == 0) return;
   check_cuda(cudaMemsetAsync(scale, 0, count * sizeof(float), stream), "cudaMemsetAsync");
   if (rows > 0 && cols > 0) {
     if (of == ScaleOf::kRow) {
       const int64_t column_blocks = ceil_div(cols, 8 * kAmaxVectors * kAmaxThreads);
-      amax_rows<T, kAct><<<column_blocks * rows, kAmaxThreads, 0, stream>>>(x, cols, scale, int(column_blocks));
+      amax_rows<A><<<column_blocks * rows, kAmaxThreads, 0, stream>>>(x, cols, scale, int(column_blocks), activation);
       check_launch("amax_rows");
     } else if (of == ScaleOf::kColumn) {
       const int64_t column_blocks = ceil_div(cols, 8 * kAmaxThreads);
-      amax_columns<T, kAct><<<column_blocks * ceil_div(rows, kAmaxRows), kAmaxThreads, 0, stream>>>(
-          x, rows, cols, scale, int(column_blocks));
+      amax_columns<A><<<column_blocks * ceil_div(rows, kAmaxRows), kAmaxThreads, 0, stream>>>(
+          x, rows, cols, scale, int(column_blocks), activation);
       check_launch("amax_columns");
     } else {
       const int64_t vectors = rows * cols / 8;
       const int64_t blocks = std::min<int64_t>(ceil_div(vectors, kAmaxThreads * 8), 4096);
-      amax_tensor<T, kAct><<<blocks, kAmaxThreads, 0, stream>>>(x, vectors, scale);
+      amax_tensor<A><<<blocks, kAmaxThreads, 0, stream>>>(x, vectors, scale, activation);
       check_launch("amax_tensor");
     }
   }

@@ -18,15 +18,16 @@ namespace sparse24::cuda {
 struct Segment {
   Vec8 v[2];
 
-  __device__ __forceinline__ static Segment load(const void* row, int64_t col, bool valid) {
+  template <class A>
+  __device__ __forceinline__ static Segment load(const A& activation, const void* row, int64_t col, bool valid) {
     if (!valid) return {};
     const char* p = static_cast<const char*>(row) + 2 * col;
-    return {{load16(p), load16(p + 16)}};
+    return {{activation.load(p), activation.load(p + 16)}};
   }
-  template <class T, Activation kAct>
-  __device__ __forceinline__ Group<T, kAct> group(int g) const {
+  template <class A>
+  __device__ __forceinline__ Group<A> group(const A& activation, int g) const {
     const Vec8& half = v[g / 2];
-    return {half.w[g % 2 * 2], half.w[g % 2 * 2 + 1]};
+    return {activation, half.w[g % 2 * 2], half.w[g % 2 * 2 + 1]};
   }
 };
 
@@ -35,9 +36,10 @@ inline constexpr int kColumns16 = 512;  // columns of a CTA: one warp wide
 inline constexpr int kThreads16 = 256;
 
 // 16-bit values. One CTA: 16 rows x 512 columns, a warp per row; metadata is gathered in shared memory.
-template <class T, Activation kAct>
-__global__ void __launch_bounds__(kThreads16) compress_features_16bit(const T* x, int64_t rows, int64_t cols, Operand a,
-                                                                      T* values, uint8_t* meta, int column_blocks) {
+template <class A>
+__global__ void __launch_bounds__(kThreads16)
+    compress_features_16bit(const typename A::T* x, int64_t rows, int64_t cols, Operand a, typename A::T* values,
+                            uint8_t* meta, int column_blocks, A activation) {
   // Per K block of 64: the 128 bytes that format.h draws, and 16 bytes of padding against bank conflicts.
   __shared__ alignas(16) uint16_t tile[kColumns16 / 64][64 + 8];
   const int64_t row_group = blockIdx.x / column_blocks;
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(kThreads16) compress_features_16bit(const T* x
 #pragma unroll
   for (int i = 0; i < kRows16 / 8; ++i) {
     const int64_t row = row_group * kRows16 + 8 * i + warp;
-    segment[i] = Segment::load(x + row * cols, col, row < rows && col < cols);
+    segment[i] = Segment::load(activation, x + row * cols, col, row < rows && col < cols);
   }
 #pragma unroll
   for (int i = 0; i < kRows16 / 8; ++i) {
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kThreads16) compress_features_16bit(const T* x
     uint32_t kept[4], nibbles = 0xffff;
 #pragma unroll
     for (int g = 0; g < 4; ++g) {
-      const auto group = segment[i].template group<T, kAct>(g);
+      const auto group = segment[i].group(activation, g);
       kept[g] = group.kept_16bit();
       nibbles -= group.kept.complement << (4 * g);
     }
@@ -77,10 +79,11 @@ inline constexpr int kMaxThreads8 = 512;
 // fp8 values. One CTA: a row, or a block of its columns where the scale is given. Lanes own two segments at a time:
 // even lanes store the first of both neighbours and odd lanes the second, 16 bytes each. With kComputeScale the row
 // stays in registers between its maximum and its values, so that X is read once.
-template <class T, Activation kAct, int kSegments, bool kComputeScale>
+template <class A, int kSegments, bool kComputeScale>
 __global__ void __launch_bounds__(kMaxThreads8)
-    compress_features_fp8(const T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
-                          const float* given_scale, int scale_stride, float* computed_scale, int column_blocks) {
+    compress_features_fp8(const typename A::T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
+                          const float* given_scale, int scale_stride, float* computed_scale, int column_blocks,
+                          A activation) {
   static_assert(kSegments % 2 == 0, "lanes trade one segment for another");
   const int64_t row = blockIdx.x / column_blocks;
   const uint32_t col0 = blockIdx.x % column_blocks * kSegments * blockDim.x * 16 + threadIdx.x * 16;
@@ -90,16 +93,16 @@ __global__ void __launch_bounds__(kMaxThreads8)
   Segment segment[kSegments];
 #pragma unroll
   for (int s = 0; s < kSegments; ++s) {
-    segment[s] = Segment::load(x + row * cols, col0 + s * step, row < rows && col0 + s * step < cols);
+    segment[s] = Segment::load(activation, x + row * cols, col0 + s * step, row < rows && col0 + s * step < cols);
   }
 
   float scale = 1.f;
   if constexpr (kComputeScale) {
     __shared__ float partial[kMaxThreads8 / 32];
-    typename Pair<T>::type m{};
+    typename A::P m{};
 #pragma unroll
-    for (int s = 0; s < kSegments; ++s) m = amax8<T, kAct>(amax8<T, kAct>(m, segment[s].v[0]), segment[s].v[1]);
-    const float warp_amax = warp_max(activated_amax<kAct>(m));
+    for (int s = 0; s < kSegments; ++s) m = activation.max(activation.max(m, segment[s].v[0]), segment[s].v[1]);
+    const float warp_amax = warp_max(activation.activated_max(m));
     if (lane == 0) partial[threadIdx.x / 32] = warp_amax;
     __syncthreads();
     scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[lane] : 0.f));
@@ -117,8 +120,8 @@ __global__ void __launch_bounds__(kMaxThreads8)
     for (int s = 0; s < 2; ++s) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const auto g0 = segment[first + s].template group<T, kAct>(2 * half);
-        const auto g1 = segment[first + s].template group<T, kAct>(2 * half + 1);
+        const auto g0 = segment[first + s].group(activation, 2 * half);
+        const auto g1 = segment[first + s].group(activation, 2 * half + 1);
         kept[s][half] = pack16(g0.kept_e4m3(inverse), g1.kept_e4m3(inverse));
         nibbles[s] -= (g0.kept.complement + g1.kept.complement * 16) << (8 * half);
       }

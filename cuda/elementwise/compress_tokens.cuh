@@ -19,19 +19,21 @@ inline constexpr int kFeaturesOfThread = 8;
 struct TokenGroup {
   Vec8 token[4];
 
-  __device__ __forceinline__ static TokenGroup load(const void* x, int64_t rows, int64_t cols, int64_t row,
-                                                    int64_t col) {
+  template <class A>
+  __device__ __forceinline__ static TokenGroup load(const A& activation, const void* x, int64_t rows, int64_t cols,
+                                                    int64_t row, int64_t col) {
     TokenGroup t{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (row + i < rows && col < cols) t.token[i] = load16(static_cast<const char*>(x) + 2 * ((row + i) * cols + col));
+      if (row + i < rows && col < cols)
+        t.token[i] = activation.load(static_cast<const char*>(x) + 2 * ((row + i) * cols + col));
     }
     return t;
   }
-  template <class T, Activation kAct>
-  __device__ __forceinline__ Group<T, kAct> feature(int f) const {
+  template <class A>
+  __device__ __forceinline__ Group<A> feature(const A& activation, int f) const {
     const int word = f / 2, half = f % 2 ? 0x7632 : 0x5410;
-    return {__byte_perm(token[0].w[word], token[1].w[word], half),
+    return {activation, __byte_perm(token[0].w[word], token[1].w[word], half),
             __byte_perm(token[2].w[word], token[3].w[word], half)};
   }
 };
@@ -40,10 +42,10 @@ inline constexpr int kTokens16 = 64;     // one metadata atom
 inline constexpr int kFeatures16 = 512;  // 64 lanes of 8
 
 // 16-bit values [up(R,4)/2, C]: token pairs outermost, as A is MN-major. One CTA: 64 tokens x 512 features.
-template <class T, Activation kAct>
+template <class A>
 __global__ void __launch_bounds__(kTokenThreads)
-    compress_tokens_16bit(const T* x, int64_t rows, int64_t cols, Operand a, T* values, uint8_t* meta,
-                          int feature_blocks) {
+    compress_tokens_16bit(const typename A::T* x, int64_t rows, int64_t cols, Operand a, typename A::T* values,
+                          uint8_t* meta, int feature_blocks, A activation) {
   // 128 bytes per 16 features as format.h draws them, and 16 bytes of padding against bank conflicts.
   __shared__ alignas(16) uint8_t tile[kFeatures16 / 16][128 + 16];
   const int64_t token0 = int64_t(blockIdx.x / feature_blocks) * kTokens16;
@@ -56,16 +58,16 @@ __global__ void __launch_bounds__(kTokenThreads)
 #pragma unroll
   for (int g = 0; g < 4; ++g) {
     const int64_t row = row0 + 4 * g;
-    const TokenGroup tokens = TokenGroup::load(x, rows, cols, row, col);
+    const TokenGroup tokens = TokenGroup::load(activation, x, rows, cols, row, col);
     uint32_t kept[kFeaturesOfThread];
 #pragma unroll
     for (int f = 0; f < kFeaturesOfThread; ++f) {
-      const auto group = tokens.template feature<T, kAct>(f);
+      const auto group = tokens.feature(activation, f);
       kept[f] = group.kept_16bit();
       complements[f] += group.kept.complement << (4 * g);
     }
     if (row < a.k_values && col < cols) {
-      T* out = values + row / 2 * cols + col;  // the first kept token, and the row below for the second
+      auto* out = values + row / 2 * cols + col;  // the first kept token, and the row below for the second
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         uint32_t w[4];
@@ -93,10 +95,10 @@ inline constexpr int kFeatures8 = 256;  // 32 lanes of 8
 
 // fp8 values [C, up(R,32)/2]: fp8 operands are K-major, so values turn in shared memory. One CTA: 128 tokens x 256
 // features. The scale is per feature (stride 1) or one element (stride 0).
-template <class T, Activation kAct>
+template <class A>
 __global__ void __launch_bounds__(kTokenThreads)
-    compress_tokens_fp8(const T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
-                        const float* scale, int scale_stride, int feature_blocks) {
+    compress_tokens_fp8(const typename A::T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
+                        const float* scale, int scale_stride, int feature_blocks, A activation) {
   // Per feature 64 kept values as eight 8-byte chunks, chunk c at c ^ (feature / 8 % 8) against bank conflicts.
   __shared__ alignas(16) uint2 tile[kFeatures8][8];
   // Per feature 16 bytes of metadata; 4 bytes of padding every 8 features.
@@ -117,10 +119,10 @@ __global__ void __launch_bounds__(kTokenThreads)
   uint32_t kept[kFeaturesOfThread][2] = {};
 #pragma unroll
   for (int g = 0; g < 4; ++g) {
-    const TokenGroup tokens = TokenGroup::load(x, rows, cols, row0 + 4 * g, col);
+    const TokenGroup tokens = TokenGroup::load(activation, x, rows, cols, row0 + 4 * g, col);
 #pragma unroll
     for (int f = 0; f < kFeaturesOfThread; ++f) {
-      const auto group = tokens.template feature<T, kAct>(f);
+      const auto group = tokens.feature(activation, f);
       kept[f][g / 2] |= uint32_t(group.kept_e4m3(inverse[f])) << (16 * (g % 2));
       complements[f] += group.kept.complement << (4 * g);
     }

@@ -12,6 +12,9 @@ namespace {
 
 constexpr int kMaxThreads = 512;
 
+template <class T>
+using Raw = ElementwiseActivation<T, Activation::kNone>;
+
 __device__ __forceinline__ uint32_t four_to_e4m3(const float (&y)[16], int i, float inverse) {
   const uint16_t lo = to_e4m3x2(__fmul_rn(y[i], inverse), __fmul_rn(y[i + 1], inverse));
   const uint16_t hi = to_e4m3x2(__fmul_rn(y[i + 2], inverse), __fmul_rn(y[i + 3], inverse));
@@ -64,9 +67,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     const int lane = threadIdx.x % 32;
     typename Pair<T>::type m{};
 #pragma unroll
-    for (int s = 0; s < kSegments; ++s)
-      m = amax8<T, Activation::kNone>(amax8<T, Activation::kNone>(m, v[s][0]), v[s][1]);
-    const float warp = warp_max(activated_amax<Activation::kNone>(m));
+    for (int s = 0; s < kSegments; ++s) m = Raw<T>::max(Raw<T>::max(m, v[s][0]), v[s][1]);
+    const float warp = warp_max(Raw<T>::activated_max(m));
     if (lane == 0) partial[threadIdx.x / 32] = warp;
     __syncthreads();
     scale = scale_of(warp_max(lane < blockDim.x / 32 ? partial[lane] : 0.f));
@@ -142,8 +144,8 @@ void run(const QuantizeArgs& args, cudaStream_t stream) {
         "sparse24.quantize_fp8: expected computed row scales to predict from, got others");
   const float* scale = args.given_scale;
   if (!scale) {
-    compute_scale<T, Activation::kNone>(x, args.rows, args.cols, computes_rows ? ScaleOf::kRow : ScaleOf::kTensor,
-                                        args.computed_scale, stream);
+    compute_scale(Raw<T>(Activation::kNone), x, args.rows, args.cols, computes_rows ? ScaleOf::kRow : ScaleOf::kTensor,
+                  args.computed_scale, stream);
     scale = args.computed_scale;
   }
   constexpr int kThreads = 256;

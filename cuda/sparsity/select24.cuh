@@ -5,10 +5,8 @@
 // with their positions, ties already broken, and one byte permutation fetches the pair.
 #pragma once
 
-#include "common/activation.cuh"
 #include "common/bits.cuh"
 #include "common/float8.cuh"
-#include "common/packed.cuh"
 
 namespace sparse24::cuda {
 
@@ -33,32 +31,6 @@ __device__ __forceinline__ Kept keep_two(uint32_t m01, uint32_t m23, uint32_t v0
   // Bytes 2 i0, 2 i0 + 1, 2 i1, 2 i1 + 1 of the four values.
   const uint32_t selector = 0x7676u - first * 0x22u - second * 0x2200u;
   return {permute_bytes(v01, v23, selector), first + 4u * second};
-}
-
-// Magnitudes of two packed values after the activation, but before squaring, which keeps their order.
-template <class T, Activation kAct>
-__device__ __forceinline__ uint32_t magnitudes(uint32_t word) {
-  using P = typename Pair<T>::type;
-  P x = reinterpret_cast<const P&>(word);
-  if constexpr (kAct == Activation::kNone) x = __habs2(x);
-  const P m = __hmax2_nan(x, P{});  // NaN becomes the canonical one
-  return reinterpret_cast<const uint32_t&>(m);
-}
-
-// The square of one of two of T, in fp32.
-template <class T>
-__device__ __forceinline__ float square(uint32_t word, int i) {
-  const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
-  return __fmul_rn(x, x);
-}
-// The squares of both, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
-// matters (below 2^-134 a bfloat16 is zero either way).
-template <class T>
-__device__ __forceinline__ uint32_t square2(uint32_t word) {
-  using P = typename Pair<T>::type;
-  const P x = reinterpret_cast<const P&>(word);
-  const P square = __hmul2(x, x);
-  return reinterpret_cast<const uint32_t&>(square);
 }
 
 // Of two groups at once, whose elements are the low and the high halves of four words: the elements that are kept first
@@ -86,33 +58,22 @@ __device__ __forceinline__ KeptPairs keep_two_pairs(const uint32_t (&m)[4], cons
   return {choose(k0, v[0], choose(k1, v[1], v[2])), choose(k3, v[3], choose(k2, v[2], v[1])), nibbles};
 }
 
-// One group of four 16-bit elements, chosen and activated.
-template <class T, Activation kAct>
+// One group of four 16-bit elements, chosen and activated. A: an ElementwiseActivation.
+template <class A>
 struct Group {
   Kept kept;
 
-  __device__ __forceinline__ Group(uint32_t x01, uint32_t x23) {
-    const uint32_t m01 = magnitudes<T, kAct>(x01), m23 = magnitudes<T, kAct>(x23);
-    // Squares are taken of magnitudes; the other activations pass x's own bits.
-    kept = kAct == Activation::kRelu2 ? keep_two(m01, m23, m01, m23) : keep_two(m01, m23, x01, x23);
+  __device__ __forceinline__ Group(const A&, uint32_t x01, uint32_t x23) {
+    const uint32_t m01 = A::magnitudes(x01), m23 = A::magnitudes(x23);
+    kept = A::kOfMagnitudes ? keep_two(m01, m23, m01, m23) : keep_two(m01, m23, x01, x23);
   }
 
-  // The kept pair in fp32.
-  __device__ __forceinline__ float y(int i) const {
-    if constexpr (kAct == Activation::kRelu2) return square<T>(kept.pair, i);
-    return activate<kAct>(to_float(T{}, uint16_t(i ? kept.pair >> 16 : kept.pair)));
-  }
-  // In the input's type.
-  __device__ __forceinline__ uint32_t kept_16bit() const {
-    if constexpr (kAct == Activation::kNone) return kept.pair;
-    if constexpr (kAct == Activation::kRelu) {
-      return pack16(y(0) == 0.f ? 0 : uint16_t(kept.pair), y(1) == 0.f ? 0 : uint16_t(kept.pair >> 16));
-    }
-    return pack2(T{}, y(0), y(1));
-  }
+  // The kept pair, in the input's type.
+  __device__ __forceinline__ uint32_t kept_16bit() const { return A::values(kept.pair); }
   // In e4m3.
   __device__ __forceinline__ uint16_t kept_e4m3(float inverse_scale) const {
-    return to_e4m3x2(__fmul_rn(y(0), inverse_scale), __fmul_rn(y(1), inverse_scale));
+    return to_e4m3x2(__fmul_rn(A::value(kept.pair, 0), inverse_scale),
+                     __fmul_rn(A::value(kept.pair, 1), inverse_scale));
   }
 };
 

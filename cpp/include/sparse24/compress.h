@@ -5,6 +5,7 @@
 /// caller's to check (cpp/torch does), buffers have the sizes of `Operand::of(rows, cols, values dtype, dim)`.
 #pragma once
 
+#include "sparse24/activation.h"
 #include "sparse24/format.h"
 
 namespace sparse24 {
@@ -20,7 +21,7 @@ struct CompressArgs {
   DType x_dtype;
   int64_t rows, cols;
   Dim dim;
-  Activation activation;
+  ActivationArgs activation;
   DType values_dtype;  ///< x_dtype, or kFloat8E4M3
   void* values;
   uint8_t* meta;

@@ -10,6 +10,7 @@
 
 #include <vector>
 
+#include "sparse24/activation.h"
 #include "sparse24/device_model.h"
 #include "sparse24/format.h"
 #include "sparse24/gemm.h"
@@ -39,7 +40,7 @@ struct LinearArgs {
 
   /// kRelu2 or kRelu. Training in float16 keeps roots: its squares underflow where the derivative does not. On the GPU
   /// kRelu is for the hidden type float16 alone.
-  Activation activation = Activation::kRelu2;
+  ActivationArgs activation = Activation::kRelu2;
 };
 
 /// y [tokens, out], cast to y_dtype (fp8: e4m3(y * (1 / scale_y)), saturating).

@@ -19,9 +19,6 @@ namespace sparse24 {
 /// Element types. `kFloat8E4M3` is torch.float8_e4m3fn; `kFloat32` exists on the CPU only.
 enum class DType { kFloat32, kFloat16, kBFloat16, kFloat8E4M3 };
 
-/// What `compress` applies before it selects: x, max(x, 0) or max(x, 0)^2.
-enum class Activation { kNone, kRelu, kRelu2 };
-
 /// Along which dimension of X [R, C] the groups of four lie; format.h draws the consequences.
 enum class Dim {
   kFeatures,  ///< dim = -1: X[r, 4g .. 4g+3]; the sparse operand is X.

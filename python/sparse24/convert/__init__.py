@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from torch import nn
@@ -162,6 +162,8 @@ def convert(
     if unknown:
         fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
 
+    options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("dtype", "decisions")}
+    options = {name: value for name, value in options.items() if value != getattr(ConvertConfig, name)}
     report = ConvertReport()
     conversions: list[tuple[str, nn.Module, Conversion]] = []
     for candidate in found:  # nothing is changed before all is known
@@ -178,8 +180,7 @@ def convert(
         if isinstance(network, str):
             report.skipped[name] = network
             continue
-        options = precision, config.recipe, config.min_tokens, config.recompute
-        conversions.append((name, module, Conversion(network.up, network.down, look(module), *options)))
+        conversions.append((name, module, Conversion(network.up, network.down, look(module), precision, options)))
     try:
         for name, module, conversion in conversions:
             problem = install(module, conversion)

@@ -10,7 +10,7 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.scale import factor_of
 from sparse24.nn.children import is_bound, is_moved, run_moved, warn_once, weight_problem
-from sparse24.recipe import Recipe
 
 _lock = threading.Lock()
 #: How many blocks of `disabled` are open, and whether none is, which converted modules read: a constant when traced.
@@ -89,22 +88,20 @@ class Conversion:
         The two weights.
     seen : Seen
         The module at conversion: where that does not hold any more, it runs its own forward.
-    precision, recipe, min_tokens, recompute
+    precision
         As in `relu2_mlp`.
+    options : mapping of str to object
+        Further arguments of `relu2_mlp` that are not its default, by name.
     """
 
     up: Layer
     down: Layer
     seen: Seen
     precision: Precision
-    recipe: Recipe | None
-    min_tokens: int | None
-    recompute: bool
+    options: Mapping[str, Any]
 
     def __str__(self) -> str:
-        options = {"min_tokens": self.min_tokens, "recipe": self.recipe, "recompute": self.recompute or None}
-        given = [f"{name}={value}" for name, value in options.items() if value is not None]
-        return ", ".join([f"precision={self.precision}", *given])
+        return ", ".join([f"precision={self.precision}", *(f"{name}={value}" for name, value in self.options.items())])
 
 
 def converted_class(base: type[nn.Module]) -> type[nn.Module]:
@@ -268,10 +265,8 @@ def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             w2_scale=second.scale,
             scale_y=scale_y,
             scale_y_factor=factor,
-            min_tokens=conversion.min_tokens,
-            recipe=conversion.recipe,
-            recompute=conversion.recompute,
             sparse=module.sparse,
+            **conversion.options,
         )
 
     return run_moved(up, down, x, network) if moved else network(x)

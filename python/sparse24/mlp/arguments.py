@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sparse24.ops.activation import ActivationFunction
 from sparse24.recipe import Recipe
 
 #: Products over tokens of a network that runs dense.
@@ -13,7 +14,7 @@ DENSE = Recipe(weight_gradients="dense")
 
 @dataclass(frozen=True)
 class Plan:
-    """Which of the paths both passes take: constants of a compiled graph."""
+    """Which of the paths both passes take, and of what activation: constants of a compiled graph."""
 
     fp8: bool = False
     sparse: bool = False
@@ -24,6 +25,12 @@ class Plan:
     recipe: Recipe = DENSE
     #: The backward pass computes the activation again, from x.
     recompute: bool = False
+    function: ActivationFunction = ActivationFunction()
+
+    @property
+    def stored(self) -> ActivationFunction:
+        """What is stored of the first layer."""
+        return self.function.root if self.roots else self.function
 
 
 class Weight(NamedTuple):

@@ -35,6 +35,7 @@ from sparse24.ops import (
     mm,
     quantize_fp8,
 )
+from sparse24.ops.activation import ActivationFunction
 from sparse24.recipe import Recipe
 
 
@@ -112,7 +113,8 @@ def _gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor
         hot = distinct_features(hot, features)
     w1, w2 = _sixteen_bit(a.first(), grad.dtype), _sixteen_bit(a.second(), grad.dtype)
     if not recipe.reuse_mask:
-        y, dh, dx = _without_mask(F.linear(_again(a.x), w1, a.b1), grad @ w2 if need_dh else None, w1, needed.x)
+        h = F.linear(_again(a.x), w1, a.b1)
+        y, dh, dx = _without_mask(a.plan.function, h, grad @ w2 if need_dh else None, w1, needed.x)
         if count:
             hot = densest_features(y.count_nonzero(0).int(), count)
     else:
@@ -178,10 +180,10 @@ def _gradient_of_x(y: _Activation, dh: Tensor, w1: Tensor) -> Tensor:
     return mm(q, y.meta, w.t(), q_scale, w_scale, out_dtype=w1.dtype)
 
 
-def _without_mask(h: Tensor, dy: Tensor | None, w1: Tensor, need_x: bool) -> _Operands:
-    """`Recipe.reuse_mask` of False: every positive pre-activation counts."""
-    y = torch.relu(h.float()).square()
-    dh = None if dy is None else (dy.float() * (2 * torch.relu(h.float()))).to(w1.dtype)
+def _without_mask(function: ActivationFunction, h: Tensor, dy: Tensor | None, w1: Tensor, need_x: bool) -> _Operands:
+    """`Recipe.reuse_mask` of False: every pre-activation counts that the activation does not make zero."""
+    y = function(h.float())
+    dh = None if dy is None else function.gradient(dy.float(), h.float()).to(w1.dtype)
     return _Operands(y.to(w1.dtype), dh, mm(*compress(dh), w1) if need_x else None)
 
 

@@ -1,7 +1,5 @@
 """The two halves of the network: x to the activation, and the activation to the output. They only compute."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,17 +40,16 @@ def output(a: Arguments, hidden: Hidden) -> Tensor:
 
 def _activation_16bit(a: Arguments) -> Hidden:
     x, w1, b1, plan = a.x, a.w1, a.b1, a.plan
-    kind: Literal["relu", "relu2"] = "relu" if plan.roots else "relu2"
+    stored = plan.stored
     if plan.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
         if plan.sparse:
-            values, meta, *_ = linear_compress(x, w1, bias=b1, activation=kind, statistics=False)
+            values, meta, *_ = linear_compress(x, w1, bias=b1, statistics=False, **stored.options)
             return Hidden(values, meta, None)
-        return Hidden(linear_relu2(x, w1, bias=b1, activation=kind, statistics=False)[0], None, None)
+        return Hidden(linear_relu2(x, w1, bias=b1, statistics=False, **stored.options)[0], None, None)
     y1 = F.linear(x, w1, b1)
     if plan.sparse:
-        return Hidden(*compress(y1, kind), None)
-    root = torch.relu(y1)
-    return Hidden(root if plan.roots else root.square(), None, None)
+        return Hidden(*compress(y1, **stored.options), None)
+    return Hidden(stored(y1), None, None)
 
 
 def _activation_fp8(a: Arguments) -> Hidden:
@@ -67,16 +64,17 @@ def _activation_fp8(a: Arguments) -> Hidden:
         y1 = linear_fp8(q, x_scale, w1, w1_scale, a.b1)
         scaling: Scaling = "row" if scale_y is None or or_true(scale_y.numel() != 1) else "tensor"
         if plan.sparse:
-            return Hidden(*compress_fp8(y1, scale_y, "relu2", scaling=scaling))
-        y, scale = quantize_fp8(torch.relu(y1).square(), scale_y, scaling)
+            return Hidden(*compress_fp8(y1, scale_y, scaling=scaling, **plan.function.options))
+        y, scale = quantize_fp8(plan.function(y1), scale_y, scaling)
         return Hidden(y, None, scale)
     first = q, w1, x_scale, w1_scale, a.b1
+    options = {"statistics": False, **plan.function.options}
     if plan.sparse:
         scaling_out: OutputScaling = "row" if scale_y is None else "given"
-        values, meta, scale, *_ = linear_compress(*first, scale_y, scaling=scaling_out, statistics=False)
+        values, meta, scale, *_ = linear_compress(*first, scale_y, scaling=scaling_out, **options)
         # The predicted scale is [T, 1] for any T, where the op's copy of a single token's is [1].
         return Hidden(values, meta, scale if factor is None else scale_y)
     if scale_y is not None:
-        return Hidden(linear_relu2(*first, scale_y, statistics=False)[0], None, scale_y)
-    y, scale = quantize_fp8(linear_relu2(*first, out_dtype=torch.bfloat16, statistics=False)[0])
+        return Hidden(linear_relu2(*first, scale_y, **options)[0], None, scale_y)
+    y, scale = quantize_fp8(linear_relu2(*first, out_dtype=torch.bfloat16, **options)[0])
     return Hidden(y, None, scale)

@@ -45,12 +45,6 @@ def check_dim(op: str, dim: int) -> None:
     expect(dim in (-1, -2), op, "dim to be -1 or -2", dim)
 
 
-def check_activation(op: str, activation: str) -> None:
-    """Check what is applied before."""
-    allowed = activation in ("none", "relu", "relu2")
-    expect(allowed, op, 'activation to be "none", "relu" or "relu2"', f'"{activation}"')
-
-
 def check_scaling(op: str, scaling: str) -> None:
     """Check how many scales there are."""
     expect(scaling in ("row", "tensor"), op, 'scaling to be "row" or "tensor"', f'"{scaling}"')

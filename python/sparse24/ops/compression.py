@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sparse24.format import FP8, VALUES, WIDE, Operand, feature_alignment
+from sparse24.ops.activation import ActivationFunction
 from sparse24.ops.arguments import Activation, Dim, Scaling, refuse_non_tensors
 from sparse24.ops.checks import (
-    check_activation,
     check_columns,
     check_device,
     check_dim,
@@ -216,17 +216,17 @@ def _new_compressed(x: Tensor, a: Operand) -> tuple[Tensor, Tensor]:
     return x.new_empty(a.values_shape, dtype=a.dtype), x.new_empty(a.meta_bytes, dtype=torch.uint8)
 
 
-def _fake_compress(x: Tensor, activation: str, dim: int) -> tuple[Tensor, Tensor]:
-    check_activation("compress", activation)
+def _fake_compress(x: Tensor, activation: Activation, dim: int) -> tuple[Tensor, Tensor]:
+    ActivationFunction(activation).check("compress")
     check_dim("compress", dim)
     return _new_compressed(x, _check_x("compress", x, None, dim))
 
 
 def _fake_compress_fp8(
-    x: Tensor, scale: Tensor | None, activation: str, dim: int, scaling: str
+    x: Tensor, scale: Tensor | None, activation: Activation, dim: int, scaling: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "compress_fp8"
-    check_activation(op, activation)
+    ActivationFunction(activation).check(op)
     check_dim(op, dim)
     check_scaling(op, scaling)
     a = _check_x(op, x, FP8, dim)
@@ -272,21 +272,18 @@ def _fake_decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: in
 
 
 def _compress_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, ctx.activation, ctx.dim = inputs
+    x, activation, ctx.dim = inputs
+    ctx.activation = ActivationFunction(activation)
     ctx.shape = x.shape
     # relu and relu2 need the sign or the value of x; without an activation the pattern is enough.
-    ctx.save_for_backward(output[1], *(() if ctx.activation == "none" else (x,)))
+    ctx.save_for_backward(output[1], x if activation != "none" else None)
     ctx.mark_non_differentiable(output[1])
 
 
 def _compress_backward(ctx: Any, grad_values: Tensor, _grad_meta: Tensor | None) -> tuple[Tensor, None, None]:
-    meta, *saved = ctx.saved_tensors
+    meta, x = ctx.saved_tensors
     grad = _decompress(grad_values, meta, *ctx.shape, ctx.dim)
-    if ctx.activation == "relu":
-        grad = torch.where(saved[0] <= 0, 0, grad)
-    elif ctx.activation == "relu2":
-        grad = grad * (2 * torch.relu(saved[0]))
-    return grad, None, None
+    return ctx.activation.gradient(grad, x), None, None
 
 
 def _compress_like_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from sparse24.errors import fail
 from sparse24.format import FP8, ROOTS, VALUES, Operand, feature_alignment
+from sparse24.ops.activation import ActivationFunction
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
     check_device,
@@ -257,19 +258,22 @@ def _statistics(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(int(wanted), dtype=torch.float32), x.new_empty(int(wanted), dtype=torch.int32)
 
 
-def _check_activation(op: str, activation: str, x: Tensor) -> None:
-    allowed = ("relu2", "relu") if x.dtype in ROOTS else ("relu2",)
-    rule = "activation to be " + " or ".join(f'"{word}"' for word in allowed)
-    expect(activation in allowed, op, rule, f'"{activation}"')
+def _check_activation(op: str, activation: ActivationFunction, x: Tensor) -> None:
+    activation.check(op, ("relu2", "relu") if x.dtype in ROOTS else ("relu2",))
 
 
 def _fake_linear_relu2(
-    x: Tensor, w: Tensor, *others: Tensor | None, out_dtype: torch.dtype | None, statistics: bool, activation: str
+    x: Tensor,
+    w: Tensor,
+    *others: Tensor | None,
+    out_dtype: torch.dtype | None,
+    statistics: bool,
+    activation: OutputActivation,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "linear_relu2"
     *scales_and_bias, scale_out = others
     stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
-    _check_activation(op, activation, x)
+    _check_activation(op, ActivationFunction(activation), x)
     fp8 = stored == FP8
     _check_rows_of_w(op, w, 16 if fp8 else 8, stored)
     reason = "float8_e4m3fn output" if fp8 else "the output is not float8_e4m3fn"
@@ -281,7 +285,7 @@ def _fake_linear_compress(
     x: Tensor,
     w: Tensor,
     *others: Tensor | None,
-    activation: str,
+    activation: OutputActivation,
     scaling: str,
     out_dtype: torch.dtype | None,
     statistics: bool,
@@ -290,7 +294,7 @@ def _fake_linear_compress(
     expect(scaling in ("given", "row"), op, 'scaling to be "given" or "row"', f'"{scaling}"')
     *scales_and_bias, scale_out = others
     stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
-    _check_activation(op, activation, x)
+    _check_activation(op, ActivationFunction(activation), x)
     fp8, by_row = stored == FP8, scaling == "row"
     _check_rows_of_w(op, w, feature_alignment(stored, -1), stored)
     rule = f'scaling to be "given" ({name_of(stored)} output has no scale)'
@@ -321,22 +325,22 @@ def _linear_setup(
     """For both linear ops: of what they return, only the activation is differentiable."""
     x, w, scale_x, scale_w, bias, _ = inputs
     ctx.has_bias = bias is not None
-    ctx.activation = keyword_only_inputs["activation"]
+    ctx.activation = ActivationFunction(keyword_only_inputs["activation"])
     stored, *others = output
     ctx.save_for_backward(x, w, scale_x, scale_w, bias, stored, *(others[:1] if len(output) == 5 else ()))
     ctx.mark_non_differentiable(*others)
 
 
-def _gradient_of_h(activation: str, op: str, saved: tuple[Tensor, ...], grad: Tensor) -> Tensor:
+def _gradient_of_h(activation: ActivationFunction, op: str, saved: tuple[Tensor, ...], grad: Tensor) -> Tensor:
     """From that of what is stored, in x's dtype."""
     x, w, scale_x, scale_w, bias, stored, *_ = saved
-    if activation == "relu":
+    if activation.kind == "relu":
         return torch.where(stored <= 0, 0, grad)
     # The pre-activation is not stored: y = h^2 has the derivative 2 h = 2 sqrt(y).
     if stored.dtype == torch.float16:
         # Squares underflow there: the product again, in the same kernel, so that the pattern is the same.
         root = getattr(torch.ops.sparse24, op).default(
-            x, w, scale_x, scale_w, bias, None, activation="relu", statistics=False
+            x, w, scale_x, scale_w, bias, None, statistics=False, **activation.root.options
         )[0]
     else:
         # Zeros are kept from the root, whose own derivative is infinite there.

@@ -141,17 +141,17 @@ class GradientEmulated : public testing::Test {
     Guarded slot_of = guarded(slots.data(), 4 * d.features);
     HotRows hot_y(d, c, kept_values(d, c), hot), hot_dh(d, c, expected.dh, hot);
 
-    cuda::GradientParams params{d.tokens,
-                                d.features,
-                                y.data(),
-                                meta.data<uint8_t>(),
-                                dh.data(),
-                                {y_tokens.params(), dh_tokens.params()},
-                                counts.data<int32_t>(),
-                                d.interleaved ? d.tokens / 4 : 0,
-                                c.roots,
-                                slot_of.data<int32_t>(),
-                                {hot_y.rows.data(), hot_dh.rows.data()}};
+    cuda::GradientParams<T> params{d.tokens,
+                                   d.features,
+                                   y.data(),
+                                   meta.data<uint8_t>(),
+                                   dh.data(),
+                                   {y_tokens.params(), dh_tokens.params()},
+                                   counts.data<int32_t>(),
+                                   d.interleaved ? d.tokens / 4 : 0,
+                                   c.roots,
+                                   slot_of.data<int32_t>(),
+                                   {hot_y.rows.data(), hot_dh.rows.data()}};
     if (!tokens) {
       params.along_tokens[0] = params.along_tokens[1] = {};
       params.counts = nullptr;

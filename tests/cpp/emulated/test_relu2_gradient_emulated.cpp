@@ -67,7 +67,7 @@ class Relu2GradientEmulated : public testing::Test {
     Guarded own_y(y.bytes()), dh(expected.bytes());
     std::memcpy(own_y.data(), y.data(), y.bytes());
     using T = typename Kernel::T;
-    const cuda::Relu2GradientParams<T> params{cuda::MaybeRoots<T>(c.roots), c.tokens, c.features, own_y.data(),
+    const cuda::Relu2GradientParams<T> params{cuda::StoredDerivative<T>(c.roots), c.tokens, c.features, own_y.data(),
                                               dh.data()};
     using Epilogue = cuda::Relu2GradientEpilogue<T, Tile::kM, Tile::kN>;
     run_epilogue<Epilogue, Tile>(params, c.tokens, c.features, c.dy(), order);

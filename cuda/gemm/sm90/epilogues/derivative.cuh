@@ -45,20 +45,6 @@ __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
   }
 }
 
-// Pairs of dy * 2 sqrt(y), the gradient of h from that of y, to dy; rounded once. roots: y are the roots already.
-template <class T, int kCount>
-__device__ __forceinline__ void times_twice_roots(uint32_t (&dy)[kCount], const uint32_t (&y)[kCount], bool roots) {
-  float factors[2 * kCount];
-#pragma unroll
-  for (int i = 0; i < 2 * kCount; ++i) factors[i] = to_float(T{}, uint16_t(y[i / 2] >> 16 * (i % 2)));
-  twice_roots<T>(factors, roots);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    dy[i] = pack2(T{}, __fmul_rn(to_float(T{}, uint16_t(dy[i])), factors[2 * i]),
-                  __fmul_rn(to_float(T{}, uint16_t(dy[i] >> 16)), factors[2 * i + 1]));
-  }
-}
-
 // Of a kernel's parameters: whether it is given roots. Types that never are have no room for it.
 template <class T>
 struct MaybeRoots {
@@ -70,6 +56,26 @@ struct MaybeRoots<__half> {
   bool given;
   MaybeRoots(bool roots = false) : given(roots) {}
   __device__ __forceinline__ bool roots() const { return given; }
+};
+
+// The derivative of the activation from what the forward pass stored of it: of T, y or its roots.
+template <class T>
+struct StoredDerivative : MaybeRoots<T> {
+  using MaybeRoots<T>::MaybeRoots;
+
+  // Pairs of dy * 2 sqrt(y), the gradient of h from that of y, to dy; rounded once.
+  template <int kCount>
+  __device__ __forceinline__ void apply(uint32_t (&dy)[kCount], const uint32_t (&stored)[kCount]) const {
+    float factors[2 * kCount];
+#pragma unroll
+    for (int i = 0; i < 2 * kCount; ++i) factors[i] = to_float(T{}, uint16_t(stored[i / 2] >> 16 * (i % 2)));
+    twice_roots<T>(factors, this->roots());
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      dy[i] = pack2(T{}, __fmul_rn(to_float(T{}, uint16_t(dy[i])), factors[2 * i]),
+                    __fmul_rn(to_float(T{}, uint16_t(dy[i] >> 16)), factors[2 * i + 1]));
+    }
+  }
 };
 
 }  // namespace sparse24::cuda

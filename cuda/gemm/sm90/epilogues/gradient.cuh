@@ -38,17 +38,18 @@ SPARSE24_HD constexpr int place_of_row(int row) {
 }
 
 // Arguments as the device sees them.
+template <class T>
 struct GradientParams {
   int tokens, features;
-  const void* y;        // kept values, or `roots` of them
+  const void* y;        // kept values, or their roots
   const uint8_t* meta;  // theirs and those of dh
   void* dh;
   TokenParams along_tokens[2];  // y and dh; null: not wanted
   int32_t* counts;              // null: not wanted
   int quarter;                  // of the tokens; 0: not interleaved
-  bool roots;                   // float16 only
-  const int32_t* slots;         // [features], the row of `hot` that a feature has, or -1; null: no such rows
-  void* hot[2];                 // [slots, tokens] of y and of dh: all tokens of a feature
+  StoredDerivative<T> derivative;
+  const int32_t* slots;  // [features], the row of `hot` that a feature has, or -1; null: no such rows
+  void* hot[2];          // [slots, tokens] of y and of dh: all tokens of a feature
 };
 
 #ifdef __CUDACC__  // inline PTX; tests/cpp/emulator/ptx.h has it for hosts
@@ -65,8 +66,8 @@ __device__ __forceinline__ int lane_of_tile() {
 // T: the 16-bit type. kFp8Meta: the layout of the metadata of y; along tokens it is that of T. kCounts: whether
 // non-zeros are counted, if there is anything along tokens.
 template <class T, bool kFp8Meta, bool kCounts, int kTileM, int kTileN>
-class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
-  using Base = EpilogueBase<GradientParams, NoStorage>;
+class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
+  using Base = EpilogueBase<GradientParams<T>, NoStorage>;
   using Base::p_;
 
  public:
@@ -113,7 +114,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
       Kept y = next.arranged(tokens, lane);
       Pairs dh;
       differentiate(parts[0].of, y, tokens, feature, dh);
-      if (kHasRoots<T> && p_.roots) square(y);
+      if (p_.derivative.roots()) square(y);
       // On its way while this part is stored; any earlier it would take registers from the roots.
       if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
       if (p_.slots) store_hot(slots, y, dh, tokens, lane);
@@ -249,7 +250,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams, NoStorage> {
         kept[i] = valid ? y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) : 0u;
         of_y[i] = y.pairs[s][block];
       }
-      times_twice_roots<T>(kept, of_y, p_.roots);
+      p_.derivative.apply(kept, of_y);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kBatch; ++i) dh[i % 2][b + i / 2] = kept[i];
     }

@@ -10,7 +10,6 @@
 #include "gemm/sm90/epilogues/terms.cuh"
 #include "sparse24/linear.h"
 #include "sparse24/quantize.h"
-#include "sparsity/select24.cuh"
 
 namespace sparse24::cuda {
 
@@ -26,12 +25,21 @@ struct HiddenParams {
   int scale_x_stride;  // 0: one element, 1: one per row
   int scale_w_stride;
   int scale_y_stride;
-  Activation activation;  // of float16 also kRelu: y is its own root
+  EpilogueActivation activation;
 
   static HiddenParams of(const LinearArgs& args) {
-    return {int(args.tokens),     int(args.out),  args.scale_x,   args.scale_w,         args.bias,
-            args.scale_y,         args.amax,      args.saturated, args.scale_x_per_row, args.scale_w_per_row,
-            args.scale_y_per_row, args.activation};
+    return {int(args.tokens),
+            int(args.out),
+            args.scale_x,
+            args.scale_w,
+            args.bias,
+            args.scale_y,
+            args.amax,
+            args.saturated,
+            args.scale_x_per_row,
+            args.scale_w_per_row,
+            args.scale_y_per_row,
+            EpilogueActivation::of(args.activation)};
   }
 
   // The terms of a tile, by the lanes of a warp, for columns in the order Runs. T: the hidden type. Rows and columns
@@ -69,15 +77,20 @@ struct HiddenFragment {
 
   template <class Fragment, class Scales>
   __device__ __forceinline__ void take(const HiddenParams& p, Fragment const& acc, Scales& scales) {
-    if (p.scale_x || p.scale_w || p.bias) return scales.template scale<kBlocks>(acc, *this);
+    if (p.scale_x || p.scale_w || p.bias) {
+      scales.template scale<kBlocks>(acc, *this);
+    } else {
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
+      for (int b = 0; b < kBlocks; ++b) pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
+    }
+    p.activation.finish<T>(of);
   }
 
   // Two columns of row r, then of row r + 8.
   __device__ __forceinline__ void pack(int b, float h00, float h01, float h10, float h11) {
-    of[b][0] = kRowPairs ? pack2_relu(T{}, h00, h10) : pack2_relu(T{}, h00, h01);
-    of[b][1] = kRowPairs ? pack2_relu(T{}, h01, h11) : pack2_relu(T{}, h10, h11);
+    using A = EpilogueActivation;
+    of[b][0] = kRowPairs ? A::pack<T>(h00, h10) : A::pack<T>(h00, h01);
+    of[b][1] = kRowPairs ? A::pack<T>(h01, h11) : A::pack<T>(h10, h11);
   }
 };
 
@@ -140,10 +153,10 @@ class HiddenEpilogue {
   // holds: NaN times its zeros is none of the result's.
   CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
 
-  // What y is of the roots in a word, in T and in fp32.
-  CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const { return keeps_roots() ? roots : square2<T>(roots); }
+  // y of the roots in a word, in T and in fp32.
+  CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const { return p_.hidden.activation.template values<T>(roots); }
   CUTLASS_DEVICE float activated(uint32_t roots, int i) const {
-    return keeps_roots() ? to_float(T{}, uint16_t(i ? roots >> 16 : roots)) : square<T>(roots, i);
+    return p_.hidden.activation.template value<T>(roots, i);
   }
 
   // Behind a step.
@@ -161,8 +174,6 @@ class HiddenEpilogue {
   float inverse_scale_[2] = {};  // of rows r and r + 8; 0: y is not scaled
 
  private:
-  CUTLASS_DEVICE bool keeps_roots() const { return kHasRoots<T> && p_.hidden.activation == Activation::kRelu; }
-
   int left_[2] = {};  // columns from the lane's first on
 };
 

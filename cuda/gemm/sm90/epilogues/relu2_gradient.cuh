@@ -14,7 +14,7 @@ namespace sparse24::cuda {
 
 // Arguments as the device sees them.
 template <class T>
-struct Relu2GradientParams : MaybeRoots<T> {
+struct Relu2GradientParams : StoredDerivative<T> {
   int tokens, features;
   const void* y;
   void* dh;
@@ -120,7 +120,7 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStor
     if (!first.inside(rows, columns)) return;
     const uint32_t of_y[] = {y.x, y.y, y.z, y.w};
     uint32_t dh[] = {dy[0], dy[1], dy[2], dy[3]};
-    times_twice_roots<T>(dh, of_y, p_.roots());
+    p_.apply(dh, of_y);
     store16(static_cast<T*>(p_.dh) + first.index(rows, columns), dh[0], dh[1], dh[2], dh[3]);
   }
 };

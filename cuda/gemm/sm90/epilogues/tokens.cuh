@@ -5,6 +5,7 @@
 // the order that compress has: results are bit-identical to decompress and compress.
 #pragma once
 
+#include "common/activation.cuh"
 #include "common/warp.cuh"
 #include "sparse24/format.h"
 #include "sparsity/select24.cuh"
@@ -118,7 +119,7 @@ class TokenStore {
   __device__ __forceinline__ static KeptPairs keep(const uint32_t (&v)[4]) {
     uint32_t m[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) m[i] = magnitudes<T, Activation::kNone>(v[i]);
+    for (int i = 0; i < 4; ++i) m[i] = ElementwiseActivation<T, Activation::kNone>::magnitudes(v[i]);
     return keep_two_pairs(m, v);
   }
   // Row 2 group + i of the values. Lanes that hold neighbouring features take a block each, so that a quad writes a

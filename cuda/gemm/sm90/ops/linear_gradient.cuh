@@ -20,7 +20,7 @@ struct LinearGradientSm90 {
 
 template <DType kDType, DType kMeta, bool kCounts>
 void launch_linear_gradient_sm90(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream) {
-  const GradientParams epilogue{
+  const GradientParams<typename HiddenType<kDType>::type> epilogue{
       int(args.tokens),
       int(args.features),
       args.y,

@@ -14,7 +14,7 @@ void launch_linear_relu2_gradient_sm90(const LinearRelu2GradientArgs& args, cons
   using T = typename HiddenType<kDType>::type;
   using Epilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<
       Relu2GradientEpilogue<T, Tile::kM, Tile::kN>>;
-  const Relu2GradientParams<T> epilogue{MaybeRoots<T>(args.roots), int(args.tokens), int(args.features), args.y,
+  const Relu2GradientParams<T> epilogue{StoredDerivative<T>(args.roots), int(args.tokens), int(args.features), args.y,
                                         args.dh};
   // Beyond K both operands read as zeros, whatever lies between the rows of grad.
   const DenseProduct product{args.tokens, args.features, args.in, args.grad, args.ld_grad, args.w, args.features};
