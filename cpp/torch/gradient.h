@@ -14,7 +14,7 @@ inline void check_beside(OpName op, const char* argument, const Tensor& t, const
          dtype_text(t.scalar_type()));
 }
 
-/// Sizes and dtypes of grad and w, checked.
+/// Checks the sizes and dtypes of grad and w.
 template <class Args>
 Args check_product(OpName op, const Tensor& grad, const Tensor& w) {
   Args args{};
@@ -28,14 +28,14 @@ Args check_product(OpName op, const Tensor& grad, const Tensor& w) {
   return args;
 }
 
-/// Roots are what training in float16 stores: no other kernel knows them. float32 is for the CPU.
+/// Training in float16 stores roots, which no other kernel knows. float32 is for the CPU.
 inline bool check_roots(OpName op, DType dtype, bool roots) {
   const bool allowed = dtype == DType::kFloat16 || dtype == DType::kFloat32;
   expect(allowed || !roots, op, "roots to be False (", name_of(dtype), " grad), got True");
   return roots;
 }
 
-/// What owns the memory of grad and w that `Args` point to.
+/// Owns the memory of grad and w that `Args` point to.
 struct ProductOwners {
   Tensor grad, w;
 };

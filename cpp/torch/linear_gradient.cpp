@@ -8,7 +8,7 @@ namespace {
 
 constexpr OpName kOp = "sparse24.linear_gradient";
 
-/// Sizes and dtypes of everything, checked.
+/// Checks the sizes and dtypes of everything.
 LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta,
                                   bool fp8_meta) {
   auto args = check_product<LinearGradientArgs>(kOp, grad, w);
@@ -27,7 +27,7 @@ LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Ten
   return args;
 }
 
-/// The number of hot features, checked.
+/// Checks and returns the number of dense features.
 int64_t check_hot(const Tensor& hot, const Tensor& grad, int64_t features, bool tokens) {
   expect(tokens, kOp, "tokens to be True where hot is given, got False");
   check_device(kOp, "hot", hot, "grad", grad);
@@ -37,7 +37,7 @@ int64_t check_hot(const Tensor& hot, const Tensor& grad, int64_t features, bool 
   return hot.size(0);
 }
 
-/// LinearGradientArgs::grad_tail, of the prepared gradient.
+/// Makes LinearGradientArgs::grad_tail of the prepared gradient.
 Tensor new_grad_tail(Tensor grad, const LinearGradientArgs& args) {
   const int64_t first = first_of_tail(args.tokens, kGradTailTile);
   Tensor tail = new_zeros(grad, {round_up(args.tokens - first, kGradTokenMultiple), args.ld_grad}, grad.scalar_type());

@@ -10,7 +10,7 @@ constexpr OpName kOp = "sparse24.linear_relu2_gradient";
 /// Rows of w, y and dh are 16-byte aligned: that of linear_relu2, which stores y.
 constexpr int64_t kMultiple = 8;
 
-/// Sizes and dtypes of everything, checked.
+/// Checks the sizes and dtypes of everything.
 LinearRelu2GradientArgs check_operands(const Tensor& grad, const Tensor& w, const Tensor& y) {
   const auto args = check_product<LinearRelu2GradientArgs>(kOp, grad, w);
   expect(args.features % kMultiple == 0, kOp, "w to have a multiple of ", kMultiple, " columns (", name_of(args.dtype),

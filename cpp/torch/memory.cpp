@@ -1,5 +1,6 @@
 /// @file
-/// Memory of the ops, all of which torch allocates. What cannot be had is told with the op, the bytes and the device.
+/// Memory of the ops, all of which torch allocates. An allocation that fails throws an error with the op, the bytes
+/// and the device.
 #include <atomic>
 #include <exception>
 #include <sstream>
@@ -8,7 +9,7 @@
 
 #include "tensor.h"
 
-// Since torch 2.13. Weak, so that this library also loads under an older one.
+// torch has this since 2.13. The symbol is weak, so that this library also loads under an older torch.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace torch {
@@ -33,7 +34,7 @@ thread_local struct {
   std::optional<int32_t> gpu;
 } running;
 
-/// torch.OutOfMemoryError, where Python has told.
+/// This is torch.OutOfMemoryError, where Python has registered it.
 std::atomic<void*> out_of_memory_type{nullptr};
 
 class PythonOutOfMemory : public torch::PyTorchError {
@@ -46,12 +47,12 @@ class PythonOutOfMemory : public torch::PyTorchError {
   std::string text_;
 };
 
-/// Bytes of `t` as a tensor of its own. Two sizes below 2^31 and an element of four bytes stay below 2^64.
+/// Returns the bytes of `t` as a tensor of its own. Two sizes below 2^31 and an element of four bytes stay below 2^64.
 uint64_t bytes_of(const Tensor& t) {
   return static_cast<uint64_t>(t.numel()) * static_cast<uint64_t>(t.element_size());
 }
 
-/// What `allocate`, which asks torch for `bytes`, returns.
+/// Returns what `allocate` returns, which asks torch for `bytes`.
 template <class Allocate>
 Tensor allocated(uint64_t bytes, const Allocate& allocate) {
   try {
@@ -157,8 +158,8 @@ Tensor new_scale(const DeviceScope& scope, const Tensor& x, const std::optional<
 
 }  // namespace sparse24::torch_ops
 
-/// Called once from Python: the type of the exception that a failed allocation becomes there. Not called from C++
-/// programs, where it is `sparse24::Error`.
+/// Python calls this once, with the type of the exception that a failed allocation becomes there. C++ programs do not
+/// call it, and get `sparse24::Error`.
 extern "C" __attribute__((visibility("default"))) void sparse24_set_out_of_memory_type(void* type) {
   sparse24::torch_ops::out_of_memory_type = type;
 }

@@ -1,5 +1,5 @@
 /// @file
-/// sparse24.mm: infers the problem, brings B into a layout that is compiled, runs.
+/// sparse24.mm. It infers the problem, brings B into a layout that is compiled, and runs.
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
@@ -7,7 +7,7 @@ namespace {
 
 constexpr OpName kOp = "sparse24.mm";
 
-/// The sparse operand, from the shapes of its values and of b [K, N].
+/// Infers the sparse operand from the shapes of its values and of b [K, N].
 Operand infer_operand(const Tensor& values, const Tensor& b, DType dtype, Dim dim) {
   const int64_t b_rows = b.size(0);
   if (dim == Dim::kFeatures) {
@@ -42,7 +42,7 @@ struct Dense {
   std::optional<Tensor> tail = std::nullopt;  ///< MmArgs::b_tail
 };
 
-/// Rows `first` and following of b copied to `major`, with a leading dimension and an address that are multiples of 16
+/// Copies rows `first` and following of b to `major`, with a leading dimension and an address that are multiples of 16
 /// bytes.
 Dense copy_b(const Tensor& b, DType dtype, Major major, bool interleaved, int64_t first = 0) {
   const int64_t step = 16 / size_of(dtype), rows = b.size(0) - first;
@@ -54,20 +54,20 @@ Dense copy_b(const Tensor& b, DType dtype, Major major, bool interleaved, int64_
   return {buffer, major, round_up(inner, step), false};
 }
 
-/// True if dimension `inner` of b has stride 1 and lines along it do not overlap.
+/// Tells whether dimension `inner` of b has stride 1 and lines along it do not overlap.
 bool is_major(const Tensor& b, int64_t inner) {
   const int64_t outer = 1 - inner;
   return (b.size(inner) <= 1 || b.stride(inner) == 1) && (b.size(outer) <= 1 || b.stride(outer) >= b.size(inner));
 }
 
-/// b without a copy where its layout has a kernel. Copies are in the order of the product.
+/// Returns b without a copy where its layout has a kernel. Copies are in the order of the product.
 Dense prepare_b(const Tensor& b, const Operand& a, bool interleaved) {
   const bool row = is_major(b, 1), column = is_major(b, 0);
   if (a.dtype == DType::kFloat8E4M3) {
     // No fp8 kernel interleaves.
     if (!column || (interleaved && b.is_cuda())) return copy_b(b, a.dtype, Major::kColumn, interleaved);
   } else {
-    // The one combination without kernels on the GPU: K-major B for a sparse operand that is itself M-major.
+    // One combination has no kernels on the GPU: a K-major B for a sparse operand that is itself M-major.
     const bool missing = b.is_cuda() && a.m_contiguous() && !row;
     if (missing || (!row && !column)) return copy_b(b, a.dtype, Major::kRow, interleaved);
   }
@@ -105,7 +105,7 @@ DType check_bias(const Tensor& bias, int64_t n, ScalarType out, const Tensor& va
   return check_out_dtype(dtype);
 }
 
-/// The product over nothing: bias or zero.
+/// Fills the product over nothing: bias or zero.
 void fill_without_k(Tensor& d, const std::optional<Tensor>& bias, bool transpose_out) {
   if (!bias) {
     torch::stable::zero_(d);

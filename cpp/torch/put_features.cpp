@@ -5,8 +5,8 @@
 namespace sparse24::torch_ops {
 namespace {
 
-/// `t`, whose elements have `element_size` bytes, does not share memory with out. As torch's own in-place ops see it:
-/// tensors with gaps or repeated elements pass, and are copied before anything is written.
+/// Checks that `t`, whose elements have `element_size` bytes, does not share memory with out. As with torch's own
+/// in-place ops, tensors with gaps or repeated elements pass, and are copied before anything is written.
 void check_apart(OpName op, const char* argument, const Tensor& t, int64_t element_size, const Tensor& out,
                  int64_t out_bytes) {
   int64_t extent = 1;

@@ -6,7 +6,7 @@ namespace sparse24::torch_ops {
 
 namespace {
 
-/// x [R, C], checked.
+/// Checks x [R, C].
 QuantizeArgs check_x(OpName op, const Tensor& x) {
   constexpr int64_t kMultiple = 16;  // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
   QuantizeArgs args{};
