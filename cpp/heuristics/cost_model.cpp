@@ -12,9 +12,9 @@ namespace {
 int64_t rows_of_cluster(const GemmConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
 int64_t columns_of_cluster(const GemmConfig& c) { return int64_t{c.tile_n} * c.cluster_n; }
 
-// Overlapped dense tiles run in bands that none pad (schedulers/tile_bands.cuh); all others in CUTLASS's order.
-bool has_bands(Product product, const GemmConfig& c) {
-  return product == Product::kDense && dense_tile(c.tile).schedule == Schedule::kOverlapped;
+// Whether no tiles beyond the result pad the order of dense tiles, as they do CUTLASS's.
+bool has_waves(Product product, const GemmConfig& c) {
+  return product == Product::kDense && dense_tile(c.tile).scheduler() == Scheduler::kWaves;
 }
 
 // Tiles whose last column is at most half full.
@@ -48,7 +48,7 @@ double CostModel::reading_us(double bytes, double tb_s) const {
 
 // With the clusters that pad the order: of sparse products it is chosen behind the tile, and pads little.
 CostModel::Waves CostModel::waves_of(const GemmProblem& p, const GemmConfig& c) const {
-  const int64_t multiple = p.product == Product::kSparse || has_bands(p.product, c) ? 1 : c.swizzle;
+  const int64_t multiple = p.product == Product::kSparse || has_waves(p.product, c) ? 1 : c.swizzle;
   const int64_t rows = round_up(ceil_div(p.m, rows_of_cluster(c)), multiple);
   const int64_t columns = round_up(ceil_div(p.n, columns_of_cluster(c)), multiple);
   const int64_t clusters = rows * columns * c.splits, in_flight = clusters_in_flight(c);
@@ -70,7 +70,7 @@ GemmConfig CostModel::in_order(const GemmProblem& p, GemmConfig c) const {
   traffic.unshared = costs.common.unshared;
   traffic.hidden = cost.hidden_reading;
   traffic.along_n = cost.half_empty > 1 && is_half_empty(c, p.n) ? cost.half_empty : cost.along_n;
-  if (has_bands(p.product, c)) {
+  if (has_waves(p.product, c)) {
     traffic.any_swizzle = true;
     traffic.cached = costs.common.cached_share * device.l2_bytes / double(std::max<int64_t>(p.k, 1));
   }
@@ -79,7 +79,7 @@ GemmConfig CostModel::in_order(const GemmProblem& p, GemmConfig c) const {
   c.swizzle = order.swizzle;
   c.raster_along_m = order.along_m;
   const Waves waves = waves_of(p, c);
-  c.divides = has_bands(p.product, c) && waves.whole > 0 && waves.left_over > 0 && quarter_waves(waves, c) < 1;
+  c.divides = has_waves(p.product, c) && waves.whole > 0 && waves.left_over > 0 && quarter_waves(waves, c) < 1;
   return c;
 }
 

@@ -15,7 +15,7 @@ GemmConfig select_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, in
 }
 
 GemmConfig select_linear_gradient_config(DType dtype, int64_t tokens, int64_t features, const DeviceModel& device) {
-  static_assert(dense_tile(kLinearGradientTile).schedule != Schedule::kOverlapped, "no bands, for which K is needed");
+  static_assert(dense_tile(kLinearGradientTile).scheduler() != Scheduler::kWaves, "no waves, for which K is needed");
   const CostModel model{device, measured_costs()};
   return model.in_order({Product::kDense, dtype, tokens, features, /*k=*/0},
                         linear_configs(dtype, {kLinearGradientTile}).front());

@@ -18,7 +18,7 @@ struct TileTraffic {
   double computing;                 ///< us of computing a tile
   double along_n = 1;               ///< TileCost::along_n, where both directions read enough
   double hidden = 1e-3;             ///< TileCost::hidden_reading
-  bool any_swizzle = false;         ///< none pads, and need not be a power of two (schedulers/tile_bands.cuh)
+  bool any_swizzle = false;         ///< none pads, and need not be a power of two (schedulers/raster_groups.cuh)
   double cached = 0;                ///< bytes that the L2 cache holds until the next tiles are computed
   double read_us = 1;               ///< of a byte
   double unshared = 1.35;           ///< CommonCost::unshared

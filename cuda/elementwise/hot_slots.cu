@@ -2,7 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "common/launch.cuh"
-#include "gemm/linear_gradient_launchers.h"
+#include "elementwise/hot_slots.h"
 
 namespace sparse24::cuda {
 namespace {

@@ -1,4 +1,5 @@
 // Host side of linear_gradient: finds the kernel in tiles.def and launches it.
+#include "elementwise/hot_slots.h"
 #include "gemm/linear_gradient_launchers.h"
 #include "gemm/tuning.h"
 #include "sparse24/device.h"

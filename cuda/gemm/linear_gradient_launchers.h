@@ -11,7 +11,4 @@ inline constexpr bool kCounting = true, kNotCounting = false;
 template <DType kDType, DType kMeta, bool kCounts>
 void launch_linear_gradient_sm90(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream);
 
-// Fills args.hot_slots, and the rows of y_hot and dh_hot whose index is no feature's.
-void hot_slots(const LinearGradientArgs& args, cudaStream_t stream);
-
 }  // namespace sparse24::cuda

@@ -22,6 +22,12 @@ enum class Schedule {
   kOverlapped,   ///< they work on one tile, whose epilogue runs in steps under the products of the next
 };
 
+/// In which order the multiprocessors take the tiles (cuda/gemm/sm90/schedulers).
+enum class Scheduler {
+  kCutlass,  ///< that of CUTLASS, padded to groups of powers of two; the only one with batches
+  kWaves,    ///< ours, which nothing pads; of dense products it may split the tiles of the last wave
+};
+
 /// An overlapped epilogue finishes so many columns in a step, and each step stands behind the products of a K tile.
 inline constexpr int kColumnsOfStep = 16;
 
@@ -32,6 +38,9 @@ struct TileSpec {
   int cluster_m, cluster_n;  ///< tiles of a cluster, which share the longer operand
   Schedule schedule;
 
+  constexpr Scheduler scheduler() const {
+    return schedule == Schedule::kOverlapped ? Scheduler::kWaves : Scheduler::kCutlass;
+  }
   /// The fewest K tiles that it runs: what lies beyond K is read as zeros.
   constexpr int min_k_tiles() const { return schedule == Schedule::kOverlapped ? n / kColumnsOfStep : 1; }
 };

@@ -132,7 +132,7 @@ TEST_P(SelectConfig, OrdersPadFewTiles) {
       expect_few(ceil_div(m, c.tile_m * c.cluster_m), ceil_div(n, c.tile_n), c);
       for (const LinearTiles& tiles : kTilesOfOps) {
         const GemmConfig l = select_linear_config(GetParam(), m, n, 4096, 132, tiles);
-        // Those of 128x256 are bands, which none pad (test_tile_rounds_emulated.cpp).
+        // Those of 128x256 are groups, which none pad (test_schedulers_emulated.cpp).
         if (l.tile != GemmTile::k128x256)
           expect_few(ceil_div(m, l.tile_m * l.cluster_m), ceil_div(n, l.tile_n * l.cluster_n), l);
       }

@@ -3,7 +3,6 @@
 
 #include <cutlass/cutlass.h>
 #include <cutlass/device_kernel.h>
-#include <cutlass/gemm/kernel/tile_scheduler_params.h>
 
 #include <cute/tensor.hpp>
 #include <cutlass/epilogue/collective/detail.hpp>
@@ -12,7 +11,6 @@
 #include <type_traits>
 
 #include "common/launch.cuh"
-#include "gemm/sm90/kernels/pingpong_order.cuh"
 #include "sparse24/device.h"
 
 namespace sparse24::cuda {
@@ -42,31 +40,21 @@ using GemmSchedule =
                        std::conditional_t<kPingpong, cutlass::gemm::KernelTmaWarpSpecializedPingpong,
                                           cutlass::gemm::KernelTmaWarpSpecializedCooperative>>;
 
-// A persistent kernel from a mainloop and an epilogue of ours.
-template <class Mainloop, class Epilogue>
-using GemmKernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop, Epilogue,
-                                                        cutlass::gemm::PersistentScheduler>;
-
 // As many stages as fit beside the epilogue and its barriers.
 template <class Epilogue>
 using GemmStages = cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
     sizeof(typename Epilogue::SharedStorage) + cute::max(sizeof(typename Epilogue::PipelineStorage), size_t{128}))>;
 
-// Completes `args` with the device and the order of tiles, and launches. No workspace, no synchronisation.
+// Completes `args` with the device, and launches. No workspace, no synchronisation.
 template <class Kernel>
-void launch_gemm(typename Kernel::Arguments args, int swizzle, bool raster_along_m, cudaStream_t stream,
-                 const char* what) {
+void launch_gemm(typename Kernel::Arguments args, cudaStream_t stream, const char* what) {
   using Cluster = typename Kernel::ClusterShape;
-  using Raster = typename cutlass::gemm::kernel::detail::RasterOrderOptions;
-  args.hw_info.device_id = current_device();
-  args.hw_info.sm_count = device_info().sm_count;
-  args.scheduler.max_swizzle_size = swizzle;
-  args.scheduler.raster_order = raster_along_m ? Raster::AlongM : Raster::AlongN;
+  args.multiprocessors = device_info().sm_count;
 
   constexpr auto kernel = cutlass::device_kernel<Kernel>;
   constexpr int kSharedBytes = Kernel::SharedStorageSize;
   allow_shared_memory<kernel>(kSharedBytes);
-  const auto params = Kernel::to_underlying_arguments(args, nullptr);
+  const auto params = Kernel::params(args);
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {unsigned(cute::size<0>(Cluster{})), unsigned(cute::size<1>(Cluster{})), 1};
@@ -74,8 +62,8 @@ void launch_gemm(typename Kernel::Arguments args, int swizzle, bool raster_along
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t launch{};
-  launch.gridDim = Kernel::get_grid_shape(params);
-  launch.blockDim = Kernel::get_block_shape();
+  launch.gridDim = Kernel::grid(params);
+  launch.blockDim = dim3(Kernel::MaxThreadsPerBlock);
   launch.dynamicSmemBytes = kSharedBytes;
   launch.stream = stream;
   launch.attrs = attributes;

@@ -1,55 +1,56 @@
-// A GEMM for Hopper whose epilogue runs under the next tile's products.
+// A persistent GEMM for Hopper whose epilogue runs under the next tile's mma.
 //
 // Two warpgroups share a tile of 128 x 256, which moves the least through shared memory of all tiles: 128 bytes a cycle
 // at the tensor cores' full rate, as many as there are. Its accumulators take 128 registers of each thread. Those of a
 // second tile do not fit beside them, and an epilogue between two tiles leaves the tensor cores idle. So each thread
 // takes the accumulators as 16-bit numbers, in 64 registers, and finishes them in steps (epilogues/steps.cuh), one
-// behind the products of each of the next tile's first K tiles:
+// behind the mma of each of the next tile's first K tiles:
 //
 //     tensor cores     k 0 | k 1 | k 2 | ... | k last |        | k 0       | k 1       | k 2       | ...
 //     threads                                         | take() | finish<0> | finish<1> | finish<2> | ...
 //
-// A step that takes longer than the other warpgroup's products leaves the tensor cores idle too: steps are short.
-// Barriers and copies are CUTLASS's, the order of tiles is that of schedulers/tile_bands.cuh. Before all that come
-// quarters of the tiles that would make a ragged last round (schedulers/tile_rounds.cuh): tiles of 128 x 64, each with
-// its epilogue behind its products.
+// A step that takes longer than the other warpgroup's mma leaves the tensor cores idle too: steps are short. Barriers
+// and copies are CUTLASS's; the scheduler (schedulers/scheduler.cuh) says which tiles a CTA has. Where it splits the
+// tiles of a ragged last wave, their quarters come before all whole tiles: they are tiles of 128 x 64, each with its
+// epilogue behind its own mma.
 #pragma once
 
 #include <cutlass/arch/grid_dependency_control.h>
 #include <cutlass/arch/reg_reconfig.h>
-#include <cutlass/gemm/kernel/tile_scheduler_params.h>
 
 #include <cutlass/pipeline/pipeline.hpp>
 
 #include "gemm/sm90/epilogues/steps.cuh"
 #include "gemm/sm90/kernels/gemm.cuh"
-#include "gemm/sm90/mainloops/dense_products.cuh"
-#include "gemm/sm90/schedulers/tile_rounds.cuh"
+#include "gemm/sm90/mainloops/dense_mma.cuh"
+#include "gemm/sm90/schedulers/scheduler.cuh"
+#include "sparse24/gemm.h"
 
 namespace sparse24::cuda {
 
-// As many stages as fit beside the terms; barriers and alignment take less than 1 KB.
+// As many stages as fit beside the epilogue's operands; barriers and alignment take less than 1 KB.
 template <class Epilogue>
 using OverlappedStages =
     cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(TermsStages<typename Epilogue::Terms>)) +
                                                       1024>;
 
-// Tiles are not divided.
-struct Undivided {
+// No tile is split.
+struct WholeTiles {
   static constexpr int kParts = 1;
 };
 
-// Quarters of the columns. Mainloop: its load() brings parts of B too (mainloops/lane_runs_mainloop.cuh).
+// The tiles of the last wave may be split into quarters of their columns. Mainloop: its load() brings parts of B too
+// (mainloops/lane_runs_mainloop.cuh).
 template <class Mainloop, class WholeEpilogue>
-struct Quarters {
+struct QuarterTiles {
   static constexpr int kParts = 4, kColumns = cute::size<1>(typename Mainloop::TileShape{}) / kParts;
-  using Products = DenseProducts<Mainloop, kColumns>;
+  using Mma = DenseMma<Mainloop, kColumns>;
   using Epilogue = typename WholeEpilogue::template WithColumns<kColumns>;
 };
 
-// Mainloop: one for two warpgroups that CUTLASS builds, of which this takes the loads and the types. Products: what
-// multiplies its stages (mainloops/dense_products.cuh). Parts: Undivided, or Quarters.
-template <class Mainloop_, class Products, class Epilogue, class Parts>
+// Mainloop: one for two warpgroups that CUTLASS builds, of which this kernel takes the loads and the types. Mma: what
+// multiplies its stages (mainloops/dense_mma.cuh). Split: WholeTiles or QuarterTiles, as the scheduler has it.
+template <class Mainloop_, class Mma, class Epilogue, class Split, class Scheduler>
 class OverlappedGemm {
  public:
   using Mainloop = Mainloop_;
@@ -64,8 +65,8 @@ class OverlappedGemm {
   using TermsPipeline = cutlass::PipelineAsync<Terms::kCount>;
   static constexpr int kClusterSize = cute::size<0>(ClusterShape{});
   static_assert(cute::size(ClusterShape{}) == kClusterSize, "a cluster lies along M");
-  using Rounds = TileRounds<kClusterSize, Parts::kParts>;
-  static constexpr bool kDivides = Parts::kParts > 1;
+  static_assert(Scheduler::kParts == Split::kParts, "the kernel multiplies what the scheduler splits");
+  static constexpr bool kSplits = Split::kParts > 1;
   static constexpr int kTileM = cute::size<0>(TileShape{}), kTileN = cute::size<1>(TileShape{});
   static constexpr int kConsumers = 256;
   struct NoSteps {
@@ -87,38 +88,26 @@ class OverlappedGemm {
   static constexpr uint32_t MaxThreadsPerBlock = 128 + kConsumers, MinBlocksPerMultiprocessor = 1;
 
   struct Arguments {
-    cutlass::gemm::GemmUniversalMode mode;
     Problem problem;
     typename Mainloop::Arguments mainloop;
     typename Epilogue::Params epilogue;
-    cutlass::KernelHardwareInfo hw_info{};
-    struct {
-      int max_swizzle_size;  // the most clusters across a band
-      cutlass::gemm::kernel::detail::RasterOrderOptions raster_order;
-    } scheduler{};
-    bool divides = false;  // the tiles that whole rounds leave over
+    GemmConfig config{};
+    int multiprocessors = 0;
   };
   struct Params {
     Problem problem;
     typename Mainloop::Params mainloop;
     typename Epilogue::Params epilogue;
-    TileBands bands;
-    uint32_t ctas, divided;  // divided: tiles
+    typename Scheduler::Params scheduler;
   };
 
-  static Params to_underlying_arguments(const Arguments& args, void*) {
+  static Params params(const Arguments& args) {
     const auto [m, n, k, batches] = args.problem;
-    const bool along_m = args.scheduler.raster_order == cutlass::gemm::kernel::detail::RasterOrderOptions::AlongM;
-    const TileBands bands(cute::ceil_div(m, kTileM * kClusterSize), cute::ceil_div(n, kTileN),
-                          args.scheduler.max_swizzle_size, along_m);
-    const uint32_t ctas = cute::min(args.hw_info.sm_count / kClusterSize, bands.clusters()) * kClusterSize;
-    const uint32_t divided = kDivides && args.divides ? Rounds::left_over(bands, ctas) : 0;
-    return {args.problem,  Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr),
-            args.epilogue, bands,
-            ctas,          divided};
+    const ResultShape shape{m, n, batches, kTileM, kTileN};
+    return {args.problem, Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr), args.epilogue,
+            Scheduler::params(shape, args.config, args.multiprocessors)};
   }
-  static dim3 get_grid_shape(const Params& p) { return dim3(p.ctas); }
-  static dim3 get_block_shape() { return dim3(MaxThreadsPerBlock); }
+  static dim3 grid(const Params& params) { return Scheduler::grid(params.scheduler); }
 
   CUTLASS_DEVICE void operator()(Params const& params, char* shared) const {
     using namespace cute;
@@ -127,23 +116,23 @@ class OverlappedGemm {
     const bool consumes = warp >= 4, loads = warp == 0, fetches = warp == 2;
     if (loads && elect_one_sync()) Mainloop::prefetch_tma_descriptors(params.mainloop);
 
-    typename Pipeline::Params of_operands{};
-    of_operands.role = consumes ? Pipeline::ThreadCategory::Consumer
-                       : loads  ? Pipeline::ThreadCategory::Producer
-                                : Pipeline::ThreadCategory::NonParticipant;
-    of_operands.is_leader = threadIdx.x % 128 == 0;
-    of_operands.num_consumers = kConsumers;
-    of_operands.transaction_bytes = params.mainloop.tma_transaction_bytes;
-    Pipeline pipeline(storage.pipeline, of_operands, ClusterShape{});
+    typename Pipeline::Params pipeline_params{};
+    pipeline_params.role = consumes ? Pipeline::ThreadCategory::Consumer
+                           : loads  ? Pipeline::ThreadCategory::Producer
+                                    : Pipeline::ThreadCategory::NonParticipant;
+    pipeline_params.is_leader = threadIdx.x % 128 == 0;
+    pipeline_params.num_consumers = kConsumers;
+    pipeline_params.transaction_bytes = params.mainloop.tma_transaction_bytes;
+    Pipeline pipeline(storage.pipeline, pipeline_params, ClusterShape{});
 
-    typename TermsPipeline::Params of_terms{};
-    of_terms.role = consumes  ? TermsPipeline::ThreadCategory::Consumer
-                    : fetches ? TermsPipeline::ThreadCategory::Producer
-                              : TermsPipeline::ThreadCategory::NonParticipant;
-    of_terms.producer_arv_count = 32;
-    of_terms.consumer_arv_count = kConsumers;
-    of_terms.dst_blockid = block_rank_in_cluster();
-    TermsPipeline terms_pipeline(storage.terms_pipeline, of_terms);
+    typename TermsPipeline::Params terms_params{};
+    terms_params.role = consumes  ? TermsPipeline::ThreadCategory::Consumer
+                        : fetches ? TermsPipeline::ThreadCategory::Producer
+                                  : TermsPipeline::ThreadCategory::NonParticipant;
+    terms_params.producer_arv_count = 32;
+    terms_params.consumer_arv_count = kConsumers;
+    terms_params.dst_blockid = block_rank_in_cluster();
+    TermsPipeline terms_pipeline(storage.terms_pipeline, terms_params);
 
     // The whole cluster sees the barriers, and all threads what the kernel before this one wrote.
     cluster_arrive_relaxed();
@@ -156,29 +145,25 @@ class OverlappedGemm {
     } else {
       cutlass::arch::warpgroup_reg_dealloc<40>();
       if (loads) {
-        if constexpr (kDivides) of_operands.transaction_bytes = Parts::Products::kBytes;
-        Pipeline of_parts(storage.pipeline, of_operands, ClusterShape{}, false_type{}, false_type{});
-        load(params, storage, pipeline, of_parts);
+        if constexpr (kSplits) pipeline_params.transaction_bytes = Split::Mma::kBytes;
+        Pipeline part_pipeline(storage.pipeline, pipeline_params, ClusterShape{}, false_type{}, false_type{});
+        load(params, storage, pipeline, part_pipeline);
       }
       if (fetches) fetch(params, storage, terms_pipeline);
     }
   }
 
  private:
-  // At least one for each step: what lies beyond K is read as zeros.
+  // There is at least one for each step: what lies beyond K is read as zeros.
   CUTLASS_DEVICE static int k_tiles(Params const& params) {
     return cute::max(cute::ceil_div(cute::get<2>(params.problem), cute::get<2>(TileShape{})), int(Epilogue::kSteps));
   }
 
-  CUTLASS_DEVICE static Rounds rounds_of(Params const& params) {
-    return {params.bands, params.divided, blockIdx.x, params.ctas};
-  }
-
-  // One warp: the operands of every part and tile.
-  CUTLASS_DEVICE static void load(Params const& params, SharedStorage& storage, Pipeline& of_tiles,
-                                  Pipeline& of_parts) {
+  // One warp loads the operands of every part and tile.
+  CUTLASS_DEVICE static void load(Params const& params, SharedStorage& storage, Pipeline& pipeline,
+                                  Pipeline& part_pipeline) {
     using namespace cute;
-    const Rounds rounds = rounds_of(params);
+    const Scheduler scheduler(params.scheduler);
     Mainloop mainloop;
     const auto operands = mainloop.load_init(params.problem, params.mainloop);
     auto state = cutlass::make_producer_start_state<Pipeline>();
@@ -187,26 +172,26 @@ class OverlappedGemm {
       load(make_coord(at.m, at.n, _, 0), make_coord_iterator(shape<3>(get<0>(operands))));
       state.advance(count);
     };
-    if constexpr (kDivides) {
-      for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
-        one(rounds.part(i), [&](auto const& at, auto k) {
-          mainloop.template load<Parts::kColumns>(params.mainloop, of_parts, state, operands, at, k, count, threadIdx.x,
-                                                  block_rank_in_cluster(), storage.operands);
+    if constexpr (kSplits) {
+      for (auto i = scheduler.first(); scheduler.has_part(i); i += scheduler.stride()) {
+        one(scheduler.part(i), [&](auto const& at, auto k) {
+          mainloop.template load<Split::kColumns>(params.mainloop, part_pipeline, state, operands, at, k, count,
+                                                  threadIdx.x, block_rank_in_cluster(), storage.operands);
         });
       }
     }
-    for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
-      one(rounds.tile(i), [&](auto const& at, auto k) {
-        mainloop.load(params.mainloop, of_tiles, state, operands, at, k, count, threadIdx.x, block_rank_in_cluster(),
+    for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
+      one(scheduler.tile(i), [&](auto const& at, auto k) {
+        mainloop.load(params.mainloop, pipeline, state, operands, at, k, count, threadIdx.x, block_rank_in_cluster(),
                       storage.operands);
       });
     }
-    mainloop.load_tail(of_tiles, state);
+    mainloop.load_tail(pipeline, state);
   }
 
-  // Another: the epilogue's terms.
+  // Another fetches what the epilogue multiplies with and adds.
   CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, TermsPipeline& pipeline) {
-    const Rounds rounds = rounds_of(params);
+    const Scheduler scheduler(params.scheduler);
     auto state = cutlass::make_producer_start_state<TermsPipeline>();
     const auto one = [&](int m, int n) {
       pipeline.producer_acquire(state);
@@ -214,58 +199,58 @@ class OverlappedGemm {
       pipeline.producer_commit(state);
       ++state;
     };
-    if constexpr (kDivides) {
-      for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
-        const auto at = rounds.part(i);
-        one(at.m * kTileM, at.n * Parts::kColumns);  // of more columns than the part has
+    if constexpr (kSplits) {
+      for (auto i = scheduler.first(); scheduler.has_part(i); i += scheduler.stride()) {
+        const auto at = scheduler.part(i);
+        one(first_row(at, kTileM), at.n * Split::kColumns);  // fetches more columns than the part has
       }
     }
-    for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
-      const auto at = rounds.tile(i);
-      one(at.m * kTileM, at.n * kTileN);
+    for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
+      const auto at = scheduler.tile(i);
+      one(first_row(at, kTileM), at.n * kTileN);
     }
     pipeline.producer_tail(state);
   }
 
-  // Two warpgroups: products and epilogues.
+  // Two warpgroups multiply and finish.
   CUTLASS_DEVICE static void consume(Params const& params, SharedStorage& storage, Pipeline& pipeline,
                                      TermsPipeline& terms_pipeline) {
     using namespace cute;
-    const Rounds rounds = rounds_of(params);
+    const Scheduler scheduler(params.scheduler);
     const int thread = threadIdx.x - 128;
     const int row = thread / 32 * 16 + thread % 32 / 4;  // of the fragment, in the tile
     const int count = k_tiles(params);
     PipelineState state;
     cutlass::PipelineState<Terms::kCount> terms;
 
-    // Where a tile lies is found while its last products run.
-    if constexpr (kDivides) {
-      for (uint32_t i = rounds.first(); rounds.has_part(i); i += rounds.stride()) {
-        auto accumulators = Parts::Products::accumulators();
+    // Where a tile lies is found while its last mma runs.
+    if constexpr (kSplits) {
+      for (auto i = scheduler.first(); scheduler.has_part(i); i += scheduler.stride()) {
+        auto accumulators = Split::Mma::accumulators();
         NoSteps before;
         PipelineState done =
-            multiply<typename Parts::Products>(storage, pipeline, state, accumulators, count, thread, before);
-        const auto at = rounds.part(i);
-        typename Parts::Epilogue epilogue(params.epilogue);
-        take_tile(epilogue, at.m * kTileM, at.n * Parts::kColumns, row, accumulators, storage, pipeline, done,
+            multiply<typename Split::Mma>(storage, pipeline, state, accumulators, count, thread, before);
+        const auto at = scheduler.part(i);
+        typename Split::Epilogue epilogue(params.epilogue);
+        take_tile(epilogue, first_row(at, kTileM), at.n * Split::kColumns, row, accumulators, storage, pipeline, done,
                   terms_pipeline, terms);
         finish_all(epilogue);
       }
     }
 
     Epilogue epilogue(params.epilogue);
-    auto accumulators = Products::accumulators();
-    for (uint32_t i = rounds.first(); rounds.has_tile(i); i += rounds.stride()) {
-      PipelineState done = multiply<Products>(storage, pipeline, state, accumulators, count, thread, epilogue);
-      const auto at = rounds.tile(i);
-      take_tile(epilogue, at.m * kTileM, at.n * kTileN, row, accumulators, storage, pipeline, done, terms_pipeline,
-                terms);
+    auto accumulators = Mma::accumulators();
+    for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
+      PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
+      const auto at = scheduler.tile(i);
+      take_tile(epilogue, first_row(at, kTileM), at.n * kTileN, row, accumulators, storage, pipeline, done,
+                terms_pipeline, terms);
     }
     cutlass::arch::launch_dependent_grids();
     finish_all(epilogue);
   }
 
-  // The first terms are read under the last products, whose stage is `done`.
+  // The first operands of the epilogue are read under the last mma, whose stage is `done`.
   template <class E, class Accumulators>
   CUTLASS_DEVICE static void take_tile(E& epilogue, int m, int n, int row, Accumulators& accumulators,
                                        SharedStorage& storage, Pipeline& pipeline, PipelineState& done,
@@ -281,33 +266,33 @@ class OverlappedGemm {
     ++terms;
   }
 
-  // One tile's products, with the steps of the tile before it. The last run when this returns: the state of their
-  // stage.
-  template <class P, class Accumulators, class Before>
+  // Multiplies one tile, with the steps of the tile before it. The last mma still runs when this returns the state of
+  // its stage.
+  template <class TileMma, class Accumulators, class Before>
   CUTLASS_DEVICE static PipelineState multiply(SharedStorage& storage, Pipeline& pipeline, PipelineState& state,
                                                Accumulators& accumulators, int count, int thread, Before& before) {
     constexpr int kSteps = Before::kSteps;
-    const auto operands = P::operands(storage.operands, thread);
-    typename P::Registers registers;
+    const auto operands = TileMma::operands(storage.operands, thread);
+    typename TileMma::Registers registers;
     PipelineState done = state;
-    multiply_and_finish<P, 0>(operands, pipeline, state, done, registers, accumulators, before);
+    multiply_and_finish<TileMma, 0>(operands, pipeline, state, done, registers, accumulators, before);
     int k = kSteps;
     CUTLASS_PRAGMA_NO_UNROLL
     for (; k + 1 < count; k += 2) {
-      P::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
-      P::template k_tile<kSteps + 1>(operands, pipeline, state, done, registers, accumulators, before);
+      TileMma::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
+      TileMma::template k_tile<kSteps + 1>(operands, pipeline, state, done, registers, accumulators, before);
     }
-    if (k < count) P::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
+    if (k < count) TileMma::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
     return done;
   }
 
-  template <class P, int kStep, class Operands, class Accumulators, class Before>
+  template <class TileMma, int kStep, class Operands, class Accumulators, class Before>
   CUTLASS_DEVICE static void multiply_and_finish(Operands const& operands, Pipeline& pipeline, PipelineState& state,
-                                                 PipelineState& done, typename P::Registers& registers,
+                                                 PipelineState& done, typename TileMma::Registers& registers,
                                                  Accumulators& accumulators, Before& before) {
     if constexpr (kStep < Before::kSteps) {
-      P::template k_tile<kStep>(operands, pipeline, state, done, registers, accumulators, before);
-      multiply_and_finish<P, kStep + 1>(operands, pipeline, state, done, registers, accumulators, before);
+      TileMma::template k_tile<kStep>(operands, pipeline, state, done, registers, accumulators, before);
+      multiply_and_finish<TileMma, kStep + 1>(operands, pipeline, state, done, registers, accumulators, before);
     }
   }
 };

@@ -5,6 +5,8 @@
 
 #include "gemm/sm90/kernels/gemm.cuh"
 #include "gemm/sm90/kernels/overlapped.cuh"
+#include "gemm/sm90/kernels/persistent.cuh"
+#include "gemm/sm90/schedulers/scheduler_of.cuh"
 #include "sparse24/linear.h"
 
 namespace sparse24::cuda {
@@ -25,23 +27,24 @@ template <GemmTile kTile>
 struct DenseTile {
   static constexpr TileSpec kSpec = dense_tile(kTile);
   static constexpr int kM = kSpec.m, kN = kSpec.n, kClusterM = kSpec.cluster_m, kClusterN = kSpec.cluster_n;
+  static constexpr Scheduler kScheduler = kSpec.scheduler();
   static constexpr bool kPingpong = kSpec.schedule == Schedule::kPingpong;
   static_assert(kPingpong || kSpec.schedule == Schedule::kOverlapped, "no cooperative kernel");
 };
 
 // As many stages of operands as fit beside the rest, and the kernel.
-template <class Epilogue, bool kPingpong>
+template <class Tile, class Epilogue, bool kPingpong = Tile::kPingpong>
 struct DenseKernelOf {
   using Stages = GemmStages<Epilogue>;
   template <class Mainloop>
-  using Kernel = GemmKernel<Mainloop, Epilogue>;
+  using Kernel = PersistentGemm<Mainloop, Epilogue, SchedulerOf<Tile::kScheduler, Tile::kClusterM, Tile::kClusterN>>;
 };
-template <class Epilogue>
-struct DenseKernelOf<Epilogue, false> {
+template <class Tile, class Epilogue>
+struct DenseKernelOf<Tile, Epilogue, false> {
   using Stages = OverlappedStages<Epilogue>;
   template <class Mainloop>
-  using Kernel = OverlappedGemm<Mainloop, DenseProducts<Mainloop, cute::size<1>(typename Mainloop::TileShape{})>,
-                                Epilogue, Quarters<Mainloop, Epilogue>>;
+  using Kernel = OverlappedGemm<Mainloop, DenseMma<Mainloop, Tile::kN>, Epilogue, QuarterTiles<Mainloop, Epilogue>,
+                                SchedulerOf<Tile::kScheduler, Tile::kClusterM, Tile::kClusterN, 4>>;
 };
 
 // What is multiplied; leading dimensions are multiples of 16 bytes.
@@ -65,7 +68,7 @@ struct DenseSm90 {
   using Element = typename GemmElement<kDType>::type;
   using LayoutB =
       std::conditional_t<kBMajor == Major::kColumn, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
-  using Of = DenseKernelOf<Epilogue, Tile::kPingpong>;
+  using Of = DenseKernelOf<Tile, Epilogue>;
   static constexpr int kAlignment = 16 / sizeof(Element);
   using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
@@ -82,8 +85,7 @@ struct DenseSm90 {
     typename Mainloop::StrideB stride_b{};
     cute::get<0>(stride_a) = product.lda;
     cute::get<kBMajor == Major::kColumn ? 0 : 1>(stride_b) = product.ldb;
-    typename Kernel::Arguments arguments{
-        cutlass::gemm::GemmUniversalMode::kGemm, {int(product.m), int(product.n), int(product.k), 1}, {}, epilogue};
+    typename Kernel::Arguments arguments{{int(product.m), int(product.n), int(product.k), 1}, {}, epilogue, config};
     const typename Stock::Arguments operands{static_cast<Element const*>(product.a), stride_a,
                                              static_cast<Element const*>(product.b), stride_b};
     if constexpr (sizeof...(More) > 0) {
@@ -91,8 +93,7 @@ struct DenseSm90 {
     } else {
       arguments.mainloop = operands;
     }
-    if constexpr (!Tile::kPingpong) arguments.divides = config.divides;
-    launch_gemm<Kernel>(arguments, config.swizzle, config.raster_along_m, stream, what);
+    launch_gemm<Kernel>(arguments, stream, what);
   }
 };
 

@@ -13,10 +13,12 @@
 #include "gemm/sm90/epilogues/store_steps.cuh"
 #include "gemm/sm90/kernels/gemm.cuh"
 #include "gemm/sm90/kernels/overlapped.cuh"
+#include "gemm/sm90/kernels/persistent.cuh"
 #include "gemm/sm90/mainloops/interleaved_rows.cuh"
 #include "gemm/sm90/mainloops/lane_runs_mainloop.cuh"
-#include "gemm/sm90/mainloops/sparse_products.cuh"
+#include "gemm/sm90/mainloops/sparse_mma.cuh"
 #include "gemm/sm90/mainloops/sparse_rows_mainloop.cuh"
+#include "gemm/sm90/schedulers/scheduler_of.cuh"
 
 namespace sparse24::cuda {
 
@@ -58,7 +60,8 @@ struct MmSm90 {
   using Stock = StockOf<GemmStages<Epilogue>>;
   static constexpr bool kMayInterleave = kADim == Dim::kTokens;
   using Mainloop = typename MmMainloop<Stock, kMayInterleave, kRuns>::type;
-  using Kernel = GemmKernel<Mainloop, Epilogue>;
+  // Batches, the parts of a split K, are CUTLASS's scheduler's.
+  using Kernel = PersistentGemm<Mainloop, Epilogue, CutlassScheduler<kSpec.cluster_m, kSpec.cluster_n>>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
   using LayoutOfA = decltype(SparseConfig::fill_layoutA(cute::Shape<int, int, int, int>{}));
@@ -81,7 +84,8 @@ struct MmSm90 {
     return cute::make_layout(shape, padded.stride());
   }
 
-  static typename Kernel::Arguments arguments(const MmArgs& args, int splits) {
+  static typename Kernel::Arguments arguments(const MmArgs& args, const GemmConfig& config) {
+    const int splits = config.splits;
     const int m = int(args.a.m), n = int(args.n), k = int(args.a.k) / splits;
     // E is described by its padded sizes, A and B by their own: no load leaves a buffer. Parts need no padding.
     const int k_meta = splits == 1 ? int(args.a.k_meta) : k;
@@ -107,7 +111,7 @@ struct MmSm90 {
     store.bias = args.bias;
     store.bias_dtype = args.bias_dtype;
 
-    typename Kernel::Arguments out{cutlass::gemm::GemmUniversalMode::kGemm, {m, n, k, splits}, {}, store};
+    typename Kernel::Arguments out{{m, n, k, splits}, {}, store, config};
     static_cast<typename Stock::Arguments&>(out.mainloop) = {
         reinterpret_cast<typename Mainloop::ElementA const*>(args.values),
         layout_a(args, k, splits),
@@ -121,31 +125,32 @@ struct MmSm90 {
   }
 
   static void launch(const MmArgs& args, const GemmConfig& config, cudaStream_t stream) {
-    const auto of = arguments(args, config.splits);
+    const auto of = arguments(args, config);
     if constexpr (kSpec.schedule == Schedule::kOverlapped) {
-      if (launch_overlapped(of, config, stream)) return;
+      if (launch_overlapped(of, stream)) return;
     }
-    launch_gemm<Kernel>(of, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
+    launch_gemm<Kernel>(of, stream, "sparse24.mm: launch");
   }
 
  private:
   // With the epilogue under the next tile's products, where it stores vectors of 16 bits and K has a tile for each of
   // its steps; false elsewhere.
-  static bool launch_overlapped(const typename Kernel::Arguments& of, const GemmConfig& config, cudaStream_t stream) {
+  static bool launch_overlapped(const typename Kernel::Arguments& of, cudaStream_t stream) {
     using Steps = StoreSteps<kM, kN, kRuns>;
     static_assert(Steps::kSteps == kSpec.min_k_tiles());
     using OverlappedStock = StockOf<OverlappedStages<Steps>>;
     using Loads = typename MmMainloop<OverlappedStock, kMayInterleave, kRuns>::type;
-    using Overlapped = OverlappedGemm<Loads, SparseProducts<Loads>, Steps, Undivided>;
-    const auto [rows, cols, k, parts] = of.problem_shape;
+    using Overlapped = OverlappedGemm<Loads, SparseMma<Loads>, Steps, WholeTiles,
+                                      SchedulerOf<kSpec.scheduler(), kSpec.cluster_m, kSpec.cluster_n>>;
+    const auto [rows, cols, k, parts] = of.problem;
     const bool stores = kRuns ? of.epilogue.in_runs() : of.epilogue.in_steps();
-    if (parts > 1 || !stores || k < kSpec.min_k_tiles() * config.tile_k) return false;
+    if (parts > 1 || !stores || k < kSpec.min_k_tiles() * of.config.tile_k) return false;
     const auto& m = of.mainloop;
-    typename Overlapped::Arguments overlapped{of.mode, of.problem_shape, {}, {of.epilogue, rows, cols}};
+    typename Overlapped::Arguments overlapped{of.problem, {}, {of.epilogue, rows, cols}, of.config};
     static_cast<typename OverlappedStock::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
                                                                               m.dB,    m.ptr_E,    m.layout_e};
     if constexpr (kRuns || kMayInterleave) overlapped.mainloop.rows = m.rows;
-    launch_gemm<Overlapped>(overlapped, config.swizzle, config.raster_along_m, stream, "sparse24.mm: launch");
+    launch_gemm<Overlapped>(overlapped, stream, "sparse24.mm: launch");
     return true;
   }
 };

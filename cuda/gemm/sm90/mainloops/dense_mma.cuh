@@ -1,11 +1,11 @@
-// The products of a dense tile, K tile by K tile, for the kernel of kernels/overlapped.cuh: one K tile in flight while
-// the next is issued.
+// The mma of a dense tile, K tile by K tile, for the kernel of kernels/overlapped.cuh: that of one K tile is in flight
+// while the next is issued. The kernel asks of it:
 //
-//     accumulators()             of a tile of kColumns columns
+//     accumulators()             a fragment for a tile of kColumns columns
 //     Registers                  what a thread keeps from one K tile to the next
-//     operands(shared, thread)   descriptors of the stages
-//     k_tile<step>(..., before)  waits for a stage, issues its products, finishes a step of the tile before, if it has
-//                                that step, and gives a stage back
+//     operands(shared, thread)   the descriptors of the stages
+//     k_tile<step>(..., before)  waits for a stage, issues its mma, finishes a step of the tile before, if it has that
+//                                step, and gives a stage back
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -17,14 +17,15 @@
 
 namespace sparse24::cuda {
 
-// Mainloop: for two warpgroups, K-major operands. kColumns_: of the tile, or of a part of it.
+// Mainloop: a dense one of CUTLASS's for two warpgroups, with K-major operands. kColumns_: those of the tile, or of a
+// part of it.
 template <class Mainloop, int kColumns_>
-struct DenseProducts {
+struct DenseMma {
   static constexpr int kColumns = kColumns_;
   static constexpr int kTileM = cute::size<0>(typename Mainloop::TileShape{});
   static constexpr int kTileK = cute::size<2>(typename Mainloop::TileShape{});
   using Element = typename Mainloop::TiledMma::ValTypeA;
-  using Mma = decltype(cute::make_tiled_mma(
+  using TiledMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, typename Mainloop::TiledMma::ValTypeB, float,
                                  cute::Shape<cute::Int<kTileM>, cute::Int<kColumns>, cute::Int<kTileK>>,
                                  cute::GMMA::Major::K, cute::GMMA::Major::K>(),
@@ -33,7 +34,7 @@ struct DenseProducts {
   struct Registers {};
 
   CUTLASS_DEVICE static auto accumulators() {
-    return cute::partition_fragment_C(Mma{}, cute::Shape<cute::Int<kTileM>, cute::Int<kColumns>>{});
+    return cute::partition_fragment_C(TiledMma{}, cute::Shape<cute::Int<kTileM>, cute::Int<kColumns>>{});
   }
 
   CUTLASS_DEVICE static auto operands(typename Mainloop::TensorStorage& shared, int thread) {
@@ -43,18 +44,18 @@ struct DenseProducts {
     // The first rows of B's stages hold a part.
     const Tensor part = local_tile(b, Shape<Int<kColumns>, Int<kTileK>>{}, make_coord(_0{}, _0{}));
     // Descriptors are a warpgroup's: the same for all of its threads.
-    const auto slice = Mma{}.get_slice(__shfl_sync(0xffffffffu, thread / 128, 0) * 128);
+    const auto slice = TiledMma{}.get_slice(__shfl_sync(0xffffffffu, thread / 128, 0) * 128);
     return cute::make_tuple(slice.make_fragment_A(slice.partition_A(a)),      // (MMA, M, K, stage)
                             slice.make_fragment_B(slice.partition_B(part)));  // (MMA, N, K, stage)
   }
 
-  // kStep: 0 for the first K tile, of those behind the last step even and odd ones by turns.
+  // kStep: the step; of K tiles behind the last step an even and an odd number, by turns.
   template <int kStep, class Operands, class Pipeline, class State, class Accumulators, class Before>
   CUTLASS_DEVICE static void k_tile(Operands const& operands, Pipeline& pipeline, State& read, State& done, Registers&,
                                     Accumulators& accumulators, Before& before) {
     using namespace cute;
     auto const& [a, b] = operands;
-    Mma mma;
+    TiledMma mma;
     mma.accumulate_ = kStep == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One;
     pipeline.consumer_wait(read, pipeline.consumer_try_wait(read));
     warpgroup_fence_operand(accumulators);

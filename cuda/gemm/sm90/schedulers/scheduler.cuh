@@ -1,0 +1,51 @@
+// What a persistent kernel asks of its scheduler, the template argument that says which tiles a CTA works on and in
+// which order. A scheduler numbers the tiles; a CTA's own are first(), first() + stride() and so on, as long as
+// has_tile() holds.
+//
+//     Params                        what the kernel is given, a plain struct
+//     params(shape, config, sms)    makes it, on the host, for a device of so many multiprocessors
+//     grid(params)                  how many CTAs that is made for: whole clusters
+//     kReadsMemory                  whether the device reads what Params points to: all warps of a kernel then wait for
+//                                   the kernel before it
+//     Scheduler(params)             on the device, the calling CTA's
+//     first(), stride()             numbers
+//     has_tile(i), tile(i)          whether there is an i-th tile, and its place, in tiles
+//
+// A scheduler may split the tiles of the last wave; their parts then come before all whole tiles:
+//
+//     kParts                        the parts of a split tile, along N; 1: it splits none, and has no more than this
+//     has_part(i), part(i)          whether there is an i-th part, and its place, whose n counts parts
+//
+// Every warp of a CTA walks the tiles by itself, so a place depends on the parameters and on the CTA alone. The CTAs of
+// a cluster must get as many tiles each, and ones that share what the cluster's copies are multicast for.
+//
+// Groups of problems (one an expert, whose rows begin at offsets on the device) are such a scheduler too, in a file of
+// its own: Params has the pointer, the grid is as large as the device, and tile() finds the group that a number falls
+// into. Its rows are no multiple of a tile, so its place has more than the tile's coordinates: where the group begins
+// and ends. It derives from Place, and overloads of the two functions below hand that to the mainloop's copies and to
+// the epilogue of such an op. (tests/cpp/emulated/test_schedulers_emulated.cpp has one.)
+#pragma once
+
+#include <cutlass/cutlass.h>
+
+#include <cstdint>
+#include <cute/tensor.hpp>
+
+namespace sparse24::cuda {
+
+struct Place {
+  int m, n, batch;
+};
+
+// What mainloops and epilogues take for the coordinates of a tile.
+CUTLASS_HOST_DEVICE auto coordinates(Place const& at) { return cute::make_coord(at.m, at.n, cute::_, at.batch); }
+// The first row of the result that a tile of so many rows has.
+CUTLASS_HOST_DEVICE int first_row(Place const& at, int tile_m) { return at.m * tile_m; }
+
+// The result and its tiles.
+struct ResultShape {
+  int m, n, batches;
+  int tile_m, tile_n;
+};
+
+}  // namespace sparse24::cuda
