@@ -37,7 +37,8 @@ from sparse24.bench import environment, results
 from sparse24.bench.ffn import baselines
 from sparse24.bench.reference import FP8_MAX, prune24, relative_error, relu2
 from sparse24.demo.data import even_windows, read_corpus
-from sparse24.demo.model import ModelConfig, TrainConfig, Transformer, ffn_inputs, train
+from sparse24.demo.model import BYTES, GPT, SMALL, DenseMLP
+from sparse24.demo.training import TrainConfig, train
 from sparse24.mlp import up_projection
 
 DENSE, PRUNED = "dense fp8 row-wise", "pruning alone"
@@ -176,10 +177,9 @@ def text(records: list[results.Record]) -> str:
     return "\n".join(lines)
 
 
-def trained(args: argparse.Namespace, data: Tensor, device: torch.device) -> tuple[Transformer, int]:
+def trained(args: argparse.Namespace, data: Tensor, device: torch.device) -> tuple[GPT, int]:
     """The demo's model: the same seed, batches and thread count; and its number of steps."""
-    torch.manual_seed(args.seed)
-    model = Transformer(ModelConfig()).to(device)
+    model = GPT(SMALL, BYTES, DenseMLP, args.seed, torch.float32).to(device)
     if args.checkpoint and args.checkpoint.exists():
         stored = torch.load(args.checkpoint, weights_only=True)
         model.load_state_dict(stored["model"])
@@ -194,10 +194,10 @@ def trained(args: argparse.Namespace, data: Tensor, device: torch.device) -> tup
     return model.eval(), len(losses)
 
 
-def inputs(model: Transformer, data: Tensor, count: int, device: torch.device) -> list[list[Tensor]]:
+def inputs(model: GPT, data: Tensor, count: int, device: torch.device) -> list[list[Tensor]]:
     """What the FFN of each layer gets, by layer and batch of `count` windows: [tokens, D] in float32."""
-    windows = even_windows(data, BATCHES * count, model.config.window + 1).to(device)
-    batches = [ffn_inputs(model, some) for some in windows.split(count)]
+    windows = even_windows(data, BATCHES * count, model.size.sequence + 1).to(device)
+    batches = [model.ffn_inputs(some) for some in windows.split(count)]
     return [list(layer) for layer in zip(*batches, strict=True)]
 
 
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     args.steps = 3 if args.smoke else args.steps
     device = torch.device(args.device)
     header = environment.facts(device) | {"seed": args.seed}
-    corpus = read_corpus((), args.seed, ModelConfig.window + 1)
+    corpus = read_corpus((), args.seed, SMALL.sequence + 1)
     model, header["steps"] = trained(args, corpus.train, device)
 
     records = []

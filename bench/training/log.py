@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.training.gpt import Size
+from sparse24.demo.model import Size
 
 Record = dict[str, Any]
 

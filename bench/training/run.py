@@ -6,18 +6,19 @@ import gc
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import sparse24
 from bench.training.corpus import Corpus
-from bench.training.gpt import DTYPE, GPT, DenseMLP, learning_rate_at, sparse_mlp
 from bench.training.log import Log, Record, Run, Settings
 from sparse24.bench import reference
+from sparse24.demo.model import GPT, DenseMLP, learning_rate_at
 
 #: What an ablation changes of the default recipe.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -111,6 +112,11 @@ def build(run: Run, settings: Settings, vocabulary: int) -> GPT:
     return GPT(settings.size, vocabulary, make, run.seed)
 
 
+def sparse_mlp(recipe: sparse24.Recipe) -> Callable[[int, int], nn.Module]:
+    """Makes the FFNs of a sparse run: sparse for few tokens too, which is what is to be verified and evaluated."""
+    return lambda dim, hidden: sparse24.nn.ReLU2MLP(dim, hidden, recipe=recipe, min_tokens=0)
+
+
 def schedule_start(schedule: sparse24.Schedule, steps: int) -> int:
     """The first sparse step; `steps` if there is none."""
     return next((step for step in range(steps) if schedule.is_sparse(step)), steps)
@@ -137,7 +143,7 @@ def verify(model: GPT, windows: torch.Tensor, sparse: bool) -> Record:
         x = x[:SAMPLE_TOKENS]
         # With gradients: the forward of training, which saves what its backward needs.
         out = block.mlp(x.clone().requires_grad_()).detach()
-        w1, w2 = (w.weight.detach().to(DTYPE) for w in (block.mlp.up_proj, block.mlp.down_proj))
+        w1, w2 = (w.weight.detach().to(model.dtype) for w in (block.mlp.up_proj, block.mlp.down_proj))
         y, exact_y = F.relu(F.linear(x, w1)).square(), (x.double() @ w1.double().t()).relu_().square_()
         dense = reference.product(exact_y, w2.t())
         if sparse:
@@ -167,7 +173,7 @@ def look(model: GPT, held_out: torch.Tensor, step: int, record: Record) -> None:
     recipe = sparse24.Recipe(**RECIPES[record["recipe"] or "default"])
     columns: dict[str, list[float]] = defaultdict(list)
     for block, x in zip(model.blocks, inputs, strict=True):
-        w1, w2 = block.mlp.up_proj.weight.to(DTYPE), block.mlp.down_proj.weight.to(DTYPE)
+        w1, w2 = block.mlp.up_proj.weight.to(model.dtype), block.mlp.down_proj.weight.to(model.dtype)
         y1 = F.linear(x, w1)
         layer = sparse24.activation_stats(y1, w2)
         values = {name: getattr(layer, name) for name in STATISTICS} | dropped_along_tokens(y1, recipe)

@@ -27,13 +27,14 @@ import torch
 
 from bench.reporting import train_table
 from bench.training import corpus as text
-from bench.training import gpt
 from bench.training.log import Run, Settings
 from bench.training.run import RECIPES, train
 from sparse24.bench import environment
+from sparse24.demo.model import Size
 
 # For imports before the clock starts, and for the end of the process.
 RESERVE_SECONDS = 15.0
+SMOKE_SIZE = Size(layers=2, dim=32, heads=2, hidden=128, sequence=64)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,7 +112,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def configure(args: argparse.Namespace) -> Settings:
-    size = gpt.SMOKE_SIZE if args.smoke else gpt.Size()
+    size = SMOKE_SIZE if args.smoke else Size()
     if args.batch_tokens % size.sequence != 0 or args.tokens < args.batch_tokens:
         raise SystemExit(
             f"expected --batch-tokens to be a multiple of {size.sequence} and at most --tokens, got {args.batch_tokens}"

@@ -13,14 +13,15 @@ from sparse24 import env
 from sparse24.analyze import activation_stats
 from sparse24.demo import speed
 from sparse24.demo.data import even_windows, read_corpus
-from sparse24.demo.model import FFN, ModelConfig, TrainConfig, Transformer, dense_ffn, evaluate, ffn_inputs, train
+from sparse24.demo.model import BYTES, FFN, GPT, SMALL, DenseMLP
+from sparse24.demo.training import TrainConfig, train
 from sparse24.demo.verify import Check, verify_ffn
 from sparse24.mlp import Precision, relu2_mlp, up_projection
-from sparse24.nn import ReLU2MLP
 from sparse24.terminal import percent, progress, table
 
 _HELD_OUT_WINDOWS = 32
 _ANALYZED_WINDOWS = 8
+_BATCH = 8  # windows of one evaluation
 _DENSE = 1 << 62  # a token threshold that no batch reaches
 
 
@@ -42,15 +43,14 @@ def run(settings: Settings) -> int:
     device = _device(settings.device)
     print(f"sparse24 {env.build_info()['version']}, torch {torch.__version__}, {_describe(device)}")
 
-    config = ModelConfig()
-    corpus = read_corpus(settings.text, settings.seed, config.window + 1)
+    corpus = read_corpus(settings.text, settings.seed, SMALL.sequence + 1)
     print(
         f"Text: {corpus.train.numel() + corpus.held_out.numel():,} bytes of {corpus.files} files of {corpus.source}; "
         "the last tenth is held out."
     )
-    model, trained = _train(settings, config, corpus.train, device)
+    model, trained = _train(settings, corpus.train, device)
 
-    windows = even_windows(corpus.held_out, _HELD_OUT_WINDOWS, config.window + 1).to(device)
+    windows = even_windows(corpus.held_out, _HELD_OUT_WINDOWS, SMALL.sequence + 1).to(device)
     losses = _losses(model, windows)
     layers = _layers(model, windows[:_ANALYZED_WINDOWS])
     checks = _verify(model, windows[:_ANALYZED_WINDOWS])
@@ -68,7 +68,7 @@ def run(settings: Settings) -> int:
     if settings.out is not None:
         record = {
             "environment": {**env.build_info(), "demo_device": device.type},
-            "model": asdict(config),
+            "model": asdict(SMALL) | {"vocabulary": BYTES},
             "training": trained,
             "held_out_loss": losses,
             "layers": layers,
@@ -97,16 +97,13 @@ def _describe(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads; the ops run as their reference)"
 
 
-def _train(
-    settings: Settings, config: ModelConfig, data: Tensor, device: torch.device
-) -> tuple[Transformer, dict[str, Any]]:
-    torch.manual_seed(settings.seed)
-    model = Transformer(config).to(device)
+def _train(settings: Settings, data: Tensor, device: torch.device) -> tuple[GPT, dict[str, Any]]:
+    model = GPT(SMALL, BYTES, DenseMLP, settings.seed, torch.float32).to(device)
     schedule = TrainConfig(steps=settings.steps)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"Training {config.layers} layers, D={config.dim}, F={config.hidden}, {parameters:,} parameters, dense, "
-        f"float32, {schedule.steps} steps of {schedule.batch * config.window:,} bytes:"
+        f"Training {SMALL.layers} layers, D={SMALL.dim}, F={SMALL.hidden}, {parameters:,} parameters, dense, "
+        f"float32, {schedule.steps} steps of {schedule.batch * SMALL.sequence:,} bytes:"
     )
     start = time.monotonic()
     # One thread: for a model this small more gain little on idle cores and lose a lot on busy ones, and the result is
@@ -126,22 +123,22 @@ def _train(
 def _through_ops(precision: Precision, min_tokens: int) -> FFN:
     """Make an FFN in bf16 or fp8 inside the float32 model: nothing else changes between the variants."""
 
-    def ffn(mlp: ReLU2MLP, x: Tensor) -> Tensor:
+    def ffn(mlp: DenseMLP, x: Tensor) -> Tensor:
         w1, w2 = mlp.up_proj.weight.bfloat16(), mlp.down_proj.weight.bfloat16()
         return relu2_mlp(x.bfloat16(), w1, w2, precision=precision, min_tokens=min_tokens).to(x.dtype)
 
     return ffn
 
 
-def _losses(model: Transformer, windows: Tensor) -> dict[str, float]:
-    variants: dict[str, FFN] = {
-        "dense float32": dense_ffn,
+def _losses(model: GPT, windows: Tensor) -> dict[str, float]:
+    variants: dict[str, FFN | None] = {
+        "dense float32": None,
         "dense bf16": _through_ops("16bit", _DENSE),
         "2:4 bf16": _through_ops("16bit", 0),
         "dense fp8, row-wise": _through_ops("fp8", _DENSE),
         "2:4 fp8, row-wise": _through_ops("fp8", 0),
     }
-    losses = {name: evaluate(model, windows, ffn) for name, ffn in variants.items()}
+    losses = {name: model.evaluate(windows, _BATCH, ffn) for name, ffn in variants.items()}
     dense = losses["dense float32"]
     print(f"\nHeld-out loss ({windows.shape[0] * (windows.shape[1] - 1):,} bytes), FFNs run as")
     # Adding zero turns -0.0 into 0.0.
@@ -150,9 +147,9 @@ def _losses(model: Transformer, windows: Tensor) -> dict[str, float]:
     return losses
 
 
-def _layers(model: Transformer, windows: Tensor) -> list[dict[str, Any]]:
+def _layers(model: GPT, windows: Tensor) -> list[dict[str, Any]]:
     layers = []
-    for block, x in zip(model.blocks, ffn_inputs(model, windows), strict=True):
+    for block, x in zip(model.blocks, model.ffn_inputs(windows), strict=True):
         w1, w2 = block.mlp.up_proj.weight.detach().bfloat16(), block.mlp.down_proj.weight.detach()
         layers.append(activation_stats(up_projection(x.bfloat16(), w1), w2).as_dict())
     print("\nActivations on held-out text, in %: what 2:4 along features drops; tokens: what 2:4 along tokens drops of")
@@ -171,9 +168,9 @@ def _layers(model: Transformer, windows: Tensor) -> list[dict[str, Any]]:
     return layers
 
 
-def _verify(model: Transformer, windows: Tensor) -> list[tuple[str, Check]]:
+def _verify(model: GPT, windows: Tensor) -> list[tuple[str, Check]]:
     checks = []
-    for index, (block, x) in enumerate(zip(model.blocks, ffn_inputs(model, windows), strict=True)):
+    for index, (block, x) in enumerate(zip(model.blocks, model.ffn_inputs(windows), strict=True)):
         w1, w2 = block.mlp.up_proj.weight.detach().bfloat16(), block.mlp.down_proj.weight.detach().bfloat16()
         checks += [(f"layer {index}: ", check) for check in verify_ffn(x.bfloat16(), w1, w2)]
     return checks
