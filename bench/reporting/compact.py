@@ -42,6 +42,8 @@ def _small(record: results.Record) -> results.Record:
     small = {key: value for key, value in record.items() if key not in CALL}
     if "median_us" in small and small["race"] in ("forward", "training") and small["bench"].startswith("ffn_"):
         small.pop("tflops_dense_equivalent", None)  # rates are those of products
+    if small["bench"] not in ("ffn_training", "train_gpt"):
+        small.pop("peak_bytes", None)
     if "commit" in small:
         small["commit"] = small["commit"][:7]
     if "date" in small:

@@ -1,5 +1,6 @@
 """sparse24 bench: what it measures is verified, and it says in words whether it pays."""
 
+import importlib.util
 import json
 
 import pytest
@@ -103,6 +104,20 @@ def test_presets_are_sizes_of_models():
 
 def parsed(*arguments):
     return cli._parser().parse_args(["bench", *arguments])
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_the_command_on_a_gpu(cuda, tmp_path, capsys):
+    out, plot = tmp_path / "out.json", tmp_path / "out.png"
+    sizes = ("--tokens", "1024", "--d-model", "256", "--d-ff", "1024")
+    drawn = ("--plot", str(plot)) if importlib.util.find_spec("matplotlib") else ()
+    status = cli.main(["bench", *sizes, "--training", "--json", str(out), *drawn])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    records = json.loads(out.read_text())
+    assert {r["tokens"] for r in records} == {128, 512, 1024} and all(r["verified"] for r in records), said
+    assert all(r["peak_bytes"] > 0 for r in records) and (plot.stat().st_size > 0 if drawn else True)
+    assert "Forward and backward in fp8: sparse24 is " in said and "Fewer tokens, fp8: " in said
 
 
 def made_up(tokens, dtype, variant, role, us, bench="ffn_forward"):
