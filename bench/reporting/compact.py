@@ -22,8 +22,8 @@ LOOKS = ("step", "zeros", "feature_nonzeros_dropped", "recipe_token_nonzeros_dro
 
 
 def compact(records: list[results.Record]) -> list[results.Record]:
-    """The records that are shown, with the facts that are."""
-    return [_small(record) for record in records if shown(record)]
+    """The records that are shown, with the facts that are; what constants are fitted to stays as it is."""
+    return [r if results.of_tuning(r) else _small(r) for r in records if shown(r)]
 
 
 def shown(record: results.Record) -> bool:

@@ -38,7 +38,8 @@ def documents() -> list[Path]:
 
 def records_of(folders: tuple[str, ...]) -> list[results.Record]:
     paths = [p for folder in folders for p in sorted((RESULTS / folder).rglob("*.json"))]
-    return results.read_json(p for p in paths if p.stem != "token_direction")
+    records = results.read_json(p for p in paths if p.stem != "token_direction")
+    return [r for r in records if not results.of_tuning(r)]
 
 
 def current(path: Path) -> str:

@@ -32,6 +32,11 @@ def usual(record: Record) -> bool:
     return record.get("pattern") == "iid" and 0.85 < record["zeros"] < 0.93
 
 
+def of_tuning(record: Record) -> bool:
+    """Times of chosen configurations, which no table or drawing shows."""
+    return record["bench"].startswith("tune_")
+
+
 def group(records: Iterable[Record], *extra: str) -> dict[tuple, list[Record]]:
     groups: dict[tuple, list[Record]] = defaultdict(list)
     for record in records:
