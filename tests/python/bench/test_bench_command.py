@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -91,6 +92,23 @@ def test_without_a_gpu_it_says_so_in_a_line(capsys):
 def test_what_it_cannot_run_is_one_sentence(capsys, arguments, said):
     status, error = run(capsys, *arguments)
     assert status == 2 and said in error and error.count("\n") == 1
+
+
+def test_a_plot_without_matplotlib_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "sparse24.bench.drawing", raising=False)
+    monkeypatch.delattr(sparse24.bench, "drawing", raising=False)
+    with pytest.raises(RuntimeError, match="expected matplotlib for --plot, got none"):
+        command._drawing()
+
+
+def test_a_terminal_gets_a_table_of_rich(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    verdict._print("Forward", [("bf16  sparse24", "100.0", "1,000", "12", "")])
+    said = capsys.readouterr().out
+    assert "bf16  sparse24" in said and "peak MB" in said and "\u2502" in said  # rich draws lines
 
 
 def test_presets_are_sizes_of_models():
