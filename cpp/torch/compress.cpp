@@ -24,10 +24,10 @@ Compressed new_compressed(const Tensor& x, const Operand& a) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int64_t dim) {
+std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int64_t dim, double threshold) {
   constexpr OpName op = "sparse24.compress";
   CompressArgs args{};
-  args.activation = parse_activation(op, activation);
+  args.activation = parse_activation(op, activation).above(op, threshold);
   args.dim = parse_dim(op, dim);
   args.x_dtype = args.values_dtype = check_x(op, x, args.dim, std::nullopt);
   args.rows = x.size(0);
@@ -47,10 +47,11 @@ std::tuple<Tensor, Tensor> compress(const Tensor& x, const Word& activation, int
 }
 
 std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::optional<Tensor>& scale,
-                                                const Word& activation, int64_t dim, const Word& scaling) {
+                                                const Word& activation, int64_t dim, const Word& scaling,
+                                                double threshold) {
   constexpr OpName op = "sparse24.compress_fp8";
   CompressArgs args{};
-  args.activation = parse_activation(op, activation);
+  args.activation = parse_activation(op, activation).above(op, threshold);
   args.dim = parse_dim(op, dim);
   args.scaling = parse_scaling(op, scaling);
   args.values_dtype = DType::kFloat8E4M3;
@@ -80,9 +81,11 @@ std::tuple<Tensor, Tensor, Tensor> compress_fp8(const Tensor& x, const std::opti
   return {values, meta, used_scale};
 }
 
-SPARSE24_OP(compress, R"(compress(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta))")
+SPARSE24_OP(
+    compress,
+    R"(compress(Tensor x, str activation="none", int dim=-1, *, float threshold=0.0) -> (Tensor values, Tensor meta))")
 SPARSE24_OP(compress_fp8,
-            R"(compress_fp8(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row") )"
-            "-> (Tensor values, Tensor meta, Tensor scale)")
+            R"(compress_fp8(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row", )"
+            "*, float threshold=0.0) -> (Tensor values, Tensor meta, Tensor scale)")
 
 }  // namespace sparse24::torch_ops

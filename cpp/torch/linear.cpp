@@ -158,12 +158,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w
                                                 const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
                                                 const std::optional<Tensor>& scale_out,
                                                 std::optional<ScalarType> out_dtype, bool statistics,
-                                                const Word& activation) {
+                                                const Word& activation, double threshold) {
   constexpr OpName op = "sparse24.linear_relu2";
   const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearRelu2Args args{check_operands(op, in), nullptr};
   LinearArgs& linear = args.linear;
-  linear.activation = check_activation(op, linear, activation);
+  linear.activation = check_activation(op, linear, activation).above(op, threshold);
   linear.y_dtype = check_out_dtype(op, linear, out_dtype);
   const bool fp8 = linear.y_dtype == DType::kFloat8E4M3;
   check_rows_of_w(op, linear, fp8 ? 16 : 8);  // rows of y are 16-byte aligned
@@ -183,14 +183,14 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
-    const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics) {
+    const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics, double threshold) {
   constexpr OpName op = "sparse24.linear_compress";
   expect(scaling.text == "given" || scaling.text == "row", op, R"(scaling to be "given" or "row", got ")", scaling.text,
          '"');
   const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearCompressArgs args{check_operands(op, in), nullptr, nullptr, {}};
   LinearArgs& linear = args.linear;
-  linear.activation = check_activation(op, linear, activation);
+  linear.activation = check_activation(op, linear, activation).above(op, threshold);
   const DType out = linear.y_dtype = args.meta_dtype = check_out_dtype(op, linear, out_dtype);
   const bool fp8 = out == DType::kFloat8E4M3, by_row = scaling.text == "row";
   check_rows_of_w(op, linear, feature_alignment(out, Dim::kFeatures));
@@ -233,11 +233,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
 
 SPARSE24_OP(linear_relu2,
             "linear_relu2(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
-            R"(Tensor? scale_out=None, *, ScalarType? out_dtype=None, bool statistics=True, str activation="relu2") )"
-            "-> (Tensor y, Tensor amax, Tensor saturated)")
+            R"(Tensor? scale_out=None, *, ScalarType? out_dtype=None, bool statistics=True, str activation="relu2", )"
+            "float threshold=0.0) -> (Tensor y, Tensor amax, Tensor saturated)")
 SPARSE24_OP(linear_compress,
             "linear_compress(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
             R"(Tensor? scale_out=None, *, str activation="relu2", str scaling="given", ScalarType? out_dtype=None, )"
-            "bool statistics=True) -> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)")
+            "bool statistics=True, float threshold=0.0) -> (Tensor values, Tensor meta, Tensor scale, Tensor amax, "
+            "Tensor saturated)")
 
 }  // namespace sparse24::torch_ops

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "common/bits.cuh"
 #include "common/float8.cuh"
 #include "common/packed.cuh"
 #include "sparse24/activation.h"
@@ -51,18 +52,40 @@ __device__ __forceinline__ uint32_t square2(uint32_t word) {
   return reinterpret_cast<const uint32_t&>(square);
 }
 
-// Of kernels that read h, of T, from memory. Each has kernels of its own: they are bound by instructions too.
-template <class T_, Activation kKind>
+// The largest number of 16 bits that does not exceed a float that is not negative, as bits.
+__device__ __forceinline__ uint32_t largest_up_to(__nv_bfloat16, float x) { return uint32_t(__float_as_int(x)) >> 16; }
+__device__ __forceinline__ uint32_t largest_up_to(__half, float x) { return __half_as_ushort(__float2half_rz(x)); }
+
+// Which of two magnitudes of T exceed a threshold, as a mask. A number of T exceeds a float if it exceeds the largest
+// number of T that does not, and magnitudes order as their bits do, with 15 of them, so that no half carries into the
+// other; the canonical NaN exceeds all.
+template <class T>
+__device__ __forceinline__ uint32_t mask_above(float threshold, uint32_t magnitudes) {
+  return spread_signs(magnitudes + 0x7fff7fffu - 0x10001u * largest_up_to(T{}, threshold));
+}
+
+// Of kernels that read h, of T, from memory. Each has kernels of its own, with a threshold too: they are bound by
+// instructions as much as by memory.
+template <class T_, Activation kKind, bool kThreshold = false>
 struct ElementwiseActivation {
   using T = T_;
   using P = typename Pair<T>::type;
   // Squares are taken of magnitudes; the other activations pass h's own bits.
   static constexpr bool kOfMagnitudes = kKind == Activation::kRelu2;
 
-  explicit ElementwiseActivation(const ActivationArgs&) {}
+  float threshold;
 
-  // Eight elements of h.
-  __device__ __forceinline__ Vec8 load(const void* p) const { return load16(p); }
+  explicit ElementwiseActivation(const ActivationArgs& args) : threshold(args.threshold) {}
+
+  // Eight elements of h; zeros for those that do not exceed the threshold.
+  __device__ __forceinline__ Vec8 load(const void* p) const {
+    Vec8 v = load16(p);
+    if constexpr (kThreshold) {
+#pragma unroll
+      for (uint32_t& w : v.w) w &= mask_above<T>(threshold, magnitudes(w));
+    }
+    return v;
+  }
 
   // The magnitudes of the roots of two.
   __device__ __forceinline__ static uint32_t magnitudes(uint32_t word) {
@@ -108,10 +131,15 @@ struct ElementwiseActivation {
 // f of the ElementwiseActivation of T that is asked for.
 template <class T, class F>
 void dispatch_activation(const ActivationArgs& args, F&& f) {
+  const bool above = args.threshold > 0;
   switch (args.kind) {
     case Activation::kNone: return f(ElementwiseActivation<T, Activation::kNone>(args));
-    case Activation::kRelu: return f(ElementwiseActivation<T, Activation::kRelu>(args));
-    case Activation::kRelu2: return f(ElementwiseActivation<T, Activation::kRelu2>(args));
+    case Activation::kRelu:
+      if (above) return f(ElementwiseActivation<T, Activation::kRelu, true>(args));
+      return f(ElementwiseActivation<T, Activation::kRelu>(args));
+    case Activation::kRelu2:
+      if (above) return f(ElementwiseActivation<T, Activation::kRelu2, true>(args));
+      return f(ElementwiseActivation<T, Activation::kRelu2>(args));
   }
 }
 
@@ -120,16 +148,25 @@ void dispatch_activation(const ActivationArgs& args, F&& f) {
 struct EpilogueActivation {
   Activation kind;  // kRelu of float16 only: y is its own root
 
-  static EpilogueActivation of(const ActivationArgs& args) { return {args.kind}; }
+  float threshold;
+
+  static EpilogueActivation of(const ActivationArgs& args) { return {args.kind, args.threshold}; }
 
   // The roots of two accumulators.
   template <class T>
   __device__ __forceinline__ static uint32_t pack(float lo, float hi) {
     return pack2_relu(T{}, lo, hi);
   }
-  // What packing leaves to do, of all words of a thread, so that it is decided once: nothing.
+  // What packing leaves to do, of all words of a thread, so that it is decided once.
   template <class T, int kBlocks>
-  __device__ __forceinline__ void finish(uint32_t (&)[kBlocks][2]) const {}
+  __device__ __forceinline__ void finish(uint32_t (&roots)[kBlocks][2]) const {
+    if (threshold == 0.f) return;
+#pragma unroll
+    for (auto& block : roots) {
+#pragma unroll
+      for (uint32_t& w : block) w &= mask_above<T>(threshold, w);
+    }
+  }
 
   // y of the roots in a word: of both in T, of one in fp32.
   template <class T>

@@ -122,6 +122,13 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return y if activation == "relu" else y * y
 
 
+def above(x: Tensor, threshold: float, activation: str = "relu2") -> Tensor:
+    """x, zero where it does not exceed the threshold, compared in float32."""
+    if activation == "none" or threshold == 0:
+        return x
+    return torch.where(x.float() <= min(threshold, 3.4e38), torch.zeros((), dtype=x.dtype), x)
+
+
 def ordering(activation: str) -> str:
     """What magnitudes are compared after: squares order as their roots do, but for underflow and overflow."""
     return "relu" if activation == "relu2" else activation

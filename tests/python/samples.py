@@ -43,6 +43,7 @@ class Case:
     interleaved: bool = False
     hot: bool = False
     roots: bool = False
+    threshold: float = 0.0
 
     def __str__(self) -> str:
         name = f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
@@ -52,6 +53,7 @@ class Case:
             + "-interleaved" * self.interleaved
             + "-hot" * self.hot
             + "-roots" * self.roots
+            + "-threshold" * (self.threshold > 0)
         )
 
     def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
@@ -65,9 +67,9 @@ class Case:
             return relayout(t, layout).detach().requires_grad_(requires_grad)
 
         if self.op == "compress":
-            return Sample("compress", (laid_out(x), "relu2", self.dim))
+            return Sample("compress", (laid_out(x), "relu2", self.dim), self._options())
         if self.op == "compress_fp8":
-            return Sample("compress_fp8", (laid_out(x), None, "relu2", self.dim, "row"))
+            return Sample("compress_fp8", (laid_out(x), None, "relu2", self.dim, "row"), self._options())
         if self.op == "quantize_fp8":
             return Sample("quantize_fp8", (laid_out(x), None, "row"))
         if self.op in ("linear_relu2", "linear_compress"):
@@ -113,11 +115,15 @@ class Case:
         scale_x = torch.full((ROWS, 1), 0.5, device=device)
         scale_w = torch.full((COLS,), 2.0, device=device)
         if not fp8:
-            options = {"activation": "relu"} if self.roots else {}
+            options = self._options() | ({"activation": "relu"} if self.roots else {})
             return Sample(self.op, (x, w, scale_x, scale_w, bias, None), options)
         if self.op == "linear_compress":
-            return Sample(self.op, (x, w, scale_x, scale_w, bias, None), {"scaling": "row"})
-        return Sample(self.op, (x, w, scale_x, scale_w, bias, torch.full((ROWS, 1), 0.25, device=device)))
+            return Sample(self.op, (x, w, scale_x, scale_w, bias, None), self._options() | {"scaling": "row"})
+        scale_out = torch.full((ROWS, 1), 0.25, device=device)
+        return Sample(self.op, (x, w, scale_x, scale_w, bias, scale_out), self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {"threshold": self.threshold} if self.threshold else {}
 
     def _gradient(self, device: str, laid_out: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Sample:
         values, meta = sparse24.compress(x, "relu" if self.roots else "relu2")
@@ -158,6 +164,10 @@ def _cases() -> list[Case]:
             cases.append(Case(op, dtype, -1, roots=True))
         for op in ("linear_gradient", "linear_relu2_gradient"):
             cases.append(Case(op, dtype, -1, differentiable=False, roots=True))
+    for dtype in DTYPES:
+        cases += [Case(op, dtype, -1, threshold=0.75) for op in ("compress", "linear_relu2", "linear_compress")]
+    for op in ("compress_fp8", "linear_relu2", "linear_compress"):
+        cases.append(Case(op, FP8, -1, differentiable=False, threshold=0.75))
     return [*cases, Case("quantize_fp8", FP8, -1, differentiable=False)]
 
 

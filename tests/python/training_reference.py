@@ -63,11 +63,12 @@ class Step:
     grads: tuple[Tensor, ...]
 
 
-def step(x, w1, w2, b1, b2, grad, recipe, hot: list[int] | None = None) -> Step:
+def step(x, w1, w2, b1, b2, grad, recipe, hot: list[int] | None = None, threshold: float = 0.0) -> Step:
     """Forward and backward of the sparse network; y and dh are rounded to x's dtype, as they are when stored."""
     dtype = x.dtype
     x, w1, w2, b1, b2, grad = (t.double() for t in (x, w1, w2, b1, b2, grad))
     h = x @ w1.t() + b1
+    h = torch.where(h.to(dtype).double() > threshold, h, 0.0)
     pattern = Pattern.of_meta(oracle.compress(h.to(dtype), "relu2")[1], *h.shape, dtype, -1)
     mask = pattern.mask().to(x.device)
     every = h.clamp(min=0).square().to(dtype).double()

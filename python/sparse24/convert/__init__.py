@@ -13,6 +13,7 @@ from sparse24.convert.forward import Conversion, install, uninstall
 from sparse24.convert.seen import look
 from sparse24.errors import fail
 from sparse24.mlp import Precision
+from sparse24.ops.activation import threshold_of
 from sparse24.recipe import Recipe
 
 _PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
@@ -32,6 +33,9 @@ class ConvertConfig:
     decisions : mapping of str to (bool or {"auto", "bf16", "fp8"})
         For modules by name, as an analysis of the layers decides: False leaves one out, True and modules without an
         entry are converted with `dtype`, a string replaces `dtype`.
+    threshold : float
+        As in `sparse24.relu2_mlp`. A converted module then computes something else than before: for models that are
+        trained with it.
 
     Raises
     ------
@@ -44,6 +48,7 @@ class ConvertConfig:
     min_tokens: int | None = None
     recompute: bool = False
     decisions: Mapping[str, bool | str] = field(default_factory=dict)
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         modes = ", ".join(f'"{name}"' for name in _PRECISION)
@@ -56,6 +61,7 @@ class ConvertConfig:
         if self.min_tokens is not None:
             object.__setattr__(self, "min_tokens", whole_number("ConvertConfig", "min_tokens", self.min_tokens))
         object.__setattr__(self, "recompute", boolean("ConvertConfig", "recompute", self.recompute))
+        object.__setattr__(self, "threshold", threshold_of("ConvertConfig", self.threshold))
         for name, decision in self.decisions.items():
             if not isinstance(decision, bool) and decision not in _PRECISION:
                 fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")
@@ -164,6 +170,7 @@ def convert(
 
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("dtype", "decisions")}
     options = {name: value for name, value in options.items() if value != getattr(ConvertConfig, name)}
+    options.update((name, repr(value)) for name, value in options.items() if isinstance(value, float))  # threshold_of
     report = ConvertReport()
     conversions: list[tuple[str, nn.Module, Conversion]] = []
     for candidate in found:  # nothing is changed before all is known

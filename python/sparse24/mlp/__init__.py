@@ -32,6 +32,7 @@ from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
 from sparse24.mlp.transforms import run_transformed
 from sparse24.ops import quantize_fp8
+from sparse24.ops.activation import ActivationFunction, threshold_of
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
 from sparse24.recipe import Recipe
 
@@ -67,6 +68,7 @@ def relu2_mlp(
     hot_features: Tensor | None = None,
     recompute: bool = False,
     sparse: bool = True,
+    threshold: float = 0.0,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -126,6 +128,9 @@ def relu2_mlp(
         the same up to the rounding of one product.
     sparse : bool
         False: dense at the same precision.
+    threshold : float
+        Finite, from 0: the activation is zero where the pre-activation does not exceed it, ``y = h^2 where h >
+        threshold``; so is the gradient. What is kept is not shifted. It is compared in float32 with h as it is rounded.
 
     Returns
     -------
@@ -175,6 +180,7 @@ def relu2_mlp(
         fail("min_tokens to be at least 0", min_tokens)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8)
+    function = ActivationFunction("relu2", threshold_of("relu2_mlp", threshold))
 
     tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
     check_scale_y(scale_y, tokens, fp8)
@@ -193,11 +199,11 @@ def relu2_mlp(
     roots = learns and dtype == torch.float16 and not fp8
     learns = learns and (fp8 or sparse or recompute or roots)
     recipe = recipe if sparse else DENSE
-    plan = Plan(fp8, sparse, fused, roots, recipe, recompute or not recipe.reuse_mask)
+    plan = Plan(fp8, sparse, fused, roots, recipe, recompute or not recipe.reuse_mask, function)
     compiling, transformed = torch.compiler.is_compiling(), False
     if in_torch_func() or (not compiling and in_forward_mode()):
         if not (fp8 or sparse):  # torch's ops, which have all derivatives
-            plan, learns = Plan(), False
+            plan, learns = Plan(function=function), False
         elif not compiling:
             transformed = True
         elif learns:  # Dynamo would make a second derivative zero

@@ -12,6 +12,7 @@ from sparse24.mlp.checks import check_fp8_sizes
 from sparse24.mlp.scale import factor_of
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
 from sparse24.nn.quantized_state import quantized, state_for_float, state_for_quantized
+from sparse24.ops.activation import ActivationFunction, threshold_of
 from sparse24.recipe import Recipe
 
 _LAYERS = ("up_proj", "down_proj")
@@ -54,6 +55,8 @@ class ReLU2MLP(nn.Module):
         As in `sparse24.relu2_mlp`: with fewer tokens it runs dense.
     recipe, recompute
         Options of the backward pass, as in `sparse24.relu2_mlp`.
+    threshold : float
+        As in `sparse24.relu2_mlp`: the activation is zero where the pre-activation does not exceed it.
 
     Attributes
     ----------
@@ -63,6 +66,7 @@ class ReLU2MLP(nn.Module):
     """
 
     sparse: bool = True
+    _threshold = "0.0"  # of modules that were saved without one
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class ReLU2MLP(nn.Module):
         min_tokens: int | None = None,
         recipe: Recipe | None = None,
         recompute: bool = False,
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         if precision not in ("auto", "16bit", "fp8"):
@@ -85,8 +90,18 @@ class ReLU2MLP(nn.Module):
         self.min_tokens = None if min_tokens is None else whole_number("nn.ReLU2MLP", "min_tokens", min_tokens)
         self.recipe = recipe
         self.recompute = boolean("nn.ReLU2MLP", "recompute", recompute)
+        self.threshold = threshold
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
+
+    @property
+    def threshold(self) -> float:
+        """What the pre-activation has to exceed, as in `sparse24.relu2_mlp`."""
+        return float(self._threshold)
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self._threshold = repr(threshold_of("nn.ReLU2MLP", value))
 
     def forward(self, x: Tensor, scale_y: Tensor | None = None) -> Tensor:
         """Compute [..., D_out] of x [..., D]; `scale_y` as in `sparse24.relu2_mlp`.
@@ -120,18 +135,19 @@ class ReLU2MLP(nn.Module):
             recipe=self.recipe,
             recompute=self.recompute,
             sparse=self.sparse,
+            threshold=self.threshold,
         )
 
     def _call_layers(self, x: Tensor) -> Tensor:
-        device_type = x.device.type
+        device_type, activation = x.device.type, ActivationFunction("relu2", self.threshold)
         # Layers of torch do not cast float32 master weights; autocast does.
         masters = x.dtype in (torch.bfloat16, torch.float16) and any(
             p.dtype == torch.float32 for p in self.parameters()
         )
         if not masters or torch.is_autocast_enabled(device_type):
-            return self.down_proj(torch.relu(self.up_proj(x)).square())
+            return self.down_proj(activation(self.up_proj(x)))
         with torch.autocast(device_type, x.dtype):
-            return self.down_proj(torch.relu(self.up_proj(x)).square())
+            return self.down_proj(activation(self.up_proj(x)))
 
     @torch.no_grad()
     def quantize_(self) -> "ReLU2MLP":
@@ -177,6 +193,7 @@ class ReLU2MLP(nn.Module):
     def extra_repr(self) -> str:
         """Name what differs from the default."""
         options = {"min_tokens": self.min_tokens, "recipe": self.recipe, "recompute": self.recompute or None}
+        options["threshold"] = self.threshold or None
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
         return ", ".join([f"precision={self.precision}", *given])
 

@@ -27,7 +27,9 @@ from sparse24.ops.registration import ROUNDING, define
 __all__ = ["compress", "compress_fp8", "compress_like", "decompress"]
 
 
-def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple[Tensor, Tensor]:
+def compress(
+    x: Tensor, activation: Activation = "none", dim: Dim = -1, *, threshold: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Apply an activation and keep the two largest magnitudes of each group of four.
 
     ``y = activation(x)`` in float32; a group keeps its two largest ``|y|``, of equals the lower index, and NaN counts
@@ -43,6 +45,9 @@ def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple
         bits of x.
     dim : {-1, -2}
         Along which dimension the groups lie: features (the sparse operand is x) or tokens (it is x.T).
+    threshold : float
+        Finite, from 0: with an activation, entries of x that do not exceed it count as zero. It is compared in float32,
+        and what is kept is not shifted. NaN stays NaN. With "none" it is 0.
 
     Returns
     -------
@@ -54,7 +59,7 @@ def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple
     Raises
     ------
     RuntimeError
-        Wrong dtype, rank, number of columns, activation or dim; a device without kernels.
+        Wrong dtype, rank, number of columns, activation, threshold or dim; a device without kernels.
 
     Notes
     -----
@@ -70,7 +75,7 @@ def compress(x: Tensor, activation: Activation = "none", dim: Dim = -1) -> tuple
     tensor([16.,  9.])
     """
     try:
-        return _compress(x, activation, dim)
+        return _compress(x, activation, dim, threshold=threshold)
     except RuntimeError:
         refuse_non_tensors(_compress, x)
         raise
@@ -82,6 +87,8 @@ def compress_fp8(
     activation: Activation = "none",
     dim: Dim = -1,
     scaling: Scaling = "row",
+    *,
+    threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply an activation, keep two of four as `compress` does, and store them as float8_e4m3fn.
 
@@ -101,6 +108,8 @@ def compress_fp8(
         As in `compress`.
     scaling : {"row", "tensor"}
         One scale per row of the sparse operand (M = R for dim=-1, C for dim=-2), or one for all.
+    threshold : float
+        As in `compress`.
 
     Returns
     -------
@@ -121,7 +130,7 @@ def compress_fp8(
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
     try:
-        return _compress_fp8(x, scale, activation, dim, scaling)
+        return _compress_fp8(x, scale, activation, dim, scaling, threshold=threshold)
     except RuntimeError:
         refuse_non_tensors(_compress_fp8, x, scale)
         raise
@@ -216,17 +225,17 @@ def _new_compressed(x: Tensor, a: Operand) -> tuple[Tensor, Tensor]:
     return x.new_empty(a.values_shape, dtype=a.dtype), x.new_empty(a.meta_bytes, dtype=torch.uint8)
 
 
-def _fake_compress(x: Tensor, activation: Activation, dim: int) -> tuple[Tensor, Tensor]:
-    ActivationFunction(activation).check("compress")
+def _fake_compress(x: Tensor, activation: Activation, dim: int, *, threshold: float) -> tuple[Tensor, Tensor]:
+    ActivationFunction(activation, threshold).check("compress")
     check_dim("compress", dim)
     return _new_compressed(x, _check_x("compress", x, None, dim))
 
 
 def _fake_compress_fp8(
-    x: Tensor, scale: Tensor | None, activation: Activation, dim: int, scaling: str
+    x: Tensor, scale: Tensor | None, activation: Activation, dim: int, scaling: str, *, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "compress_fp8"
-    ActivationFunction(activation).check(op)
+    ActivationFunction(activation, threshold).check(op)
     check_dim(op, dim)
     check_scaling(op, scaling)
     a = _check_x(op, x, FP8, dim)
@@ -271,9 +280,11 @@ def _fake_decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: in
 # ---- derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _compress_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _compress_setup(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, Tensor]
+) -> None:
     x, activation, ctx.dim = inputs
-    ctx.activation = ActivationFunction(activation)
+    ctx.activation = ActivationFunction(activation, **keyword_only_inputs)
     ctx.shape = x.shape
     # relu and relu2 need the sign or the value of x; without an activation the pattern is enough.
     ctx.save_for_backward(output[1], x if activation != "none" else None)

@@ -47,6 +47,7 @@ def linear_relu2(
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
     activation: OutputActivation = "relu2",
+    threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Multiply, add the bias, and store the squared ReLU of the result.
 
@@ -76,6 +77,9 @@ def linear_relu2(
     activation : {"relu2", "relu"}
         "relu" stores ``y = max(h, 0)``: of float16 and float32 x. Squares in float16 have few digits below h = 1e-2 and
         underflow below 2e-4: the network's training keeps their roots, which are the derivative.
+    threshold : float
+        Finite, from 0: y is zero where h does not exceed it. It is compared in float32 with h as it is rounded, and
+        what is kept is not shifted.
 
     Returns
     -------
@@ -105,10 +109,9 @@ def linear_relu2(
     >>> y, amax, saturated = sparse24.linear_relu2(x, w)
     >>> assert torch.equal(y, w.t().relu().square()) and amax.item() == 31**2
     """
+    options = {"out_dtype": out_dtype, "statistics": statistics, "activation": activation, "threshold": threshold}
     try:
-        return _linear_relu2(
-            x, w, scale_x, scale_w, bias, scale_out, out_dtype=out_dtype, statistics=statistics, activation=activation
-        )
+        return _linear_relu2(x, w, scale_x, scale_w, bias, scale_out, **options)
     except RuntimeError:
         refuse_non_tensors(_linear_relu2, x, w, scale_x, scale_w, bias, scale_out)
         raise
@@ -126,6 +129,7 @@ def linear_compress(
     scaling: OutputScaling = "given",
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
+    threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Multiply, add the bias, and store the squared ReLU of the result as 2:4 along its features.
 
@@ -154,6 +158,8 @@ def linear_compress(
         h's dtype or float8_e4m3fn. Default: x's dtype.
     statistics : bool
         Collect `amax` and `saturated`. False saves two small launches, and both come back empty.
+    threshold : float
+        As in `linear_relu2`.
 
     Returns
     -------
@@ -188,19 +194,9 @@ def linear_compress(
     >>> expected = sparse24.compress(x @ w.t(), "relu2")
     >>> assert torch.equal(values, expected[0]) and torch.equal(meta, expected[1])
     """
+    options = {"out_dtype": out_dtype, "statistics": statistics, "activation": activation, "threshold": threshold}
     try:
-        return _linear_compress(
-            x,
-            w,
-            scale_x,
-            scale_w,
-            bias,
-            scale_out,
-            activation=activation,
-            scaling=scaling,
-            out_dtype=out_dtype,
-            statistics=statistics,
-        )
+        return _linear_compress(x, w, scale_x, scale_w, bias, scale_out, scaling=scaling, **options)
     except RuntimeError:
         refuse_non_tensors(_linear_compress, x, w, scale_x, scale_w, bias, scale_out)
         raise
@@ -269,11 +265,12 @@ def _fake_linear_relu2(
     out_dtype: torch.dtype | None,
     statistics: bool,
     activation: OutputActivation,
+    threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "linear_relu2"
     *scales_and_bias, scale_out = others
     stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
-    _check_activation(op, ActivationFunction(activation), x)
+    _check_activation(op, ActivationFunction(activation, threshold), x)
     fp8 = stored == FP8
     _check_rows_of_w(op, w, 16 if fp8 else 8, stored)
     reason = "float8_e4m3fn output" if fp8 else "the output is not float8_e4m3fn"
@@ -289,12 +286,13 @@ def _fake_linear_compress(
     scaling: str,
     out_dtype: torch.dtype | None,
     statistics: bool,
+    threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     op = "linear_compress"
     expect(scaling in ("given", "row"), op, 'scaling to be "given" or "row"', f'"{scaling}"')
     *scales_and_bias, scale_out = others
     stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
-    _check_activation(op, ActivationFunction(activation), x)
+    _check_activation(op, ActivationFunction(activation, threshold), x)
     fp8, by_row = stored == FP8, scaling == "row"
     _check_rows_of_w(op, w, feature_alignment(stored, -1), stored)
     rule = f'scaling to be "given" ({name_of(stored)} output has no scale)'
@@ -325,7 +323,7 @@ def _linear_setup(
     """For both linear ops: of what they return, only the activation is differentiable."""
     x, w, scale_x, scale_w, bias, _ = inputs
     ctx.has_bias = bias is not None
-    ctx.activation = ActivationFunction(keyword_only_inputs["activation"])
+    ctx.activation = ActivationFunction(keyword_only_inputs["activation"], keyword_only_inputs["threshold"])
     stored, *others = output
     ctx.save_for_backward(x, w, scale_x, scale_w, bias, stored, *(others[:1] if len(output) == 5 else ()))
     ctx.mark_non_differentiable(*others)

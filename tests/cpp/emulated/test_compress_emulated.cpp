@@ -119,6 +119,20 @@ TYPED_TEST(CompressEmulated, RootsEqualTheReference) {
   }
 }
 
+/// On a number of h, between two of them, and beyond all; with scales and bias, and without.
+TYPED_TEST(CompressEmulated, ThresholdEqualsTheReference) {
+  for (float threshold : {4.f, 2.3f, 3e38f}) {
+    for (Terms terms : {Terms::kNone, Terms::kEach}) {
+      HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
+      h.activation = {Activation::kRelu2, threshold};
+      h.specials = terms == Terms::kEach;
+      this->compare(h);
+      h.out_scale = OutScale::kPerToken;
+      this->compare(h);
+    }
+  }
+}
+
 TYPED_TEST(CompressEmulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
     this->compare({300, 992, this->kHidden}, order);

@@ -93,6 +93,20 @@ TYPED_TEST(Relu2Emulated, RootsEqualTheReference) {
   }
 }
 
+/// On a number of h, between two of them, and beyond all; with scales and bias, and without.
+TYPED_TEST(Relu2Emulated, ThresholdEqualsTheReference) {
+  for (float threshold : {4.f, 2.3f, 3e38f}) {
+    for (Terms terms : {Terms::kNone, Terms::kEach}) {
+      HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
+      h.activation = {Activation::kRelu2, threshold};
+      h.specials = terms == Terms::kEach;
+      this->template compare<false>(h);
+      h.out_scale = OutScale::kPerToken;
+      this->template compare<true>(h);
+    }
+  }
+}
+
 TYPED_TEST(Relu2Emulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
     this->template compare<false>({300, 992, this->kHidden}, order);

@@ -23,7 +23,7 @@ struct HiddenCase {
   Terms terms = Terms::kEach;
   bool specials = false;   ///< NaN and infinities
   bool statistics = true;  ///< amax and saturated are wanted
-  Activation activation = Activation::kRelu2;
+  ActivationArgs activation = Activation::kRelu2;
 
   LinearCase linear() const {
     LinearCase c(tokens, 0, out, test::Array(DType::kFloat32, 0), test::Array(DType::kFloat32, 0));
@@ -40,7 +40,8 @@ struct HiddenCase {
 inline void PrintTo(const HiddenCase& c, std::ostream* out) {
   *out << name_of(c.hidden) << " " << c.tokens << " x " << c.out << ", scale of y " << static_cast<int>(c.out_scale)
        << ", terms " << static_cast<int>(c.terms) << (c.specials ? ", specials" : "")
-       << (c.statistics ? ", statistics" : "") << (c.activation == Activation::kRelu ? ", roots" : "");
+       << (c.statistics ? ", statistics" : "") << (c.activation.kind == Activation::kRelu ? ", roots" : "")
+       << ", threshold " << c.activation.threshold;
 }
 
 /// One token of a case for the reference: x = 1 and w = its accumulators, so that they reach h unchanged, NaN included.

@@ -99,7 +99,10 @@ TEST_F(CompressGpu, EveryNumberOfSixteenBits) {
       x.set_code(4 * i, static_cast<uint32_t>(i));
       for (int j = 1; j < 4; ++j) x.set_code(4 * i + j, static_cast<uint32_t>(i * 40503 + j * 10007) & 0xFFFF);
     }
-    for (Activation activation : {Activation::kNone, Activation::kRelu, Activation::kRelu2}) {
+    const ActivationArgs activations[] = {
+        Activation::kNone,          Activation::kRelu,           Activation::kRelu2,         {Activation::kRelu, 0.3f},
+        {Activation::kRelu2, 1.0f}, {Activation::kRelu2, 1e-6f}, {Activation::kRelu2, 3e38f}};
+    for (const ActivationArgs& activation : activations) {
       compare(x, {1024, 256}, dtype, {Dim::kFeatures, activation});
       compare(x, {1024, 256}, kFP8, {Dim::kFeatures, activation});
       compare(x, {1024, 256}, kFP8, {Dim::kFeatures, activation, Scaling::kTensor, {0.37f}});

@@ -160,6 +160,22 @@ TEST_F(LinearGpu, RootsEqualTheReference) {
   }
 }
 
+/// On a number of h and between two of them, by every kernel.
+TEST_F(LinearGpu, ThresholdEqualsTheReference) {
+  for (DType dtype : {kBF16, kFP16, kFP8}) {
+    for (OutScale kind : {OutScale::kNone, OutScale::kPerToken}) {
+      for (float threshold : {4.0f, 2.3f}) {
+        LinearCase c = LinearCase::integers(dtype, 131, 80, 1888, 12);
+        c.activation = {Activation::kRelu2, threshold};
+        c.scale_output(kind);
+        compare_all(c);
+        c.add_scales_and_bias(3);
+        compare_all(c);
+      }
+    }
+  }
+}
+
 TEST_F(LinearGpu, FeaturesOfTheFinestMultiple) {
   for (DType dtype : {kBF16, kFP16, kFP8}) {
     for (int64_t out : {16, 48, 1872}) compare_compress(LinearCase::integers(dtype, 65, 64, out, 5), kBF16);

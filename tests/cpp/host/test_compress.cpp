@@ -103,6 +103,15 @@ TEST_P(Compress16, Relu2SquaresThenSelects) {
   EXPECT_EQ(c.values.numbers(), (Numbers{9, 4, 0, 0, 0, 0, 0, 0}));
 }
 
+TEST_P(Compress16, WhatDoesNotExceedTheThresholdIsZero) {
+  const Array x(GetParam(), row_of({1, 1.5, 0.75, -9, 1, 0.5, 1, 2}, 16));
+  const Compressed relu = cpu_compress(x, 1, 16, GetParam(), {Dim::kFeatures, {Activation::kRelu, 1}});
+  EXPECT_EQ(relu.values.numbers(), (Numbers{0, 1.5, 0, 2, 0, 0, 0, 0})) << "neither it nor what is left is shifted";
+  EXPECT_EQ(relu.kept(0, 0), Kept(0, 1));
+  const Compressed relu2 = cpu_compress(x, 1, 16, GetParam(), {Dim::kFeatures, {Activation::kRelu2, 0.99f}});
+  EXPECT_EQ(relu2.values.numbers(), (Numbers{1, 2.25, 1, 4, 0, 0, 0, 0}));
+}
+
 TEST_P(Compress16, DecompressPutsValuesBack) {
   const Array x(GetParam(), Numbers{1, 2, 3, 4, -4, 3, -2, 1, 0, 0, 5, 0, 0, 0, 0, 0});
   const Compressed c = cpu_compress(x, 1, 16, GetParam());

@@ -56,6 +56,18 @@ TEST_P(LinearTypes, SmallRoots) {
   EXPECT_EQ(out.amax, 4);
 }
 
+/// h = 1, 0, 3, 4 and zeros.
+TEST_P(LinearTypes, SmallThreshold) {
+  LinearCase c = small(GetParam(), 16);
+  c.activation = {Activation::kRelu2, 3};
+  const DenseResult dense = cpu_linear_relu2(c);
+  const Numbers y = dense.y.numbers();
+  EXPECT_EQ(Numbers(y.begin(), y.begin() + 5), (Numbers{0, 0, 0, 16, 0}));
+  EXPECT_EQ(cpu_linear_compress(c, c.y_dtype).values.numbers(), (Numbers{0, 16, 0, 0, 0, 0, 0, 0}));
+  c.activation = {Activation::kRelu2, 4};
+  EXPECT_EQ(cpu_linear_relu2(c).amax, 0);
+}
+
 TEST_P(LinearTypes, ScalesAndBias) {
   LinearCase c = small(GetParam(), 8);
   c.scale_x = {2};

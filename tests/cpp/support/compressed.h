@@ -63,7 +63,7 @@ struct Compressed {
 /// How compress is called, X apart.
 struct How {
   Dim dim = Dim::kFeatures;
-  Activation activation = Activation::kNone;
+  ActivationArgs activation = Activation::kNone;
   Scaling scaling = Scaling::kRow;
   std::vector<float> given_scale = {};
 };

@@ -24,7 +24,7 @@ struct LinearCase {
   DType y_dtype;
   std::vector<float> scale_x = {}, scale_w = {}, scale_y = {};  ///< empty: none; one element, or one per row
   std::optional<Array> bias = {};
-  Activation activation = Activation::kRelu2;
+  ActivationArgs activation = Activation::kRelu2;
 
   LinearCase(int64_t t, int64_t d, int64_t f, Array x_, Array w_)
       : tokens(t),

@@ -96,9 +96,10 @@ def test_the_op_library_does_not_know_python():
 def test_schemas():
     """The contract, word by word."""
     expected = {
-        "compress": '(Tensor x, str activation="none", int dim=-1) -> (Tensor values, Tensor meta)',
-        "compress_fp8": '(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row") '
-        "-> (Tensor values, Tensor meta, Tensor scale)",
+        "compress": '(Tensor x, str activation="none", int dim=-1, *, float threshold=0.0) '
+        "-> (Tensor values, Tensor meta)",
+        "compress_fp8": '(Tensor x, Tensor? scale=None, str activation="none", int dim=-1, str scaling="row", *, '
+        "float threshold=0.0) -> (Tensor values, Tensor meta, Tensor scale)",
         "compress_like": "(Tensor x, Tensor meta, int dim=-1) -> Tensor",
         # rows and cols are ints to callers; SymInt lets torch.compile keep them symbolic.
         "decompress": "(Tensor values, Tensor meta, SymInt rows, SymInt cols, int dim=-1) -> Tensor",
@@ -108,11 +109,12 @@ def test_schemas():
         "quantize_fp8": '(Tensor x, Tensor? scale=None, str scaling="row") -> (Tensor values, Tensor scale)',
         "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
         "Tensor? scale_out=None, *, "
-        'ScalarType? out_dtype=None, bool statistics=True, str activation="relu2") '
+        'ScalarType? out_dtype=None, bool statistics=True, str activation="relu2", float threshold=0.0) '
         "-> (Tensor y, Tensor amax, Tensor saturated)",
         "linear_compress": "(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
         "Tensor? scale_out=None, *, "
-        'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True) '
+        'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True, '
+        "float threshold=0.0) "
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
         "densest_features": "(Tensor counts, SymInt k) -> Tensor",

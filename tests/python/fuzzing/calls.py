@@ -112,10 +112,19 @@ def _kept(d: Dice, values_contents: str | None = None) -> dict[str, Any]:
     return {"values": values, "meta": d.meta(meta_bytes(rows, cols, layout, -1)), "fp8_meta": fp8_meta}
 
 
+def _threshold(d: Dice) -> float:
+    return d.choice((0.0, 0.0, 1.0, 0.3, 2.5))
+
+
+def _activation(d: Dice) -> dict[str, Any]:
+    activation = d.choice(ACTIVATIONS)
+    return {"activation": activation, "threshold": 0.0 if activation == "none" else _threshold(d)}
+
+
 def _compress(d: Dice) -> dict[str, Any]:
     dtype, dim = d.dtype(), d.dim()
     x = d.draw((d.rows(), d.columns(alignment(dtype, dim))), dtype)
-    return {"x": x, "activation": d.choice(ACTIVATIONS), "dim": dim}
+    return {"x": x, **_activation(d), "dim": dim}
 
 
 def _compress_fp8(d: Dice) -> dict[str, Any]:
@@ -125,7 +134,7 @@ def _compress_fp8(d: Dice) -> dict[str, Any]:
     return {
         "x": d.draw((rows, cols), d.dtype()),
         "scale": d.scale(elements, d.choice(("powers", "small"))) if d.chance(0.5) else None,
-        "activation": d.choice(ACTIVATIONS),
+        **_activation(d),
         "dim": dim,
         "scaling": scaling,
     }
@@ -233,6 +242,7 @@ def _linear(d: Dice, multiples: tuple[int, int]) -> dict[str, Any]:
         "out_dtype": out_dtype,
         "statistics": d.chance(0.6),
         "activation": d.choice(("relu2", "relu2", "relu")) if dtype in ROOT_DTYPES else "relu2",
+        "threshold": _threshold(d),
     }
 
 

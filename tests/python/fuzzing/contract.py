@@ -115,22 +115,35 @@ def same_bits(expected: Callable[[], Sequence[Tensor]]) -> Check:
     return check
 
 
-def compress(x, activation, dim) -> Check:
+def threshold_of(value: Any, activation: str = "relu2") -> float:
+    if not isinstance(value, float):
+        raise Unsettled  # torch takes other numbers too
+    need(0 <= value < math.inf and (activation != "none" or value == 0), "threshold")
+    return value
+
+
+def compress(x, activation, dim, threshold) -> Check:
     word(activation, ACTIVATIONS)
+    threshold_of(threshold, activation)
     dim_of(dim)
     tensor(x, 2, FLOATS)
     need(x.shape[1] % alignment(x.dtype, dim) == 0, "columns")
-    return same_bits(lambda: oracle.compress(x, activation, dim))
+    return same_bits(lambda: oracle.compress(oracle.above(x, threshold, activation), activation, dim))
 
 
-def compress_fp8(x, scale, activation, dim, scaling) -> Check | None:
+def compress_fp8(x, scale, activation, dim, scaling, threshold) -> Check | None:
     word(activation, ACTIVATIONS)
+    threshold_of(threshold, activation)
     word(scaling, ("row", "tensor"))
     dim_of(dim)
     tensor(x, 2, FLOATS)
     need(x.shape[1] % alignment(FP8, dim) == 0, "columns")
     one_of_scale(scale, 1 if scaling == "tensor" else x.shape[0] if dim == -1 else x.shape[1], False)
-    return None if is_huge(scale) else same_bits(lambda: oracle.compress_fp8(x, scale, activation, dim, scaling))
+    if is_huge(scale):
+        return None
+    return same_bits(
+        lambda: oracle.compress_fp8(oracle.above(x, threshold, activation), scale, activation, dim, scaling)
+    )
 
 
 def compress_like(x, meta, dim) -> Check | None:

@@ -131,9 +131,10 @@ def _near_activation(
         near(torch.where(settled, actual.double(), 0.0).to(actual.dtype), torch.where(settled, y, 0.0), bound)
 
 
-def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics, activation) -> Check | None:
+def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics, activation, threshold) -> Check | None:
     hidden = _hidden(x, w, scale_x, scale_w, bias)
     contract.word(activation, _stored_activations(x))
+    contract.threshold_of(threshold)
     contract.out_dtype_of(out_dtype, (hidden, FP8))
     out = out_dtype or x.dtype
     need(w.shape[0] % (16 if out == FP8 else 8) == 0, "rows of w")
@@ -146,10 +147,10 @@ def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics,
         p = product(x, w.t(), scale_x, scale_w, bias)
         assert results[0].dtype == out and results[0].shape == p.exact.shape
         if not p.is_exact:
-            if is_ordinary(scale_out):
+            if is_ordinary(scale_out) and threshold == 0:  # else h may lie on either side of it
                 _near_activation(results[0], p, hidden, _inverse(scale_out).double(), activation)
             return _check_statistics(results[1:], p.exact, None, statistics)
-        y = oracle.activate(p.rounded(hidden), activation)
+        y = oracle.activate(oracle.above(p.rounded(hidden), threshold), activation)
         scaled = y * _inverse(scale_out)
         assert_same_bits(results[0], oracle.to_e4m3(scaled) if out == FP8 else round_to(y, out))
         saturated = int((scaled.abs() > 448).sum()) if out == FP8 else 0
@@ -159,11 +160,12 @@ def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics,
 
 
 def linear_compress(
-    x, w, scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics
+    x, w, scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics, threshold
 ) -> Check | None:
     contract.word(scaling, ("given", "row"))
     hidden = _hidden(x, w, scale_x, scale_w, bias)
     contract.word(activation, _stored_activations(x))
+    contract.threshold_of(threshold)
     contract.out_dtype_of(out_dtype, (hidden, FP8))
     out = out_dtype or x.dtype
     need(w.shape[0] % alignment(out, -1) == 0, "rows of w")
@@ -182,10 +184,10 @@ def linear_compress(
             pattern = Pattern.of_meta(meta, *shape, out, -1)
             kept = Product(*(pattern.gather(t) for t in (p.exact, p.magnitude)), False, p.fp8)
             inverse = _inverse(scale if out == FP8 else None).double()
-            if is_ordinary(scale_out):
+            if is_ordinary(scale_out) and threshold == 0:
                 _near_activation(values, kept, hidden, inverse, activation, scaling == "row")
             return _check_statistics(rest, p.exact, None, statistics)
-        h = p.rounded(hidden)
+        h = oracle.above(p.rounded(hidden), threshold)
         y, over = oracle.activate(h, activation), 0
         if out != FP8:
             expected = *oracle.compress(h, activation), torch.empty(0)

@@ -24,7 +24,7 @@ def test_a_set_is_a_function_of_its_number():
 
 def compress_of(**options) -> Call:
     x = Draw((3, 32), torch.bfloat16, "activations", "sliced", seed=5)
-    return Call("compress", {"x": x, "activation": "relu2", "dim": -1} | options)
+    return Call("compress", {"x": x, "activation": "relu2", "dim": -1, "threshold": 0.0} | options)
 
 
 def network_of(x: Draw, w1: Draw, w2: Draw, **options) -> Network:
@@ -62,6 +62,7 @@ RIGHT = {
             "w": Draw((96, 130), torch.bfloat16, "integers", seed=776484928),
             **dict.fromkeys(("scale_x", "scale_w", "bias", "scale_out")),
             "activation": "relu2",
+            "threshold": 0.0,
             "scaling": "row",
             "out_dtype": torch.float8_e4m3fn,
             "statistics": False,
