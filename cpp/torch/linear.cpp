@@ -67,12 +67,9 @@ LinearArgs check_operands(OpName op, const Inputs& in) {
   return args;
 }
 
-/// "relu" is what training in float16 stores: no other kernel knows it. float32 is for the CPU.
-ActivationArgs check_activation(OpName op, const LinearArgs& args, const Word& word) {
-  const bool has_relu = args.dtype == DType::kFloat16 || args.dtype == DType::kFloat32;
-  if (has_relu && word.text == "relu") return Activation::kRelu;
-  expect(word.text == "relu2", op, R"(activation to be "relu2")", has_relu ? R"( or "relu")" : "", R"(, got ")",
-         word.text, '"');
+ActivationArgs check_activation(OpName op, const Word& word) {
+  if (word.text == "relu") return Activation::kRelu;
+  expect(word.text == "relu2", op, R"(activation to be "relu2" or "relu", got ")", word.text, '"');
   return Activation::kRelu2;
 }
 
@@ -163,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w
   const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearRelu2Args args{check_operands(op, in), nullptr};
   LinearArgs& linear = args.linear;
-  linear.activation = check_activation(op, linear, activation).above(op, threshold);
+  linear.activation = check_activation(op, activation).above(op, threshold);
   linear.y_dtype = check_out_dtype(op, linear, out_dtype);
   const bool fp8 = linear.y_dtype == DType::kFloat8E4M3;
   check_rows_of_w(op, linear, fp8 ? 16 : 8);  // rows of y are 16-byte aligned
@@ -190,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearCompressArgs args{check_operands(op, in), nullptr, nullptr, {}};
   LinearArgs& linear = args.linear;
-  linear.activation = check_activation(op, linear, activation).above(op, threshold);
+  linear.activation = check_activation(op, activation).above(op, threshold);
   const DType out = linear.y_dtype = args.meta_dtype = check_out_dtype(op, linear, out_dtype);
   const bool fp8 = out == DType::kFloat8E4M3, by_row = scaling.text == "row";
   check_rows_of_w(op, linear, feature_alignment(out, Dim::kFeatures));

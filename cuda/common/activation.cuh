@@ -11,8 +11,8 @@
 
 namespace sparse24::cuda {
 
-// Whether kernels of T can store and be given an activation's root, relu(h), instead of its square: float16, whose
-// squares underflow. Kernels of other types have no code for it.
+// Whether kernels of T can be given an activation's root, relu(h), instead of its square: float16, whose squares
+// underflow. Kernels of other types have no code for it.
 template <class T>
 inline constexpr bool kHasRoots = std::is_same_v<T, __half>;
 
@@ -146,7 +146,7 @@ void dispatch_activation(const ActivationArgs& args, F&& f) {
 // Of the epilogues of the first GEMM, which have h as accumulators and round it to T. It is a choice at run time: a
 // kernel for each would take a minute of compilation.
 struct EpilogueActivation {
-  Activation kind;  // kRelu of float16 only: y is its own root
+  Activation kind;  // kRelu: y is its own root
 
   float threshold;
 
@@ -168,20 +168,26 @@ struct EpilogueActivation {
     }
   }
 
-  // y of the roots in a word: of both in T, of one in fp32.
+  // Whether y takes the general form of what follows. The other one squares without a choice, but for the roots of
+  // training in float16: a choice is an instruction for each value.
   template <class T>
-  __device__ __forceinline__ uint32_t values(uint32_t roots) const {
-    return keeps_roots<T>() ? roots : square2<T>(roots);
+  __device__ __forceinline__ bool is_general() const {
+    return !kHasRoots<T> && kind == Activation::kRelu;
   }
-  template <class T>
+  // y of the roots in a word: of both in T, of one in fp32.
+  template <class T, bool kGeneral>
+  __device__ __forceinline__ uint32_t values(uint32_t roots) const {
+    return keeps_roots<T, kGeneral>() ? roots : square2<T>(roots);
+  }
+  template <class T, bool kGeneral>
   __device__ __forceinline__ float value(uint32_t roots, int i) const {
-    return keeps_roots<T>() ? to_float(T{}, uint16_t(i ? roots >> 16 : roots)) : square<T>(roots, i);
+    return keeps_roots<T, kGeneral>() ? to_float(T{}, uint16_t(i ? roots >> 16 : roots)) : square<T>(roots, i);
   }
 
  private:
-  template <class T>
+  template <class T, bool kGeneral>
   __device__ __forceinline__ bool keeps_roots() const {
-    return kHasRoots<T> && kind == Activation::kRelu;
+    return (kHasRoots<T> || kGeneral) && kind == Activation::kRelu;
   }
 };
 

@@ -43,8 +43,7 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
             const GemmConfig& config, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   if (linear.tokens == 0 || linear.out == 0) return;
-  check(linear.activation.kind == Activation::kRelu2 || linear.hidden_dtype == DType::kFloat16, op,
-        ": expected squares where h is not float16, got another activation");
+  check(linear.activation.kind != Activation::kNone, op, ": expected relu or its square, got no activation");
   check(linear.in > 0, op, ": expected K (columns of x) to be above 0, got 0");
   for (const Instance& i : instances) {
     if (i.tile == config.tile && match(i)) return i.launch(args, config, stream);

@@ -38,8 +38,7 @@ struct LinearArgs {
   float* amax = nullptr;         ///< one element, zero before the call: max y, NaN not counted; null: not wanted
   int32_t* saturated = nullptr;  ///< one element, zero before the call: kept values with |y / scale_y| > 448
 
-  /// kRelu2 or kRelu. Training in float16 keeps roots: its squares underflow where the derivative does not. On the GPU
-  /// kRelu is for the hidden type float16 alone.
+  /// kRelu2 or kRelu. Training in float16 keeps roots: its squares underflow where the derivative does not.
   ActivationArgs activation = Activation::kRelu2;
 };
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from sparse24.errors import fail
-from sparse24.format import FP8, ROOTS, VALUES, Operand, feature_alignment
+from sparse24.format import FP8, VALUES, Operand, feature_alignment
 from sparse24.ops.activation import ActivationFunction
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
@@ -75,8 +75,8 @@ def linear_relu2(
     statistics : bool
         Collect `amax` and `saturated`. False saves two small launches, and both come back empty.
     activation : {"relu2", "relu"}
-        "relu" stores ``y = max(h, 0)``: of float16 and float32 x. Squares in float16 have few digits below h = 1e-2 and
-        underflow below 2e-4: the network's training keeps their roots, which are the derivative.
+        "relu" stores ``y = max(h, 0)``. In float16, whose squares have few digits below h = 1e-2 and underflow below
+        2e-4, the network's training keeps these roots, which are the derivative.
     threshold : float
         Finite, from 0: y is zero where h does not exceed it. It is compared in float32 with h as it is rounded, and
         what is kept is not shifted.
@@ -254,10 +254,6 @@ def _statistics(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
     return x.new_empty(int(wanted), dtype=torch.float32), x.new_empty(int(wanted), dtype=torch.int32)
 
 
-def _check_activation(op: str, activation: ActivationFunction, x: Tensor) -> None:
-    activation.check(op, ("relu2", "relu") if x.dtype in ROOTS else ("relu2",))
-
-
 def _fake_linear_relu2(
     x: Tensor,
     w: Tensor,
@@ -270,7 +266,7 @@ def _fake_linear_relu2(
     op = "linear_relu2"
     *scales_and_bias, scale_out = others
     stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
-    _check_activation(op, ActivationFunction(activation, threshold), x)
+    ActivationFunction(activation, threshold).check(op, ("relu2", "relu"))
     fp8 = stored == FP8
     _check_rows_of_w(op, w, 16 if fp8 else 8, stored)
     reason = "float8_e4m3fn output" if fp8 else "the output is not float8_e4m3fn"
@@ -292,7 +288,7 @@ def _fake_linear_compress(
     expect(scaling in ("given", "row"), op, 'scaling to be "given" or "row"', f'"{scaling}"')
     *scales_and_bias, scale_out = others
     stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
-    _check_activation(op, ActivationFunction(activation, threshold), x)
+    ActivationFunction(activation, threshold).check(op, ("relu2", "relu"))
     fp8, by_row = stored == FP8, scaling == "row"
     _check_rows_of_w(op, w, feature_alignment(stored, -1), stored)
     rule = f'scaling to be "given" ({name_of(stored)} output has no scale)'

@@ -148,14 +148,16 @@ INSTANTIATE_TEST_SUITE_P(All, LinearShapesGpu,
                                                           OutScale::kUnusual),
                                           testing::ValuesIn(kShapes)));
 
-/// What training in float16 stores, by every kernel of it.
-TEST_F(LinearGpu, RootsEqualTheReference) {
-  for (const Shape& s : kShapes) {
-    for (OutScale kind : {OutScale::kNone, OutScale::kPerToken}) {
-      LinearCase c = LinearCase::integers(kFP16, s.tokens, s.in, s.out, 11);
-      c.activation = Activation::kRelu;
-      c.scale_output(kind);
-      compare_all(c);
+/// By every kernel; training in float16 stores it.
+TEST_F(LinearGpu, ReluEqualsTheReference) {
+  for (DType dtype : {kBF16, kFP16, kFP8}) {
+    for (const Shape& s : kShapes) {
+      for (OutScale kind : {OutScale::kNone, OutScale::kPerToken}) {
+        LinearCase c = LinearCase::integers(dtype, s.tokens, s.in, s.out, 11);
+        c.activation = Activation::kRelu;
+        c.scale_output(kind);
+        compare_all(c);
+      }
     }
   }
 }

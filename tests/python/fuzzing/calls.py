@@ -241,7 +241,7 @@ def _linear(d: Dice, multiples: tuple[int, int]) -> dict[str, Any]:
         "scale_out": d.scale(d.choice((1, tokens)), d.choice(("powers", "small"))) if fp8 else None,
         "out_dtype": out_dtype,
         "statistics": d.chance(0.6),
-        "activation": d.choice(("relu2", "relu2", "relu")) if dtype in ROOT_DTYPES else "relu2",
+        "activation": d.choice(("relu2", "relu2", "relu")),
         "threshold": _threshold(d),
     }
 

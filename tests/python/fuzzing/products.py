@@ -82,10 +82,6 @@ def _hidden(x, w, scale_x, scale_w, bias) -> torch.dtype:
     return hidden
 
 
-def _stored_activations(x: Tensor) -> tuple[str, ...]:
-    return ("relu2", "relu") if x.dtype in ROOT_DTYPES else ("relu2",)
-
-
 def _scale_out(scale_out, tokens: int, wanted: bool) -> None:
     need((scale_out is not None) == wanted, "scale_out")
     contract.one_of_scale(scale_out, tokens, True)
@@ -133,7 +129,7 @@ def _near_activation(
 
 def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics, activation, threshold) -> Check | None:
     hidden = _hidden(x, w, scale_x, scale_w, bias)
-    contract.word(activation, _stored_activations(x))
+    contract.word(activation, ("relu2", "relu"))
     contract.threshold_of(threshold)
     contract.out_dtype_of(out_dtype, (hidden, FP8))
     out = out_dtype or x.dtype
@@ -164,7 +160,7 @@ def linear_compress(
 ) -> Check | None:
     contract.word(scaling, ("given", "row"))
     hidden = _hidden(x, w, scale_x, scale_w, bias)
-    contract.word(activation, _stored_activations(x))
+    contract.word(activation, ("relu2", "relu"))
     contract.threshold_of(threshold)
     contract.out_dtype_of(out_dtype, (hidden, FP8))
     out = out_dtype or x.dtype

@@ -143,11 +143,27 @@ def test_output_of_fp8(poisoned_memory, device, values_dtype, shape, extras, kin
 @CHECKS
 @EXTRAS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_roots(poisoned_memory, device, root_dtype, shape, extras, check):
-    """What training in float16 stores: no squares."""
-    p = problem(*shape, root_dtype, device, extras=extras, seed=4)
-    check(p, activation="relu")
+def test_relu(poisoned_memory, device, values_dtype, shape, extras, check):
+    """The plain one: also what training in float16 stores instead of squares."""
+    p = problem(*shape, values_dtype, device, extras=extras, seed=4)
+    check(p, out_dtype=hidden_of(values_dtype), activation="relu")
     check(p, output_scale(shape[0], "rows", device), out_dtype=FP8, activation="relu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_relu_without_statistics(device, dtype):
+    """Kernels that count nothing have another form of what they store."""
+    p = problem(129, 64, 288, dtype, device, seed=4)
+    for options, expected in (
+        ({}, oracle.compress(p.h(), "relu")),
+        ({"activation": "relu2"}, oracle.compress(p.h(), "relu2")),
+    ):
+        options = {"activation": "relu", "statistics": False} | options
+        values, meta, *_ = sparse24.linear_compress(*p.args, **options)
+        for a, e in zip((values, meta), expected, strict=True):
+            assert_same_bits(a, e)
+        y = sparse24.linear_relu2(*p.args, **options)[0]
+        assert_same_bits(y, p.y(options["activation"]).to(dtype))
 
 
 def test_roots_and_squares_have_one_pattern(device):

@@ -84,11 +84,11 @@ for op, features, out, multiple in (
         sentence,
     )
 for op in OPS:
-    for word in ("relu", "none", ""):
-        CASES[op, f"activation_{word}"] = ({"activation": word}, f'activation to be "relu2", got "{word}"')
+    for word in ("none", "relu3", ""):
+        CASES[op, f"activation_{word}"] = ({"activation": word}, f'activation to be "relu2" or "relu", got "{word}"')
     CASES[op, "activation_of_fp8"] = (
-        {"x_dtype": FP8, "scale_out": of(1), "activation": "relu"},
-        'activation to be "relu2", got "relu"',
+        {"x_dtype": FP8, "scale_out": of(1), "activation": "none"},
+        'activation to be "relu2" or "relu", got "none"',
     )
     CASES[op, "activation_of_float16"] = (
         {"x_dtype": FP16, "activation": "none"},

@@ -58,7 +58,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     if constexpr (kFp8Values || kCounts) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const float y[2] = {this->activated(kept.first, half), this->activated(kept.second, half)},
+        const float y[2] = {this->template activated<kCounts>(kept.first, half),
+                            this->template activated<kCounts>(kept.second, half)},
                     inverse = inverse_scale_[half];
         if (kCounts && this->exists(kFirst, half)) {  // the largest of a group is always kept
           seen_.see(y[0], inverse);
@@ -75,7 +76,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
       }
     }
     if constexpr (!kFp8Values) {
-      const uint32_t first = this->activated2(kept.first), second = this->activated2(kept.second);
+      const uint32_t first = this->template activated2<kCounts>(kept.first),
+                     second = this->template activated2<kCounts>(kept.second);
       kept_[0][kGroup] = __byte_perm(first, second, 0x5410);
       kept_[1][kGroup] = __byte_perm(first, second, 0x7632);
     }

@@ -132,7 +132,10 @@ class HiddenEpilogue {
     p.hidden.template fetch<T, Runs>(lane, m, n, terms);
   }
   CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Runs::feature(column); }
-  CUTLASS_DEVICE bool counts() const { return p_.hidden.amax || p_.hidden.saturated; }
+  // Whether the general form of the steps is wanted, which has statistics, and activations beside the squared ReLU.
+  CUTLASS_DEVICE bool counts() const {
+    return p_.hidden.amax || p_.hidden.saturated || p_.hidden.activation.template is_general<T>();
+  }
 
  protected:
   // The place of the lane's run of row r in a tile, once for all of its blocks, and, kFp8, the scales of both rows.
@@ -154,9 +157,13 @@ class HiddenEpilogue {
   CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
 
   // y of the roots in a word, in T and in fp32.
-  CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const { return p_.hidden.activation.template values<T>(roots); }
+  template <bool kCounts>
+  CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const {
+    return p_.hidden.activation.template values<T, kCounts>(roots);
+  }
+  template <bool kCounts>
   CUTLASS_DEVICE float activated(uint32_t roots, int i) const {
-    return p_.hidden.activation.template value<T>(roots, i);
+    return p_.hidden.activation.template value<T, kCounts>(roots, i);
   }
 
   // Behind a step.

@@ -42,7 +42,7 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
       const uint32_t root[2] = {h_.of[2 * kStep][half], h_.of[2 * kStep + 1][half]};
       float y[4];
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 4; ++i) y[i] = this->activated(root[i / 2], i % 2);
+      for (int i = 0; i < 4; ++i) y[i] = this->template activated<kCounts>(root[i / 2], i % 2);
       const float inverse = inverse_scale_[half];
       if (kCounts && this->exists(kFirst, half)) {
         CUTLASS_PRAGMA_UNROLL
@@ -53,8 +53,8 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
         w[kInBlock] = pack16(to_e4m3x2(__fmul_rn(y[0], inverse), __fmul_rn(y[1], inverse)),
                              to_e4m3x2(__fmul_rn(y[2], inverse), __fmul_rn(y[3], inverse)));
       } else {
-        w[2 * kInBlock] = this->activated2(root[0]);
-        w[2 * kInBlock + 1] = this->activated2(root[1]);
+        w[2 * kInBlock] = this->template activated2<kCounts>(root[0]);
+        w[2 * kInBlock + 1] = this->template activated2<kCounts>(root[1]);
       }
       if (kInBlock == kStepsPerBlock - 1 && this->exists(kFirst, half)) {  // 16 bytes
         store16(y_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.hidden.cols)) * kBytes, w[0], w[1], w[2], w[3]);

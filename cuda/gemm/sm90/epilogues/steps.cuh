@@ -13,7 +13,7 @@
 //                                                  wider tile at the same place
 //     WithColumns<n>                               where tiles are divided: the same for parts of n columns, with
 //                                                  features in the same order
-//     counts()                                     whether statistics are wanted
+//     counts()                                     whether the general form of the steps is wanted, with statistics
 //     finish<step, counts>(), step = 0 .. kSteps-1 in this order
 //
 // The fragment of a lane 4 r + q holds, per block b of 8 columns (PTX ISA, wgmma D fragments):
