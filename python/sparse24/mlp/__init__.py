@@ -199,16 +199,17 @@ def relu2_mlp(
     roots = learns and dtype == torch.float16 and not fp8
     learns = learns and (fp8 or sparse or recompute or roots)
     recipe = recipe if sparse else DENSE
-    plan = Plan(fp8, sparse, fused, roots, recipe, recompute or not recipe.reuse_mask, function)
+    plan = Plan(function, fp8, sparse, fused, roots, recompute or not recipe.reuse_mask)
     compiling, transformed = torch.compiler.is_compiling(), False
     if in_torch_func() or (not compiling and in_forward_mode()):
         if not (fp8 or sparse):  # torch's ops, which have all derivatives
-            plan, learns = Plan(function=function), False
+            plan, learns = Plan(function), False
         elif not compiling:
             transformed = True
         elif learns:  # Dynamo would make a second derivative zero
             fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
-    arguments = Arguments(tokens, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, hot_features, plan)
+    scales = w1_scale, w2_scale, scale_y, scale_y_factor
+    arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, plan, recipe)
     with without_autocast(device_type):
         if transformed:
             out = run_transformed(*arguments)

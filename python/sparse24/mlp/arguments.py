@@ -1,6 +1,5 @@
 """What the network is computed from, in the forms that its passes hand on: tensors, and a plan of how it runs."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,20 +11,20 @@ from sparse24.recipe import Recipe
 DENSE = Recipe(weight_gradients="dense")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which of the paths both passes take, and of what activation: constants of a compiled graph."""
+class Plan(NamedTuple):
+    """Which of the paths both passes take, and of what activation: constants of a compiled graph.
 
+    No frozen dataclass: for its fields Dynamo of torch 2.11 takes nothing but numbers and strings.
+    """
+
+    function: ActivationFunction
     fp8: bool = False
     sparse: bool = False
     fused: bool = False
     #: The activation is stored as its root, relu(h): training in float16, where squares of small ones underflow.
     roots: bool = False
-    #: Products over tokens; `DENSE` where it does not run sparse.
-    recipe: Recipe = DENSE
     #: The backward pass computes the activation again, from x.
     recompute: bool = False
-    function: ActivationFunction = ActivationFunction()
 
     @property
     def stored(self) -> ActivationFunction:
@@ -67,6 +66,11 @@ class Arguments(NamedTuple):
     scale_y_factor: Tensor | None
     hot_features: Tensor | None
     plan: Plan
+    recipe: Recipe  # `DENSE` where it does not run sparse
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return all but how it runs."""
+        return self[:-2]
 
     def first(self) -> Weight:
         """Return the first weight with its scale."""

@@ -100,7 +100,7 @@ class _Operands(NamedTuple):
 
 
 def _gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor) -> Gradients:
-    recipe, features, hot = a.plan.recipe, a.w1.shape[0], a.hot_features
+    recipe, features, hot = a.recipe, a.w1.shape[0], a.hot_features
     db2 = _sum(grad) if needed.b2 else None
     need_dh = needed.x or needed.w1 or needed.b1
     if not (need_dh or needed.w2):

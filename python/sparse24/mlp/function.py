@@ -9,6 +9,7 @@ from sparse24.mlp.arguments import Arguments, Gradients, Hidden, Needed, Plan
 from sparse24.mlp.backward import gradients
 from sparse24.mlp.checks import fail
 from sparse24.mlp.forward import activation, output
+from sparse24.recipe import Recipe
 
 
 class FeedForward(torch.autograd.Function):
@@ -22,7 +23,7 @@ class FeedForward(torch.autograd.Function):
         """Run both layers."""
         a = Arguments(*arguments)
         hidden = activation(a)
-        ctx.plan = a.plan
+        ctx.how = a.plan, a.recipe
         kept = a if ctx.needs_input_grad[1] or a.plan.recompute else a._replace(x=None)
         ctx.save_for_backward(*what_is_saved(kept, hidden))
         return output(a, hidden)
@@ -33,21 +34,21 @@ class FeedForward(torch.autograd.Function):
         # Autograd has no edge from here to an x that is not saved: a graph of this pass would lack it, silently.
         if torch.is_grad_enabled():
             refuse_second_derivatives()
-        return all_gradients(gradients_of_saved(ctx.plan, ctx.needs_input_grad, grad, ctx.saved_tensors))
+        return all_gradients(gradients_of_saved(ctx.how, ctx.needs_input_grad, grad, ctx.saved_tensors))
 
 
 def what_is_saved(a: Arguments, hidden: Hidden) -> tuple[Tensor | None, ...]:
     """List the tensors that the backward pass takes: x and the weights, and the activation or what it is made of."""
     if a.plan.recompute:
-        return *a._replace(b2=None)[:-1], None, None, None
-    return *a._replace(b1=None, b2=None, scale_y=None, scale_y_factor=None)[:-1], *hidden
+        return *a._replace(b2=None).tensors(), None, None, None
+    return *a._replace(b1=None, b2=None, scale_y=None, scale_y_factor=None).tensors(), *hidden
 
 
 def gradients_of_saved(
-    plan: Plan, needed: tuple[bool, ...], grad: Tensor, saved: tuple[Tensor | None, ...]
+    how: tuple[Plan, Recipe], needed: tuple[bool, ...], grad: Tensor, saved: tuple[Tensor | None, ...]
 ) -> Gradients:
     """Run the backward pass with `what_is_saved`; `needed` is of all arguments."""
-    return gradients(Arguments(*saved[:-3], plan), Hidden(*saved[-3:]), Needed(*needed[: len(Needed._fields)]), grad)
+    return gradients(Arguments(*saved[:-3], *how), Hidden(*saved[-3:]), Needed(*needed[: len(Needed._fields)]), grad)
 
 
 def all_gradients(found: Gradients) -> tuple[Tensor | None, ...]:

@@ -13,6 +13,7 @@ from sparse24.mlp.arguments import Arguments, Hidden, Plan
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import all_gradients, gradients_of_saved, refuse_second_derivatives, what_is_saved
 from sparse24.ops.forward_mode import in_torch_func, refuse_forward_mode, refuse_tangents
+from sparse24.recipe import Recipe
 
 
 def run_transformed(*arguments: Any) -> Tensor:
@@ -36,7 +37,7 @@ class TransformedFeedForward(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
         """Save what the backward pass takes."""
         a, hidden = Arguments(*inputs), Hidden(*outputs[1:])
-        ctx.plan = a.plan
+        ctx.how = a.plan, a.recipe
         ctx.mark_non_differentiable(*(t for t in hidden if t is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*what_is_saved(a, hidden))
@@ -44,7 +45,7 @@ class TransformedFeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_hidden: None) -> tuple[Tensor | None, ...]:
         """Differentiate once."""
-        return all_gradients(_Gradients.apply(ctx.plan, ctx.needs_input_grad, grad, *ctx.saved_tensors))
+        return all_gradients(_Gradients.apply(ctx.how, ctx.needs_input_grad, grad, *ctx.saved_tensors))
 
     @staticmethod
     def jvp(ctx: Any, *_tangents: Any) -> NoReturn:
@@ -61,8 +62,10 @@ class _Gradients(torch.autograd.Function):
     """The backward pass, which has no derivative itself: torch.func asks for the graph of every backward pass."""
 
     @staticmethod
-    def forward(plan: Plan, needed: tuple[bool, ...], grad: Tensor, *saved: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(gradients_of_saved(plan, needed, grad, saved))
+    def forward(
+        how: tuple[Plan, Recipe], needed: tuple[bool, ...], grad: Tensor, *saved: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        return tuple(gradients_of_saved(how, needed, grad, saved))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
