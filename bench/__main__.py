@@ -16,6 +16,7 @@ COMMANDS = {
     "token_direction": "studies.token_direction",
     "tune_mm": "tuning.mm",
     "tune_linear": "tuning.linear",
+    "fit": "tuning.fit",
     "threshold": "reporting.threshold",
     "regret": "reporting.regret",
     "merge": "reporting.merge",

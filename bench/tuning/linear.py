@@ -1,4 +1,4 @@
-"""Times every tile and order of tiles of the first GEMM, for bench.tuning.fit.
+"""Times every tile and order of tiles of the first GEMM, for `python -m bench fit`.
 
     python -m bench tune_linear --out bench/results/<gpu>/tune_linear.json
 
@@ -60,14 +60,15 @@ def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) 
     for op, run in ops.items():
         check = partial(equals, expected=run())
         cases.append(Case(op, dtype, partial(call, run, None), check, "sparse24"))
-        configs = sparse24._C.linear_configs(DTYPES[dtype], op == "linear_compress")
-        tiles = [f"{config['tile_m']}x{config['tile_n']}" for config in configs]
+        tiles = [c["tile"] for c in sparse24._C.linear_configs(DTYPES[dtype], op == "linear_compress")]
         for (index, tile), swizzle, raster in product(enumerate(tiles), SWIZZLES, RASTERS):
             name, config = f"{op} {tile} swizzle {swizzle} along {raster}", f"{index},{swizzle},{raster}"
-            cases.append(Case(name, dtype, partial(call, run, config), check, "part"))
+            facts = {"op": op, "tile": tile, "swizzle": swizzle, "raster": raster, "divides": False}
+            cases.append(Case(name, dtype, partial(call, run, config), check, "part", facts=facts))
             if tile == DIVIDED:
                 one = partial(call, run, f"{config},4")
-                cases.append(Case(f"{name}, the last tiles in quarters", dtype, one, check, "part"))
+                name, facts = f"{name}, the last tiles in quarters", facts | {"divides": True}
+                cases.append(Case(name, dtype, one, check, "part", facts=facts))
     for case in cases:
         case.flops = 2.0 * tokens * d_model * d_ff
     return Problem(tokens, d_model, d_ff, 0.9, cases)

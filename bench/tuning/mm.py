@@ -1,4 +1,4 @@
-"""Times every kernel configuration of sparse24.mm, for bench.tuning.fit.
+"""Times every kernel configuration of sparse24.mm, for `python -m bench fit`.
 
     python -m bench tune_mm --out bench/results/<gpu>/tune_mm.json
 
@@ -46,9 +46,9 @@ def problem(tokens: int, out: int, reduction: int, dtype: str, options: Options)
     cases = [Case("default", dtype, partial(call, multiply, None), check, "sparse24", facts=chosen)]
     for index, tile in enumerate(sparse24._C.mm_configs(mm.DTYPES[dtype])):
         for swizzle, raster, splits in orders(tokens):
-            variant = f"{tile['tile_m']}x{tile['tile_n']} swizzle {swizzle} along {raster} split {splits}"
+            variant = f"{tile['tile']} swizzle {swizzle} along {raster} split {splits}"
             run = partial(call, multiply, f"{index},{swizzle},{raster},{splits}")
-            facts = {"tile": index, "swizzle": swizzle, "raster": raster, "splits": splits}
+            facts = {"op": "mm", "tile": tile["tile"], "swizzle": swizzle, "raster": raster, "splits": splits}
             cases.append(Case(variant, dtype, run, check, "part", facts=facts))
     for case in cases:
         case.flops = 2.0 * tokens * out * reduction

@@ -6,11 +6,10 @@
 
 #include <string>
 
+#include "pybind/configs.h"
 #include "sparse24/device.h"
 #include "sparse24/error.h"
 #include "sparse24/format.h"
-#include "sparse24/linear.h"
-#include "sparse24/mm.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -24,12 +23,7 @@ using sparse24::Operand;
 /// C-contiguous bytes; other integer arrays and layouts are converted by pybind11.
 using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 
-DType parse_dtype(const std::string& name) {
-  for (DType t : {DType::kFloat32, DType::kFloat16, DType::kBFloat16, DType::kFloat8E4M3}) {
-    if (name == sparse24::name_of(t)) return t;
-  }
-  sparse24::fail("sparse24._C: expected dtype to be float32, float16, bfloat16 or float8_e4m3fn, got ", name);
-}
+using sparse24::python::parse_dtype;
 
 Operand parse_operand(int64_t rows, int64_t cols, const std::string& dtype, int dim) {
   sparse24::check(dim == -1 || dim == -2, "sparse24._C: expected dim to be -1 or -2, got ", dim);
@@ -89,39 +83,6 @@ Bytes pack_meta(const Bytes& nibbles, int64_t rows, int64_t cols, const std::str
   return meta;
 }
 
-py::dict to_dict(const sparse24::GemmConfig& config) {
-  return py::dict("tile_m"_a = config.tile_m, "tile_n"_a = config.tile_n, "tile_k"_a = config.tile_k,
-                  "cluster_m"_a = config.cluster_m, "cluster_n"_a = config.cluster_n, "swizzle"_a = config.swizzle,
-                  "raster"_a = config.raster_along_m ? "m" : "n", "splits"_a = config.splits,
-                  "divides"_a = config.divides, "text"_a = sparse24::to_string(config));
-}
-
-sparse24::LinearTiles linear_tiles(const std::string& dtype, bool compress) {
-  const sparse24::DType t = parse_dtype(dtype);
-  return compress ? sparse24::linear_compress_tiles(t, t, t) : sparse24::linear_relu2_tiles(t, t);
-}
-
-py::list mm_configs(const std::string& dtype) {
-  py::list out;
-  for (const auto& config : sparse24::mm_configs(parse_dtype(dtype))) out.append(to_dict(config));
-  return out;
-}
-
-py::dict select_mm_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count) {
-  return to_dict(sparse24::select_mm_config(parse_dtype(dtype), m, n, k, sm_count));
-}
-
-py::list linear_configs(const std::string& dtype, bool compress) {
-  py::list out;
-  for (const auto& config : sparse24::linear_configs(parse_dtype(dtype), linear_tiles(dtype, compress)))
-    out.append(to_dict(config));
-  return out;
-}
-
-py::dict select_linear_config(const std::string& dtype, int64_t m, int64_t n, int64_t k, int sm_count, bool compress) {
-  return to_dict(sparse24::select_linear_config(parse_dtype(dtype), m, n, k, sm_count, linear_tiles(dtype, compress)));
-}
-
 py::dict build_info() {
   const sparse24::BuildInfo info = sparse24::build_info();
   return py::dict("version"_a = info.version, "cuda"_a = info.cuda, "cuda_archs"_a = info.cuda_archs,
@@ -135,13 +96,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Build facts, GEMM configurations and the metadata format of sparse24.";
   module.attr("version") = sparse24::build_info().version;
   module.def("build_info", &build_info, "Facts fixed at compile time.");
-  module.def("mm_configs", &mm_configs, "dtype"_a, "Every configuration that select_mm_config can return for dtype.");
-  module.def("select_mm_config", &select_mm_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a,
-             "The kernel that mm runs for a sparse operand [m, k] and a dense one [k, n].");
-  module.def("linear_configs", &linear_configs, "dtype"_a, "compress"_a,
-             "Every configuration that select_linear_config can return, before it orders the tiles.");
-  module.def("select_linear_config", &select_linear_config, "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
-             "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
+  sparse24::python::bind_configs(module);
   module.attr("largest_e4m3") = sparse24::kLargestE4M3;
   module.def(
       "multiples", &multiples, "dtype"_a,
