@@ -45,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"write what was fitted to {COSTS.relative_to(ROOT)}")
     args = parser.parse_args(argv)
     races = races_of(results.read_json(args.json))
-    before = _C.cost_rows()
-    after = fit(before, races, " ".join(path.as_posix() for path in args.json))
+    source = " ".join(path.as_posix() for path in args.json)
+    before = with_timed_tiles(_C.cost_rows(), races, source)
+    after = fit(before, races, source)
     for old, new in zip(before, after, strict=True):
         if old["value"] != new["value"]:
             print(f"{new['product']} {new['tile']} {new['bits']} bits: {new['field']} {old['value']} -> {new['value']}")
@@ -144,6 +145,14 @@ def fit(rows: Sequence[Row], races: list[Race], source: str) -> list[Row]:
         if new["value"] != old["value"]:
             new["record"] = source
     return fitted
+
+
+def with_timed_tiles(rows: list[Row], races: Iterable[Race], source: str) -> list[Row]:
+    """The rows, and one to begin with for each timed tile that has no throughput yet."""
+    known = {(row["product"], row["tile"]) for row in rows if row["field"] == "throughput"}
+    timed = {(problem_of(r)[0], r["tile"]) for race in races for r in race}
+    new = [{"product": product, "bits": 0, "tile": tile} for product, tile in sorted(timed - known)]
+    return rows + [row | {"field": "throughput", "value": 1.0, "record": source} for row in new]
 
 
 def bits_of(record: Record) -> int:

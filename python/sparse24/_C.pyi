@@ -34,6 +34,21 @@ class Multiples(TypedDict):
     meta_rows: int
     meta_columns: int
 
+class CostRow(TypedDict):
+    product: str
+    bits: int
+    tile: str
+    field: str
+    value: float
+    record: str
+
+class CostModel:
+    def __init__(self, rows: list[CostRow]) -> None: ...
+    def predicted_us(self, product: str, dtype: str, m: int, n: int, k: int, config: dict[str, Any]) -> float: ...
+    def fastest(
+        self, product: str, dtype: str, m: int, n: int, k: int, configs: list[dict[str, Any]]
+    ) -> GemmConfig: ...
+
 version: str
 largest_e4m3: float
 

@@ -62,6 +62,17 @@ def test_a_fit_finds_the_constants_that_the_times_were_made_with():
     assert by_tile["128x128"]["record"] == "the unit" and by_tile["128x128"]["value"] == 1
 
 
+def test_a_tile_without_a_row_gets_one():
+    races = timed_by(_C.cost_rows())
+    rows = [r for r in _C.cost_rows() if (r["product"], r["tile"], r["field"]) != ("dense", "128x192", "throughput")]
+    model = _C.CostModel(rows)
+    assert all(model.fastest(*fit.problem_of(race[0]), race)["tile"] != "128x192" for race in races)
+    row = fit.fit(fit.with_timed_tiles(rows, races, "a record"), races, "a record")[-1]
+    assert (row["product"], row["bits"], row["tile"]) == ("dense", 0, "128x192")
+    assert (row["field"], row["record"]) == ("throughput", "a record")
+    assert row["value"] == pytest.approx(1.08, rel=0.03)
+
+
 def test_a_fit_finds_the_rate_of_the_card():
     rows = _C.cost_rows()
     slow = [row | {"value": 2 * row["value"]} if row["field"] == "mac_us" else row for row in rows]
