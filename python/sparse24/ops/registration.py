@@ -3,7 +3,7 @@
 A new op:
 
 1. its adapter with its schema, cpp/torch/<op>.cpp (`SPARSE24_OP` in cpp/torch/tensor.h);
-2. here, in the module of its family (or a new one that `sparse24.ops` and `sparse24` list): the wrapper with its
+2. here, in the module of its family (or a new one, listed in `sparse24.ops.functions`): the wrapper with its
    documentation, named in ``__all__``; a fake function; and one call of `define`. The public names, the reference in
    docs/api/ops.md, and the tests of schemas and of documentation follow from these;
 3. its schema in tests/python/bench/test_package.py, where changes of the interface are seen;
