@@ -133,10 +133,10 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
         acc(i) = accumulator(m * Tile::kM + int(get<0>(coords(i))), column, batch);
       }
       if constexpr (HasSteps<Epilogue>::value) {
-        cuda::finish_all(epilogue);  // the tile before
+        cuda::visit_all(epilogue);  // the tile before
         cuda::AccumulatorScales scales(*terms[tile].template data<const typename Epilogue::Terms>(),
                                        int(get<0>(coords(0))));
-        epilogue.take(m * Tile::kM, n * Tile::kN, acc(_, _0{}, _0{}), scales);
+        epilogue.begin(m * Tile::kM, n * Tile::kN, acc(_, _0{}, _0{}), scales);
       } else if constexpr (HasTerms<Epilogue>::value) {
         const auto& of_tile = *terms[tile].template data<const typename Epilogue::Terms>();
         epilogue(problem, Shape{}, place(tile), acc, mma, thread, of_tile);
@@ -144,7 +144,7 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
         epilogue(problem, Shape{}, place(tile), acc, mma, /*residue=*/0, thread, /*shared=*/nullptr);
       }
     }
-    if constexpr (HasSteps<Epilogue>::value) cuda::finish_all(epilogue);
+    if constexpr (HasSteps<Epilogue>::value) cuda::visit_all(epilogue);
   });
 }
 

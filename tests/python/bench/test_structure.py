@@ -13,7 +13,7 @@ ORDER = {
     "cuda": [
         ["common"],
         ["sparsity"],
-        ["elementwise", "gemm/sm90/schedulers", "gemm/sm90/epilogues"],
+        ["elementwise", "few_tokens", "gemm/sm90/schedulers", "gemm/sm90/epilogues"],
         ["gemm", "gemm/sm90/mainloops"],
         ["gemm/sm90/kernels"],
         ["gemm/sm90/ops"],
@@ -28,6 +28,14 @@ ORDER = {
 }
 #: Where the headers of other projects may be included, by how their names begin.
 FOREIGN = {"cutlass/": "cuda/", "cute/": "cuda/", "torch/": "cpp/torch/", "pybind11/": "cpp/pybind/"}
+#: How long a file of the product or of the tests may be, and those that have yet to be split.
+MOST_LINES = 400
+TOO_LONG = {
+    "tests/python/bench/test_bench_report.py",
+    "tests/python/mlp/test_mlp.py",
+    "tests/python/ops/test_errors.py",
+    "tests/python/ops/test_linear.py",
+}
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".def", ".inc", ".in"}
 
 FILES = sorted(path for top in ORDER for path in (ROOT / top).rglob("*") if path.suffix in SUFFIXES)
@@ -92,3 +100,13 @@ def test_seams(prefix):
     users = {str(p.relative_to(ROOT)) for p in FILES if re.search(rf"^#include <{prefix}", p.read_text(), re.MULTILINE)}
     assert users, "the prefix names nothing"
     assert {user for user in users if not user.startswith(FOREIGN[prefix])} == set()
+
+
+def test_files_are_short():
+    sources = SUFFIXES | {".py", ".pyi"}
+    tops = ("cuda", "cpp", "python", "tests", "bench")
+    files = [path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in sources]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    long = {name: lines for name, lines in lengths.items() if lines > MOST_LINES}
+    assert not {name: lines for name, lines in long.items() if name not in TOO_LONG}
+    assert TOO_LONG <= long.keys(), "one is no longer too long"

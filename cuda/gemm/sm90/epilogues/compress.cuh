@@ -40,14 +40,14 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   using WithColumns = CompressEpilogue<T, kFp8Values, kFp8Meta, kTileM, kColumns>;
 
   template <class Fragment, class Scales>
-  CUTLASS_DEVICE void take(int m, int n, Fragment const& acc, Scales& scales) {
+  CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
     values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, scales) / 2 * kBytes;
     place_meta(m + scales.row, n);
     h_.take(p_.hidden, acc, scales);
   }
 
   template <int kStep, bool kCounts>
-  CUTLASS_DEVICE void finish() {
+  CUTLASS_DEVICE void visit() {
     constexpr int kGroup = kStep % 4, kFirst = 16 * (kStep - kGroup);  // of the run; column of the block
     uint32_t m[4];
     CUTLASS_PRAGMA_UNROLL

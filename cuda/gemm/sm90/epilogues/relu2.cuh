@@ -29,13 +29,13 @@ class Relu2Epilogue : public HiddenEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
   using WithColumns = Relu2Epilogue<T, kFp8, kTileM, kColumns>;
 
   template <class Fragment, class Scales>
-  CUTLASS_DEVICE void take(int m, int n, Fragment const& acc, Scales& scales) {
+  CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
     y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, scales) * kBytes;
     h_.take(p_.hidden, acc, scales);
   }
 
   template <int kStep, bool kCounts>
-  CUTLASS_DEVICE void finish() {
+  CUTLASS_DEVICE void visit() {
     constexpr int kInBlock = kStep % kStepsPerBlock, kFirst = 16 * (kStep - kInBlock);  // column of the block
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {

@@ -1,8 +1,8 @@
 // The epilogue of linear_relu2_gradient: dh = dy * 2 sqrt(y), y dense, straight from the accumulators; in float16 also
 // from the roots of y.
 //
-// The fragment and its transposition over the quad are those of epilogues/relu2.cuh, which stored y: dy is transposed
-// once it is rounded, and each lane multiplies and stores 16 bytes of one row where it loaded those of y.
+// A fragment has two columns of each block of 8 (epilogues/store.cuh draws it): dy is transposed over the quad once it
+// is rounded, so that each lane has 16 bytes of one row, which it multiplies and stores where it loaded those of y.
 #pragma once
 
 #include "common/packed.cuh"

@@ -1,20 +1,21 @@
-// Epilogues in steps: a tile is taken from the accumulators as 16-bit numbers at once, and finished a little at a time.
+// Epilogues in steps: begin() takes a tile from the accumulators as 16-bit numbers at once, and visits finish it a
+// little at a time.
 //
-// What the kernel of kernels/overlapped.cuh does under the next tile's products. Per consumer thread, for 64 rows x
-// Terms::kN columns of a warpgroup:
+// The kernel of kernels/overlapped.cuh visits a tile under the next tile's mma. It asks of an epilogue, per consumer
+// thread and for 64 rows x Terms::kN columns of a warpgroup:
 //
-//     Params, Terms                                what the kernel is given; what a tile needs, in shared memory
-//     Runs                                         the order of its features (epilogues/lane_runs.cuh)
-//     column_of(params, column)                    the feature that a column of the tile is, by that order
-//     fetch(params, lane, m, n, terms)             by the lanes of a warp
-//     Epilogue(params)                             nothing is taken: the steps store nothing
-//     take(m, n, fragment, scales)                 m, n: the tile's origin; scales (epilogues/scale_accumulators.cuh)
-//     may be of a
-//                                                  wider tile at the same place
-//     WithColumns<n>                               where tiles are divided: the same for parts of n columns, with
-//                                                  features in the same order
-//     counts()                                     whether the general form of the steps is wanted, with statistics
-//     finish<step, counts>(), step = 0 .. kSteps-1 in this order
+//     Params, Terms                 what the kernel is given; what a tile needs, in shared memory
+//     Runs                          the order of its features (epilogues/lane_runs.cuh)
+//     column_of(params, column)     the feature that a column of the tile is, by that order
+//     fetch(params, lane, m, n, terms)
+//                                   brings the terms of a tile, by the lanes of a warp
+//     Epilogue(params)              has no tile yet: visits store nothing
+//     begin(m, n, fragment, scales) takes the tile whose origin is m, n. scales (epilogues/scale_accumulators.cuh) may
+//                                   be those of a wider tile at the same place
+//     WithColumns<n>                where tiles are split: the same epilogue for parts of n columns, whose features
+//                                   are in the same order
+//     counts()                      whether the general form of the visits is wanted, which has statistics
+//     visit<step, counts>()         finishes a step; all steps 0 .. kSteps - 1 follow each other
 //
 // The fragment of a lane 4 r + q holds, per block b of 8 columns (PTX ISA, wgmma D fragments):
 //
@@ -29,29 +30,29 @@
 namespace sparse24::cuda {
 
 template <int kStep, class Epilogue>
-CUTLASS_DEVICE void finish_step(Epilogue& epilogue) {
+CUTLASS_DEVICE void visit_step(Epilogue& epilogue) {
   if (epilogue.counts()) {
-    epilogue.template finish<kStep, true>();
+    epilogue.template visit<kStep, true>();
   } else {
-    epilogue.template finish<kStep, false>();
+    epilogue.template visit<kStep, false>();
   }
 }
 
 template <bool kCounts, int kStep, class Epilogue>
-CUTLASS_DEVICE void finish_from(Epilogue& epilogue) {
+CUTLASS_DEVICE void visit_from(Epilogue& epilogue) {
   if constexpr (kStep < Epilogue::kSteps) {
-    epilogue.template finish<kStep, kCounts>();
-    finish_from<kCounts, kStep + 1>(epilogue);
+    epilogue.template visit<kStep, kCounts>();
+    visit_from<kCounts, kStep + 1>(epilogue);
   }
 }
 
 // All steps, with one decision for all: between branches the compiler could not interleave them.
 template <class Epilogue>
-CUTLASS_DEVICE void finish_all(Epilogue& epilogue) {
+CUTLASS_DEVICE void visit_all(Epilogue& epilogue) {
   if (epilogue.counts()) {
-    finish_from<true, 0>(epilogue);
+    visit_from<true, 0>(epilogue);
   } else {
-    finish_from<false, 0>(epilogue);
+    visit_from<false, 0>(epilogue);
   }
 }
 
@@ -87,8 +88,8 @@ class AtOnce : public EpilogueBase<typename Steps::Params, TermsStages<typename 
     for (int i = 0; i < size<1>(acc); ++i) {
       Steps epilogue(p_);
       AccumulatorScales<Terms> scales(terms, get<0>(coords(make_coord(_0{}, _0{}, _0{}), i, _0{})));
-      epilogue.take(get<0>(block_coord) * Terms::kM, get<1>(block_coord) * Terms::kN, acc(_, i, _0{}), scales);
-      finish_all(epilogue);
+      epilogue.begin(get<0>(block_coord) * Terms::kM, get<1>(block_coord) * Terms::kN, acc(_, i, _0{}), scales);
+      visit_all(epilogue);
     }
   }
 };

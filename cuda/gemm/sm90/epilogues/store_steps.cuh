@@ -37,7 +37,7 @@ class StoreSteps {
   CUTLASS_DEVICE bool counts() const { return false; }
 
   template <class Fragment, class Scales>
-  CUTLASS_DEVICE void take(int m, int n, Fragment const& acc, Scales& scales) {
+  CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
     m_ = m + scales.row;
     n_ = n;
     if (p_.store.d_dtype == DType::kBFloat16) {
@@ -48,7 +48,7 @@ class StoreSteps {
   }
 
   template <int kStep, bool kCounts>
-  CUTLASS_DEVICE void finish() {
+  CUTLASS_DEVICE void visit() {
     constexpr int half = kStep % 2, kBlock = kStep / 2;
     if (!kRuns && p_.store.transposed) {
       if constexpr (half == 1) {

@@ -6,8 +6,8 @@
 // takes the accumulators as 16-bit numbers, in 64 registers, and finishes them in steps (epilogues/steps.cuh), one
 // behind the mma of each of the next tile's first K tiles:
 //
-//     tensor cores     k 0 | k 1 | k 2 | ... | k last |        | k 0       | k 1       | k 2       | ...
-//     threads                                         | take() | finish<0> | finish<1> | finish<2> | ...
+//     tensor cores     k 0 | k 1 | k 2 | ... | k last |        | k 0      | k 1      | k 2      | ...
+//     threads                                         | begin  | visit<0> | visit<1> | visit<2> | ...
 //
 // A step that takes longer than the other warpgroup's mma leaves the tensor cores idle too: steps are short. Barriers
 // and copies are CUTLASS's; the scheduler (schedulers/scheduler.cuh) says which tiles a CTA has. Where it splits the
@@ -73,7 +73,7 @@ class OverlappedGemm {
     static constexpr int kSteps = 1;
     CUTLASS_DEVICE bool counts() const { return false; }
     template <int kStep, bool kCounts>
-    CUTLASS_DEVICE void finish() {}
+    CUTLASS_DEVICE void visit() {}
   };
 
   struct SharedStorage {
@@ -212,7 +212,7 @@ class OverlappedGemm {
     pipeline.producer_tail(state);
   }
 
-  // Two warpgroups multiply and finish.
+  // Two warpgroups multiply tiles and visit them.
   CUTLASS_DEVICE static void consume(Params const& params, SharedStorage& storage, Pipeline& pipeline,
                                      TermsPipeline& terms_pipeline) {
     using namespace cute;
@@ -232,9 +232,9 @@ class OverlappedGemm {
             multiply<typename Split::Mma>(storage, pipeline, state, accumulators, count, thread, before);
         const auto at = scheduler.part(i);
         typename Split::Epilogue epilogue(params.epilogue);
-        take_tile(epilogue, first_row(at, kTileM), at.n * Split::kColumns, row, accumulators, storage, pipeline, done,
-                  terms_pipeline, terms);
-        finish_all(epilogue);
+        begin_tile(epilogue, first_row(at, kTileM), at.n * Split::kColumns, row, accumulators, storage, pipeline, done,
+                   terms_pipeline, terms);
+        visit_all(epilogue);
       }
     }
 
@@ -243,25 +243,25 @@ class OverlappedGemm {
     for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
       PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
       const auto at = scheduler.tile(i);
-      take_tile(epilogue, first_row(at, kTileM), at.n * kTileN, row, accumulators, storage, pipeline, done,
-                terms_pipeline, terms);
+      begin_tile(epilogue, first_row(at, kTileM), at.n * kTileN, row, accumulators, storage, pipeline, done,
+                 terms_pipeline, terms);
     }
     cutlass::arch::launch_dependent_grids();
-    finish_all(epilogue);
+    visit_all(epilogue);
   }
 
   // The first operands of the epilogue are read under the last mma, whose stage is `done`.
   template <class E, class Accumulators>
-  CUTLASS_DEVICE static void take_tile(E& epilogue, int m, int n, int row, Accumulators& accumulators,
-                                       SharedStorage& storage, Pipeline& pipeline, PipelineState& done,
-                                       TermsPipeline& terms_pipeline, cutlass::PipelineState<Terms::kCount>& terms) {
+  CUTLASS_DEVICE static void begin_tile(E& epilogue, int m, int n, int row, Accumulators& accumulators,
+                                        SharedStorage& storage, Pipeline& pipeline, PipelineState& done,
+                                        TermsPipeline& terms_pipeline, cutlass::PipelineState<Terms::kCount>& terms) {
     using namespace cute;
     terms_pipeline.consumer_wait(terms);
     AccumulatorScales<typename Epilogue::Terms> scales(storage.terms.stage[terms.index()], row);
     warpgroup_wait<0>();
     warpgroup_fence_operand(accumulators);
     pipeline.consumer_release(done);
-    epilogue.take(m, n, accumulators(_, _0{}, _0{}), scales);
+    epilogue.begin(m, n, accumulators(_, _0{}, _0{}), scales);
     terms_pipeline.consumer_release(terms);
     ++terms;
   }
@@ -275,7 +275,7 @@ class OverlappedGemm {
     const auto operands = TileMma::operands(storage.operands, thread);
     typename TileMma::Registers registers;
     PipelineState done = state;
-    multiply_and_finish<TileMma, 0>(operands, pipeline, state, done, registers, accumulators, before);
+    multiply_and_visit<TileMma, 0>(operands, pipeline, state, done, registers, accumulators, before);
     int k = kSteps;
     CUTLASS_PRAGMA_NO_UNROLL
     for (; k + 1 < count; k += 2) {
@@ -287,12 +287,12 @@ class OverlappedGemm {
   }
 
   template <class TileMma, int kStep, class Operands, class Accumulators, class Before>
-  CUTLASS_DEVICE static void multiply_and_finish(Operands const& operands, Pipeline& pipeline, PipelineState& state,
-                                                 PipelineState& done, typename TileMma::Registers& registers,
-                                                 Accumulators& accumulators, Before& before) {
+  CUTLASS_DEVICE static void multiply_and_visit(Operands const& operands, Pipeline& pipeline, PipelineState& state,
+                                                PipelineState& done, typename TileMma::Registers& registers,
+                                                Accumulators& accumulators, Before& before) {
     if constexpr (kStep < Before::kSteps) {
       TileMma::template k_tile<kStep>(operands, pipeline, state, done, registers, accumulators, before);
-      multiply_and_finish<TileMma, kStep + 1>(operands, pipeline, state, done, registers, accumulators, before);
+      multiply_and_visit<TileMma, kStep + 1>(operands, pipeline, state, done, registers, accumulators, before);
     }
   }
 };

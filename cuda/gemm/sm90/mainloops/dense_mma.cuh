@@ -67,7 +67,7 @@ struct DenseMma {
     }
     warpgroup_commit_batch();
     ++read;
-    if constexpr (kStep < Before::kSteps) finish_step<kStep>(before);
+    if constexpr (kStep < Before::kSteps) visit_step<kStep>(before);
     if constexpr (kStep > 0) {
       warpgroup_wait<1>();
       warpgroup_fence_operand(accumulators);

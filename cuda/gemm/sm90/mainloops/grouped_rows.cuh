@@ -29,26 +29,26 @@ struct RowOrder {
   const void* tail;
 };
 
-// Stock: the collective that CUTLASS builds for tiles of 128 rows and clusters of two CTAs along M, each of which has
+// Base: the collective that CUTLASS builds for tiles of 128 rows and clusters of two CTAs along M, each of which has
 // rows of its own. Its buffers, barriers and products, and the copies of B, stay as they are.
-template <class Stock>
-struct GroupedRowsMainloop : Stock {
-  using typename Stock::DispatchPolicy;
-  using typename Stock::MainloopPipeline;
-  using typename Stock::PipelineState;
-  using typename Stock::TensorStorage;
-  using typename Stock::TileShape;
-  static_assert(sizeof(typename Stock::ElementA) == 2 && cute::size<0>(TileShape{}) == kGradTailTile &&
+template <class Base>
+struct GroupedRowsMainloop : Base {
+  using typename Base::DispatchPolicy;
+  using typename Base::MainloopPipeline;
+  using typename Base::PipelineState;
+  using typename Base::TensorStorage;
+  using typename Base::TileShape;
+  static_assert(sizeof(typename Base::ElementA) == 2 && cute::size<0>(TileShape{}) == kGradTailTile &&
                     cute::size<2>(TileShape{}) == 64,
                 "a tile of 128 rows of 128 bytes");
   static_assert(cute::size<0>(typename DispatchPolicy::ClusterShape{}) == 2 &&
                     cute::size<1>(typename DispatchPolicy::ClusterShape{}) == 1,
                 "two CTAs share the columns");
 
-  struct Arguments : Stock::Arguments {
+  struct Arguments : Base::Arguments {
     RowOrder order;
   };
-  struct Params : Stock::Params {
+  struct Params : Base::Params {
     cute::TmaDescriptor rows, tail;
     int tail_tile;  // the first that `tail` has the rows of
   };
@@ -57,7 +57,7 @@ struct GroupedRowsMainloop : Stock {
   static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
     const auto [m, n, k, l] = shape;
     const int64_t ld = cute::get<0>(args.dA), columns = k;
-    using Element = typename Stock::ElementA;
+    using Element = typename Base::ElementA;
     const auto map = [&](const Element* start, int64_t rows, int64_t token, int64_t group) {
       const MapDim dims[] = {{1, columns, 64},
                              {group * ld, 8, 8},
@@ -71,7 +71,7 @@ struct GroupedRowsMainloop : Stock {
     const int64_t first = first_of_tail(m, kGradTailTile);
     const int64_t whole = tail ? cute::max(first, kGradTokenMultiple) : int64_t{m};
     const auto rows = map(args.ptr_A, whole, args.order.token, args.order.group);
-    return {Stock::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace), rows,
+    return {Base::to_underlying_arguments(cute::make_shape(m, args.order.columns, k, l), args, workspace), rows,
             tail ? map(tail, m - first, 1, 4) : rows, tail ? int(first / kGradTailTile) : INT_MAX};
   }
 
@@ -87,7 +87,7 @@ struct GroupedRowsMainloop : Stock {
                            int k_tiles, int, uint32_t rank_in_cluster, TensorStorage& shared) {
     using namespace cute;
     if (!elect_one_sync()) return;
-    const Tensor b = make_tensor(make_smem_ptr(shared.smem_B.data()), typename Stock::SmemLayoutB{});
+    const Tensor b = make_tensor(make_smem_ptr(shared.smem_B.data()), typename Base::SmemLayoutB{});
     const auto [m, n, _k, l] = coord;
     // The columns of B are the cluster's: each CTA loads half of them, for both.
     const auto copy_b = params.tma_load_b.get_slice(rank_in_cluster);

@@ -21,10 +21,10 @@
 namespace sparse24::cuda {
 
 // For SparseRowsMainloop, with B MN-major: two CTAs along M load 32 of the 64 rows of a K tile each, for both.
-template <class Stock>
+template <class Base>
 class InterleavedRows {
-  using Element = typename Stock::ElementB;
-  using TileShape = typename Stock::TileShape;
+  using Element = typename Base::ElementB;
+  using TileShape = typename Base::TileShape;
   static constexpr int kTileN = cute::size<1>(TileShape{}), kTileK = cute::size<2>(TileShape{});
   static constexpr int kColumns = 64;  // of one copy: rows of 128 bytes
   static_assert(sizeof(Element) == 2 && kTileN % kColumns == 0 && kTileK == 64, "blocks of 64 x 64");
@@ -37,7 +37,7 @@ class InterleavedRows {
   };
 
   template <class ProblemShape>
-  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, RowsOfB const& given) {
+  static Params of(ProblemShape const& shape, typename Base::Arguments const& args, RowsOfB const& given) {
     const auto [m, n, k, l] = shape;
     const int64_t ld = cute::get<1>(args.dB), quarter = cute::max(k / 4, 1);
     const MapDim reordered[] = {{1, n, kColumns}, {quarter * ld, 4, 4}, {ld, quarter, kTileK / 8}};

@@ -11,26 +11,26 @@
 
 namespace sparse24::cuda {
 
-// Stock: the dense collective that CUTLASS builds for K-major operands and clusters of two CTAs. Two along N share the
+// Base: the dense collective that CUTLASS builds for K-major operands and clusters of two CTAs. Two along N share the
 // rows of x. Its buffers, barriers and products, and the copies of x, stay as they are.
-template <class Stock, class Runs>
-struct LaneRunsMainloop : Stock {
-  using typename Stock::MainloopPipeline;
-  using typename Stock::PipelineState;
-  using typename Stock::TensorStorage;
-  using Copies = LaneRunsCopies<Stock, Runs>;
-  static constexpr int kTileK = cute::size<2>(typename Stock::TileShape{});
-  static constexpr int kTileElements = cute::size<1>(typename Stock::TileShape{}) * kTileK;
+template <class Base, class Runs>
+struct LaneRunsMainloop : Base {
+  using typename Base::MainloopPipeline;
+  using typename Base::PipelineState;
+  using typename Base::TensorStorage;
+  using Copies = LaneRunsCopies<Base, Runs>;
+  static constexpr int kTileK = cute::size<2>(typename Base::TileShape{});
+  static constexpr int kTileElements = cute::size<1>(typename Base::TileShape{}) * kTileK;
 
-  using Arguments = typename Stock::Arguments;
-  struct Params : Stock::Params {
+  using Arguments = typename Base::Arguments;
+  struct Params : Base::Params {
     typename Copies::Params of_w;
   };
 
   template <class ProblemShape>
   static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
     const auto [m, n, k, l] = shape;
-    return {Stock::to_underlying_arguments(shape, args, workspace),
+    return {Base::to_underlying_arguments(shape, args, workspace),
             Copies::of(args.ptr_B, cute::get<0>(args.dB), n, k, true, "sparse24.linear")};
   }
 
@@ -40,14 +40,14 @@ struct LaneRunsMainloop : Stock {
   }
 
   // kRows: of B, of a tile or of a part of one, which coord counts.
-  template <int kRows = cute::size<1>(typename Stock::TileShape{}), class TensorA, class TensorB, class KTileIterator,
+  template <int kRows = cute::size<1>(typename Base::TileShape{}), class TensorA, class TensorB, class KTileIterator,
             class BlockCoord>
   CUTLASS_DEVICE void load(Params const& params, MainloopPipeline pipeline, PipelineState write,
                            cute::tuple<TensorA, TensorB> const& inputs, BlockCoord const& coord, KTileIterator k_tile,
                            int k_tiles, int, uint32_t rank_in_cluster, TensorStorage& shared) {
     using namespace cute;
     if (!elect_one_sync()) return;
-    const Tensor a = make_tensor(make_smem_ptr(shared.smem_A.data()), typename Stock::SmemLayoutA{});
+    const Tensor a = make_tensor(make_smem_ptr(shared.smem_A.data()), typename Base::SmemLayoutA{});
     const auto [m, n, _k, l] = coord;
     const auto copy_a = params.tma_load_a.get_slice(Copies::kShared ? 0 : int(rank_in_cluster));
     const Tensor from_a = copy_a.partition_S(get<0>(inputs)(_, _, m, _, l));  // (TMA, TMA_M, TMA_K, k)
@@ -71,10 +71,10 @@ struct LaneRunsMainloop : Stock {
 };
 
 // The rows of B for SparseRowsMainloop; batches are parts of K.
-template <class Stock, class Runs>
+template <class Base, class Runs>
 class LaneRunsRows {
-  using Copies = LaneRunsCopies<Stock, Runs>;
-  static constexpr int kTileK = cute::size<2>(typename Stock::TileShape{});
+  using Copies = LaneRunsCopies<Base, Runs>;
+  static constexpr int kTileK = cute::size<2>(typename Base::TileShape{});
   static_assert(Copies::kShared, "two CTAs share the columns");
 
  public:
@@ -84,7 +84,7 @@ class LaneRunsRows {
   };
 
   template <class ProblemShape>
-  static Params of(ProblemShape const& shape, typename Stock::Arguments const& args, RowsOfB const& rows) {
+  static Params of(ProblemShape const& shape, typename Base::Arguments const& args, RowsOfB const& rows) {
     const auto [m, n, k, l] = shape;
     return {Copies::of(args.ptr_B, cute::get<0>(args.dB), n, int64_t(k) * l, rows.reordered, "sparse24.mm"), int(k)};
   }
@@ -92,7 +92,7 @@ class LaneRunsRows {
   CUTLASS_DEVICE static void prefetch(Params const& params) { Copies::prefetch(params.rows); }
 
   template <class Barrier>
-  CUTLASS_DEVICE static void load(Params const& params, Barrier* barrier, typename Stock::ElementB* stage, int n, int l,
+  CUTLASS_DEVICE static void load(Params const& params, Barrier* barrier, typename Base::ElementB* stage, int n, int l,
                                   int k_tile, int rank_in_cluster) {
     Copies::load(params.rows, barrier, stage, n, l * params.part + k_tile * kTileK, rank_in_cluster);
   }

@@ -75,7 +75,7 @@ struct SparseMma {
     }
     warpgroup_commit_batch();
     ++read;
-    if constexpr (kStep < Before::kSteps) finish_step<kStep>(before);
+    if constexpr (kStep < Before::kSteps) visit_step<kStep>(before);
     if constexpr (kStep > 0) {
       if (arrived) {
         warpgroup_wait<1>();

@@ -10,34 +10,34 @@
 
 namespace sparse24::cuda {
 
-// Stock: the collective that CUTLASS builds for clusters of two CTAs along M, which have rows of A of their own, with
+// Base: the collective that CUTLASS builds for clusters of two CTAs along M, which have rows of A of their own, with
 // their metadata, and share the columns of B. Its buffers, barriers and products stay as they are. Rows:
 //
 //     Params                                              what the kernel is given of B
 //     of(problem, arguments, rows)                        these, for RowsOfB
 //     prefetch(params)                                    the tensor maps in them
 //     load(params, barrier, stage, n, l, k_tile, rank)    one CTA's share of a K tile, to a stage's buffer
-template <class Stock, class Rows>
-struct SparseRowsMainloop : Stock {
-  using typename Stock::MainloopPipeline;
-  using typename Stock::PipelineState;
-  using typename Stock::TensorStorage;
-  using typename Stock::TileShape;
+template <class Base, class Rows>
+struct SparseRowsMainloop : Base {
+  using typename Base::MainloopPipeline;
+  using typename Base::PipelineState;
+  using typename Base::TensorStorage;
+  using typename Base::TileShape;
   static constexpr int kStageElements = cute::size<1>(TileShape{}) * cute::size<2>(TileShape{});
-  static_assert(cute::size<0>(typename Stock::DispatchPolicy::ClusterShape{}) == 2 &&
-                    cute::size<1>(typename Stock::DispatchPolicy::ClusterShape{}) == 1,
+  static_assert(cute::size<0>(typename Base::DispatchPolicy::ClusterShape{}) == 2 &&
+                    cute::size<1>(typename Base::DispatchPolicy::ClusterShape{}) == 1,
                 "two CTAs share the columns");
 
-  struct Arguments : Stock::Arguments {
+  struct Arguments : Base::Arguments {
     RowsOfB rows;
   };
-  struct Params : Stock::Params {
+  struct Params : Base::Params {
     typename Rows::Params of_b;
   };
 
   template <class ProblemShape>
   static Params to_underlying_arguments(ProblemShape const& shape, Arguments const& args, void* workspace) {
-    return {Stock::to_underlying_arguments(shape, args, workspace), Rows::of(shape, args, args.rows)};
+    return {Base::to_underlying_arguments(shape, args, workspace), Rows::of(shape, args, args.rows)};
   }
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
@@ -52,8 +52,8 @@ struct SparseRowsMainloop : Stock {
                            KTileIterator k_tile, int k_tiles, int, uint32_t rank_in_cluster, TensorStorage& shared) {
     using namespace cute;
     if (!elect_one_sync()) return;
-    const Tensor a = make_tensor(make_smem_ptr(shared.smem_A.begin()), typename Stock::SmemLayoutA{});
-    const Tensor e = make_tensor(make_smem_ptr(shared.smem_E.begin()), typename Stock::SmemLayoutE{});
+    const Tensor a = make_tensor(make_smem_ptr(shared.smem_A.begin()), typename Base::SmemLayoutA{});
+    const Tensor e = make_tensor(make_smem_ptr(shared.smem_E.begin()), typename Base::SmemLayoutE{});
     const auto [m, n, _k, l] = coord;
     const auto copy_a = params.tma_load_a.get_slice(0);
     const auto copy_e = params.tma_load_e.get_slice(0);

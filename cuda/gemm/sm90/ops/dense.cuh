@@ -57,12 +57,12 @@ struct DenseProduct {
 };
 
 // Rows of A in their own order: CUTLASS's loads.
-template <class Stock>
-using StockMainloop = Stock;
+template <class Base>
+using BaseMainloop = Base;
 
 // Epilogue: in pingpong one of ours in an adapter that CUTLASS's kernel layer can host, else one in steps. Loads: what
 // a mainloop of CUTLASS's becomes, with `more` arguments than it has.
-template <DType kDType, Major kBMajor, class Tile, class Epilogue, template <class> class Loads = StockMainloop>
+template <DType kDType, Major kBMajor, class Tile, class Epilogue, template <class> class Loads = BaseMainloop>
 struct DenseSm90 {
   static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
   using Element = typename GemmElement<kDType>::type;
@@ -70,12 +70,12 @@ struct DenseSm90 {
       std::conditional_t<kBMajor == Major::kColumn, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
   using Of = DenseKernelOf<Tile, Epilogue>;
   static constexpr int kAlignment = 16 / sizeof(Element);
-  using Stock = typename cutlass::gemm::collective::CollectiveBuilder<
+  using Base = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Element, cutlass::layout::RowMajor, kAlignment, Element,
       LayoutB, kAlignment, float, cute::Shape<cute::Int<Tile::kM>, cute::Int<Tile::kN>, cute::Int<kFp8 ? 128 : 64>>,
       cute::Shape<cute::Int<Tile::kClusterM>, cute::Int<Tile::kClusterN>, cute::_1>, typename Of::Stages,
       GemmSchedule<kFp8, Tile::kPingpong>>::CollectiveOp;
-  using Mainloop = Loads<Stock>;
+  using Mainloop = Loads<Base>;
   using Kernel = typename Of::template Kernel<Mainloop>;
 
   template <class... More>
@@ -86,8 +86,8 @@ struct DenseSm90 {
     cute::get<0>(stride_a) = product.lda;
     cute::get<kBMajor == Major::kColumn ? 0 : 1>(stride_b) = product.ldb;
     typename Kernel::Arguments arguments{{int(product.m), int(product.n), int(product.k), 1}, {}, epilogue, config};
-    const typename Stock::Arguments operands{static_cast<Element const*>(product.a), stride_a,
-                                             static_cast<Element const*>(product.b), stride_b};
+    const typename Base::Arguments operands{static_cast<Element const*>(product.a), stride_a,
+                                            static_cast<Element const*>(product.b), stride_b};
     if constexpr (sizeof...(More) > 0) {
       arguments.mainloop = {operands, more...};
     } else {

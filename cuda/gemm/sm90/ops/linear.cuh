@@ -12,8 +12,8 @@ namespace sparse24::cuda {
 
 template <class Runs>
 struct InRuns {
-  template <class Stock>
-  using Mainloop = LaneRunsMainloop<Stock, Runs>;
+  template <class Base>
+  using Mainloop = LaneRunsMainloop<Base, Runs>;
 };
 
 // Epilogue: in steps.

@@ -23,17 +23,17 @@
 namespace sparse24::cuda {
 
 // CUTLASS's mainloop, or that with loads of ours.
-template <class Stock, bool kMayInterleave, bool kRuns>
+template <class Base, bool kMayInterleave, bool kRuns>
 struct MmMainloop {
-  using type = Stock;
+  using type = Base;
 };
-template <class Stock>
-struct MmMainloop<Stock, true, false> {
-  using type = SparseRowsMainloop<Stock, InterleavedRows<Stock>>;
+template <class Base>
+struct MmMainloop<Base, true, false> {
+  using type = SparseRowsMainloop<Base, InterleavedRows<Base>>;
 };
-template <class Stock>
-struct MmMainloop<Stock, false, true> {
-  using type = SparseRowsMainloop<Stock, LaneRunsRows<Stock, LaneRuns<8>>>;
+template <class Base>
+struct MmMainloop<Base, false, true> {
+  using type = SparseRowsMainloop<Base, LaneRunsRows<Base, LaneRuns<8>>>;
 };
 
 template <DType kDType, Dim kADim, Major kBMajor, GemmTile kTile>
@@ -53,13 +53,13 @@ struct MmSm90 {
   static constexpr bool kRuns = kBMajor == Major::kColumn;
   using Epilogue = TermsAdapter<StoreEpilogue<kM, kN, kRuns>>;
   template <class Stages>
-  using StockOf = typename cutlass::gemm::collective::CollectiveBuilder<
+  using BaseOf = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
       kAlignmentB, float, TileShape, ClusterShape, Stages,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(kSpec.schedule == Schedule::kPingpong)>>::CollectiveOp;
-  using Stock = StockOf<GemmStages<Epilogue>>;
+  using Base = BaseOf<GemmStages<Epilogue>>;
   static constexpr bool kMayInterleave = kADim == Dim::kTokens;
-  using Mainloop = typename MmMainloop<Stock, kMayInterleave, kRuns>::type;
+  using Mainloop = typename MmMainloop<Base, kMayInterleave, kRuns>::type;
   // Batches, the parts of a split K, are CUTLASS's scheduler's.
   using Kernel = PersistentGemm<Mainloop, Epilogue, CutlassScheduler<kSpec.cluster_m, kSpec.cluster_n>>;
   using SparseConfig = typename Mainloop::SparseConfig;
@@ -112,7 +112,7 @@ struct MmSm90 {
     store.bias_dtype = args.bias_dtype;
 
     typename Kernel::Arguments out{{m, n, k, splits}, {}, store, config};
-    static_cast<typename Stock::Arguments&>(out.mainloop) = {
+    static_cast<typename Base::Arguments&>(out.mainloop) = {
         reinterpret_cast<typename Mainloop::ElementA const*>(args.values),
         layout_a(args, k, splits),
         reinterpret_cast<Element const*>(args.b),
@@ -138,8 +138,8 @@ struct MmSm90 {
   static bool launch_overlapped(const typename Kernel::Arguments& of, cudaStream_t stream) {
     using Steps = StoreSteps<kM, kN, kRuns>;
     static_assert(Steps::kSteps == kSpec.min_k_tiles());
-    using OverlappedStock = StockOf<OverlappedStages<Steps>>;
-    using Loads = typename MmMainloop<OverlappedStock, kMayInterleave, kRuns>::type;
+    using OverlappedBase = BaseOf<OverlappedStages<Steps>>;
+    using Loads = typename MmMainloop<OverlappedBase, kMayInterleave, kRuns>::type;
     using Overlapped = OverlappedGemm<Loads, SparseMma<Loads>, Steps, WholeTiles,
                                       SchedulerOf<kSpec.scheduler(), kSpec.cluster_m, kSpec.cluster_n>>;
     const auto [rows, cols, k, parts] = of.problem;
@@ -147,8 +147,8 @@ struct MmSm90 {
     if (parts > 1 || !stores || k < kSpec.min_k_tiles() * of.config.tile_k) return false;
     const auto& m = of.mainloop;
     typename Overlapped::Arguments overlapped{of.problem, {}, {of.epilogue, rows, cols}, of.config};
-    static_cast<typename OverlappedStock::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
-                                                                              m.dB,    m.ptr_E,    m.layout_e};
+    static_cast<typename OverlappedBase::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
+                                                                             m.dB,    m.ptr_E,    m.layout_e};
     if constexpr (kRuns || kMayInterleave) overlapped.mainloop.rows = m.rows;
     launch_gemm<Overlapped>(overlapped, stream, "sparse24.mm: launch");
     return true;
