@@ -105,6 +105,16 @@ def test_the_readme_is_short_and_in_its_order():
     assert len(text.splitlines()) <= 135
 
 
+def test_the_walk_meets_what_it_names():
+    """docs/design/walk.md: each file exists, and the function or class that a step names is a word of its file."""
+    text = (DOCS / "design" / "walk.md").read_text()
+    steps = re.findall(r"^\| (\d+) \| `([^`]+)` \| `([^`]+)` \|", text, re.MULTILINE)
+    assert [int(number) for number, *_ in steps] == list(range(1, len(steps) + 1)) and len(steps) > 30
+    files = re.findall(r"`((?:cpp|cuda|python)/[\w./]+)`", text)
+    assert not [name for name in files if not (ROOT / name).is_file()]
+    assert not [step for step in steps if not re.search(rf"\b{step[2]}\b", (ROOT / step[1]).read_text())]
+
+
 def test_figures_and_tables_are_those_of_the_records():
     run("figures", "--check")
     assert "<!-- fig:fp8-bounded-over-row -->" in (ROOT / "README.md").read_text()
