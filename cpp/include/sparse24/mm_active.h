@@ -1,0 +1,44 @@
+/// @file
+/// mm_active: a dense, mostly zero activation times a weight that is stored by neuron, for few tokens.
+#pragma once
+
+#include "sparse24/types.h"
+
+namespace sparse24 {
+
+/// out = y @ (w * scale_w) + bias, in which rows of w that no token uses are not read.
+///
+/// The sum of an element of out is a chain of float32 multiply-adds over the neurons of a slice, in ascending order and
+/// without those whose y is zero; then the slices, in order, from zero. So it depends on the row of y alone, and the
+/// order on `features` alone.
+struct MmActiveArgs {
+  const void* y;  ///< [tokens, features], contiguous
+  DType dtype;    ///< of y
+  int64_t tokens, features, out_features;
+  const void* w;  ///< [features, out_features], contiguous: row f is what neuron f writes
+  DType w_dtype;  ///< that of y, or kFloat8E4M3
+  const float* scale_w;
+  bool scale_w_per_column;  ///< one for each of out_features, or one
+  const void* bias;         ///< [out_features], or none
+  DType bias_dtype;
+  void* out;  ///< [tokens, out_features], contiguous
+  DType out_dtype;
+  /// [features], not zero where some token uses the neuron; or none: then y is looked at. For CUDA, 8-byte aligned.
+  const uint8_t* active;
+};
+
+/// The most tokens of a call on a GPU.
+inline constexpr int64_t kMaxActiveTokens = 64;
+/// Slices of the neurons that are summed apart.
+inline constexpr int64_t kActiveSlices = 8;
+/// Neurons of a slice; the last ones may have fewer, or none.
+SPARSE24_HD constexpr int64_t active_slice(int64_t features) { return round_up(ceil_div(features, kActiveSlices), 8); }
+
+namespace cpu {
+void mm_active(const MmActiveArgs& args);
+}
+namespace cuda {
+void mm_active(const MmActiveArgs& args, cudaStream_t stream);
+}
+
+}  // namespace sparse24
