@@ -31,9 +31,7 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
 
 __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
   uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address));
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
 }
 // kBytes, 2 to 16, into 32-bit words.
@@ -54,7 +52,8 @@ __device__ __forceinline__ void load_row(uint32_t address, uint32_t* words) {
   }
 }
 
-// ---- clusters ---------------------------------------------------------------------------------------------------------
+// ---- clusters
+// ---------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
@@ -77,7 +76,8 @@ __device__ __forceinline__ float4 load_cluster4(uint32_t address, uint32_t rank)
   return v;
 }
 
-// ---- dependent launches -----------------------------------------------------------------------------------------------
+// ---- dependent launches
+// -----------------------------------------------------------------------------------------------
 
 // The kernel behind this one may start; it waits for the results.
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -7,12 +7,15 @@
 
 namespace sparse24::cuda {
 
+// What a block of a Hopper multiprocessor can have.
+constexpr int kMaxSharedBytes = 227 * 1024;
+
 // kernel<<<blocks, threads, shared_bytes, stream>>>(args) in clusters; with `dependent` it may start before the kernel
 // in front of it is complete, and waits for it itself.
 template <auto Kernel, class Args>
 void launch_few(const char* name, int64_t blocks, int threads, int shared_bytes, int cluster, bool dependent,
                 const Args& args, cudaStream_t stream) {
-  allow_shared_memory<Kernel>(shared_bytes);
+  allow_shared_memory<Kernel>(kMaxSharedBytes);  // once, for every size
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = unsigned(cluster);

@@ -1,12 +1,11 @@
 // The first product for few tokens: the choice of a tile, and the launch.
-#include "few_tokens/linear_few.h"
-
 #include <algorithm>
 #include <tuple>
 
 #include "common/dispatch.cuh"
 #include "few_tokens/launch_few.cuh"
 #include "few_tokens/linear_few.cuh"
+#include "few_tokens/linear_few.h"
 #include "few_tokens/mm_active.h"
 #include "sparse24/device.h"
 
@@ -14,11 +13,10 @@ namespace sparse24::cuda {
 namespace {
 
 // By preference.
-using Tiles = std::tuple<LinearTile<8, 1, true>, LinearTile<16, 1, true>, LinearTile<8, 2, true>,
-                         LinearTile<16, 2, true>, LinearTile<16, 4, false>, LinearTile<32, 4, false>,
-                         LinearTile<64, 4, false>>;
+using Tiles =
+    std::tuple<LinearTile<8, 1, true>, LinearTile<16, 1, true>, LinearTile<8, 2, true>, LinearTile<16, 2, true>,
+               LinearTile<16, 4, false>, LinearTile<32, 4, false>, LinearTile<64, 4, false>>;
 constexpr int kTiles = int(std::tuple_size_v<Tiles>);
-constexpr int64_t kSharedBytes = 227 * 1024;
 
 template <class F, int... kIndices>
 void visit_tile(int tile, std::integer_sequence<int, kIndices...>, F&& f) {
@@ -54,7 +52,7 @@ bool linear_few_tile_fits(int tile, const LinearFewArgs& args) {
   bool fits = false;
   visit_tile(tile, [&](auto shape) {
     using Tile = decltype(shape);
-    fits = args.tokens <= Tile::kTokens && shared_bytes<Tile>(args) <= kSharedBytes;
+    fits = args.tokens <= Tile::kTokens && shared_bytes<Tile>(args) <= kMaxSharedBytes;
   });
   return fits;
 }
@@ -83,7 +81,7 @@ void linear_few(const LinearFewArgs& args, cudaStream_t stream) {
 
 void relu2_mlp_few(const Relu2MlpFewArgs& args, cudaStream_t stream) {
   linear_few(args.first, stream);
-  mm_active_tile(select_active_tile(args.second.tokens, args.second.out_features), true, args.second, stream);
+  mm_active_tile(select_active_tile(args.second), true, args.second, stream);
 }
 
 }  // namespace sparse24::cuda

@@ -47,7 +47,7 @@ struct LinearShape {
   }
   SPARSE24_HD static int64_t shared_bytes(int64_t in) {
     const int64_t x = Tile::kResident ? int64_t{Tile::kTokens} * resident_pitch(in) : int64_t{2} * kStageBytes;
-    return x + kSumBytes + Tile::kPassRows;
+    return x + kSumBytes;
   }
 };
 
@@ -86,7 +86,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t x_at = shared_address(shared);
 
-  launch_dependents();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int group = warp / Tile::kSlices, slice = warp % Tile::kSlices, row8 = lane / 4, quad = lane % 4;
   const int tokens = int(args.tokens), in = int(args.in);
@@ -116,7 +115,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
     valid = load_pass < passes ? max(0, (end - first + 7) / 8) : 0;
     from = w + (row0 + first) * row_bytes + (block0 * kBlock + quad * kVec) * int(sizeof(W));
   };
-  const auto load = [&](uint4 (&to)[kRows8], int block) {
+  const auto load = [&](uint4(&to)[kRows8], int block) {
     const bool exists = block < blocks && (block0 + block) * kBlock + quad * kVec < in;
 #pragma unroll
     for (int r = 0; r < kRows8; ++r) {
@@ -156,14 +155,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
   } else {
     fetch_x(0, 0);
   }
-  const uint32_t x_lane =
-      x_at + row8 * pitch + quad * kVec * 2 +
-      (Tile::kResident ? uint32_t(block0 * kBlock * 2) : uint32_t(slice * Tile::kTokens * pitch));
+  const uint32_t x_lane = x_at + row8 * pitch + quad * kVec * 2 +
+                          (Tile::kResident ? uint32_t(block0 * kBlock * 2) : uint32_t(slice * Tile::kTokens * pitch));
 
   constexpr int kXBytes = Tile::kResident ? 0 : 2 * Shape::kStageBytes;
-  unsigned char* behind = shared + (Tile::kResident ? Tile::kTokens * pitch : kXBytes);
-  auto* sums = reinterpret_cast<float*>(behind);  // [slices][16 tokens][rows of a pass]
-  unsigned char* used = behind + Shape::kSumBytes;
+  auto* sums = reinterpret_cast<float*>(shared + (Tile::kResident ? Tile::kTokens * pitch : kXBytes));  // [slices][16 tokens][rows of a pass]
   int stage = 0;
 
   for (int pass = 0; pass < passes; ++pass) {
@@ -214,7 +210,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
     }
 
     // ---- the sums of the four slices, 16 tokens at a time ----
-    for (int i = threadIdx.x; i < Tile::kPassRows; i += Tile::kThreads) used[i] = 0;
+    if (pass + 1 == passes) launch_dependents();
     const int64_t pass0 = row0 + pass * pass_rows;
     const int pass_end = min(pass_rows, rows - pass * pass_rows);
 #pragma unroll
@@ -241,16 +237,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
         if (args.bias != nullptr) sum = __fadd_rn(sum, to_float(T{}, static_cast<const uint16_t*>(args.bias)[f]));
         const float h = to_float(T{}, uint16_t(pack2(T{}, sum, 0.f)));
         const float kept = h <= args.threshold ? 0.f : h;  // NaN is kept
-        const uint16_t y = uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f));
-        static_cast<uint16_t*>(args.y)[int64_t{16 * m + token} * args.out + f] = y;
-        if ((y & 0x7fff) != 0) used[local] = 1;
-      }
-    }
-    if (args.active != nullptr) {
-      __syncthreads();
-      for (int local = threadIdx.x; local < Tile::kPassRows; local += Tile::kThreads) {
-        const int in_group = local % Tile::kGroupRows, row = local / Tile::kGroupRows * group_rows + in_group;
-        if (in_group < group_rows && row < pass_end) args.active[pass0 + row] = used[local];
+        static_cast<uint16_t*>(args.y)[int64_t{16 * m + token} * args.out + f] =
+            uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f));
       }
     }
     __syncthreads();

@@ -10,12 +10,12 @@
 namespace sparse24::cuda {
 namespace {
 
-// Of 128 features, then of 256; each by the number of tokens.
-using Tiles = std::tuple<ActiveTile<2, 2, 1>, ActiveTile<4, 1, 1>, ActiveTile<4, 1, 2>, ActiveTile<4, 1, 4>,
-                         ActiveTile<4, 1, 8>, ActiveTile<4, 2, 1>, ActiveTile<8, 1, 1>, ActiveTile<8, 1, 2>,
-                         ActiveTile<8, 1, 4>, ActiveTile<8, 1, 4, 16>>;
-constexpr int kTiles = int(std::tuple_size_v<Tiles>);
-constexpr int kFirstWide = 5;
+// For 1, 2, 4 and 8 tokens at a time: 256 columns, 128 columns, and rows of w that are not aligned.
+using Tiles =
+    std::tuple<ActiveTile<8, 1, true>, ActiveTile<8, 2, true>, ActiveTile<8, 4, true>, ActiveTile<8, 8, true>,
+               ActiveTile<4, 1, true>, ActiveTile<4, 2, true>, ActiveTile<4, 4, true>, ActiveTile<4, 8, true>,
+               ActiveTile<4, 1, false>, ActiveTile<4, 2, false>, ActiveTile<4, 4, false>, ActiveTile<4, 8, false>>;
+constexpr int kTiles = int(std::tuple_size_v<Tiles>), kTokenCounts = 4;
 
 template <class F, int... kIndices>
 void visit_tile(int tile, std::integer_sequence<int, kIndices...>, F&& f) {
@@ -31,8 +31,9 @@ void launch(int tile, bool dependent, const MmActiveArgs& args, cudaStream_t str
   visit_tile(tile, [&](auto shape) {
     using Tile = decltype(shape);
     constexpr auto kKernel = mm_active_kernel<Y, W, Tile>;
-    launch_few<kKernel>("mm_active", kActiveSlices * ceil_div(args.out_features, Tile::kFeatures), Tile::kThreads,
-                        sizeof(ActiveStorage<Tile, W>), int(kActiveSlices), dependent, args, stream);
+    const int64_t tiles = ceil_div(args.out_features, Tile::kColumns) * ceil_div(args.tokens, Tile::kTokens);
+    launch_few<kKernel>("mm_active", Tile::kBlocks * tiles, Tile::kThreads, sizeof(ActiveStorage<Tile>), Tile::kBlocks,
+                        dependent, args, stream);
   });
 }
 
@@ -40,15 +41,21 @@ void launch(int tile, bool dependent, const MmActiveArgs& args, cudaStream_t str
 
 int active_tile_count() { return kTiles; }
 
-int active_tile_tokens(int tile) {
-  int tokens = 0;
-  visit_tile(tile, [&](auto shape) { tokens = decltype(shape)::kMaxTokens; });
-  return tokens;
+bool active_tile_fits(int tile, const MmActiveArgs& args) {
+  bool fits = false;
+  visit_tile(tile, [&](auto shape) {
+    using Tile = decltype(shape);
+    const int64_t bytes = Tile::kVec * size_of(args.w_dtype), row_bytes = args.out_features * size_of(args.w_dtype);
+    const bool aligned = row_bytes % bytes == 0 && reinterpret_cast<uintptr_t>(args.w) % bytes == 0;
+    fits = aligned || !Tile::kVectors;
+  });
+  return fits;
 }
 
-int select_active_tile(int64_t tokens, int64_t out_features) {
-  int tile = out_features >= 4096 ? kFirstWide : 0;
-  while (active_tile_tokens(tile) < tokens) ++tile;
+int select_active_tile(const MmActiveArgs& args) {
+  const int of_tokens = args.tokens <= 1 ? 0 : args.tokens <= 2 ? 1 : args.tokens <= 4 ? 2 : 3;
+  int tile = of_tokens + (args.out_features >= 4096 ? 0 : kTokenCounts);
+  while (!active_tile_fits(tile, args)) tile += kTokenCounts;
   return tile;
 }
 
@@ -67,7 +74,7 @@ void mm_active_tile(int tile, bool dependent, const MmActiveArgs& args, cudaStre
 }
 
 void mm_active(const MmActiveArgs& args, cudaStream_t stream) {
-  mm_active_tile(select_active_tile(args.tokens, args.out_features), false, args, stream);
+  mm_active_tile(select_active_tile(args), false, args, stream);
 }
 
 }  // namespace sparse24::cuda

@@ -1,47 +1,47 @@
-// The kernel of mm_active: gathers the rows of w that some token uses, and multiplies each for the tokens that use it.
+// The kernel of mm_active: each warp gathers the rows of w that its tokens use, straight into registers.
 #pragma once
 
-#include "few_tokens/active_list.cuh"
+#include <type_traits>
+
 #include "few_tokens/asynchronous.cuh"
 #include "few_tokens/weights.cuh"
+#include "sparse24/mm_active.h"
 
 namespace sparse24::cuda {
 
-// How a block's warps share a tile of features: kParts of them, each lane with kVec features, for a token; what is left
-// takes further tokens, kTokens a warp.
-template <int kVec_, int kParts_, int kTokens_, int kWarps_ = 8>
+// A warp has 32 * kVec columns of w, kTokens tokens and one slice of the neurons. kVectors: rows of w can be loaded
+// kVec elements at a time.
+template <int kVec_, int kTokens_, bool kVectors_>
 struct ActiveTile {
-  static constexpr int kVec = kVec_, kParts = kParts_, kTokens = kTokens_, kWarps = kWarps_;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kFeatures = 32 * kVec * kParts;
-  static constexpr int kSlots = kWarps / kParts;          // tokens at a time
-  static constexpr int kMaxTokens = kSlots * kTokens;     // tokens in all
-  static constexpr int kNeurons = 8 * kThreads;           // listed at a time
-  static constexpr int kRows = 32;                        // of a stage: one for each lane
-  static constexpr int kUnroll = 4;                       // multiply-adds whose operands are loaded together
-  static constexpr int kBlocks = kWarps > 8 ? 1 : kVec * kTokens > 8 ? 2 : 3;  // of a multiprocessor, at least
+  static constexpr int kVec = kVec_, kTokens = kTokens_;
+  static constexpr bool kVectors = kVectors_;
+  static constexpr int kBlocks = 8;  // of a cluster; each has a slice for each warp
+  static constexpr int kWarps = int(kActiveSlices) / kBlocks, kThreads = 32 * kWarps;
+  static constexpr int kColumns = 32 * kVec;
+  static constexpr int kListed = 512;  // neurons that are listed at a time
 };
 
-// What a lane needs to multiply a row: the activation, and where the row lies in shared memory.
-struct Used {
-  float y;
-  uint32_t row;
+// What a warp knows of its active neurons, in ascending order.
+template <int kTokens>
+struct ActiveList {
+  alignas(16) uint16_t y[512][kTokens];
+  uint16_t neuron[512];
 };
 
-template <class Tile, class W>
-struct ActiveStorage {
-  static constexpr int kRowBytes = Tile::kFeatures * int(sizeof(W));
-  static constexpr int kStageBytes = Tile::kRows * kRowBytes;
-  static constexpr int kStages = kRowBytes >= 512 ? 4 : kRowBytes >= 256 ? 6 : 8;
+// The activations of all tokens of a neuron, as one access.
+template <int kTokens>
+struct alignas(kTokens * 2) TokenBits {
+  uint32_t words[kTokens / 2];
+};
+template <>
+struct TokenBits<1> {
+  uint16_t words[1];
+};
 
-  alignas(16) Used used[Tile::kWarps][Tile::kRows + Tile::kUnroll];
-  alignas(16) unsigned char zeros[kRowBytes];
-  union {
-    alignas(16) unsigned char stages[kStages][kStageBytes];
-    alignas(16) float sums[Tile::kMaxTokens][Tile::kFeatures];  // when all is multiplied
-  };
-  uint16_t list[Tile::kNeurons];
-  int totals[Tile::kWarps];
+template <class Tile>
+union ActiveStorage {
+  ActiveList<Tile::kTokens> lists[Tile::kWarps];
+  alignas(16) float sums[Tile::kWarps][Tile::kTokens][Tile::kColumns];  // when all is multiplied
 };
 
 template <class T>
@@ -63,164 +63,194 @@ __device__ __forceinline__ float load_as(DType dtype, const void* data, int64_t 
   return dtype == DType::kBFloat16 ? to_float(__nv_bfloat16{}, bits) : to_float(__half{}, bits);
 }
 
-// Block (slice, tile) of a grid whose clusters are the slices of one tile. Nothing that a token's sum goes through
-// depends on the other tokens, nor on Tile.
+// Appends the neurons of `first` .. `end`, at most 256, that some of the tokens use; `count` are there.
+template <int kTokens>
+__device__ __forceinline__ int list_active(const uint16_t* y, int tokens, int64_t features, int64_t first, int64_t end,
+                                           bool words, int count, ActiveList<kTokens>& list, int position) {
+  const int lane = threadIdx.x % 32;
+  const int64_t mine = first + 8 * lane;
+  uint32_t values[kTokens][4] = {}, any[4] = {};  // of eight neurons
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    if (t >= tokens || mine >= end) continue;
+    const uint16_t* from = y + t * features + mine;
+    if (words) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      values[t][0] = v.x, values[t][1] = v.y, values[t][2] = v.z, values[t][3] = v.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (mine + i < end) values[t][i / 2] |= uint32_t(from[i]) << (i % 2 * 16);
+      }
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) any[i] |= values[t][i];
+  }
+  uint32_t used = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) used |= uint32_t((any[i / 2] & (i % 2 ? 0x7fff0000u : 0x7fffu)) != 0) << i;
+
+  int upto = __popc(used);
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, upto, step);
+    if (lane >= step) upto += before;
+  }
+  int at = count + upto - __popc(used);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if ((used >> i & 1) == 0) continue;
+    list.neuron[at] = uint16_t(position + 8 * lane + i);
+#pragma unroll
+    for (int t = 0; t < kTokens; t += 2) {
+      const uint32_t a = values[t][i / 2] >> (i % 2 * 16) & 0xffff;
+      if constexpr (kTokens == 1) {
+        list.y[at][0] = uint16_t(a);
+      } else {
+        const uint32_t b = values[t + 1][i / 2] >> (i % 2 * 16) & 0xffff;
+        *reinterpret_cast<uint32_t*>(&list.y[at][t]) = a | b << 16;
+      }
+    }
+    ++at;
+  }
+  return count + __shfl_sync(0xffffffffu, upto, 31);
+}
+
+// kVec elements of a row of w, from column `column` on; zeros where there are none.
+template <class W, class Tile>
+__device__ __forceinline__ void load_columns(const W* row, int64_t column, int64_t columns,
+                                             uint32_t (&words)[Tile::kVec * int(sizeof(W)) / 4]) {
+  constexpr int kWords = Tile::kVec * int(sizeof(W)) / 4;
+  if constexpr (Tile::kVectors) {
+    if (column >= columns) return;
+    const W* from = row + column;
+    if constexpr (kWords == 4) {
+      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                   : "l"(from));
+    } else if constexpr (kWords == 2) {
+      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+    } else {
+      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+    }
+  } else {
+    using Bits = std::conditional_t<sizeof(W) == 2, uint16_t, uint8_t>;
+    constexpr int kPerWord = 4 / int(sizeof(W));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = 0;
+#pragma unroll
+    for (int i = 0; i < Tile::kVec; ++i) {
+      if (column + i >= columns) break;
+      const uint32_t bits = reinterpret_cast<const Bits*>(row)[column + i];
+      words[i / kPerWord] |= bits << (i % kPerWord * 8 * int(sizeof(W)));
+    }
+  }
+}
+
+// Block (slices, tile of columns, group of tokens) of a grid whose clusters have all slices. What a token's sum goes
+// through depends on nothing but its row of y, and its order on `features` alone.
 template <class Y, class W, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) mm_active_kernel(const MmActiveArgs args) {
-  using Storage = ActiveStorage<Tile, W>;
-  constexpr int kVec = Tile::kVec, kStages = Storage::kStages, kRowBytes = Storage::kRowBytes;
+__global__ void __launch_bounds__(Tile::kThreads, 2) mm_active_kernel(const MmActiveArgs args) {
+  constexpr int kVec = Tile::kVec, kTokens = Tile::kTokens, kWords = kVec * int(sizeof(W)) / 4;
+  constexpr int kAhead = kWords == 4 ? 8 : 16;  // rows that are under way
   extern __shared__ __align__(16) unsigned char shared[];
-  Storage& storage = *reinterpret_cast<Storage*>(shared);
+  auto& storage = *reinterpret_cast<ActiveStorage<Tile>*>(shared);
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int part = warp % Tile::kParts, slot = warp / Tile::kParts, tokens = int(args.tokens);
-  const int64_t column0 = int64_t{blockIdx.x / kActiveSlices} * Tile::kFeatures, slice = active_slice(args.features);
-  const int64_t begin = slice * (blockIdx.x % kActiveSlices), end = min(begin + slice, args.features);
-  const auto* y = static_cast<const uint16_t*>(args.y);
-  const auto* w = static_cast<const unsigned char*>(args.w);
-  const int64_t row_bytes = args.out_features * int64_t{sizeof(W)};
+  const unsigned groups = unsigned(ceil_div(args.tokens, kTokens)), block = blockIdx.x / Tile::kBlocks;
+  const int64_t column = int64_t{block / groups} * Tile::kColumns + lane * kVec;
+  const int token0 = int(block % groups) * kTokens, tokens = min(kTokens, int(args.tokens) - token0);
+  const int64_t slice = active_slice(args.features);
+  const int64_t begin = slice * (blockIdx.x % Tile::kBlocks * Tile::kWarps + warp);
+  const int64_t end = min(begin + slice, args.features);
+  const auto* y = static_cast<const uint16_t*>(args.y) + token0 * args.features;
+  const auto* w = static_cast<const W*>(args.w);
   const bool words = args.features % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
-  const bool vectors = row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(args.w) % 16 == 0;
-  const uint32_t lane_offset = uint32_t(part * 32 + lane) * kVec * sizeof(W);
+  ActiveList<kTokens>& list = storage.lists[warp];
 
-  for (int i = threadIdx.x; i < kRowBytes / 4; i += Tile::kThreads) reinterpret_cast<uint32_t*>(storage.zeros)[i] = 0;
-
-  float sums[Tile::kTokens][kVec] = {};
+  float sums[kTokens][kVec] = {};
   wait_for_predecessors();
-
-  for (int64_t first = begin; first < end; first += Tile::kNeurons) {
-    __syncthreads();  // list and stages are free, zeros are written
-    const int count = list_used<Tile::kWarps>(
-        used_of_eight(y, args.active, tokens, args.features, first + 8 * threadIdx.x, end, words), storage.list,
-        storage.totals);
-    const int batches = (count + Tile::kRows - 1) / Tile::kRows;
-
-    // Rows `batch` * 32 and following of the list, to their stage.
-    const auto fetch = [&](int batch) {
-      const int rows = min(Tile::kRows, count - batch * Tile::kRows);
-      unsigned char* stage = storage.stages[batch % kStages];
-      const uint16_t* list = storage.list + batch * Tile::kRows;
-      if (vectors) {
-        constexpr int kChunks = kRowBytes / 16;
-        const uint32_t to = shared_address(stage);
-#pragma unroll
-        for (int i = threadIdx.x; i < Tile::kRows * kChunks; i += Tile::kThreads) {
-          const int row = i / kChunks, at = i % kChunks * 16;
-          if (row < rows && column0 * int(sizeof(W)) + at < row_bytes) {
-            copy16_async(to + row * kRowBytes + at, w + (first + list[row]) * row_bytes + column0 * int(sizeof(W)) + at);
-          }
-        }
-      } else {
-        for (int i = threadIdx.x; i < rows * Tile::kFeatures; i += Tile::kThreads) {
-          const int row = i / Tile::kFeatures, at = i % Tile::kFeatures;
-          if (column0 + at >= args.out_features) continue;
-          using Bits = std::conditional_t<sizeof(W) == 2, uint16_t, uint8_t>;
-          reinterpret_cast<Bits*>(stage)[i] =
-              reinterpret_cast<const Bits*>(w)[(first + list[row]) * args.out_features + column0 + at];
-        }
-      }
-    };
-    // Activations of the tokens of this warp, at the row of the batch that is this lane's.
-    uint32_t next[Tile::kTokens] = {};
-    const auto look_up = [&](int batch) {
-      const int at = batch * Tile::kRows + lane;
-      const int64_t neuron = at < count ? first + storage.list[at] : -1;
-#pragma unroll
-      for (int i = 0; i < Tile::kTokens; ++i) {
-        const int token = slot + Tile::kSlots * i;
-        next[i] = token < tokens && neuron >= 0 ? y[token * args.features + neuron] : 0;
-      }
-    };
-
-#pragma unroll
-    for (int batch = 0; batch < kStages - 1; ++batch) {
-      if (batch < batches) fetch(batch);
-      commit_copies();
+  for (int64_t first = begin; first < end; first += Tile::kListed) {
+    __syncwarp();  // the list is free
+    int count = 0;
+#pragma unroll 1
+    for (int part = 0; part < Tile::kListed && first + part < end; part += 256) {
+      count = list_active(y, tokens, args.features, first + part, min(first + part + 256, end), words, count, list, part);
     }
-    look_up(0);
-    for (int batch = 0; batch < batches; ++batch) {
-      wait_for_copies<kStages - 2>();
-      __syncthreads();
-      if (batch + kStages - 1 < batches) fetch(batch + kStages - 1);
-      commit_copies();
-      uint32_t bits[Tile::kTokens];
-#pragma unroll
-      for (int i = 0; i < Tile::kTokens; ++i) bits[i] = next[i];
-      if (batch + 1 < batches) look_up(batch + 1);
+    __syncwarp();
 
-      const uint32_t stage = shared_address(storage.stages[batch % kStages]);
-      Used* mine = storage.used[warp];
-      const uint32_t used_at = shared_address(mine);
+    uint32_t ring[kAhead][kWords] = {};
+    const W* rows = w + first * args.out_features;
+    const auto load = [&](uint32_t (&to)[kWords], int i) {
+      load_columns<W, Tile>(rows + list.neuron[i] * args.out_features, column, args.out_features, to);
+    };
 #pragma unroll
-      for (int i = 0; i < Tile::kTokens; ++i) {
-        const bool active = (bits[i] & 0x7fff) != 0;
-        const uint32_t mask = __ballot_sync(0xffffffffu, active);
-        if (mask == 0) continue;
-        const int rows = __popc(mask);
-        __syncwarp();
-        if (active) {
-          mine[__popc(mask & ((1u << lane) - 1))] = {to_float(Y{}, uint16_t(bits[i])), stage + lane * kRowBytes};
-        }
-        // Rows of zeros round the number up: they add nothing.
-        if (lane < Tile::kUnroll - 1) mine[rows + lane] = {0.f, shared_address(storage.zeros)};
-        __syncwarp();
-        for (int row = 0; row < rows; row += Tile::kUnroll) {
-          constexpr int kWords = (kVec * int(sizeof(W)) + 3) / 4;
-          uint32_t words_of[Tile::kUnroll][kWords];
-          float factor[Tile::kUnroll];
+    for (int d = 0; d < kAhead; ++d) {
+      if (d < count) load(ring[d], d);
+    }
+    for (int i0 = 0; i0 < count; i0 += kAhead) {
 #pragma unroll
-          for (int j = 0; j < Tile::kUnroll; j += 2) {
-            const uint4 two = load_shared4(used_at + (row + j) * uint32_t(sizeof(Used)));
-            factor[j] = __uint_as_float(two.x);
-            factor[j + 1] = __uint_as_float(two.z);
-            load_row<kVec * int(sizeof(W))>(two.y + lane_offset, words_of[j]);
-            load_row<kVec * int(sizeof(W))>(two.w + lane_offset, words_of[j + 1]);
-          }
+      for (int d = 0; d < kAhead; ++d) {
+        const int i = i0 + d;
+        if (i >= count) break;
+        float weights[kVec];
+        widen<W>(ring[d], weights);
+        if (i + kAhead < count) load(ring[d], i + kAhead);
+        const auto of_tokens = *reinterpret_cast<const TokenBits<kTokens>*>(list.y[i]);
 #pragma unroll
-          for (int j = 0; j < Tile::kUnroll; ++j) {
-            float weights[kVec];
-            widen<W>(words_of[j], weights);
+        for (int t = 0; t < kTokens; ++t) {
+          const uint32_t bits = of_tokens.words[t / 2] >> (t % 2 * 16) & 0xffff;
+          if (kTokens > 1 && (bits & 0x7fff) == 0) continue;
+          const float factor = to_float(Y{}, uint16_t(bits));
 #pragma unroll
-            for (int v = 0; v < kVec; ++v) sums[i][v] = __fmaf_rn(factor[j], weights[v], sums[i][v]);
-          }
+          for (int v = 0; v < kVec; ++v) sums[t][v] = __fmaf_rn(factor, weights[v], sums[t][v]);
         }
       }
     }
   }
 
-  wait_for_copies<0>();
-  __syncthreads();  // stages become sums
+  __syncthreads();  // lists become sums
 #pragma unroll
-  for (int i = 0; i < Tile::kTokens; ++i) {
-    float* to = &storage.sums[slot + Tile::kSlots * i][(part * 32 + lane) * kVec];
+  for (int t = 0; t < kTokens; ++t) {
 #pragma unroll
-    for (int v = 0; v < kVec; ++v) to[v] = sums[i][v];
+    for (int v = 0; v < kVec; v += 4) {
+      *reinterpret_cast<float4*>(&storage.sums[warp][t][lane * kVec + v]) = {sums[t][v], sums[t][v + 1], sums[t][v + 2],
+                                                                             sums[t][v + 3]};
+    }
+  }
+  __syncthreads();
+  constexpr int kQuads = Tile::kColumns / 4, kAllQuads = kTokens * kQuads;
+  auto* quads = reinterpret_cast<float4*>(storage.sums);
+  const auto add = [](float4& to, const float4& from) {
+    to = {__fadd_rn(to.x, from.x), __fadd_rn(to.y, from.y), __fadd_rn(to.z, from.z), __fadd_rn(to.w, from.w)};
+  };
+  for (int q = threadIdx.x; q < kAllQuads; q += Tile::kThreads) {
+    float4 total{0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int s = 0; s < Tile::kWarps; ++s) add(total, quads[s * kAllQuads + q]);
+    quads[q] = total;
   }
   sync_cluster();
-  constexpr int kQuads = Tile::kFeatures / 4;
   for (int q = int(cluster_rank()) * Tile::kThreads + threadIdx.x; q < tokens * kQuads;
-       q += int(kActiveSlices) * Tile::kThreads) {
-    const int64_t token = q / kQuads, column = column0 + q % kQuads * 4;
-    if (column >= args.out_features) continue;
-    const uint32_t at = shared_address(&storage.sums[0][0]) + q * 16;
-    float4 of_slice[kActiveSlices];
+       q += Tile::kBlocks * Tile::kThreads) {
+    const int64_t token = token0 + q / kQuads, from = int64_t{block / groups} * Tile::kColumns + q % kQuads * 4;
+    if (from >= args.out_features) continue;
+    float4 parts[Tile::kBlocks], total{0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-    for (int s = 0; s < kActiveSlices; ++s) of_slice[s] = load_cluster4(at, s);
-    float total[4] = {};
+    for (int b = 0; b < Tile::kBlocks; ++b) parts[b] = load_cluster4(shared_address(quads + q), b);
 #pragma unroll
-    for (int s = 0; s < kActiveSlices; ++s) {
-      total[0] = __fadd_rn(total[0], of_slice[s].x);
-      total[1] = __fadd_rn(total[1], of_slice[s].y);
-      total[2] = __fadd_rn(total[2], of_slice[s].z);
-      total[3] = __fadd_rn(total[3], of_slice[s].w);
-    }
+    for (int b = 0; b < Tile::kBlocks; ++b) add(total, parts[b]);
+    const float of_column[4] = {total.x, total.y, total.z, total.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (column + i >= args.out_features) break;
-      float v = total[i];
-      if (args.scale_w != nullptr) v = __fmul_rn(v, args.scale_w[args.scale_w_per_column ? column + i : 0]);
-      if (args.bias != nullptr) v = __fadd_rn(v, load_as(args.bias_dtype, args.bias, column + i));
-      store_as(args.out_dtype, args.out, token * args.out_features + column + i, v);
+      if (from + i >= args.out_features) break;
+      float v = of_column[i];
+      if (args.scale_w != nullptr) v = __fmul_rn(v, args.scale_w[args.scale_w_per_column ? from + i : 0]);
+      if (args.bias != nullptr) v = __fadd_rn(v, load_as(args.bias_dtype, args.bias, from + i));
+      store_as(args.out_dtype, args.out, token * args.out_features + from + i, v);
     }
   }
   sync_cluster();  // the others may still read the sums of this block

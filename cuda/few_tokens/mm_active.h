@@ -5,11 +5,10 @@
 
 namespace sparse24::cuda {
 
-// Tiles that are compiled: how many, and the most tokens of each.
 int active_tile_count();
-int active_tile_tokens(int tile);
-// The tile for this many tokens.
-int select_active_tile(int64_t tokens, int64_t out_features);
+// Whether the tile can read the rows of w. Any takes any number of tokens: in groups.
+bool active_tile_fits(int tile, const MmActiveArgs& args);
+int select_active_tile(const MmActiveArgs& args);
 
 // `dependent`: started before the kernel in front of it, which writes y, is complete.
 void mm_active_tile(int tile, bool dependent, const MmActiveArgs& args, cudaStream_t stream);

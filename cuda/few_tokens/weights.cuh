@@ -1,7 +1,9 @@
 // Weights as they lie in registers: to float32, and to the 16-bit type of the activations.
 #pragma once
 
-#include "common/vocabulary.cuh"
+#include <cuda_fp8.h>
+
+#include "common/packed.cuh"
 
 namespace sparse24::cuda {
 

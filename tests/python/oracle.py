@@ -255,3 +255,23 @@ class Pattern:
             a.scatter_(2, self.kept[..., slot, None], codes[..., slot, None])
         a = a.reshape(m, 4 * groups)
         return from_bits(a if self.dim == -1 else a.t()[: self.rows], values.dtype)
+
+
+def mm_active(y: Tensor, w: Tensor, scale_w: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """In float32: the neurons of a slice in ascending order, without the zeros of a token; then eight slices; then all."""
+    y, w = y.float().cpu(), w.float().cpu()
+    features = y.shape[1]
+    length = round_up(round_up(features, 64) // 64, 8)
+    total = torch.zeros(y.shape[0], w.shape[1])
+    for group in range(0, features, 8 * length or 1):
+        of_group = torch.zeros_like(total)
+        for begin in range(group, min(features, group + 8 * length), length):
+            part = torch.zeros_like(total)
+            for f in range(begin, min(features, begin + length)):
+                used = y[:, f] != 0
+                part[used] += y[used, f, None] * w[f]
+            of_group += part
+        total += of_group
+    if scale_w is not None:
+        total = total * scale_w.cpu().reshape(-1)
+    return total if bias is None else total + bias.float().cpu()

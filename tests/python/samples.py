@@ -44,6 +44,7 @@ class Case:
     hot: bool = False
     roots: bool = False
     threshold: float = 0.0
+    w_dtype: torch.dtype | None = None  # of the weights, where it is not `dtype`
 
     def __str__(self) -> str:
         name = f"{self.op}-{str(self.dtype).removeprefix('torch.')}-dim{self.dim}"
@@ -54,6 +55,7 @@ class Case:
             + "-hot" * self.hot
             + "-roots" * self.roots
             + "-threshold" * (self.threshold > 0)
+            + "-float8_weights" * (self.w_dtype is not None)
         )
 
     def make(self, device: str, layout: str = "contiguous", requires_grad: bool = False, seed: int = 0) -> Sample:
@@ -80,6 +82,13 @@ class Case:
             root = torch.relu(x)
             y = laid_out(root if self.roots else root.square())
             return Sample(self.op, (*self._product(device, laid_out, seed), y, self.roots))
+        if self.op == "mm_active":
+            w = normal(COLS, N, dtype=torch.float32, seed=seed + 1).to(self.w_dtype or self.dtype).to(device)
+            scale = torch.full((N,), 0.5, device=device) if self.w_dtype else None
+            bias = normal(N, dtype=torch.float32, seed=seed + 2).to(device)
+            return Sample(self.op, (laid_out(torch.relu(x)), relayout(w, layout), scale, bias))
+        if self.op == "relu2_mlp_few":
+            return self._few(device, laid_out, seed)
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -125,6 +134,16 @@ class Case:
     def _options(self) -> dict[str, Any]:
         return {"threshold": self.threshold} if self.threshold else {}
 
+    def _few(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> Sample:
+        """Small integers, as in `_linear`."""
+        x, w1 = (integers(n, 48, dtype=self.dtype, seed=seed + n).to(device) for n in (ROWS, COLS))
+        w2_rows = integers(COLS, N, dtype=self.dtype, seed=seed + 1).to(device)
+        if self.w_dtype is None:
+            return Sample(self.op, (laid_out(x), laid_out(w1), laid_out(w2_rows)))
+        scales = torch.full((COLS,), 2.0, device=device), torch.full((1,), 0.5, device=device)
+        bias = integers(COLS, dtype=self.dtype, seed=seed + 2).to(device)
+        return Sample(self.op, (laid_out(x), w1.to(self.w_dtype), w2_rows.to(self.w_dtype), bias, None, *scales, 1.5))
+
     def _gradient(self, device: str, laid_out: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> Sample:
         values, meta = sparse24.compress(x, "relu" if self.roots else "relu2")
         pattern = sparse24.compress_fp8(x, activation="relu2")[1] if self.fp8_meta else meta
@@ -154,6 +173,9 @@ def _cases() -> list[Case]:
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     for op in ("linear_gradient", "linear_relu2_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
+    for op in ("mm_active", "relu2_mlp_few"):
+        for w_dtype in (None, FP8):
+            cases += [Case(op, dtype, -1, differentiable=False, w_dtype=w_dtype) for dtype in DTYPES]
     for op in ("feature_counts", "gather_features", "linear_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False, fp8_meta=True) for dtype in DTYPES]
     cases += [Case("mm", dtype, -2, differentiable=dtype != FP8, interleaved=True) for dtype in (*DTYPES, FP8)]

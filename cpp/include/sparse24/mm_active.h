@@ -9,8 +9,8 @@ namespace sparse24 {
 /// out = y @ (w * scale_w) + bias, in which rows of w that no token uses are not read.
 ///
 /// The sum of an element of out is a chain of float32 multiply-adds over the neurons of a slice, in ascending order and
-/// without those whose y is zero; then the slices, in order, from zero. So it depends on the row of y alone, and the
-/// order on `features` alone.
+/// without those whose y is zero; then eight slices in order, from zero, and then the eight sums of eight in order. So
+/// it depends on the row of y alone, and the order on `features` alone.
 struct MmActiveArgs {
   const void* y;  ///< [tokens, features], contiguous
   DType dtype;    ///< of y
@@ -23,14 +23,14 @@ struct MmActiveArgs {
   DType bias_dtype;
   void* out;  ///< [tokens, out_features], contiguous
   DType out_dtype;
-  /// [features], not zero where some token uses the neuron; or none: then y is looked at. For CUDA, 8-byte aligned.
-  const uint8_t* active;
 };
 
 /// The most tokens of a call on a GPU.
 inline constexpr int64_t kMaxActiveTokens = 64;
 /// Slices of the neurons that are summed apart.
-inline constexpr int64_t kActiveSlices = 8;
+inline constexpr int64_t kActiveSlices = 64;
+/// Slices whose sums are added before those of others: the square root of their number.
+inline constexpr int64_t kActiveGroup = 8;
 /// Neurons of a slice; the last ones may have fewer, or none.
 SPARSE24_HD constexpr int64_t active_slice(int64_t features) { return round_up(ceil_div(features, kActiveSlices), 8); }
 

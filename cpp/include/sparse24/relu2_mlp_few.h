@@ -18,8 +18,7 @@ struct LinearFewArgs {
   bool scale_w_per_row;
   const void* bias;  ///< [out], of x's type, or none
   float threshold;
-  void* y;          ///< [tokens, out], contiguous
-  uint8_t* active;  ///< [out]: 1 where some token's y is not zero, else 0; or none
+  void* y;  ///< [tokens, out], contiguous
 };
 
 /// The second product takes the y of the first: `second` repeats its pointers and sizes.

@@ -124,6 +124,10 @@ def test_schemas():
         "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, "
         "Tensor y_hot, Tensor dh_hot)",
         "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor",
+        "mm_active": "(Tensor y, Tensor w, Tensor? scale_w=None, Tensor? bias=None, *, ScalarType? out_dtype=None) "
+        "-> Tensor",
+        "relu2_mlp_few": "(Tensor x, Tensor w1, Tensor w2_rows, Tensor? b1=None, Tensor? b2=None, "
+        "Tensor? w1_scale=None, Tensor? w2_scale=None, float threshold=0.0) -> Tensor",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")

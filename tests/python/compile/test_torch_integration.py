@@ -133,6 +133,11 @@ def test_wrappers_pass_every_argument(device):
     assert_same_bits(actual, ops.feature_counts(kept, eight, 20, True))
     counts = torch.arange(8, dtype=torch.int32, device=device)
     assert_same_bits(sparse24.densest_features(counts=counts, k=3), ops.densest_features(counts, 3))
+    few, columns = x[:9], x[:64, :16]
+    actual = sparse24.mm_active(y=few, w=columns, bias=bias[:16], out_dtype=torch.float32)
+    assert_same_bits(actual, ops.mm_active(few, columns, None, bias[:16], out_dtype=torch.float32))
+    actual = sparse24.relu2_mlp_few(few, w, columns[:32], b1=bias, threshold=1.0)
+    assert_same_bits(actual, ops.relu2_mlp_few(few, w, columns[:32], bias, None, None, None, 1.0))
     expected = ops.linear_compress(x, w, None, None, None, None, activation="relu2", scaling="row", out_dtype=FP8)
     actual = sparse24.linear_compress(x, w, activation="relu2", scaling="row", out_dtype=FP8)
     assert_same_results(actual, expected)

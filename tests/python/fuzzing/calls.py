@@ -291,6 +291,42 @@ def _linear_relu2_gradient(d: Dice) -> dict[str, Any]:
     }
 
 
+def _mm_active(d: Dice) -> dict[str, Any]:
+    dtype = d.dtype()
+    w_dtype = d.choice((dtype, FP8))
+    tokens, features, columns = d.product((0, 0, 0))
+    if d.device == "cuda" and d.chance(0.9):
+        tokens = min(tokens, 64)
+    return {
+        "y": d.draw((tokens, features), dtype, d.choice(("squares", "zeros", "specials", "integers", "activations"))),
+        "w": d.draw((features, columns), w_dtype),
+        "scale_w": d.maybe_scale(columns) if w_dtype == FP8 else None,
+        "bias": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
+        "out_dtype": d.choice((None, torch.bfloat16, torch.float16, torch.float32)),
+    }
+
+
+def _relu2_mlp_few(d: Dice) -> dict[str, Any]:
+    dtype = d.dtype()
+    first, second = d.choice((dtype, FP8)), d.choice((dtype, FP8))
+    tokens, depth, features = d.product((0, 0, 0))
+    if d.device == "cuda" and d.chance(0.9):
+        tokens = min(tokens, 64)
+    columns = d.columns(d.choice((1, 8)))
+    contents = d.contents()
+    weights = "integers" if contents == "integers" else None
+    return {
+        "x": d.draw(d.choice(((tokens, depth), (1, tokens, depth))), dtype, contents),
+        "w1": d.draw((features, depth), first, weights),
+        "w2_rows": d.draw((features, columns), second, weights),
+        "b1": d.draw((features,), dtype, d.choice(("integers", "normal"))) if d.chance(0.5) else None,
+        "b2": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
+        "w1_scale": d.maybe_scale(features) if first == FP8 else None,
+        "w2_scale": d.maybe_scale(columns) if second == FP8 else None,
+        "threshold": d.choice((0.0, 0.0, 1.5)),
+    }
+
+
 #: Of every op, how its arguments are made, and how often it is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "compress": (_compress, 3),
@@ -308,6 +344,8 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "linear_compress": (_linear_compress, 4),
     "linear_gradient": (_linear_gradient, 4),
     "linear_relu2_gradient": (_linear_relu2_gradient, 2),
+    "mm_active": (_mm_active, 2),
+    "relu2_mlp_few": (_relu2_mlp_few, 2),
 }
 
 

@@ -268,7 +268,7 @@ def quantize_fp8_predict(x, factor) -> Check | None:
 
 def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     """Apply the rule of an op, on a device."""
-    from fuzzing import networks, products
+    from fuzzing import few_tokens, networks, products
 
     tensors = [v for v in values.values() if isinstance(v, Tensor)]
     if any(t.layout != torch.strided for t in tensors):
@@ -279,13 +279,15 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     if isinstance(call, networks.Network):
         check = networks.rule(call, values, device)
     else:
-        function = getattr(products, call.op, None) or globals()[call.op]
+        function = getattr(products, call.op, None) or getattr(few_tokens, call.op, None) or globals()[call.op]
         if call.op == "put_features" and any(t.requires_grad or t.is_neg() or t._is_zerotensor() for t in tensors):
             raise Unsettled  # what may be written to is a matter of autograd too
         check = function(**{name: _plain(v, device) for name, v in values.items()})
     need(len(places) <= 1, "one device")
     first = next(iter(tensors))
     need(places != {"cuda"} or first.dtype != torch.float32 or call.takes_float32_on_cuda, "no float32 on CUDA")
+    if places == {"cuda"} and call.is_op and hasattr(few_tokens, call.op):
+        need(math.prod(first.shape[:-1]) <= few_tokens.MOST, "few tokens on CUDA")
     return check
 
 

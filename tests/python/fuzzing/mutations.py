@@ -155,6 +155,8 @@ def _option(call: Call, d: Dice) -> tuple[str, Any]:
         old = call.args[name]
         near = (old + 1, old - 1, old + 16, 2 * old) if isinstance(old, int) else INTEGERS
         return name, d.choice(INTEGERS if d.chance(0.7) else near)
+    if kind == "float":
+        return name, d.choice((-0.0, -1e-30, 1e300, math.nan, math.inf, 2.0))
     if kind == "str":
         return name, d.choice(WORDS)
     return name, d.choice((True, False, None, "x", 1.5))

@@ -120,6 +120,11 @@ def calls() -> dict[str, Call]:
                 of_name = f"{name}-{tokens}-{None if hot is None else len(hot)}" + "-interleaved" * interleaved
                 operands = numbers(t, d), numbers(d, f), kept(t, f, BF16).abs(), positions(t, f, BF16)
                 add("linear_gradient", of_name, *operands, interleaved, tokens, False, indices)
+        add("mm_active", name, numbers(t, d), numbers(d, f), None, numbers(f))
+        add("mm_active", f"{name}-float8", numbers(t, d), numbers(d, f, dtype=FP8), torch.ones(f), numbers(f))
+        for outputs in (0, 8):
+            biases = numbers(f), numbers(outputs)
+            add("relu2_mlp_few", f"{name}-{outputs}", numbers(t, d), numbers(f, d), numbers(f, outputs), *biases)
     for dim in (-1, -2):
         for rows, cols, parts, count in (
             (0, 8, 2, 3),
