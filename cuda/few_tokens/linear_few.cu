@@ -15,7 +15,7 @@ namespace {
 // By preference.
 using Tiles =
     std::tuple<LinearTile<8, 1, true>, LinearTile<16, 1, true>, LinearTile<8, 2, true>, LinearTile<16, 2, true>,
-               LinearTile<16, 4, false>, LinearTile<32, 4, false>, LinearTile<64, 4, false>>;
+               LinearTile<8, 4, true>, LinearTile<16, 4, false>, LinearTile<32, 4, false>, LinearTile<64, 4, false>>;
 constexpr int kTiles = int(std::tuple_size_v<Tiles>);
 
 template <class F, int... kIndices>

@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
                           (Tile::kResident ? uint32_t(block0 * kBlock * 2) : uint32_t(slice * Tile::kTokens * pitch));
 
   constexpr int kXBytes = Tile::kResident ? 0 : 2 * Shape::kStageBytes;
-  auto* sums = reinterpret_cast<float*>(shared + (Tile::kResident ? Tile::kTokens * pitch : kXBytes));  // [slices][16 tokens][rows of a pass]
+  auto* sums = reinterpret_cast<float*>(
+      shared + (Tile::kResident ? Tile::kTokens * pitch : kXBytes));  // [slices][16 tokens][rows of a pass]
   int stage = 0;
 
   for (int pass = 0; pass < passes; ++pass) {

@@ -1,11 +1,10 @@
 // mm_active: the choice of a tile, and the launch.
-#include "few_tokens/mm_active.h"
-
 #include <tuple>
 
 #include "common/dispatch.cuh"
 #include "few_tokens/launch_few.cuh"
 #include "few_tokens/mm_active.cuh"
+#include "few_tokens/mm_active.h"
 
 namespace sparse24::cuda {
 namespace {

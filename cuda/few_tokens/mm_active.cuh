@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) mm_active_kernel(const MmAc
     int count = 0;
 #pragma unroll 1
     for (int part = 0; part < Tile::kListed && first + part < end; part += 256) {
-      count = list_active(y, tokens, args.features, first + part, min(first + part + 256, end), words, count, list, part);
+      count =
+          list_active(y, tokens, args.features, first + part, min(first + part + 256, end), words, count, list, part);
     }
     __syncwarp();
 
