@@ -18,29 +18,21 @@ struct ActiveTile {
   static constexpr int kBlocks = 8;  // of a cluster; each has a slice for each warp
   static constexpr int kWarps = int(kActiveSlices) / kBlocks, kThreads = 32 * kWarps;
   static constexpr int kColumns = 32 * kVec;
-  static constexpr int kListed = 512;  // neurons that are listed at a time
+  static constexpr int kResident = kVec * kTokens > 32 ? 1 : 2;  // blocks of a multiprocessor, at least
+  static constexpr int kListed = kTokens < 8 ? 512 : 256;        // neurons that are listed at a time
 };
 
-// What a warp knows of its active neurons, in ascending order.
-template <int kTokens>
+// What a warp knows of its active neurons, in ascending order, and of some more without an activation behind them.
+template <class Tile>
 struct ActiveList {
-  alignas(16) uint16_t y[512][kTokens];
-  uint16_t neuron[512];
-};
-
-// The activations of all tokens of a neuron, as one access.
-template <int kTokens>
-struct alignas(kTokens * 2) TokenBits {
-  uint32_t words[kTokens / 2];
-};
-template <>
-struct TokenBits<1> {
-  uint16_t words[1];
+  static constexpr int kPadding = 16;
+  alignas(16) float y[Tile::kListed + kPadding][Tile::kTokens];
+  uint16_t neuron[Tile::kListed + kPadding];
 };
 
 template <class Tile>
 union ActiveStorage {
-  ActiveList<Tile::kTokens> lists[Tile::kWarps];
+  ActiveList<Tile> lists[Tile::kWarps];
   alignas(16) float sums[Tile::kWarps][Tile::kTokens][Tile::kColumns];  // when all is multiplied
 };
 
@@ -64,9 +56,10 @@ __device__ __forceinline__ float load_as(DType dtype, const void* data, int64_t 
 }
 
 // Appends the neurons of `first` .. `end`, at most 256, that some of the tokens use; `count` are there.
-template <int kTokens>
+template <class Y, class Tile>
 __device__ __forceinline__ int list_active(const uint16_t* y, int tokens, int64_t features, int64_t first, int64_t end,
-                                           bool words, int count, ActiveList<kTokens>& list, int position) {
+                                           bool words, int count, ActiveList<Tile>& list, int position) {
+  constexpr int kTokens = Tile::kTokens;
   const int lane = threadIdx.x % 32;
   const int64_t mine = first + 8 * lane;
   uint32_t values[kTokens][4] = {}, any[4] = {};  // of eight neurons
@@ -105,14 +98,8 @@ __device__ __forceinline__ int list_active(const uint16_t* y, int tokens, int64_
     if ((used >> i & 1) == 0) continue;
     list.neuron[at] = uint16_t(position + 8 * lane + i);
 #pragma unroll
-    for (int t = 0; t < kTokens; t += 2) {
-      const uint32_t a = values[t][i / 2] >> (i % 2 * 16) & 0xffff;
-      if constexpr (kTokens == 1) {
-        list.y[at][0] = uint16_t(a);
-      } else {
-        const uint32_t b = values[t + 1][i / 2] >> (i % 2 * 16) & 0xffff;
-        *reinterpret_cast<uint32_t*>(&list.y[at][t]) = a | b << 16;
-      }
+    for (int t = 0; t < kTokens; ++t) {
+      list.y[at][t] = to_float(Y{}, uint16_t(values[t][i / 2] >> (i % 2 * 16)));
     }
     ++at;
   }
@@ -153,7 +140,7 @@ __device__ __forceinline__ void load_columns(const W* row, int64_t column, int64
 // Block (slices, tile of columns, group of tokens) of a grid whose clusters have all slices. What a token's sum goes
 // through depends on nothing but its row of y, and its order on `features` alone.
 template <class Y, class W, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, 2) mm_active_kernel(const MmActiveArgs args) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_kernel(const MmActiveArgs args) {
   constexpr int kVec = Tile::kVec, kTokens = Tile::kTokens, kWords = kVec * int(sizeof(W)) / 4;
   constexpr int kAhead = kWords == 4 ? 8 : 16;  // rows that are under way
   extern __shared__ __align__(16) unsigned char shared[];
@@ -169,47 +156,80 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) mm_active_kernel(const MmAc
   const auto* y = static_cast<const uint16_t*>(args.y) + token0 * args.features;
   const auto* w = static_cast<const W*>(args.w);
   const bool words = args.features % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
-  ActiveList<kTokens>& list = storage.lists[warp];
+  ActiveList<Tile>& list = storage.lists[warp];
 
   float sums[kTokens][kVec] = {};
   wait_for_predecessors();
-  for (int64_t first = begin; first < end; first += Tile::kListed) {
-    __syncwarp();  // the list is free
-    int count = 0;
+  // A row is multiplied for all tokens, whose zeros then add nothing, unless a weight is infinite or NaN: that shows in
+  // the sums, and the slice is done again with care.
+  for (bool careful = false;; careful = true) {
+    for (int64_t first = begin; first < end; first += Tile::kListed) {
+      __syncwarp();  // the list is free
+      int count = 0;
 #pragma unroll 1
-    for (int part = 0; part < Tile::kListed && first + part < end; part += 256) {
-      count =
-          list_active(y, tokens, args.features, first + part, min(first + part + 256, end), words, count, list, part);
-    }
-    __syncwarp();
-
-    uint32_t ring[kAhead][kWords] = {};
-    const W* rows = w + first * args.out_features;
-    const auto load = [&](uint32_t (&to)[kWords], int i) {
-      load_columns<W, Tile>(rows + list.neuron[i] * args.out_features, column, args.out_features, to);
-    };
-#pragma unroll
-    for (int d = 0; d < kAhead; ++d) {
-      if (d < count) load(ring[d], d);
-    }
-    for (int i0 = 0; i0 < count; i0 += kAhead) {
-#pragma unroll
-      for (int d = 0; d < kAhead; ++d) {
-        const int i = i0 + d;
-        if (i >= count) break;
+      for (int part = 0; part < Tile::kListed && first + part < end; part += 256) {
+        count = list_active<Y>(y, tokens, args.features, first + part, min(first + part + 256, end), words, count, list,
+                               part);
+      }
+      __syncwarp();
+      if (count == 0) continue;
+      const W* rows = w + first * args.out_features;
+      const auto load = [&](uint32_t (&to)[kWords], int i) {
+        load_columns<W, Tile>(rows + list.neuron[i] * args.out_features, column, args.out_features, to);
+      };
+      const auto multiply = [&](const uint32_t (&from)[kWords], int i, bool all) {
         float weights[kVec];
-        widen<W>(ring[d], weights);
-        if (i + kAhead < count) load(ring[d], i + kAhead);
-        const auto of_tokens = *reinterpret_cast<const TokenBits<kTokens>*>(list.y[i]);
+        widen<W>(from, weights);
 #pragma unroll
         for (int t = 0; t < kTokens; ++t) {
-          const uint32_t bits = of_tokens.words[t / 2] >> (t % 2 * 16) & 0xffff;
-          if (kTokens > 1 && (bits & 0x7fff) == 0) continue;
-          const float factor = to_float(Y{}, uint16_t(bits));
+          const float factor = list.y[i][t];
+          if (!all && factor == 0.f) continue;
 #pragma unroll
           for (int v = 0; v < kVec; ++v) sums[t][v] = __fmaf_rn(factor, weights[v], sums[t][v]);
         }
+      };
+      if (careful) {
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+          uint32_t row[kWords] = {};
+          load(row, i);
+          multiply(row, i, false);
+        }
+        continue;
       }
+
+      const int padded = (count + kAhead - 1) / kAhead * kAhead;
+      if (count + lane < padded) {
+        list.neuron[count + lane] = list.neuron[count - 1];
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) list.y[count + lane][t] = 0.f;
+      }
+      __syncwarp();
+      uint32_t ring[kAhead][kWords] = {};
+#pragma unroll
+      for (int d = 0; d < kAhead; ++d) load(ring[d], d);
+      for (int i = kAhead; i < padded; i += kAhead) {
+#pragma unroll
+        for (int d = 0; d < kAhead; ++d) {
+          multiply(ring[d], i - kAhead + d, true);
+          load(ring[d], i + d);
+        }
+      }
+#pragma unroll
+      for (int d = 0; d < kAhead; ++d) multiply(ring[d], padded - kAhead + d, true);
+    }
+    if (careful) break;
+    bool nan = false;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) nan = nan || sums[t][v] != sums[t][v];
+    }
+    if (!__any_sync(0xffffffffu, nan)) break;
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) sums[t][v] = 0.f;
     }
   }
 
