@@ -1,4 +1,5 @@
-// The kernel of mm_active: each warp gathers the rows of w that its tokens use, straight into registers.
+// The kernel of mm_active: each warp gathers the rows of w that its tokens use, sixteen ahead, and each lane multiplies
+// what it has copied itself: no warp waits for another before the sums are added.
 #pragma once
 
 #include <type_traits>
@@ -22,18 +23,21 @@ struct ActiveTile {
   static constexpr int kListed = kTokens < 8 ? 512 : 256;        // neurons that are listed at a time
 };
 
-// What a warp knows of its active neurons, in ascending order, and of some more without an activation behind them.
+// What a warp knows of its active neurons, in ascending order.
 template <class Tile>
 struct ActiveList {
-  static constexpr int kPadding = 16;
-  alignas(16) float y[Tile::kListed + kPadding][Tile::kTokens];
-  uint16_t neuron[Tile::kListed + kPadding];
+  alignas(16) float y[Tile::kListed][Tile::kTokens];
+  uint16_t neuron[Tile::kListed];
 };
 
-template <class Tile>
-union ActiveStorage {
-  ActiveList<Tile> lists[Tile::kWarps];
-  alignas(16) float sums[Tile::kWarps][Tile::kTokens][Tile::kColumns];  // when all is multiplied
+template <class Tile, class W>
+struct ActiveStorage {
+  static constexpr int kAhead = 16;  // rows of w that are under way
+  union {
+    ActiveList<Tile> lists[Tile::kWarps];
+    alignas(16) float sums[Tile::kWarps][Tile::kTokens][Tile::kColumns];  // when all is multiplied
+  };
+  alignas(16) unsigned char rows[Tile::kWarps][kAhead][Tile::kColumns * sizeof(W)];
 };
 
 template <class T>
@@ -63,17 +67,22 @@ __device__ __forceinline__ int list_active(const uint16_t* y, int tokens, int64_
   const int lane = threadIdx.x % 32;
   const int64_t mine = first + 8 * lane;
   uint32_t values[kTokens][4] = {}, any[4] = {};  // of eight neurons
+  if (words) {
+    if (mine < end) {
+      // All tokens that a warp can have, so that no load waits for another; those that are not there are the last one.
 #pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    if (t >= tokens || mine >= end) continue;
-    const uint16_t* from = y + t * features + mine;
-    if (words) {
-      const uint4 v = *reinterpret_cast<const uint4*>(from);
-      values[t][0] = v.x, values[t][1] = v.y, values[t][2] = v.z, values[t][3] = v.w;
-    } else {
+      for (int t = 0; t < kTokens; ++t) {
+        const uint4 v = *reinterpret_cast<const uint4*>(y + min(t, tokens - 1) * features + mine);
+        values[t][0] = v.x, values[t][1] = v.y, values[t][2] = v.z, values[t][3] = v.w;
+      }
+    }
+  } else {
+    for (int i = 0; i < 8 && mine + i < end; ++i) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (mine + i < end) values[t][i / 2] |= uint32_t(from[i]) << (i % 2 * 16);
+      for (int t = 0; t < kTokens; ++t) {
+        const uint32_t bits = y[min(t, tokens - 1) * features + mine + i];
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) values[t][pair] |= i / 2 == pair ? bits << (i % 2 * 16) : 0;
       }
     }
   }
@@ -106,35 +115,20 @@ __device__ __forceinline__ int list_active(const uint16_t* y, int tokens, int64_
   return count + __shfl_sync(0xffffffffu, upto, 31);
 }
 
-// kVec elements of a row of w, from column `column` on; zeros where there are none.
+// Starts to copy kVec elements of a row of w, from column `column` on, to where this lane, and no other, reads them.
 template <class W, class Tile>
-__device__ __forceinline__ void load_columns(const W* row, int64_t column, int64_t columns,
-                                             uint32_t (&words)[Tile::kVec * int(sizeof(W)) / 4]) {
-  constexpr int kWords = Tile::kVec * int(sizeof(W)) / 4;
+__device__ __forceinline__ void fetch_columns(unsigned char* to, const W* row, int64_t column, int64_t columns) {
+  constexpr int kBytes = Tile::kVec * int(sizeof(W));
   if constexpr (Tile::kVectors) {
-    if (column >= columns) return;
-    const W* from = row + column;
-    if constexpr (kWords == 4) {
-      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                   : "l"(from));
-    } else if constexpr (kWords == 2) {
-      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
-    } else {
-      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
-    }
+    if (column < columns) copy_async<kBytes>(shared_address(to), row + column);
   } else {
     using Bits = std::conditional_t<sizeof(W) == 2, uint16_t, uint8_t>;
-    constexpr int kPerWord = 4 / int(sizeof(W));
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = 0;
 #pragma unroll
     for (int i = 0; i < Tile::kVec; ++i) {
-      if (column + i >= columns) break;
-      const uint32_t bits = reinterpret_cast<const Bits*>(row)[column + i];
-      words[i / kPerWord] |= bits << (i % kPerWord * 8 * int(sizeof(W)));
+      if (column + i < columns) reinterpret_cast<Bits*>(to)[i] = reinterpret_cast<const Bits*>(row)[column + i];
     }
   }
+  commit_copies();
 }
 
 // Block (slices, tile of columns, group of tokens) of a grid whose clusters have all slices. What a token's sum goes
@@ -142,9 +136,9 @@ __device__ __forceinline__ void load_columns(const W* row, int64_t column, int64
 template <class Y, class W, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_kernel(const MmActiveArgs args) {
   constexpr int kVec = Tile::kVec, kTokens = Tile::kTokens, kWords = kVec * int(sizeof(W)) / 4;
-  constexpr int kAhead = kWords == 4 ? 8 : 16;  // rows that are under way
+  constexpr int kBytes = kVec * int(sizeof(W)), kAhead = ActiveStorage<Tile, W>::kAhead;
   extern __shared__ __align__(16) unsigned char shared[];
-  auto& storage = *reinterpret_cast<ActiveStorage<Tile>*>(shared);
+  auto& storage = *reinterpret_cast<ActiveStorage<Tile, W>*>(shared);
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const unsigned groups = unsigned(ceil_div(args.tokens, kTokens)), block = blockIdx.x / Tile::kBlocks;
@@ -157,6 +151,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_ker
   const auto* w = static_cast<const W*>(args.w);
   const bool words = args.features % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
   ActiveList<Tile>& list = storage.lists[warp];
+  unsigned char* mine = storage.rows[warp][0] + lane * kBytes;
 
   float sums[kTokens][kVec] = {};
   wait_for_predecessors();
@@ -174,12 +169,15 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_ker
       __syncwarp();
       if (count == 0) continue;
       const W* rows = w + first * args.out_features;
-      const auto load = [&](uint32_t (&to)[kWords], int i) {
-        load_columns<W, Tile>(rows + list.neuron[i] * args.out_features, column, args.out_features, to);
+      const auto fetch = [&](int i) {
+        fetch_columns<W, Tile>(mine + i % kAhead * (Tile::kColumns * int(sizeof(W))),
+                               rows + list.neuron[i] * args.out_features, column, args.out_features);
       };
-      const auto multiply = [&](const uint32_t (&from)[kWords], int i, bool all) {
+      const auto multiply = [&](int i, bool all) {
+        uint32_t bits[kWords];
+        load_row<kBytes>(shared_address(mine) + i % kAhead * (Tile::kColumns * int(sizeof(W))), bits);
         float weights[kVec];
-        widen<W>(from, weights);
+        widen<W>(bits, weights);
 #pragma unroll
         for (int t = 0; t < kTokens; ++t) {
           const float factor = list.y[i][t];
@@ -191,32 +189,30 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_ker
       if (careful) {
 #pragma unroll 1
         for (int i = 0; i < count; ++i) {
-          uint32_t row[kWords] = {};
-          load(row, i);
-          multiply(row, i, false);
+          fetch(i);
+          wait_for_copies<0>();
+          multiply(i, false);
         }
         continue;
       }
-
-      const int padded = (count + kAhead - 1) / kAhead * kAhead;
-      if (count + lane < padded) {
-        list.neuron[count + lane] = list.neuron[count - 1];
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) list.y[count + lane][t] = 0.f;
-      }
-      __syncwarp();
-      uint32_t ring[kAhead][kWords] = {};
-#pragma unroll
-      for (int d = 0; d < kAhead; ++d) load(ring[d], d);
-      for (int i = kAhead; i < padded; i += kAhead) {
-#pragma unroll
-        for (int d = 0; d < kAhead; ++d) {
-          multiply(ring[d], i - kAhead + d, true);
-          load(ring[d], i + d);
+      for (int i = 0; i < kAhead - 1; ++i) {
+        if (i < count) {
+          fetch(i);
+        } else {
+          commit_copies();
         }
       }
-#pragma unroll
-      for (int d = 0; d < kAhead; ++d) multiply(ring[d], padded - kAhead + d, true);
+#pragma unroll 2
+      for (int i = 0; i < count; ++i) {
+        wait_for_copies<kAhead - 2>();
+        if (i + kAhead - 1 < count) {
+          fetch(i + kAhead - 1);
+        } else {
+          commit_copies();
+        }
+        multiply(i, true);
+      }
     }
     if (careful) break;
     bool nan = false;

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse24.format import FP8, WIDE
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
-    FP8,
-    WIDE,
     check_device,
     check_dtype,
     check_same_dtype,
