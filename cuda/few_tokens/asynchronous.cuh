@@ -13,15 +13,6 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 __device__ __forceinline__ void copy16_async(uint32_t to, const void* from, bool exists = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
-// 4, 8 or 16 bytes.
-template <int kBytes>
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
-  if constexpr (kBytes == 16) {
-    copy16_async(to, from);
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
-  }
-}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most the newest kGroups groups of this thread are under way.
 template <int kGroups>
@@ -43,24 +34,6 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
 }
-// kBytes, 2 to 16, into 32-bit words.
-template <int kBytes>
-__device__ __forceinline__ void load_row(uint32_t address, uint32_t* words) {
-  if constexpr (kBytes == 16) {
-    const uint4 v = load_shared4(address);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-  } else if constexpr (kBytes == 8) {
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "r"(address));
-  } else if constexpr (kBytes == 4) {
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(words[0]) : "r"(address));
-  } else {
-    static_assert(kBytes == 2);
-    uint16_t half;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(address));
-    words[0] = half;
-  }
-}
-
 // ---- clusters
 // ---------------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,8 @@ void launch(int tile, bool dependent, const MmActiveArgs& args, cudaStream_t str
     using Tile = decltype(shape);
     constexpr auto kKernel = mm_active_kernel<Y, W, Tile>;
     const int64_t tiles = ceil_div(args.out_features, Tile::kColumns) * ceil_div(args.tokens, Tile::kTokens);
-    launch_few<kKernel>("mm_active", Tile::kBlocks * tiles, Tile::kThreads, int(sizeof(ActiveStorage<Tile, W>)),
-                        Tile::kBlocks, dependent, args, stream);
+    launch_few<kKernel>("mm_active", Tile::kBlocks * tiles, Tile::kThreads, sizeof(ActiveStorage<Tile>), Tile::kBlocks,
+                        dependent, args, stream);
   });
 }
 

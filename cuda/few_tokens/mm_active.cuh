@@ -1,5 +1,4 @@
-// The kernel of mm_active: each warp gathers the rows of w that its tokens use, sixteen ahead, and each lane multiplies
-// what it has copied itself: no warp waits for another before the sums are added.
+// The kernel of mm_active: each warp gathers the rows of w that its tokens use, straight into registers.
 #pragma once
 
 #include <type_traits>
@@ -19,25 +18,23 @@ struct ActiveTile {
   static constexpr int kBlocks = 8;  // of a cluster; each has a slice for each warp
   static constexpr int kWarps = int(kActiveSlices) / kBlocks, kThreads = 32 * kWarps;
   static constexpr int kColumns = 32 * kVec;
-  static constexpr int kResident = kVec * kTokens > 32 ? 1 : 2;  // blocks of a multiprocessor, at least
-  static constexpr int kListed = kTokens < 8 ? 512 : 256;        // neurons that are listed at a time
+  // Blocks of a multiprocessor, at least: with one, clusters of eight do not fill all of them at once.
+  static constexpr int kResident = 2;
+  static constexpr int kListed = kTokens < 8 ? 512 : 256;  // neurons that are listed at a time
 };
 
-// What a warp knows of its active neurons, in ascending order.
+// What a warp knows of its active neurons, in ascending order, and of some more without an activation behind them.
 template <class Tile>
 struct ActiveList {
-  alignas(16) float y[Tile::kListed][Tile::kTokens];
-  uint16_t neuron[Tile::kListed];
+  static constexpr int kPadding = 16;
+  alignas(16) float y[Tile::kListed + kPadding][Tile::kTokens];
+  uint16_t neuron[Tile::kListed + kPadding];
 };
 
-template <class Tile, class W>
-struct ActiveStorage {
-  static constexpr int kAhead = 16;  // rows of w that are under way
-  union {
-    ActiveList<Tile> lists[Tile::kWarps];
-    alignas(16) float sums[Tile::kWarps][Tile::kTokens][Tile::kColumns];  // when all is multiplied
-  };
-  alignas(16) unsigned char rows[Tile::kWarps][kAhead][Tile::kColumns * sizeof(W)];
+template <class Tile>
+union ActiveStorage {
+  ActiveList<Tile> lists[Tile::kWarps];
+  alignas(16) float sums[Tile::kWarps][Tile::kTokens][Tile::kColumns];  // when all is multiplied
 };
 
 template <class T>
@@ -115,20 +112,35 @@ __device__ __forceinline__ int list_active(const uint16_t* y, int tokens, int64_
   return count + __shfl_sync(0xffffffffu, upto, 31);
 }
 
-// Starts to copy kVec elements of a row of w, from column `column` on, to where this lane, and no other, reads them.
+// kVec elements of a row of w, from column `column` on; zeros where there are none.
 template <class W, class Tile>
-__device__ __forceinline__ void fetch_columns(unsigned char* to, const W* row, int64_t column, int64_t columns) {
-  constexpr int kBytes = Tile::kVec * int(sizeof(W));
+__device__ __forceinline__ void load_columns(const W* row, int64_t column, int64_t columns,
+                                             uint32_t (&words)[Tile::kVec * int(sizeof(W)) / 4]) {
+  constexpr int kWords = Tile::kVec * int(sizeof(W)) / 4;
   if constexpr (Tile::kVectors) {
-    if (column < columns) copy_async<kBytes>(shared_address(to), row + column);
+    if (column >= columns) return;
+    const W* from = row + column;
+    if constexpr (kWords == 4) {
+      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                   : "l"(from));
+    } else if constexpr (kWords == 2) {
+      asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+    } else {
+      asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+    }
   } else {
     using Bits = std::conditional_t<sizeof(W) == 2, uint16_t, uint8_t>;
+    constexpr int kPerWord = 4 / int(sizeof(W));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = 0;
 #pragma unroll
     for (int i = 0; i < Tile::kVec; ++i) {
-      if (column + i < columns) reinterpret_cast<Bits*>(to)[i] = reinterpret_cast<const Bits*>(row)[column + i];
+      if (column + i >= columns) break;
+      const uint32_t bits = reinterpret_cast<const Bits*>(row)[column + i];
+      words[i / kPerWord] |= bits << (i % kPerWord * 8 * int(sizeof(W)));
     }
   }
-  commit_copies();
 }
 
 // Block (slices, tile of columns, group of tokens) of a grid whose clusters have all slices. What a token's sum goes
@@ -136,9 +148,9 @@ __device__ __forceinline__ void fetch_columns(unsigned char* to, const W* row, i
 template <class Y, class W, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_kernel(const MmActiveArgs args) {
   constexpr int kVec = Tile::kVec, kTokens = Tile::kTokens, kWords = kVec * int(sizeof(W)) / 4;
-  constexpr int kBytes = kVec * int(sizeof(W)), kAhead = ActiveStorage<Tile, W>::kAhead;
+  constexpr int kAhead = kWords == 4 ? 8 : 16;  // rows that are under way
   extern __shared__ __align__(16) unsigned char shared[];
-  auto& storage = *reinterpret_cast<ActiveStorage<Tile, W>*>(shared);
+  auto& storage = *reinterpret_cast<ActiveStorage<Tile>*>(shared);
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const unsigned groups = unsigned(ceil_div(args.tokens, kTokens)), block = blockIdx.x / Tile::kBlocks;
@@ -151,7 +163,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_ker
   const auto* w = static_cast<const W*>(args.w);
   const bool words = args.features % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
   ActiveList<Tile>& list = storage.lists[warp];
-  unsigned char* mine = storage.rows[warp][0] + lane * kBytes;
 
   float sums[kTokens][kVec] = {};
   wait_for_predecessors();
@@ -169,15 +180,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_ker
       __syncwarp();
       if (count == 0) continue;
       const W* rows = w + first * args.out_features;
-      const auto fetch = [&](int i) {
-        fetch_columns<W, Tile>(mine + i % kAhead * (Tile::kColumns * int(sizeof(W))),
-                               rows + list.neuron[i] * args.out_features, column, args.out_features);
+      const auto load = [&](uint32_t (&to)[kWords], int i) {
+        load_columns<W, Tile>(rows + list.neuron[i] * args.out_features, column, args.out_features, to);
       };
-      const auto multiply = [&](int i, bool all) {
-        uint32_t bits[kWords];
-        load_row<kBytes>(shared_address(mine) + i % kAhead * (Tile::kColumns * int(sizeof(W))), bits);
+      const auto multiply = [&](const uint32_t (&from)[kWords], int i, bool all) {
         float weights[kVec];
-        widen<W>(bits, weights);
+        widen<W>(from, weights);
 #pragma unroll
         for (int t = 0; t < kTokens; ++t) {
           const float factor = list.y[i][t];
@@ -189,30 +197,32 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident) mm_active_ker
       if (careful) {
 #pragma unroll 1
         for (int i = 0; i < count; ++i) {
-          fetch(i);
-          wait_for_copies<0>();
-          multiply(i, false);
+          uint32_t row[kWords] = {};
+          load(row, i);
+          multiply(row, i, false);
         }
         continue;
       }
+
+      const int padded = (count + kAhead - 1) / kAhead * kAhead;
+      if (count + lane < padded) {
+        list.neuron[count + lane] = list.neuron[count - 1];
 #pragma unroll
-      for (int i = 0; i < kAhead - 1; ++i) {
-        if (i < count) {
-          fetch(i);
-        } else {
-          commit_copies();
+        for (int t = 0; t < kTokens; ++t) list.y[count + lane][t] = 0.f;
+      }
+      __syncwarp();
+      uint32_t ring[kAhead][kWords] = {};
+#pragma unroll
+      for (int d = 0; d < kAhead; ++d) load(ring[d], d);
+      for (int i = kAhead; i < padded; i += kAhead) {
+#pragma unroll
+        for (int d = 0; d < kAhead; ++d) {
+          multiply(ring[d], i - kAhead + d, true);
+          load(ring[d], i + d);
         }
       }
-#pragma unroll 2
-      for (int i = 0; i < count; ++i) {
-        wait_for_copies<kAhead - 2>();
-        if (i + kAhead - 1 < count) {
-          fetch(i + kAhead - 1);
-        } else {
-          commit_copies();
-        }
-        multiply(i, true);
-      }
+#pragma unroll
+      for (int d = 0; d < kAhead; ++d) multiply(ring[d], padded - kAhead + d, true);
     }
     if (careful) break;
     bool nan = false;
