@@ -258,7 +258,7 @@ class Pattern:
 
 
 def mm_active(y: Tensor, w: Tensor, scale_w: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """In float32: the neurons of a slice in ascending order, without the zeros of a token; then eight slices; then all."""
+    """In float32: the neurons of a slice in ascending order, without zeros of y; then eight slices; then all."""
     y, w = y.float().cpu(), w.float().cpu()
     features = y.shape[1]
     length = round_up(round_up(features, 64) // 64, 8)
