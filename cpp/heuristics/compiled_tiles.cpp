@@ -58,9 +58,10 @@ LinearTiles linear_relu2_tiles(DType x, DType y) {
 }
 
 LinearTiles linear_compress_tiles(DType x, DType y, DType meta) {
-  LinearTiles tiles;
-#define SPARSE24_LINEAR_COMPRESS(of_x, hidden, of_y, of_meta, tile) \
-  if (DType::of_x == x && DType::of_y == y && DType::of_meta == meta) tiles.push_back(GemmTile::tile);
+  LinearTiles tiles;  // metadata of both 16-bit types is the same
+#define SPARSE24_LINEAR_COMPRESS(of_x, hidden, of_y, of_meta, tile)                             \
+  if (DType::of_x == x && DType::of_y == y && meta_atom_k(DType::of_meta) == meta_atom_k(meta)) \
+    tiles.push_back(GemmTile::tile);
 #include "sparse24/tiles.def"
   return tiles;
 }

@@ -48,7 +48,7 @@ class ConvertConfig:
     min_tokens: int | None = None
     recompute: bool = False
     decisions: Mapping[str, bool | str] = field(default_factory=dict)
-    threshold: float = 0.0
+    threshold: float = 0
 
     def __post_init__(self) -> None:
         modes = ", ".join(f'"{name}"' for name in _PRECISION)

@@ -101,7 +101,8 @@ class Conversion:
     options: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return ", ".join([f"precision={self.precision}", *(f"{name}={value}" for name, value in self.options.items())])
+        options = sorted(self.options.items(), key=lambda option: option[0] == "recipe")  # the longest comes last
+        return ", ".join([f"precision={self.precision}", *(f"{name}={value}" for name, value in options)])
 
 
 def converted_class(base: type[nn.Module]) -> type[nn.Module]:

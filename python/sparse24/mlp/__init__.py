@@ -68,7 +68,7 @@ def relu2_mlp(
     hot_features: Tensor | None = None,
     recompute: bool = False,
     sparse: bool = True,
-    threshold: float = 0.0,
+    threshold: float = 0,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 

@@ -81,7 +81,7 @@ class ReLU2MLP(nn.Module):
         min_tokens: int | None = None,
         recipe: Recipe | None = None,
         recompute: bool = False,
-        threshold: float = 0.0,
+        threshold: float = 0,
     ) -> None:
         super().__init__()
         if precision not in ("auto", "16bit", "fp8"):

@@ -26,11 +26,12 @@ class ActivationFunction:
     kind : {"relu2", "relu", "none"}
         ``max(h, 0)**2`` of a pre-activation h; ``max(h, 0)``, which is the root of that; or h.
     threshold : float
-        What h has to exceed, compared in float32: else the activation is zero. With "none" there is none.
+        What h has to exceed, compared in float32: else the activation is zero. With "none" there is none. Its default
+        is the integer wherever there is one: of a float the Dynamo of torch 2.11 makes a symbol, and traces again.
     """
 
     kind: Activation = "relu2"
-    threshold: float = 0.0
+    threshold: float = 0
 
     @property
     def options(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ __all__ = ["compress", "compress_fp8", "compress_like", "decompress"]
 
 
 def compress(
-    x: Tensor, activation: Activation = "none", dim: Dim = -1, *, threshold: float = 0.0
+    x: Tensor, activation: Activation = "none", dim: Dim = -1, *, threshold: float = 0
 ) -> tuple[Tensor, Tensor]:
     """Apply an activation and keep the two largest magnitudes of each group of four.
 
@@ -88,7 +88,7 @@ def compress_fp8(
     dim: Dim = -1,
     scaling: Scaling = "row",
     *,
-    threshold: float = 0.0,
+    threshold: float = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Apply an activation, keep two of four as `compress` does, and store them as float8_e4m3fn.
 

@@ -103,7 +103,7 @@ def relu2_mlp_few(
     b2: Tensor | None = None,
     w1_scale: Tensor | None = None,
     w2_scale: Tensor | None = None,
-    threshold: float = 0.0,
+    threshold: float = 0,
 ) -> Tensor:
     """Run a squared-ReLU network for few tokens: exactly, without pruning, in one call.
 

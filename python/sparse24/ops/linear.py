@@ -47,7 +47,7 @@ def linear_relu2(
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
     activation: OutputActivation = "relu2",
-    threshold: float = 0.0,
+    threshold: float = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Multiply, add the bias, and store the squared ReLU of the result.
 
@@ -129,7 +129,7 @@ def linear_compress(
     scaling: OutputScaling = "given",
     out_dtype: torch.dtype | None = None,
     statistics: bool = True,
-    threshold: float = 0.0,
+    threshold: float = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Multiply, add the bias, and store the squared ReLU of the result as 2:4 along its features.
 

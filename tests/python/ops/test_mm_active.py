@@ -159,8 +159,8 @@ def test_refuses_a_backward_pass(device):
 BF16, F32 = torch.bfloat16, torch.float32
 ERRORS = {
     "rank of y": (lambda y, w: ((y[0], w), {}), r"y to have 2 dimensions, got 1 with shape \(16\)"),
-    "type of y": (lambda y, w: ((y.long(), w), {}), r"y to be bfloat16, float16.*, got int64"),
-    "float8 y": (lambda y, w: ((y.to(FP8), w), {}), r"y to be bfloat16, float16.*, got float8_e4m3fn"),
+    "type of y": (lambda y, w: ((y.long(), w), {}), r"y to be bfloat16(,| or) float16.*, got int64"),
+    "float8 y": (lambda y, w: ((y.to(FP8), w), {}), r"y to be bfloat16(,| or) float16.*, got float8_e4m3fn"),
     "type of w": (
         lambda y, w: ((y, w.half()), {}),
         r"w to be bfloat16 \(the dtype of y\) or float8_e4m3fn, got float16",

@@ -149,7 +149,7 @@ def ones(*shape: int, like: Tensor, dtype: torch.dtype = BF16) -> Tensor:
 
 ERRORS = {
     "scalar x": (lambda x, w1, w2: (x[0, 0], w1, w2), r"x to have at least 1 dimension, got 0 with shape \(\)"),
-    "type of x": (lambda x, w1, w2: (x.long(), w1, w2), r"x to be bfloat16, float16.*, got int64"),
+    "type of x": (lambda x, w1, w2: (x.long(), w1, w2), r"x to be bfloat16(,| or) float16.*, got int64"),
     "type of w1": (
         lambda x, w1, w2: (x, w1.half(), w2),
         r"w1 to be bfloat16 \(the dtype of x\) or float8_e4m3fn, got float16",
