@@ -1,80 +1,15 @@
-"""Tables, drawings, the threshold and the merging of benchmark records, on records made up here."""
+"""Tables, the threshold and the merging of benchmark records, on records made up for tests."""
 
 import json
-import re
 
 import pytest
 from benches import run
+from made_up_records import FACTS, MODELS, NARROW, SWEEPS, WIDE, record, size, sweep
 
 from bench.reporting import merge, report, summary, tables, threshold
 from bench.reporting.origins import Origins
 from sparse24.bench import results
 from sparse24.bench import text as terminal
-from sparse24.mlp import pays
-
-FACTS = {
-    "gpu": "Made up",
-    "torch": "2",
-    "cuda": "13",
-    "driver": "1",
-    "sparse24": "0",
-    "commit": "c",
-    "date": "2026-01-01",
-}
-WIDE, NARROW = (4096, 16384), (1664, 6656)
-DENSE = {"bf16": "torch_compile", "fp8": "scaled_mm_row"}
-
-
-def record(tokens, ffn, dtype, variant, role, us, **more):
-    fields = {
-        "bench": "ffn_forward",
-        "problem": f"T {tokens}, D {ffn[0]}, F {ffn[1]}, {more.get('zeros', 0.9)}",
-        "variant": variant,
-        "dtype": dtype,
-        "tokens": tokens,
-        "d_model": ffn[0],
-        "d_ff": ffn[1],
-        "zeros": 0.9,
-        "pattern": "iid",
-        "race": "forward",
-        "role": role,
-        "verified": us is not None,
-        "median_us": us,
-        "iqr_us": 1.0,
-        "tflops_dense_equivalent": 100.0,
-        "pruning_error": 0.016,
-    }
-    return fields | FACTS | more
-
-
-def size(tokens, ffn, dtype, speedup, **more):
-    """All variants of one size: ours takes 100 us, or is not verified where the speed-up is None."""
-    dense = 100.0 * (speedup or 1.0)
-    return [
-        record(tokens, ffn, dtype, DENSE[dtype], "dense", 1.1 * dense, **more),
-        record(tokens, ffn, dtype, "fused_dense", "dense", dense, **more),
-        record(tokens, ffn, dtype, "cusparselt", "cusparselt", 120.0, **more),
-        record(tokens, ffn, dtype, "sparse24", "sparse24", 100.0 if speedup else None, **more),
-        record(tokens, ffn, dtype, "sparse24_composed", "part", 104.0, **more),
-    ]
-
-
-def sweep(ffn, dtype, speedups):
-    return [r for tokens, speedup in speedups.items() for r in size(tokens, ffn, dtype, speedup, sizes="sweep")]
-
-
-SWEEPS = [
-    *sweep(WIDE, "bf16", {128: 0.7, 512: 1.02, 1024: 0.99, 2048: 1.1, 8192: 1.2}),
-    *sweep(WIDE, "fp8", {128: 0.9, 512: 1.0, 1024: 1.1, 2048: 1.2, 8192: 1.3}),
-    *sweep(NARROW, "bf16", {512: 1.1, 1024: 1.1, 2048: 1.1}),
-    *sweep(NARROW, "fp8", {512: 0.8, 1024: 1.01, 2048: 1.1}),
-]
-# Neither many tokens of one size, nor another share of zeros, belongs to a sweep.
-MODELS = [
-    *size(32768, (768, 3072), "bf16", 0.96, model="nanochat d12", sizes="users"),
-    *size(8192, (3072, 9216), "fp8", 1.25, model="Mini-4B", sizes="large"),
-    *size(8192, (3072, 9216), "fp8", 0.5, model="Mini-4B", sizes="large", zeros=0.5),
-]
 
 
 def test_threshold_is_where_it_never_loses_again():
@@ -273,63 +208,6 @@ def test_merge_takes_a_problem_from_the_last_call_that_has_it(tmp_path):
     assert merge.merge([first, gemm1]) == first + gemm1
 
 
-def texts(path):
-    """All that is written in a drawing."""
-    return re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
-
-
-def test_drawings_show_the_losing_region(tmp_path):
-    pytest.importorskip("matplotlib")
-    exact = record(8192, (3072, 9216), "fp8", "sparse24_fused", "part", 110.0, sizes="large")
-    results.write_json(tmp_path / "ffn_forward.json", [*SWEEPS, *MODELS, exact])
-    printed = run("plot", tmp_path)
-    assert "nothing to draw for mm" in printed
-    drawn = (tmp_path / "ffn_forward.svg").read_text()
-    written = texts(tmp_path / "ffn_forward.svg")
-    panels = [text for text in written if "90 % zeros" in text]
-    assert len(panels) == 4 and {"dense is faster", "8,192", "cuSPARSELt, composed of torch's ops"} <= set(written)
-    labels = set(texts(tmp_path / "ffn_forward_sizes.svg"))
-    assert {"torch._scaled_mm by row, compiled", "sparse24, bounded scales", "sparse24, exact scales"} <= labels
-    run("plot", tmp_path)
-    assert (tmp_path / "ffn_forward.svg").read_text() == drawn  # the same records, the same file
-
-
-def test_no_point_of_a_sweep_is_cut_off():
-    """And what relu2_mlp runs dense is an empty marker, by the rule of the library."""
-    pytest.importorskip("matplotlib")
-    from matplotlib.colors import to_rgba
-
-    from bench.reporting.plots import forward
-
-    axes = forward.draw_sweeps(SWEEPS).axes
-    panels = [(dtype, ffn) for dtype in ("bf16", "fp8") for ffn in (NARROW, WIDE)]
-    assert [axis.get_title() for axis in axes] == [
-        f"{dtype}, {d} -> {f} -> {d}, 90 % zeros" for dtype, (d, f) in panels
-    ]
-    speedups = ((1.1,), (0.7, 1.02, 0.99, 1.1, 1.2), (0.8, 1.01, 1.1), (0.9, 1.0, 1.1, 1.2, 1.3))
-    for axis, (dtype, (d_model, d_ff)), expected in zip(axes, panels, speedups, strict=True):
-        (ours,) = (line for line in axis.lines if line.get_label() == "sparse24")
-        assert {round(y, 2) for y in ours.get_ydata()} == set(expected)
-        low, high = axis.get_ylim()
-        assert low < 0.7 and high > 1.3
-        filled = [tuple(colour) != to_rgba("white") for colour in axis.collections[0].get_facecolors()]
-        assert filled == [pays(int(t), d_ff, d_model, fp8=dtype == "fp8") for t in ours.get_xdata()]
-
-
-def test_every_bar_has_a_name_and_a_colour_one_meaning():
-    pytest.importorskip("matplotlib")
-    from bench.reporting.plots import forward
-    from sparse24.bench import drawing
-
-    names = {}
-    for axis in forward.draw_sizes([*SWEEPS, *MODELS]).axes:
-        for bars in axis.containers:
-            assert not bars.get_label().startswith("_")  # matplotlib leaves it out of the legend
-            names.setdefault(bars.patches[0].get_facecolor(), set()).add(bars.get_label().partition(",")[0])
-    assert len(names) >= 4 and all(len(of_colour) == 1 for of_colour in names.values())
-    assert all(not drawing.variant(name).name.startswith("_") for name in (*drawing.VARIANTS, "_another"))
-
-
 def test_committed_records_and_drawings_are_small():
     """Compact, as `merge` writes them."""
     from bench.reporting import compact
@@ -342,14 +220,6 @@ def test_committed_records_and_drawings_are_small():
         content = json.loads(path.read_text())
         if isinstance(content, list):
             assert compact.compact(content) == content, path
-
-
-def test_nothing_is_drawn_of_nothing(tmp_path):
-    pytest.importorskip("matplotlib")
-
-    results.write_json(tmp_path / "ffn_forward.json", size(8192, WIDE, "bf16", 1.2, zeros=0.5))
-    run("plot", tmp_path, status=1)
-    assert not list(tmp_path.glob("*.svg"))
 
 
 def test_models_before_and_after_conversion():

@@ -1,125 +1,19 @@
 """linear_relu2 and linear_compress: bit for bit the separate steps, wherever the sums of the product are exact."""
 
-from dataclasses import dataclass
-
 import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_accurate, assert_same_bits
-from data import LAYOUTS, integers, normal, relayout
+from data import LAYOUTS, normal, relayout
+from linear_problem import Problem, check_compress, check_relu2, check_statistics, hidden_of, output_scale, problem
 from oracle import FP8, Pattern
-from torch import Tensor
 
 import sparse24
 
 #: Tokens, D, F: no tokens, tails of the tiles in both directions, D that is padded, no D at all, no features.
 SHAPES = [(0, 64, 96), (1, 64, 32), (127, 80, 160), (129, 64, 1888), (5, 208, 64), (300, 0, 64), (33, 16, 0)]
 ODD_DEPTHS = [(9, 1, 64), (130, 36, 96), (3, 99, 32)]
-
-
-def hidden_of(dtype: torch.dtype) -> torch.dtype:
-    return torch.bfloat16 if dtype == FP8 else dtype
-
-
-@dataclass
-class Problem:
-    """Operands whose products and sums are exact in float32, and the pre-activation that they have."""
-
-    x: Tensor
-    w: Tensor
-    scale_x: Tensor | None = None
-    scale_w: Tensor | None = None
-    bias: Tensor | None = None
-
-    @property
-    def args(self) -> tuple[Tensor | None, ...]:
-        return self.x, self.w, self.scale_x, self.scale_w, self.bias
-
-    def h(self) -> Tensor:
-        """Rounded once, on the CPU."""
-        h = self.x.cpu().double() @ self.w.cpu().double().t()
-        for scale, shape in ((self.scale_x, (-1, 1)), (self.scale_w, (1, -1))):
-            if scale is not None:
-                h = h * scale.cpu().double().reshape(shape)
-        h = h if self.bias is None else h + self.bias.cpu().double()
-        return h.float().to(hidden_of(self.x.dtype))
-
-    def y(self, activation: str = "relu2") -> Tensor:
-        """In float32."""
-        return oracle.activate(self.h(), activation)
-
-
-def powers(count: int, device: str, seed: int) -> Tensor:
-    exponents = torch.randint(-2, 3, (count,), generator=torch.Generator().manual_seed(seed))
-    return torch.exp2(exponents.float()).to(device)
-
-
-def problem(tokens, depth, features, dtype, device, *, extras="none", seed=0) -> Problem:
-    """`extras`: "none", "rows" (a scale for each row, bias) or "one" (a single scale each)."""
-    x = integers(tokens, depth, dtype=dtype, limit=2, seed=seed).to(device)
-    w = integers(features, depth, dtype=dtype, limit=2, seed=seed + 1).to(device)
-    if extras == "none":
-        return Problem(x, w)
-    if extras == "one":
-        return Problem(x, w, powers(1, device, 1), powers(1, device, 2).reshape(1, 1))
-    bias = integers(features, dtype=hidden_of(dtype), limit=9, seed=seed + 2).to(device)
-    return Problem(x, w, powers(tokens, device, 1).reshape(-1, 1), powers(features, device, 2), bias)
-
-
-def output_scale(tokens: int, kind: str, device: str) -> Tensor:
-    """Some so small that large values saturate."""
-    if kind == "one":
-        return torch.full((1,), 0.37, device=device)
-    return (0.11 * (1 + torch.arange(tokens, device=device) % 17)).reshape(-1, 1)
-
-
-def count_saturated(y: Tensor, scale: Tensor) -> int:
-    return int((y * (1 / scale.cpu().reshape(-1, 1)) > 448).sum())
-
-
-def check_statistics(amax: Tensor, saturated: Tensor, y: Tensor, expected_saturated: int) -> None:
-    largest = y[~y.isnan()].amax() if (~y.isnan()).any() else torch.zeros(())
-    assert_same_bits(amax, largest.reshape(1), "amax")
-    assert saturated.dtype == torch.int32 and saturated.tolist() == [expected_saturated]
-
-
-def check_compress(
-    p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None, activation: str = "relu2"
-) -> None:
-    values, meta, used, amax, saturated = sparse24.linear_compress(
-        *p.args, scale, out_dtype=out_dtype, activation=activation
-    )
-    h = p.h()
-    if scale is None:
-        expected = *oracle.compress(h, activation), torch.empty(0)
-        over = 0
-    else:
-        scaling = "tensor" if scale.numel() == 1 else "row"
-        expected = oracle.compress_fp8(h, scale, activation, scaling=scaling)
-        over = count_saturated(oracle.compress(h.float(), activation)[0], scale)
-    for name, a, e in zip(("values", "meta", "scale"), (values, meta, used), expected, strict=True):
-        assert_same_bits(a, e, name)
-        assert a.device == p.x.device and a.is_contiguous()
-    check_statistics(amax, saturated, p.y(activation), over)
-
-
-def check_relu2(
-    p: Problem, scale: Tensor | None = None, out_dtype: torch.dtype | None = None, activation: str = "relu2"
-) -> None:
-    y, amax, saturated = sparse24.linear_relu2(*p.args, scale, out_dtype=out_dtype, activation=activation)
-    exact = p.y(activation)
-    if scale is None:
-        codes = torch.where(exact.isnan(), oracle._NAN_CODE[y.dtype], oracle.bits(exact.to(y.dtype)).to(torch.int64))
-        expected, over = oracle.from_bits(codes, y.dtype), 0
-    else:
-        expected = oracle.to_e4m3(exact * (1 / scale.cpu().reshape(-1, 1)))
-        over = count_saturated(exact, scale)
-    assert_same_bits(y, expected, "y")
-    assert y.device == p.x.device and y.is_contiguous()
-    check_statistics(amax, saturated, exact, over)
-
-
 CHECKS = pytest.mark.parametrize("check", [check_compress, check_relu2], ids=["compress", "relu2"])
 EXTRAS = pytest.mark.parametrize("extras", ["none", "rows", "one"])
 
@@ -347,86 +241,6 @@ def test_accuracy(device, values_dtype, depth):
         assert_same_bits(dense, torch.where(mask, y, 0))
         groups = lambda t: t.float().unflatten(1, (-1, 4))  # noqa: E731
         assert (groups(y).topk(2).values.sum(2) == groups(dense).sum(2)).all(), "the two largest are kept"
-
-
-# ---- gradients -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
-@pytest.mark.parametrize("op", ["compress", "relu2"])
-def test_gradients(device, dtype, op, scaled):
-    x, w = normal(65, 48, dtype=dtype, seed=1).to(device), normal(96, 48, dtype=dtype, seed=2).div(7).to(device)
-    bias = normal(96, dtype=dtype, seed=3).to(device)
-    scale_x, scale_w = (powers(65, device, 4), powers(96, device, 5)) if scaled else (None, None)
-    g = normal(65, 96, dtype=dtype, seed=6).to(device)
-    meta = sparse24.linear_compress(x, w, scale_x, scale_w, bias)[1]
-    mask = Pattern.of_meta(meta, 65, 96, dtype, -1).mask().to(device) if op == "compress" else None
-
-    def fused(x, w, bias):
-        if op == "relu2":
-            return (sparse24.linear_relu2(x, w, scale_x, scale_w, bias)[0] * g).sum()
-        return (sparse24.linear_compress(x, w, scale_x, scale_w, bias)[0] * sparse24.compress_like(g, meta)).sum()
-
-    def dense(x, w, bias):
-        h = F.linear(x, w)
-        if scaled:
-            h = h * scale_x.to(x.dtype).unsqueeze(1) * scale_w.to(x.dtype)
-        y = torch.relu(h + bias).square()
-        return ((y if mask is None else y * mask) * g.to(x.dtype)).sum()
-
-    def grads(function, to):
-        leaves = [t.to(to).detach().requires_grad_() for t in (x, w, bias)]
-        return torch.autograd.grad(function(*leaves), leaves)
-
-    for i, (a, t, e) in enumerate(
-        zip(grads(fused, dtype), grads(dense, dtype), grads(dense, torch.float64), strict=True)
-    ):
-        assert a.dtype == dtype and a.abs().max() > 0
-        assert_accurate(a, t, e, 4 * e.abs().max().float(), f"gradient {i}")
-
-
-def test_dropped_and_negative_entries_get_no_gradient(device, dtype):
-    x = torch.ones(1, 8, device=device, dtype=dtype)
-    w = torch.zeros(32, 8, device=device, dtype=dtype)
-    w[:4, 0] = torch.tensor([1.0, -2, 3, 4], dtype=dtype)
-    w.requires_grad_()
-    (grad,) = torch.autograd.grad(sparse24.linear_compress(x, w)[0].sum(), w)
-    assert grad[:, 0].tolist() == [0, 0, 6, 8, *[0] * 28]
-    (grad,) = torch.autograd.grad(sparse24.linear_relu2(x, w)[0].sum(), w)
-    assert grad[:, 0].tolist() == [2, 0, 6, 8, *[0] * 28]
-
-
-def test_second_derivatives():
-    """The result is a polynomial of its inputs where the pattern does not change; zeros are no trap."""
-    x, w = normal(8, 8, dtype=torch.float32, seed=3), normal(32, 8, dtype=torch.float32, seed=4)
-    mask = Pattern.of_meta(sparse24.linear_compress(x, w)[1], 8, 32, torch.float32, -1).mask()
-
-    def second(function, dtype):
-        leaves = [t.to(dtype).requires_grad_() for t in (x, w)]
-        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-
-    def dense(x, w):
-        return torch.relu(x @ w.t()).square() * mask
-
-    for a, t, e in zip(
-        second(lambda x, w: sparse24.linear_compress(x, w)[0], torch.float32),
-        second(dense, torch.float32),
-        second(dense, torch.float64),
-        strict=True,
-    ):
-        assert_accurate(a, t, e, 4 * e.abs().max().float())
-
-
-@pytest.mark.parametrize("op", ["linear_compress", "linear_relu2"])
-def test_fp8_has_no_backward(device, op):
-    p = problem(32, 32, 32, torch.bfloat16, device)
-    p.w.requires_grad_()
-    out = getattr(sparse24, op)(*p.args, torch.ones(1, device=device), out_dtype=FP8)
-    assert not any(t.requires_grad for t in out[1:])
-    sentence = rf"^sparse24\.{op}: expected out_dtype to be .* for a backward pass, got float8_e4m3fn"
-    with pytest.raises(RuntimeError, match=sentence):
-        out[0].float().sum().backward()
 
 
 # ---- compilation -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""ReLU2MLP: relu2_mlp with the parameters of two layers, which it may hold in fp8."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same_bits
+from data import normal
+from oracle import FP8
+from small_network import HIDDEN, OUT, D, tokens
+
+import sparse24
+
+
+def module(device, dtype=torch.bfloat16, **kw):
+    torch.manual_seed(0)
+    return sparse24.nn.ReLU2MLP(D, HIDDEN, **kw, device=device, dtype=dtype, min_tokens=0)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_module_is_the_function(device, dtype, bias):
+    m = module(device, dtype, bias=bias, dim_out=OUT)
+    x = tokens(33, dtype, device)
+    up, down = m.up_proj, m.down_proj
+    assert (up.bias is not None) == bias
+    expected = sparse24.relu2_mlp(x, up.weight, down.weight, up.bias, down.bias, min_tokens=0)
+    assert_same_bits(m(x), expected)
+
+
+def test_names_of_the_state(device):
+    assert list(module(device).state_dict()) == ["up_proj.weight", "down_proj.weight"]
+    names = ["up_proj.weight", "up_proj.bias", "down_proj.weight", "down_proj.bias"]
+    with_bias = module(device, bias=True)
+    assert list(with_bias.state_dict()) == names
+    assert [name for name, _ in with_bias.named_parameters()] == names
+    assert {n: tuple(p.shape) for n, p in with_bias.named_parameters()} == {
+        "up_proj.weight": (HIDDEN, D),
+        "up_proj.bias": (HIDDEN,),
+        "down_proj.weight": (D, HIDDEN),
+        "down_proj.bias": (D,),
+    }
+
+
+def test_module_trains(device):
+    """A step of gradient descent lowers the loss."""
+    m = module(device)
+    x, target = tokens(64, torch.bfloat16, device), normal(64, D, dtype=torch.bfloat16, seed=5).to(device)
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        loss = F.mse_loss(m(x).float(), target.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_quantised_module(device):
+    m = module(device, bias=True, dim_out=OUT)
+    x = tokens(65, torch.bfloat16, device)
+    w1, w2, b1, b2 = m.up_proj.weight, m.down_proj.weight, m.up_proj.bias, m.down_proj.bias
+    expected = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", min_tokens=0)
+    scale_y = torch.full((1,), 0.03, device=device)
+    expected_given = sparse24.relu2_mlp(x, w1, w2, b1, b2, precision="fp8", scale_y=scale_y, min_tokens=0)
+    assert m.quantize_() is m
+    assert m.up_proj.weight.dtype == m.down_proj.weight.dtype == FP8
+    assert_same_bits(m(x), expected)
+    assert_same_bits(m(x, scale_y), expected_given)
+    state = m.state_dict()
+    assert state["up_proj.weight"].dtype == FP8 and state["up_proj.weight_scale"].dtype == torch.float32
+    # Twice is once; casts leave quantised weights alone; copies and files keep them.
+    assert_same_bits(m.quantize_()(x), expected)
+    assert_same_bits(copy.deepcopy(m).to(torch.bfloat16)(x), expected)
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = module(device, bias=True, dim_out=OUT).quantize_()
+    with torch.no_grad():
+        other.up_proj.bias.zero_()
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert_same_bits(other(x), expected)
+    assert_same_bits(pickle.loads(pickle.dumps(m))(x), expected)
