@@ -1,9 +1,9 @@
 /// @file
 /// sparse24.relu2_mlp_few: a whole network for few tokens in one call.
-#include <cmath>
 #include <vector>
 
 #include "few_tokens.h"
+#include "sparse24/activation.h"
 
 namespace sparse24::torch_ops {
 namespace {
@@ -54,7 +54,7 @@ Tensor relu2_mlp_few(const Tensor& x, const Tensor& w1, const Tensor& w2_rows, c
   check_few_bias(op, "b2", b2, "x", x, dtype, out, "columns of w2_rows");
   check_few_scale(op, "w1_scale", w1_scale, w1, "x", x, features, "rows of w1");
   check_few_scale(op, "w2_scale", w2_scale, w2_rows, "x", x, out, "columns of w2_rows");
-  expect(std::isfinite(threshold) && threshold >= 0, op, "threshold to be finite and at least 0, got ", threshold);
+  first.threshold = ActivationArgs(Activation::kRelu2).above(op, threshold).threshold;
   const DeviceScope scope(op, x);
 
   const Tensor result = new_empty(x, {tokens, out}, x.scalar_type());
@@ -66,7 +66,6 @@ Tensor relu2_mlp_few(const Tensor& x, const Tensor& w1, const Tensor& w2_rows, c
     second.out_features = out;
     first.w_dtype = dtype_of_few_weight(w1, dtype);
     second.w_dtype = dtype_of_few_weight(w2_rows, dtype);
-    first.threshold = static_cast<float>(threshold);
 
     Tensor input = as_rows(x, tokens, in), weight = as_contiguous(w1);
     const int64_t step = 16 / size_of(first.w_dtype);

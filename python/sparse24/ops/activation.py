@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse24.errors import fail
+from sparse24.errors import fail, refusal, type_name
 from sparse24.ops.arguments import Activation
 from sparse24.ops.checks import expect
 
@@ -15,6 +15,7 @@ from sparse24.ops.checks import expect
 ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "relu2")
 
 _RULE = "finite and at least 0"
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ActivationFunction:
         """Compute it, in h's dtype. NaN stays NaN."""
         if self.kind == "none":
             return h
-        root = torch.relu(h) if self.threshold == 0 else torch.where(h.float() <= self.threshold, 0, h)
+        root = torch.relu(h) if self.threshold == 0 else torch.where(self._dropped(h), 0, h)
         return root if self.kind == "relu" else root.square()
 
     def gradient(self, grad: Tensor, h: Tensor) -> Tensor:
@@ -65,8 +66,12 @@ class ActivationFunction:
         if self.kind == "none":
             return grad
         if self.kind == "relu":
-            return torch.where(h.float() <= self.threshold, 0, grad)
+            return torch.where(self._dropped(h), 0, grad)
         return grad * (2 * self.root(h))
+
+    def _dropped(self, h: Tensor) -> Tensor:
+        # As the kernels have it: one beyond float32 is its largest number, which infinity exceeds.
+        return h.float() <= min(self.threshold, _LARGEST)
 
 
 def threshold_of(what: str, value: Any) -> float:
@@ -75,7 +80,10 @@ def threshold_of(what: str, value: Any) -> float:
     Objects that are traced hold the text: a float that is looked at makes `torch.compile` start over where shapes are
     dynamic.
     """
-    threshold = float(value)
+    try:
+        threshold = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise refusal(what, f"threshold to be a number, {_RULE}", type_name(value)) from None
     if not _usable(threshold):
         fail(what, f"threshold to be {_RULE}", value)
     return threshold

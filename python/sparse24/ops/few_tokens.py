@@ -4,7 +4,6 @@ Both are for inference. On CUDA they take at most 64 tokens, find what is active
 and can be captured in a graph that is replayed with other data.
 """
 
-import math
 from math import prod
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import FP8, WIDE
+from sparse24.ops.activation import ActivationFunction
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
     check_device,
@@ -242,8 +242,7 @@ def _fake_relu2_mlp_few(
     _check_bias(op, "b2", b2, "x", x, out, "columns of w2_rows")
     _check_scale(op, "w1_scale", w1_scale, w1, "x", x, features, "rows of w1")
     _check_scale(op, "w2_scale", w2_scale, w2_rows, "x", x, out, "columns of w2_rows")
-    expect(math.isfinite(threshold), op, "threshold to be finite and at least 0", f"{threshold:g}")
-    expect(threshold >= 0, op, "threshold to be finite and at least 0", f"{threshold:g}")
+    ActivationFunction("relu2", threshold).check(op)
     return x.new_empty(*tokens, out)
 
 

@@ -98,6 +98,34 @@ def test_refusals(threshold):
         ConvertConfig(threshold=threshold)
 
 
+@pytest.mark.parametrize("threshold", [None, "a", [0.5], 1j, 10**400], ids=lambda value: type(value).__name__)
+def test_no_number(threshold):
+    x, w1, w2 = torch.zeros(4, 16), torch.zeros(32, 16), torch.zeros(16, 32)
+    for op, call in (
+        ("relu2_mlp", lambda: sparse24.relu2_mlp(x, w1, w2, threshold=threshold)),
+        ("nn.ReLU2MLP", lambda: sparse24.nn.ReLU2MLP(16, 32, threshold=threshold)),
+        ("ConvertConfig", lambda: ConvertConfig(threshold=threshold)),
+    ):
+        with pytest.raises(RuntimeError, match=f"^sparse24.{op}: expected threshold to be a number, .*, got "):
+            call()
+
+
+@pytest.mark.parametrize("threshold", [65504.0, 3.5e38, 1e300])
+def test_infinity_exceeds_every_threshold(device, dtype, threshold):
+    """One beyond float32 too, on every path."""
+    x, w1, w2 = (torch.zeros(s, dtype=dtype, device=device) for s in ((8, 64), (64, 64), (16, 64)))
+    w2.fill_(1)
+    b1 = torch.zeros(64, dtype=dtype, device=device)
+    b1[5] = math.inf
+    for options in ({}, {"fused": False}, {"sparse": False}, {"sparse": False, "fused": False}):
+        for learns in (False, True):
+            out = sparse24.relu2_mlp(
+                x.clone().requires_grad_(learns), w1, w2, b1, min_tokens=0, threshold=threshold, **options
+            )
+            assert out.isposinf().all(), options
+    assert sparse24.relu2_mlp_few(x, w1, w2.t(), b1, threshold=threshold).isposinf().all()
+
+
 def module(device: str, dtype: torch.dtype, threshold: float = 0.25) -> sparse24.nn.ReLU2MLP:
     torch.manual_seed(0)
     mlp = sparse24.nn.ReLU2MLP(64, 160, bias=True, min_tokens=0, threshold=threshold)
