@@ -1,7 +1,19 @@
-"""Text on the terminal: tables and a progress bar."""
+"""What commands share: arguments, and text on the terminal, tables and a progress bar."""
 
+import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+
+def output_file(text: str) -> Path:
+    """Take an argument for a file that will be written: where that cannot be, it is said before the work."""
+    path = Path(text)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text}")
+    return path
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -18,6 +18,7 @@ from sparse24.bench.results import Record
 from sparse24.bench.sizes import PRESETS, Size, preset
 from sparse24.bench.timing import MIN_ROUNDS
 from sparse24.mlp import pays
+from sparse24.terminal import output_file
 
 PRECISIONS = ("bf16", "fp8")
 #: What the kernels take of tokens, d_model and d_ff; other sizes run dense.
@@ -110,8 +111,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), help="sizes of these models; --tokens replaces theirs")
     parser.add_argument("--training", action="store_true", help="forward and backward too")
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="all", help="default: all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the records")
+    parser.add_argument("--plot", type=output_file, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
     parser.set_defaults(run=run)
 
 
@@ -154,6 +155,7 @@ def report(plan: Plan, records: list[Record], json: Path | None, plot: Path | No
         drawing = _drawing()
         figure = drawing.speedups(records)
         if figure is not None:
+            plot.parent.mkdir(parents=True, exist_ok=True)
             drawing.save(figure, plot)
     ours = [r for r in records if r["role"] == "sparse24"]
     return 0 if ours and all(r["verified"] for r in ours) else 1

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sparse24.demo.run import Settings, run
+from sparse24.terminal import output_file
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -39,7 +40,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="PATH",
         help="files, or folders of .py, .txt, .md and .rst files (default: the Python standard library)",
     )
-    parser.add_argument("--out", type=Path, default=None, metavar="JSON", help="write all figures to this file")
+    parser.add_argument("--out", type=output_file, default=None, metavar="JSON", help="write all figures to this file")
     parser.set_defaults(run=_run)
 
 

@@ -78,6 +78,7 @@ def run(settings: Settings) -> int:
             ],
             "verified": not failed,
         }
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
         settings.out.write_text(json.dumps(record, indent=2) + "\n")
     return 1 if failed else 0
 

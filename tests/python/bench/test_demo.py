@@ -21,7 +21,7 @@ def demo(path, device="cpu"):
 
 
 def test_runs_and_verifies(tmp_path, capsys, device):
-    status, record = demo(tmp_path / "out.json", device)
+    status, record = demo(tmp_path / "new" / "out.json", device)
     assert status == 0 and record["verified"]
     assert len(record["checks"]) >= 56 and all(c["passed"] for c in record["checks"])
     assert record["training"]["steps"] == 3
@@ -61,3 +61,13 @@ def test_cannot_run(capsys):
         pytest.skip("there is a CUDA device")
     assert command.main(["demo", "--device", "cuda", "--steps", "1"]) == 2
     assert "error: sparse24.demo: expected a device that runs the kernels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--out"], ["bench", "--json"], ["bench", "--plot"]], ids=" ".join)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, arguments):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as exit:
+            command.main([*arguments, str(path)])
+        assert exit.value.code == 2
+        assert f"expected a file that can be written, got {path}" in capsys.readouterr().err
