@@ -19,7 +19,7 @@ ORDER = (
     ("analyze", "mlp"),
     ("nn",),
     ("convert", "schedule"),
-    ("linear", "training"),  # older names, and collections
+    ("linear", "training", "_convert_forward"),  # older names, and collections
     ("sparse24",),  # the front door, sparse24/__init__.py
     ("demo", "bench"),
     ("cli",),

@@ -144,3 +144,13 @@ def test_a_forward_that_outlives_its_conversion(device):
         warnings.simplefilter("error")
         for call in (held, module):
             assert_same_bits(call(x), dense)
+
+
+def test_the_older_name_of_the_module_with_the_state_of_blocks():
+    from sparse24 import _convert_forward
+    from sparse24.convert import forward
+
+    assert _convert_forward is forward
+    with sparse24.disabled():
+        assert not _convert_forward._enabled
+    assert _convert_forward._enabled

@@ -211,7 +211,7 @@ def _check(call: Network, values: dict[str, Any], fp8: bool, results, device: st
         return  # whichever is faster
     sparse = sparse and tokens >= (min_tokens or 0) and hidden % (32 if fp8 else 16) == 0
     learning = [n for n in _LEAVES if isinstance(values[n], Tensor) and values[n].dtype != FP8]
-    # Masters are cast before they are multiplied: which of a group are the largest is decided with what is left of them.
+    # Masters are cast before they are multiplied: what is left of them decides which of a group are the largest.
     wide = {n: (values[n].to(x.dtype) if n in ("w1", "w2") else values[n]).detach().double() for n in learning}
     wide["x"] = wide["x"].reshape(tokens, x.shape[-1])
     for name in ("w1", "w2"):
