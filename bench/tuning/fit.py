@@ -5,7 +5,7 @@
 Records are those of tune_mm and tune_linear: an op, its sizes, a configuration and a time. Only times of one race,
 which is a `problem`, are compared. Constants are the rows of cpp/heuristics/sm90_costs.inc that the records can tell:
 what a tile costs, and, where times are in us, the rate of its products. `--write` replaces their values there and names
-the records. The model itself is C++ (sparse24._C.CostModel); this varies its constants one by one and keeps what
+the records. The model itself is C++ (sparse24._C._CostModel); this varies its constants one by one and keeps what
 predicts better.
 """
 
@@ -80,7 +80,7 @@ def problem_of(record: Record) -> tuple[str, str, int, int, int]:
     return product, DTYPES[record["dtype"]], record["tokens"], n, k
 
 
-def predicted_us(model: _C.CostModel, record: Record) -> float:
+def predicted_us(model: _C._CostModel, record: Record) -> float:
     config = {"tile": record["tile"]} | {fact: record[fact] for fact in FACTS if fact in record}
     return model.predicted_us(*problem_of(record), config)
 
@@ -95,7 +95,7 @@ def candidates(record: Record) -> list[dict[str, Any]]:
     return [c | {"splits": parts} for c, parts in configs if parts == 1 or k % (c["tile_k"] * parts) == 0]
 
 
-def regret(model: _C.CostModel, race: Race) -> float | None:
+def regret(model: _C._CostModel, race: Race) -> float | None:
     """The share of time that the choice of the model loses to the fastest of a race; None where it was not timed."""
     chosen = model.fastest(*problem_of(race[0]), candidates(race[0]))
     same = [r for r in race if r["tile"] == chosen["tile"] and all(r[f] == chosen[f] for f in FACTS if f in r)]
@@ -105,14 +105,14 @@ def regret(model: _C.CostModel, race: Race) -> float | None:
 
 
 def mean_regret(rows: Sequence[Row], races: Iterable[Race]) -> float:
-    model = _C.CostModel(list(rows))
+    model = _C._CostModel(list(rows))
     found = [loss for race in races if (loss := regret(model, race)) is not None]
     return sum(found) / max(len(found), 1)
 
 
 def error(rows: Sequence[Row], races: Iterable[Race]) -> float:
     """Root mean square of the logarithms of predicted over measured times, about their mean in each race."""
-    model = _C.CostModel(list(rows))
+    model = _C._CostModel(list(rows))
     total, count = 0.0, 0
     for race in races:
         logs = [math.log(predicted_us(model, r) / time_of(r)) for r in race]
@@ -174,7 +174,7 @@ def set_rates(rows: list[Row], races: list[Race]) -> None:
     for row in rows:
         if row["field"] != "mac_us":
             continue
-        model = _C.CostModel(rows)
+        model = _C._CostModel(rows)
         of_row = [r for race in races for r in race if "median_us" in r and r["median_us"]]
         of_row = [r for r in of_row if (problem_of(r)[0], bits_of(r)) == (row["product"], row["bits"])]
         if not of_row:

@@ -78,7 +78,7 @@ class PyCostModel {
   static GemmProblem parse_problem(const std::string& product, const std::string& dtype, int64_t m, int64_t n,
                                    int64_t k) {
     check(product == "sparse" || product == "dense",
-          "sparse24._C.CostModel: expected product to be \"sparse\" or \"dense\", got \"", product, '"');
+          "sparse24._C._CostModel: expected product to be \"sparse\" or \"dense\", got \"", product, '"');
     return {product == "sparse" ? Product::kSparse : Product::kDense, parse_dtype(dtype), m, n, k};
   }
   /// What the dictionary does not say is as in the first of all orders.
@@ -91,7 +91,7 @@ class PyCostModel {
       }
     };
     problem.product == Product::kSparse ? find(kSparseTiles) : find(kDenseTiles);
-    check(config.tile_m > 0, "sparse24._C.CostModel: expected tile to be one of tiles.def, got \"", name, '"');
+    check(config.tile_m > 0, "sparse24._C._CostModel: expected tile to be one of tiles.def, got \"", name, '"');
     if (from.contains("swizzle")) config.swizzle = from["swizzle"].cast<int>();
     if (from.contains("raster")) config.raster_along_m = from["raster"].cast<std::string>() == "m";
     if (from.contains("splits")) config.splits = from["splits"].cast<int>();
@@ -136,7 +136,7 @@ void bind_configs(py::module_& module) {
       "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
       "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
   module.def("cost_rows", &cost_rows, "The constants of the cost model, each with the record that it comes from.");
-  py::class_<PyCostModel>(module, "CostModel", "The cost model by rows of constants, of the device of the records.")
+  py::class_<PyCostModel>(module, "_CostModel", "The cost model by rows of constants, of the device of the records.")
       .def(py::init<const py::list&>(), "rows"_a)
       .def("predicted_us", &PyCostModel::predicted_us, "product"_a, "dtype"_a, "m"_a, "n"_a, "k"_a, "config"_a)
       .def("fastest", &PyCostModel::fastest, "product"_a, "dtype"_a, "m"_a, "n"_a, "k"_a, "configs"_a);

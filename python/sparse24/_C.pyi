@@ -42,7 +42,7 @@ class CostRow(TypedDict):
     value: float
     record: str
 
-class CostModel:
+class _CostModel:
     def __init__(self, rows: list[CostRow]) -> None: ...
     def predicted_us(self, product: str, dtype: str, m: int, n: int, k: int, config: dict[str, Any]) -> float: ...
     def fastest(

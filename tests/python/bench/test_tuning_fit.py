@@ -14,7 +14,7 @@ def races():
 
 
 def test_no_choice_loses_more_than_three_percent(races):
-    model = _C.CostModel(_C.cost_rows())
+    model = _C._CostModel(_C.cost_rows())
     losses = {race[0]["problem"]: fit.regret(model, race) for race in races}
     known = {problem: loss for problem, loss in losses.items() if loss is not None}
     assert len(known) >= 40 and len(known) == len(losses), losses
@@ -27,7 +27,7 @@ def test_other_constants_would_lose(races):
         row | {"value": 0.5} if row["tile"] == "128x256" and row["field"] == "throughput" else row
         for row in _C.cost_rows()
     ]
-    model = _C.CostModel(rows)
+    model = _C._CostModel(rows)
     assert max(fit.regret(model, race) or 0 for race in races) > 0.1
 
 
@@ -37,7 +37,7 @@ def changed(rows, field, tile, value):
 
 def timed_by(rows):
     """A race of all tiles of the first GEMM at some sizes, timed by the model with these rows."""
-    model = _C.CostModel(rows)
+    model = _C._CostModel(rows)
     races = []
     for tokens, d_ff, d_model in [(16384, 16384, 4096), (2048, 6656, 1664), (32768, 3072, 768), (512, 16384, 4096)]:
         race = []
@@ -65,7 +65,7 @@ def test_a_fit_finds_the_constants_that_the_times_were_made_with():
 def test_a_tile_without_a_row_gets_one():
     races = timed_by(_C.cost_rows())
     rows = [r for r in _C.cost_rows() if (r["product"], r["tile"], r["field"]) != ("dense", "128x192", "throughput")]
-    model = _C.CostModel(rows)
+    model = _C._CostModel(rows)
     assert all(model.fastest(*fit.problem_of(race[0]), race)["tile"] != "128x192" for race in races)
     row = fit.fit(fit.with_timed_tiles(rows, races, "a record"), races, "a record")[-1]
     assert (row["product"], row["bits"], row["tile"]) == ("dense", 0, "128x192")
