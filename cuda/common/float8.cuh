@@ -6,6 +6,8 @@
 #include <cfloat>
 #include <cstdint>
 
+#include "sparse24/types.h"
+
 namespace sparse24::cuda {
 
 // Two values to e4m3, rounded to nearest even, saturating; the first in the low byte.
@@ -15,7 +17,7 @@ __device__ __forceinline__ uint16_t to_e4m3x2(float lo, float hi) {
 
 // The dequantising scale of data whose largest finite magnitude is amax; compress.h has the rules.
 __device__ __forceinline__ float scale_of(float amax) {
-  return amax == 0.f ? 1.f : fmaxf(__fdiv_rn(amax, 448.f), FLT_MIN);
+  return amax == 0.f ? 1.f : fmaxf(__fdiv_rn(amax, kLargestE4M3), FLT_MIN);
 }
 
 }  // namespace sparse24::cuda

@@ -102,7 +102,7 @@ struct HiddenStatistics {
   // The inverse scale is 0 where y is not scaled, and cannot saturate.
   __device__ __forceinline__ void see(float y, float inverse_scale) {
     amax = fmaxf(amax, y);
-    saturated += fabsf(y * inverse_scale) > 448.f;
+    saturated += fabsf(y * inverse_scale) > kLargestE4M3;
   }
   __device__ __forceinline__ void collect(const HiddenParams& p) const {
     if (p.amax) {
