@@ -1,6 +1,8 @@
 """The command line: `sparse24 info`, `demo` and `bench`, or `python -m sparse24 ...`."""
 
 import argparse
+import io
+import os
 import sys
 
 from sparse24 import env
@@ -12,7 +14,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done and verified, 1 verification failed, 2 could not run."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return 141  # that of a program which the signal ends
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -21,11 +28,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    print(env.summary())
-    print()
-    env.print_env()
-    print()
-    env.print_mm_configs()
+    text = io.StringIO()
+    print(env.summary(), end="\n\n", file=text)
+    for subject, sentence in env.abilities().items():
+        print(f"{subject:<21}  {sentence}", file=text)
+    print(file=text)
+    env.print_env(text)
+    print(file=text)
+    env.print_mm_configs(text)
+    sys.stdout.write(text.getvalue())  # at once: whoever reads the first line alone closes no pipe that is written to
     return 0
 
 

@@ -1,5 +1,6 @@
 """What was built, and where it runs."""
 
+import importlib.util
 import os
 import platform
 import sys
@@ -26,13 +27,20 @@ def cuda_problem() -> str | None:
     """Why the kernels cannot run on this machine, in one sentence; None if they can."""
     info = _C.build_info()
     if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
+        return f"torch finds no CUDA device{_why_no_device()}"
     if not info["cuda"]:
         return "this build has no CUDA kernels (SPARSE24_CUDA=OFF, or no nvcc was found)"
     major, minor = torch.cuda.get_device_capability()
     if (major, minor) != (9, 0):
         return f"built for sm_{info['cuda_archs']}, this device is sm_{major}{minor}"
     return None
+
+
+def _why_no_device() -> str:
+    if torch.version.cuda is None:
+        return f": torch {torch.__version__} is built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
 
 
 def summary() -> str:
@@ -50,6 +58,30 @@ def summary() -> str:
     if problem is not None:
         runs = f"Here every operation runs as its reference on the CPU, which is right and slow: {problem}."
     return f"sparse24 {info['version']} was built {built}. {runs}"
+
+
+def abilities() -> dict[str, str]:
+    """Tell in words what runs on this machine, and what the rest lacks.
+
+    Returns
+    -------
+    dict
+        Sentences, by what they are about: operations on each device, the commands, and their option --plot.
+    """
+    problem = cuda_problem()
+
+    def needs(package: str) -> str:
+        found = importlib.util.find_spec(package) is not None
+        return "runs" if found else f"does not run: {package} is not installed"
+
+    return {
+        "operations on the GPU": "run as kernels" if problem is None else f"do not run: {problem}",
+        "operations on the CPU": "run as the reference: right, and slow",
+        "sparse24 demo": "runs" if problem is None else "runs on the CPU, and times nothing",
+        "sparse24 analyze": needs("transformers"),
+        "sparse24 bench": "runs" if problem is None else "does not run: it measures a GPU",
+        "--plot": needs("matplotlib"),
+    }
 
 
 def print_env(file: IO[str] | None = None) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sparse24.demo.run import Settings, run
+from sparse24.demo.training import TrainConfig
 from sparse24.terminal import output_file
 
 
@@ -19,16 +20,16 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--steps",
         type=_positive(int),
-        default=600,
+        default=TrainConfig.steps,
         metavar="N",
-        help="training steps (default: 600, about a minute on one core)",
+        help="training steps (default: %(default)s, less than a minute on one core)",
     )
     parser.add_argument(
         "--seconds",
         type=_positive(float),
-        default=90.0,
+        default=Settings.seconds,
         metavar="S",
-        help="stop training after S seconds (default: 90); inf: never",
+        help="stop training after S seconds (default: %(default)g); inf: never",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and batches (default: 0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")

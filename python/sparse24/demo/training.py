@@ -15,7 +15,7 @@ from sparse24.demo.model import GPT, learning_rate_at
 class TrainConfig:
     """Schedule of AdamW."""
 
-    steps: int = 600
+    steps: int = 400
     batch: int = 4
     learning_rate: float = 3e-3
 

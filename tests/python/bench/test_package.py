@@ -58,6 +58,55 @@ def test_info_command():
             assert re.search(tile, done.stdout), tile
 
 
+def test_info_says_in_words_what_runs():
+    text = run("-m", "sparse24", "info").stdout
+    for subject in sparse24.env.abilities():
+        assert re.search(rf"^{subject} +(do not run|does not run|run)", text, re.MULTILINE), subject
+    if not torch.cuda.is_available():
+        assert re.search(r"on the GPU +do not run: torch finds no CUDA device", text)
+        assert re.search(r"bench +does not run: it measures a GPU", text)
+    if torch.version.cuda is None:
+        assert f"torch {torch.__version__} is built without CUDA" in text
+
+
+@pytest.mark.parametrize(
+    ("available", "built", "capability", "said"),
+    [
+        (False, True, None, "torch finds no CUDA device"),
+        (True, False, (9, 0), "this build has no CUDA kernels"),
+        (True, True, (10, 0), "built for sm_90a, this device is sm_100"),
+        (True, True, (9, 0), None),
+    ],
+)
+def test_why_the_kernels_cannot_run(monkeypatch, available, built, capability, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    info = {**_C.build_info(), "cuda": built, "cuda_archs": "90a", "cuda_version": "13.0"}
+    monkeypatch.setattr(_C, "build_info", lambda: info)
+    problem = sparse24.env.cuda_problem()
+    assert problem is None if said is None else problem.startswith(said)
+    assert sparse24.env.summary().endswith("and slow." if said is None else f"{problem}.")
+    bench = sparse24.env.abilities()["sparse24 bench"]
+    assert bench == ("runs" if said is None else "does not run: it measures a GPU")
+
+
+def test_whoever_reads_one_line_breaks_nothing():
+    """As ``sparse24 info | head -1`` does, with every line written at once."""
+    program = [sys.executable, "-u", "-m", "sparse24", "info"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("sparse24 ")
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=300) == 0
+
+
+def test_a_closed_pipe_is_no_error():
+    """The reader has gone before anything is written."""
+    program = [sys.executable, "-u", "-m", "sparse24", "info"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=300) == 141
+
+
 def test_wrong_command_fails():
     assert run("-m", "sparse24", "nonsense").returncode == 2
 
