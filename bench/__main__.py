@@ -17,6 +17,7 @@ COMMANDS = {
     "tune_mm": "tuning.mm",
     "tune_linear": "tuning.linear",
     "fit": "tuning.fit",
+    "fit_few_tokens": "tuning.few_tokens",
     "threshold": "reporting.threshold",
     "regret": "reporting.regret",
     "merge": "reporting.merge",

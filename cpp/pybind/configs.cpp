@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "heuristics/cost_model.h"
+#include "heuristics/few_tokens.h"
 #include "sparse24/error.h"
 #include "sparse24/linear.h"
 #include "sparse24/mm.h"
@@ -52,6 +53,15 @@ py::list cost_rows() {
   for (const CostRow& row : measured_rows()) {
     out.append(py::dict("product"_a = row.product, "bits"_a = row.bits, "tile"_a = row.tile, "field"_a = row.field,
                         "value"_a = row.value, "record"_a = row.record));
+  }
+  return out;
+}
+
+py::list few_tokens() {
+  py::list out;
+  for (const FewTokensRow& row : few_tokens_rows()) {
+    out.append(py::dict("bits"_a = row.bits, "d_model"_a = row.d_model, "d_ff"_a = row.d_ff, "tokens"_a = row.tokens,
+                        "record"_a = row.record));
   }
   return out;
 }
@@ -136,6 +146,7 @@ void bind_configs(py::module_& module) {
       "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
       "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
   module.def("cost_rows", &cost_rows, "The constants of the cost model, each with the record that it comes from.");
+  module.def("few_tokens_rows", &few_tokens, "Up to how many tokens measured networks run as relu2_mlp_few.");
   py::class_<PyCostModel>(module, "_CostModel", "The cost model by rows of constants, of the device of the records.")
       .def(py::init<const py::list&>(), "rows"_a)
       .def("predicted_us", &PyCostModel::predicted_us, "product"_a, "dtype"_a, "m"_a, "n"_a, "k"_a, "config"_a)

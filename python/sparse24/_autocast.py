@@ -1,4 +1,4 @@
-"""Autocast, which the network follows once and then switches off."""
+"""Autocast, which the network follows once and then switches off, and autograd."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,3 +12,8 @@ def without_autocast(device_type: str) -> AbstractContextManager[Any]:
     if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def without_autograd() -> AbstractContextManager[Any]:
+    """Pass autograd by, of calls that nothing differentiates: its kernels cost the host as much as an op."""
+    return nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowAutograd()

@@ -8,14 +8,15 @@ is given, one pass over the compressed values converts them. Without fusion a de
 (`compress`, `compress_fp8`) take the first line's place. The backward pass is in `sparse24.mlp.backward`.
 """
 
-from typing import Literal
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparse24._autocast import without_autocast
-from sparse24._symbolic import or_true
+from sparse24._autocast import without_autocast, without_autograd
+from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES
 from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
 from sparse24.mlp.checks import (
@@ -24,28 +25,26 @@ from sparse24.mlp.checks import (
     check_scale_y_factor,
     check_tensors,
     check_training,
+    check_w2_rows,
     fail,
     is_fp8,
 )
+from sparse24.mlp.choice import DEFAULT_MIN_PRODUCTS as DEFAULT_MIN_PRODUCTS
+from sparse24.mlp.choice import FEW_TOKENS as FEW_TOKENS
+from sparse24.mlp.choice import few_tokens as few_tokens
+from sparse24.mlp.choice import may_be_few, runs_few
+from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
 from sparse24.mlp.transforms import run_transformed
-from sparse24.ops import quantize_fp8
-from sparse24.ops.activation import ActivationFunction, threshold_of
+from sparse24.ops import quantize_fp8, relu2_mlp_few
+from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
+from sparse24.ops.few_tokens import MAX_TOKENS
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
 from sparse24.recipe import Recipe
 
 Precision = Literal["auto", "16bit", "fp8"]
-
-#: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
-#: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
-#: take longer than the products. "fp8" is with a scale per row, where torch's dense product is slower than with one.
-#: Chosen by the records of the forward pass on an H200, and a test holds them against these: `pays` is the rule.
-DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
-#: In fp8 with a scale per row, so many tokens run sparse for any size: there torch's dense product for such scales is
-#: slowest beside that for one.
-FEW_TOKENS = 512
 
 _DEFAULT_RECIPE = Recipe()
 
@@ -69,6 +68,7 @@ def relu2_mlp(
     recompute: bool = False,
     sparse: bool = True,
     threshold: float = 0,
+    w2_rows: Tensor | None = None,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -131,6 +131,12 @@ def relu2_mlp(
     threshold : float
         Finite, from 0: the activation is zero where the pre-activation does not exceed it, ``y = h^2 where h >
         threshold``; so is the gradient. What is kept is not shifted. It is compared in float32 with h as it is rounded.
+    w2_rows : Tensor [F, D_out], optional
+        w2 once more, by neuron: ``w2.t().contiguous()``, float8 (with `w2_scale`) where w2 is, else of any floating
+        dtype. With it, few tokens without gradients run through `sparse24.relu2_mlp_few`: exactly, in x's dtype,
+        whatever `sparse` and `min_tokens` say, and without reading the rows of neurons that are zero. Up to
+        `sparse24.mlp.few_tokens` tokens are few on CUDA, 64 on the CPU; what lies between those two numbers runs dense.
+        Nothing can tell whether it holds what w2 does: keep them equal.
 
     Returns
     -------
@@ -180,67 +186,64 @@ def relu2_mlp(
         fail("min_tokens to be at least 0", min_tokens)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8)
-    function = ActivationFunction("relu2", threshold_of("relu2_mlp", threshold))
-
-    tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
+    above = threshold_of("relu2_mlp", threshold)
+    compiling = torch.compiler.is_compiling()
+    transformed = in_torch_func() or (not compiling and in_forward_mode())
+    if compiling or x.dim() != 2 or x.dtype != dtype:  # Dynamo knows what requires a gradient in torch.func of results
+        tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
+    else:
+        tokens = x
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (tokens, w1, w2, b1, b2))
+    inference = not (learns or transformed)
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
+    scales = w1_scale, w2_scale, scale_y, scale_y_factor
+    if w2_rows is not None:
+        check_w2_rows(w2_rows, w2)
+        if inference and runs_few(tokens.shape[0], *w2_rows.shape, fp8=w1_scale is not None, is_cuda=x.is_cuda):
+            if w1_scale is None:
+                w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)
+            b1, b2 = _cast(b1, dtype), _cast(b2, dtype)
+            with without_autograd():
+                return relu2_mlp_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
+
     if min_tokens is not None:
         enough = or_true(tokens.shape[0] >= min_tokens)
     else:
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
+    if w2_rows is not None and inference and enough:
+        enough = not may_be_few(tokens.shape[0])
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
+    if not enough and known(tokens.shape[0] <= MAX_TOKENS):
+        fused = fused and fp8  # torch's functions are the faster ones
     # Differentiable casts: float32 master weights get float32 gradients.
-    w1 = w1 if w1_scale is not None else w1.to(dtype)
-    w2 = w2 if w2_scale is not None else w2.to(dtype)
+    w1 = w1 if w1_scale is not None else _cast(w1, dtype)
+    w2 = w2 if w2_scale is not None else _cast(w2, dtype)
     b1, b2 = _cast(b1, torch.bfloat16 if fp8 else dtype), _cast(b2, dtype)
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (tokens, w1, w2, b1, b2))
     roots = learns and dtype == torch.float16 and not fp8
-    learns = learns and (fp8 or sparse or recompute or roots)
+    function = RELU2 if above == 0 else ActivationFunction("relu2", above)
     recipe = recipe if sparse else DENSE
     plan = Plan(function, fp8, sparse, fused, roots, recompute or not recipe.reuse_mask)
-    compiling, transformed = torch.compiler.is_compiling(), False
-    if in_torch_func() or (not compiling and in_forward_mode()):
+    as_one = learns and (fp8 or sparse or recompute or roots)
+    if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives
-            plan, learns = Plan(function), False
-        elif not compiling:
-            transformed = True
-        elif learns:  # Dynamo would make a second derivative zero
+            plan, as_one, transformed = Plan(function), False, False
+        elif compiling and as_one:  # Dynamo would make a second derivative zero
             fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
-    scales = w1_scale, w2_scale, scale_y, scale_y_factor
     arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, plan, recipe)
     with without_autocast(device_type):
-        if transformed:
+        if transformed and not compiling:
             out = run_transformed(*arguments)
-        elif learns:
+        elif as_one:
             out = FeedForward.apply(*arguments)
         else:
-            out = output(arguments, activation(arguments))
+            with without_autograd() if inference else nullcontext():
+                out = output(arguments, activation(arguments))
+    if x.dim() == 2:
+        return out
     # Nothing else holds `out`: as a view FSDP2 would warn of it, where the network is wrapped on its own.
     return torch.ops.aten._unsafe_view.default(out, (*x.shape[:-1], w2.shape[0]))
-
-
-def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
-    """Whether `relu2_mlp` runs sparse by default on CUDA.
-
-    It is the faster of the two within 2 % in fp8, and within 6 % in 16 bits, at every size of the forward pass that
-    was measured on an H200 (``bench/results/h200``). Beyond 2 % in 16 bits are 1,400 to 1,536 tokens of single experts,
-    which it runs dense: their training steps are faster so.
-
-    Parameters
-    ----------
-    tokens, d_ff, d_out : int
-        Sizes of the second GEMM: the activation [tokens, d_ff], w2 [d_out, d_ff].
-    fp8 : bool
-        Its precision.
-    one_scale : bool
-        fp8: the activation and w2 have a single scale each, not one per row.
-    """
-    if fp8 and not one_scale and or_true(tokens <= FEW_TOKENS):
-        return True
-    precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
-    return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
 
 
 def up_projection(
@@ -257,5 +260,5 @@ def up_projection(
     return linear_fp8(*quantize_fp8(x), *float8_weight(Weight(w1, w1_scale)), b1)
 
 
-def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if t is None else t.to(dtype)
+def _cast(t: Any, dtype: torch.dtype) -> Any:
+    return t if t is None or t.dtype == dtype else t.to(dtype)

@@ -120,6 +120,22 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Ten
             fail(f"{name} to be on {x.device} as x is", t.device)
 
 
+def check_w2_rows(rows: Tensor, w2: Tensor) -> None:
+    """Check the second weight by neuron against the weight itself."""
+    _require_tensor("w2_rows", rows)
+    if rows.dim() != 2 or rows.shape[0] != w2.shape[1] or rows.shape[1] != w2.shape[0]:
+        fail(f"w2_rows to have shape {[w2.shape[1], w2.shape[0]]} (that of w2.t())", list(rows.shape))
+    if rows.dtype not in (*_ACTIVATION_DTYPES, FP8):
+        fail("w2_rows to be float32, bfloat16, float16 or float8_e4m3fn", dtype_name(rows.dtype))
+    if (rows.dtype == FP8) != (w2.dtype == FP8):
+        fail(
+            f"w2_rows to be {'float8_e4m3fn' if w2.dtype == FP8 else 'of 16 or 32 bits'} as w2 is",
+            dtype_name(rows.dtype),
+        )
+    if rows.device != w2.device:
+        fail(f"w2_rows to be on {w2.device} as w2 is", rows.device)
+
+
 def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8: bool) -> None:
     """Check what only the backward pass uses."""
     if not isinstance(recipe, Recipe):

@@ -74,6 +74,10 @@ class ActivationFunction:
         return h.float() <= min(self.threshold, _LARGEST)
 
 
+#: The squared ReLU itself: made once, since making one costs the host as much as a small op.
+RELU2 = ActivationFunction()
+
+
 def threshold_of(what: str, value: Any) -> float:
     """Convert a threshold of the user's, a number or the text of one.
 

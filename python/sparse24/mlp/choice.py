@@ -1,0 +1,87 @@
+"""Which of its three ways a call of the network runs: 2:4, dense, or as `relu2_mlp_few`. Sizes decide, data do not."""
+
+import torch
+
+from sparse24 import _C
+from sparse24._symbolic import known, or_false, or_true
+from sparse24.ops.few_tokens import MAX_TOKENS
+
+#: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
+#: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
+#: take longer than the products. "fp8" is with a scale per row, where torch's dense product is slower than with one.
+#: Chosen by the records of the forward pass on an H200, and a test holds them against these: `pays` is the rule.
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
+#: In fp8 with a scale per row, so many tokens run sparse for any size: there torch's dense product for such scales is
+#: slowest beside that for one.
+FEW_TOKENS = 512
+
+# By bits of the weights, d_model and d_ff.
+_few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
+
+
+def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
+    """Whether `relu2_mlp` runs sparse by default on CUDA.
+
+    It is the faster of the two within 2 % in fp8, and within 6 % in 16 bits, at every size of the forward pass that
+    was measured on an H200 (``bench/results/h200``). Beyond 2 % in 16 bits are 1,400 to 1,536 tokens of single experts,
+    which it runs dense: their training steps are faster so.
+
+    Parameters
+    ----------
+    tokens, d_ff, d_out : int
+        Sizes of the second GEMM: the activation [tokens, d_ff], w2 [d_out, d_ff].
+    fp8 : bool
+        Its precision.
+    one_scale : bool
+        fp8: the activation and w2 have a single scale each, not one per row.
+    """
+    if fp8 and not one_scale and or_true(tokens <= FEW_TOKENS):
+        return True
+    precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
+    return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
+
+
+def few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
+    """Up to how many tokens `relu2_mlp` with `w2_rows` runs as `relu2_mlp_few` on CUDA.
+
+    Measured on an H200 with 90 % zeros, as ``cpp/heuristics/few_tokens.inc`` says; networks of other sizes have the
+    number of the nearest one, by the ratios of d_out and d_ff.
+
+    Parameters
+    ----------
+    d_ff, d_out : int
+        Sizes of the second weight, [d_out, d_ff].
+    fp8 : bool
+        Whether the weights are float8.
+    """
+    key = (8 if fp8 else 16, d_out, d_ff)
+    tokens = _few.get(key)
+    return _nearest(*key) if tokens is None else tokens
+
+
+def _nearest(bits: int, d_out: int, d_ff: int) -> int:
+    found, distance = 0, float("inf")
+    if d_out > 0 and d_ff > 0:
+        for (row_bits, d_model, features), tokens in _few.items():
+            ratio = max(d_out / d_model, d_model / d_out) * max(d_ff / features, features / d_ff)
+            if row_bits == bits and ratio < distance:
+                found, distance = tokens, ratio
+    return found
+
+
+def may_be_few(tokens: int) -> bool:
+    """Whether so many tokens are few for some network."""
+    return _at_most(tokens, MAX_TOKENS)
+
+
+def runs_few(tokens: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) -> bool:
+    """Whether a call with `w2_rows` and without gradients runs as `relu2_mlp_few`.
+
+    On the CPU it does wherever tokens may be few: there it is the reference.
+    """
+    return may_be_few(tokens) and (not is_cuda or _at_most(tokens, few_tokens(d_ff, d_out, fp8=fp8)))
+
+
+def _at_most(tokens: int, most: int) -> bool:
+    # What is exported is one graph for any number of tokens.
+    return known(tokens <= most) if torch.compiler.is_exporting() else or_false(tokens <= most)

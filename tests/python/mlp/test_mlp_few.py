@@ -1,0 +1,217 @@
+"""relu2_mlp with w2_rows: few tokens are exact, in one op; which number is few, and what runs beyond."""
+
+import pytest
+import torch
+from compare import assert_accurate, assert_same_bits
+from data import normal
+from small_network import HIDDEN, OUT, D, tokens, weights
+
+import sparse24
+from sparse24 import _C
+from sparse24.mlp import choice, few_tokens
+
+
+def network(dtype, device, *, bias=True, fp8=False):
+    """w1, w2, b1, b2 with w2_rows, and the options of both weights' scales."""
+    w1, w2, b1, b2 = weights(dtype, device, bias=bias)
+    if not fp8:
+        return (w1, w2, b1, b2), {"w2_rows": w2.t().contiguous()}
+    (w1, s1), (w2, s2) = sparse24.quantize_fp8(w1), sparse24.quantize_fp8(w2)
+    return (w1, w2, b1, b2), {"w2_rows": w2.t().contiguous(), "w1_scale": s1, "w2_scale": s2}
+
+
+def by_the_op(x, operands, options, threshold=0):
+    w1, _, b1, b2 = operands
+    scales = options.get("w1_scale"), options.get("w2_scale")
+    return sparse24.relu2_mlp_few(x, w1, options["w2_rows"], b1, b2, *scales, threshold)
+
+
+def exactly(x, operands, options, threshold=0):
+    """In float64, with the sum of magnitudes; the pre-activation is rounded as that of the op."""
+    w1, w2, b1, b2 = (t.cpu().double() for t in operands)
+    w1, w2 = (
+        w * options[s].cpu().double().reshape(-1, 1) if s in options else w
+        for w, s in ((w1, "w1_scale"), (w2, "w2_scale"))
+    )
+    h = (x.cpu().double() @ w1.t() + b1).to(x.dtype).double()
+    y = torch.where(h > threshold, h, 0).square()
+    return y @ w2.t() + b2, y @ w2.t().abs() + b2.abs()
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 63, 64])
+@pytest.mark.parametrize("how", [{}, {"min_tokens": 0}, {"sparse": False}, {"threshold": 0.25}], ids=str)
+def test_few_tokens_are_exact(device, dtype, count, fp8, how):
+    """On the CPU all that may be few are those of the op; on CUDA the others run dense, as exactly as torch."""
+    operands, options = network(dtype, device, fp8=fp8)
+    x = tokens(count, dtype, device)
+    got = sparse24.relu2_mlp(x, *operands, **options, **how)
+    assert got.shape == (count, OUT) and got.dtype == dtype and got.is_contiguous()
+    if device == "cpu" or count <= few_tokens(HIDDEN, OUT, fp8=fp8):
+        assert_same_bits(got, by_the_op(x, operands, options, how.get("threshold", 0)))
+    elif not fp8:
+        expected, scale = exactly(x, operands, options, how.get("threshold", 0))
+        torch_options = {name: value for name, value in how.items() if name == "threshold"}
+        dense = sparse24.relu2_mlp(x, *operands, sparse=False, **torch_options)
+        assert_accurate(got, dense, expected, scale)
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+def test_more_tokens_run_as_without(device, dtype, fp8):
+    operands, options = network(dtype, device, fp8=fp8)
+    x = tokens(65, dtype, device)
+    without = {name: value for name, value in options.items() if name != "w2_rows"}
+    for how in ({}, {"min_tokens": 0}, {"min_tokens": 66}):
+        got = sparse24.relu2_mlp(x, *operands, **options, **how)
+        assert_same_bits(got, sparse24.relu2_mlp(x, *operands, **without, **how))
+    pruned = sparse24.relu2_mlp(x, *operands, **without, min_tokens=0)
+    assert not torch.equal(pruned, sparse24.relu2_mlp(x, *operands, **without, sparse=False))
+
+
+@pytest.mark.parametrize("shape", [(D,), (1, D), (1, 1, D), (2, 3, D), (4, 0, D)], ids=str)
+def test_leading_dimensions(device, shape):
+    operands, options = network(torch.bfloat16, device)
+    x = normal(*shape, dtype=torch.bfloat16).to(device)
+    got = sparse24.relu2_mlp(x, *operands, **options)
+    assert got.shape == (*shape[:-1], OUT)
+    assert_same_bits(got.reshape(-1, OUT), sparse24.relu2_mlp(x.reshape(-1, D), *operands, **options))
+
+
+def test_no_active_neuron_and_special_numbers(device):
+    (w1, w2, b1, b2), options = network(torch.bfloat16, device)
+    x = tokens(3, torch.bfloat16, device)
+    rows = torch.full_like(options["w2_rows"], torch.nan)
+    silent = torch.full_like(b1, -1000)
+    got = sparse24.relu2_mlp(x, w1, w2, silent, b2, w2_rows=rows)
+    assert_same_bits(got, b2.expand(3, OUT).contiguous())
+    x[1, 0], x[2, 1] = torch.nan, torch.inf
+    got = sparse24.relu2_mlp(x, w1, w2, b1, b2, **options)
+    assert got[0].isfinite().all() and got[1].isnan().all() and not got[2].isfinite().all()
+
+
+def test_calls_with_gradients_run_as_without(device):
+    (w1, w2, b1, b2), options = network(torch.bfloat16, device)
+    x = tokens(9, torch.bfloat16, device)
+    w1, w2 = w1.requires_grad_(), w2.requires_grad_()
+    outs = [sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=0, **given) for given in (options, {})]
+    assert_same_bits(*outs)
+    assert_same_bits(*(torch.autograd.grad(out.float().sum(), w2)[0] for out in outs))
+    with torch.no_grad():
+        assert_same_bits(
+            sparse24.relu2_mlp(x[:1], w1, w2, b1, b2, **options), by_the_op(x[:1], (w1, w2, b1, b2), options)
+        )
+    # Transforms of torch.func too.
+    w1, w2 = w1.detach(), w2.detach()
+
+    def loss(x, **given):
+        return sparse24.relu2_mlp(x, w1, w2, **given).float().sum()
+
+    assert_same_bits(torch.func.grad(loss)(x, w2_rows=options["w2_rows"]), torch.func.grad(loss)(x))
+
+
+def test_masters_and_autocast(device):
+    """Weights and biases are cast to x's dtype, or to that of autocast."""
+    operands, options = network(torch.float32, device)
+    x = tokens(1, torch.float32, device)
+    cast = tuple(t.bfloat16() for t in operands)
+    expected = by_the_op(x.bfloat16(), cast, {"w2_rows": options["w2_rows"].bfloat16()})
+    assert_same_bits(sparse24.relu2_mlp(x.bfloat16(), *operands, **options), expected)
+    with torch.autocast(device, torch.bfloat16):
+        assert_same_bits(sparse24.relu2_mlp(x, *operands, **options), expected)
+
+
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        (lambda t: t.t(), r"w2_rows to have shape \[160, 48\] \(that of w2\.t\(\)\), got \[48, 160\]"),
+        (lambda t: t[0], r"w2_rows to have shape \[160, 48\] \(that of w2\.t\(\)\), got \[48\]"),
+        (lambda t: t.double(), "w2_rows to be float32, bfloat16, float16 or float8_e4m3fn, got float64"),
+        (lambda t: t.to(torch.float8_e4m3fn), "w2_rows to be of 16 or 32 bits as w2 is, got float8_e4m3fn"),
+        (lambda t: t.to("meta"), "w2_rows to be on cpu as w2 is, got meta"),
+        (lambda t: 3, "w2_rows to be a Tensor, got int"),
+    ],
+)
+def test_refusals(rows, sentence):
+    (w1, w2, *_), options = network(torch.bfloat16, "cpu")
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.relu2_mlp: expected {sentence}$"):
+        sparse24.relu2_mlp(tokens(1, torch.bfloat16, "cpu"), w1, w2, w2_rows=rows(options["w2_rows"]))
+
+
+def test_the_table():
+    rows = _C.few_tokens_rows()
+    assert {row["bits"] for row in rows} == {8, 16}
+    assert len({(row["bits"], row["d_model"], row["d_ff"]) for row in rows}) == len(rows)
+    for row in rows:
+        assert 0 <= row["tokens"] <= 64 and row["record"]
+        assert few_tokens(row["d_ff"], row["d_model"], fp8=row["bits"] == 8) == row["tokens"]
+
+
+def test_the_number_of_the_nearest_network(monkeypatch):
+    monkeypatch.setattr(choice, "_few", {(16, 1024, 4096): 2, (16, 4096, 16384): 8, (8, 4096, 4096): 32})
+    sizes = [(4096, 1024), (4096, 2000), (8192, 2049), (100000, 9000), (64, 16), (0, 16), (16, 0)]
+    assert [few_tokens(*size) for size in sizes] == [2, 2, 8, 8, 2, 0, 0]
+    assert few_tokens(64, 64, fp8=True) == 32
+    monkeypatch.setattr(choice, "_few", {})
+    assert few_tokens(4096, 1024) == 0
+
+
+def test_what_is_few_on_cuda(monkeypatch):
+    monkeypatch.setattr(choice, "_few", {(16, 1024, 4096): 8})
+    on_cuda = [t for t in range(70) if choice.runs_few(t, 4096, 1024, fp8=False, is_cuda=True)]
+    on_the_cpu = [t for t in range(70) if choice.runs_few(t, 4096, 1024, fp8=False, is_cuda=False)]
+    assert on_cuda == list(range(9)) and on_the_cpu == list(range(65))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_graphs(device, dynamic, monkeypatch):
+    """One graph for few tokens and one for others, whatever their number; a single token is its own."""
+    monkeypatch.setattr(choice, "_few", {(16, 48, 160): 8})
+    torch._dynamo.reset()
+    (w1, w2, *_), options = network(torch.bfloat16, device)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def run(x, w1, w2, rows):
+        return sparse24.relu2_mlp(x, w1, w2, w2_rows=rows)
+
+    compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=dynamic)
+    for count in (1, 2, 5, 8, 3, 7, 100, 70, 99, 4, 1):
+        x = tokens(count, torch.bfloat16, device)
+        assert_same_bits(compiled(x, w1, w2, options["w2_rows"]), run(x, w1, w2, options["w2_rows"]))
+    most = 3 if dynamic else 4  # without, the first number is taken for the only one
+    assert len(graphs) <= most, len(graphs)
+    torch._dynamo.reset()
+
+
+def test_exported_for_any_number_of_tokens(device):
+    """One graph cannot hold both: it runs as without w2_rows."""
+    (w1, w2, *_), options = network(torch.bfloat16, device)
+
+    class Network(torch.nn.Module):
+        def forward(self, x, w1, w2, rows):
+            return sparse24.relu2_mlp(x, w1, w2, w2_rows=rows, min_tokens=0)
+
+    operands = (w1, w2, options["w2_rows"])
+    x = tokens(20, torch.bfloat16, device)
+    shapes = ({0: torch.export.Dim("tokens", min=2, max=4096)}, None, None, None)
+    exported = torch.export.export(Network(), (x, *operands), dynamic_shapes=shapes, strict=True).module()
+    for count in (3, 100):
+        x = tokens(count, torch.bfloat16, device)
+        assert_same_bits(exported(x, *operands), sparse24.relu2_mlp(x, w1, w2, min_tokens=0))
+
+
+def test_cuda_graph_with_new_data(cuda):
+    (w1, w2, b1, b2), options = network(torch.bfloat16, cuda)
+    x = torch.zeros(2, D, dtype=torch.bfloat16, device=cuda)
+    run = lambda: sparse24.relu2_mlp(x, w1, w2, b1, b2, **options)  # noqa: E731
+    run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for seed in range(3):
+        x.copy_(tokens(2, torch.bfloat16, cuda, seed=seed))
+        graph.replay()
+        assert_same_bits(out, run())
