@@ -8,8 +8,12 @@ from typing import Literal
 from torch import nn
 
 from sparse24._options import boolean, whole_number
-from sparse24.convert.find import candidates, find_network
+from sparse24.convert.call import called_children
+from sparse24.convert.find import find_networks
 from sparse24.convert.forward import Conversion, install, uninstall
+from sparse24.convert.layers import layers_of
+from sparse24.convert.near import near_misses
+from sparse24.convert.problems import precision_problem
 from sparse24.convert.seen import look
 from sparse24.errors import fail
 from sparse24.mlp import Precision
@@ -17,6 +21,7 @@ from sparse24.ops.activation import threshold_of
 from sparse24.recipe import Recipe
 
 _PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
+_LOOKED_FOR = "two linear layers or weights, [F, D] and [D_out, F], and a squared ReLU between them"
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,32 @@ class ConvertReport:
     converted : list of str
         Names of the modules.
     skipped : dict of str to str
-        Names of modules whose attributes are those of a feed-forward network, and why each was left as it is.
+        Names of further feed-forward networks, and why each was left as it is.
+    near_misses : dict of str to str
+        Names of modules whose code mentions squared ReLU, and why each is no feed-forward network of two layers.
+    looked_at : int
+        How many modules of the model own other modules or two weights.
     """
 
     converted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    near_misses: dict[str, str] = field(default_factory=dict)
+    looked_at: int = 0
 
     def __str__(self) -> str:
         text = f"sparse24: converted {len(self.converted)} of {len(self.converted) + len(self.skipped)}"
-        if not self.skipped:
-            return text
-        counts = Counter(self.skipped.values())
-        reasons = [reason if len(counts) == 1 else f"{count}: {reason}" for reason, count in counts.most_common()]
-        return f"{text}, skipped {len(self.skipped)} ({'; '.join(reasons)})"
+        if self.skipped:
+            counts = Counter(self.skipped.values())
+            reasons = [reason if len(counts) == 1 else f"{count}: {reason}" for reason, count in counts.most_common()]
+            text += f", skipped {len(self.skipped)} ({'; '.join(reasons)})"
+        elif not self.converted and self.looked_at:
+            text += f": none of {self.looked_at} {'modules' if self.looked_at > 1 else 'module'} has {_LOOKED_FOR}"
+        if self.near_misses:
+            text += "\nnear misses, of which parts can run `sparse24.relu2_mlp`:"
+            for reason, count in Counter(self.near_misses.values()).items():
+                first = next(name for name, found in self.near_misses.items() if found == reason) or "the model"
+                text += f"\n  {first}{f' and {count - 1} more' if count > 1 else ''}: {reason}"
+        return text
 
 
 def convert(
@@ -101,12 +119,18 @@ def convert(
     """Make the feed-forward networks of a model run `sparse24.relu2_mlp`, in place.
 
     Only the forward changes. Children and parameters stay what and where they are, and with them the keys of the
-    state_dict, the groups of an optimizer and hooks on the module. A network is found by the names of its layers
+    state_dict, the groups of an optimizer and hooks on the module. A network is any module that owns two linear layers
+    or two-dimensional parameters, [F, D] and [D_out, F] or [F, D_out], under any names, and of which a replica with
+    small random weights computes ``W2 max(W1 x + b1, 0)^2 + b2``; also `torch.nn.Sequential`, layers in lists, and
+    the network inside of `torch.nn.TransformerEncoderLayer` and `torch.nn.TransformerDecoderLayer`. So inlined
+    activations are found, `torch.nn.Linear` subclasses that cast float32 weights too, and gated, leaky and smoothed
+    variants are not.
+
+    The report counts networks with an activation of the ReLU family, and modules whose layers have common names
     (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
-    linear_fc2, linear_1 and linear_2, key and value; modules or parameters) and converted if a replica of it, with
-    small random weights, computes ``W2 max(W1 x + b1, 0)^2 + b2``. So inlined activations are found, `torch.nn.Linear`
-    subclasses that cast float32 weights too, and gated, leaky and smoothed variants are not. Networks whose layers have
-    other names are neither converted nor in the report, nor are `sparse24.nn.ReLU2MLP` modules.
+    linear_fc2, linear_1 and linear_2, key and value) whatever they compute. Near misses are modules whose code mentions
+    squared ReLU, and which are something else: three layers, a bank of weights, experts. `sparse24.nn.ReLU2MLP` modules
+    are not counted.
 
     Parameters
     ----------
@@ -123,7 +147,7 @@ def convert(
     Returns
     -------
     ConvertReport
-        Its text, which is printed, is "converted n of m, skipped k (why)".
+        Its text, which is printed, is "converted n of m, skipped k (why)", and a line for each kind of near miss.
 
     Raises
     ------
@@ -135,14 +159,15 @@ def convert(
     -----
     The new forward reads the weights and does not call the children. Where that would be wrong, a network is skipped:
     distributed (DTensor), quantised or parametrised weights, adapters (LoRA), hooks on children, children with a
-    patched forward, dropout. If such a thing appears later, or a child or an attribute (a number, a string, a function:
-    the `p` of a dropout, a clip, an activation) is another than at conversion, the converted module notices when it is
-    called, and runs as before conversion with a warning, once. What else its forward reads is read at conversion only:
-    globals, closures, containers and the contents of other objects. A compiled module looks when it is traced, without
-    a warning, and guards on attributes and types, but Dynamo does not guard on hooks: register them before. It also
-    runs as before conversion with inputs that the kernels do not take, such as float32 on CUDA without autocast, and
-    with further arguments, unless they are None or their default. Hooks for all modules of the process see the network
-    and not its children; hooks of accelerate that only move inputs to the weights are followed.
+    patched forward, dropout in training. One in evaluation mode whose dropout does nothing there is converted, and runs
+    as before conversion in training. If such a thing appears later, or a child or an attribute (a number, a string, a
+    function: the `p` of a dropout, a clip, an activation) is another than at conversion, the converted module notices
+    when it is called, and runs as before conversion with a warning, once. What else its forward reads is read at
+    conversion only: globals, closures, containers and the contents of other objects. A compiled module looks when it is
+    traced, without a warning, and guards on attributes and types, but Dynamo does not guard on hooks: register them
+    before. It also runs as before conversion with inputs that the kernels do not take, such as float32 on CUDA without
+    autocast, and with further arguments, unless they are None or their default. Hooks for all modules of the process
+    see the network and not its children; hooks of accelerate that only move inputs to the weights are followed.
     Conversion is whole or not at all: where it raises, nothing has changed.
     Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
     activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
@@ -163,18 +188,19 @@ def convert(
         fail("convert", "model to be a torch.nn.Module", type(model).__name__)
     if not isinstance(config, ConvertConfig):
         fail("convert", "config to be a sparse24.ConvertConfig", type(config).__name__)
-    found = list(candidates(model))
-    unknown = sorted(set(config.decisions) - {candidate.name for candidate in found})
+    found, others = find_networks(model)
+    names = {network.name for network in found}
+    unknown = sorted(set(config.decisions) - names)
     if unknown:
         fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
 
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("dtype", "decisions")}
     options = {name: value for name, value in options.items() if value != getattr(ConvertConfig, name)}
     options.update((name, repr(value)) for name, value in options.items() if isinstance(value, float))  # threshold_of
-    report = ConvertReport()
+    looked_at = sum(bool(m._modules) or len(layers_of(m)) > 1 for m in model.modules())
+    report = ConvertReport(near_misses=near_misses(model, names, others), looked_at=looked_at)
     conversions: list[tuple[str, nn.Module, Conversion]] = []
-    for candidate in found:  # nothing is changed before all is known
-        name, module = candidate.name, candidate.module
+    for name, module, network, reason in found:  # nothing is changed before all is known
         decision = config.decisions.get(name, True)
         if decision is False:
             report.skipped[name] = "decided against"
@@ -183,11 +209,13 @@ def convert(
             report.skipped[name] = "filtered out"
             continue
         precision = _PRECISION[config.dtype if decision is True else decision]
-        network = find_network(candidate, precision)
-        if isinstance(network, str):
-            report.skipped[name] = network
+        problem = reason or precision_problem(module, network, precision)
+        if network is None or problem:
+            report.skipped[name] = problem
             continue
-        conversions.append((name, module, Conversion(network.up, network.down, look(module), precision, options)))
+        seen = look(module, called_children(module))
+        conversion = Conversion(network.up, network.down, seen, precision, options, network.in_training)
+        conversions.append((name, module, conversion))
     try:
         for name, module, conversion in conversions:
             problem = install(module, conversion)

@@ -7,7 +7,6 @@ copied from. A class has neither problem, is what Dynamo guards on and what expo
 """
 
 import functools
-import inspect
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from sparse24.convert.call import arguments_of, method_of
+from sparse24.convert.layers import owner_of
 from sparse24.convert.seen import Seen, difference
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
@@ -64,7 +65,7 @@ def _count(change: int) -> None:
 
 
 class Layer(NamedTuple):
-    """Where a weight is: a child module's, or a parameter of the network itself, stored [in, out] if `transposed`."""
+    """Where a weight is: a child's, or a parameter of the network itself, stored [in, out] if `transposed`."""
 
     name: str
     transposed: bool = False
@@ -90,6 +91,8 @@ class Conversion:
         The module at conversion: where that does not hold any more, it runs its own forward.
     precision
         As in `relu2_mlp`.
+    in_training : bool
+        Whether it is the same network in training.
     options : mapping of str to object
         Further arguments of `relu2_mlp` that are not its default, by name.
     """
@@ -99,6 +102,7 @@ class Conversion:
     seen: Seen
     precision: Precision
     options: Mapping[str, Any]
+    in_training: bool = True
 
     def __str__(self) -> str:
         options = sorted(self.options.items(), key=lambda option: option[0] == "recipe")  # the longest comes last
@@ -111,7 +115,7 @@ def converted_class(base: type[nn.Module]) -> type[nn.Module]:
     It has no other base: with a second one the layout of its objects may differ, and a module could not become one.
     """
     made = _classes.get(base)
-    if made is None or made._sparse24_original is not base.forward:
+    if made is None or made._sparse24_original is not getattr(base, method_of(base)):
         made = _classes[base] = _make_class(base)
     return made
 
@@ -120,22 +124,29 @@ _classes: dict[type[nn.Module], Any] = {}
 
 
 def _make_class(base: type[nn.Module]) -> type[nn.Module]:
-    original = base.forward
-    arguments = Arguments(original)
+    method = method_of(base)
+    original = getattr(base, method)
+    arguments = arguments_of(original)
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Whoever makes another of a module's class (a slice of `torch.nn.Sequential`) means the class it was.
+        object.__setattr__(self, "__class__", base)
+        base.__init__(self, *args, **kwargs)
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
-            x, further = (args[0], None) if len(args) == 1 and not kwargs else arguments.split(args, kwargs)
+            alone = len(args) == 1 and not kwargs and not arguments.required
+            x, further = (args[0], None) if alone else arguments.split(args, kwargs)
             if x is not None:
-                if base.forward is not original:
+                if getattr(base, method) is not original:
                     further = "its forward is patched in its class"
                 out = further or _run(self, conversion, x)
                 if not isinstance(out, str):
                     return out
                 warn_once(self, f"{base.__name__} runs as before conversion: {out}")
-        return base.forward(self, *args, **kwargs)
+        return getattr(base, method)(self, *args, **kwargs)
 
     def reduce_ex(self: Any, protocol: Any) -> tuple[Any, ...]:
         # The class exists in this process only: what is pickled and copied is the class it was made from.
@@ -146,7 +157,8 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         return ", ".join(filter(None, (base.extra_repr(self), f"sparse24: {self._sparse24}")))
 
     namespace = {
-        "forward": forward,
+        "__init__": init,
+        method: forward,
         "__reduce_ex__": reduce_ex,
         "extra_repr": extra_repr,
         "__module__": base.__module__,
@@ -160,44 +172,6 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "_sparse24_original": original,
     }
     return type(base)(f"Sparse24{base.__name__}", (base,), namespace)
-
-
-class Arguments:
-    """Which argument of a forward is the input, and which of the others say nothing.
-
-    The network was tried with the input alone. An argument says nothing if it is its default, or None where anything
-    goes (``*args``, ``**kwargs``).
-    """
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        kinds = inspect.Parameter
-        parameters = list(inspect.signature(forward).parameters.values())[1:]
-        positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-        named = [p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
-        self.positional = tuple((p.name, p.default) for p in positional)
-        self.named = {p.name: p.default for p in named}
-        self.has_args = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
-        self.has_kwargs = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
-        self.input = positional[0].name if positional and positional[0].name in self.named else ""
-
-    def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str | None]:
-        """Give the input, and what speaks against taking it alone.
-
-        No input where the arguments do not fit: the module's own forward says so.
-        """
-        x, given = (args[0], args[1:]) if args else (kwargs.get(self.input), ())
-        names = [name for name in kwargs if args or name != self.input]
-        taken = {name for name, _ in self.positional[: len(args)]}
-        fits = len(args) <= len(self.positional) or self.has_args
-        if not fits or any(name in taken or not (name in self.named or self.has_kwargs) for name in names):
-            return None, None
-        further = [(name, value, default) for (name, default), value in zip(self.positional[1:], given, strict=False)]
-        further += [("*args", value, None) for value in given[len(self.positional[1:]) :]]
-        further += [(name, kwargs[name], self.named.get(name)) for name in names]
-        for name, value, default in further:
-            if value is not default and not (type(value) in (bool, int, float, str) and value == default):
-                return x, f"it is called with {name}"
-        return x, None
 
 
 def install(module: nn.Module, conversion: Conversion) -> str | None:
@@ -236,9 +210,11 @@ def _rebuild(function: Callable[..., nn.Module], *args: Any) -> nn.Module:
 def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     """Compute the network, or say why this call has to run the original forward."""
     problem = difference(module, conversion.seen)
+    if problem is None and not conversion.in_training and _trains(module):
+        problem = "in training it computes something else, as dropout does"
     if problem is not None:
         return problem
-    up, down = _owner(module, conversion.up), _owner(module, conversion.down)
+    up, down = owner_of(module, conversion.up.name), owner_of(module, conversion.down.name)
     first, second = _weights(up, conversion.up), _weights(down, conversion.down)
     moved = is_moved(up)
     problem = (
@@ -273,9 +249,8 @@ def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     return run_moved(up, down, x, network) if moved else network(x)
 
 
-def _owner(module: nn.Module, layer: Layer) -> nn.Module | Tensor:
-    child = module._modules.get(layer.name)
-    return getattr(module, layer.name) if child is None else child
+def _trains(module: nn.Module) -> bool:
+    return module.training or any(child is not None and _trains(child) for child in module._modules.values())
 
 
 def _weights(owner: Any, layer: Layer) -> Weights:

@@ -7,11 +7,13 @@ no smoothing is small enough to pass.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from sparse24.convert.reason import reason
+from sparse24.convert.layers import weight_of
+from sparse24.convert.reason import Mismatch, reason
 from sparse24.convert.replica import Network, device_of, make_replica, replace_bias, replace_weight, run
 from sparse24.format import FP8
 
@@ -23,51 +25,54 @@ _TOLERANCE_FP8 = 0.15
 _MAGNITUDES = (2.0**-6, 1.0, 8.0)
 
 
-def probe(module: nn.Module, networks: list[Network]) -> Network | str:
+def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) -> Network | Mismatch:
     """Find the network that a module computes.
 
-    It has to be that one in training and in evaluation, with and without biases.
+    It has to be that one in evaluation, with and without biases, and in training too if the module is in training.
 
     Parameters
     ----------
     module : Module
-        Its parameters and buffers are those of the two layers.
+        Its parameters and buffers are those of the two layers, or it calls nothing else.
     networks : list of Network
-        What it could be: a parameter of the module itself may be stored either way.
+        What it could be: layers have an order, and a parameter may be stored either way.
+    own_sizes : bool
+        Whether to try it also with its own sizes, which may take long, where it does not run with smaller ones.
 
     Returns
     -------
-    Network or str
+    Network or Mismatch
         One of `networks`, or why it is none of them.
     """
-    difference = error = ""
-    for small in (True, False):  # a module may insist on its own sizes
+    error = ""
+    mismatch: Mismatch | None = None
+    for small in (True, False) if own_sizes else (True,):  # a module may insist on its own sizes
         for network in networks:
             for dtype, x_dtype in _dtypes(module, network):
                 try:
-                    difference = _difference(module, network.smaller() if small else network, dtype, x_dtype)
+                    found = _try(module, network.smaller() if small else network, dtype, x_dtype)
                 except Exception as caught:  # of the module, and it may be anything
                     error = f"its forward does not run: {type(caught).__name__}: {str(caught).partition(chr(10))[0]}"
                     continue
-                if not difference:
-                    return network
+                if isinstance(found, bool):
+                    return replace(network, in_training=found)
+                mismatch = mismatch or found
                 break  # it runs in this dtype: the answer holds
-        if difference:
-            return difference
-    return error
+        if mismatch:
+            return mismatch
+    return Mismatch(error, False)
 
 
 def _dtypes(module: nn.Module, network: Network) -> Iterator[tuple[torch.dtype, torch.dtype]]:
     """Of weights and input: the most precise first, then those that a cast inside the module may ask for."""
-    owner = getattr(module, network.up.name)
-    own = owner.dtype if isinstance(owner, Tensor) else owner.weight.dtype
+    own = weight_of(module, network.up.name).dtype
     if own == FP8:
         return iter([(FP8, torch.bfloat16), (FP8, torch.float32), (FP8, torch.float16)])
     return iter([(torch.float64, torch.float64), (own, own), (own, torch.bfloat16)])
 
 
-def _difference(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype) -> str:
-    """How a replica of the module with random weights differs from the network; empty if it does not."""
+def _try(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype) -> bool | Mismatch:
+    """Whether a replica of the module with random weights is the network in training too; or how it differs."""
     device = device_of(module)
     generator = torch.Generator().manual_seed(0)
 
@@ -81,6 +86,7 @@ def _difference(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype
     magnitudes = torch.tensor((1.0,) if dtype == FP8 else _MAGNITUDES, dtype=torch.float64, device="cpu")
     x = (magnitudes.reshape(-1, 1, 1) * directions).to(x_dtype)  # [magnitudes, 3, d]
 
+    in_training = True
     tolerance = _TOLERANCE_FP8 if dtype == FP8 else _TOLERANCE[x_dtype]
     for biases in (False, True):
         b1 = replace_bias(replica, network.up, normal(network.f) * biases, x_dtype, device)
@@ -91,12 +97,15 @@ def _difference(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype
         for training in (False, True):
             out = run(replica, x.to(device, copy=True), training)
             if not isinstance(out, Tensor) or out.shape != expected.shape:
-                return f"its forward returns {_describe(out)}"
+                return Mismatch(f"its forward returns {_describe(out)}", False)
             out = out.double().cpu()
             leaks = not biases and out[:, 0].count_nonzero() > 0
             if leaks or not bool(((out - expected).abs() <= tolerance * scale).all()):
+                if training and not module.training:
+                    in_training = False
+                    continue
                 return reason(module, network, dtype, x_dtype, tolerance)
-    return ""
+    return in_training
 
 
 def _describe(out: object) -> str:

@@ -4,6 +4,8 @@ Weights of zeros and ones let the activation be read off: each output is the act
 small grid tell whether that is all, since equal inputs then have equal outputs.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -12,10 +14,21 @@ from sparse24.convert.replica import Network, device_of, make_replica, replace_b
 _GRID = (-8.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 8.0)
 _SHAPE = (4, 64)
 OTHER = "it does not compute W2 relu(W1 x)^2"
+MORE = "it computes more than an activation of each feature between its layers, as with a norm"
 NEGATIVE = "its activation is not zero for negative inputs, as that of a leaky or smoothed variant"
 
 
-def reason(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype, tolerance: float) -> str:
+class Mismatch(NamedTuple):
+    """Why a module is not the network, and whether it is two layers with another activation of the ReLU family.
+
+    Those are ReLU and its powers, scaled, clipped or leaky ones, also where something is dropped or added.
+    """
+
+    reason: str
+    is_relu: bool
+
+
+def reason(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype, tolerance: float) -> Mismatch:
     """Say what a module that is not `network` computes, as far as that can be told from outside.
 
     Parameters
@@ -31,10 +44,12 @@ def reason(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: tor
         with torch.device("cpu"):  # whatever the default is, such as the meta device
             return _reason(module, network, dtype, x_dtype, tolerance)
     except Exception:  # of the module, and it may be anything: it is that of a call that differs in nothing
-        return OTHER
+        return Mismatch(OTHER, False)
 
 
-def _reason(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype, tolerance: float) -> str:
+def _reason(
+    module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype, tolerance: float
+) -> Mismatch:
     device = device_of(module)
     generator = torch.Generator().manual_seed(0)
     d, f, d_out = network.d, network.f, network.d_out
@@ -57,32 +72,37 @@ def _reason(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: to
     def differ(a: Tensor, b: Tensor) -> bool:
         return bool(((a - b).abs() > tolerance * (1 + a.abs())).any())
 
+    first, residual, added = "", "", torch.zeros(())
     out = compute(x)
     if differ(out, compute(x, seed=1)):
-        return "its output is random"
+        return Mismatch("its output is random", False)
     if any(differ(out, compute(x, True, seed)) for seed in (0, 1)):
-        return "it computes something else in training than in evaluation, as dropout does"
-    if differ(out, compute(x.flip(0, 1)).flip(0, 1)):
-        return "its tokens depend on each other"
+        first = "it computes something else in training than in evaluation, as dropout does"
+    elif differ(out, compute(x.flip(0, 1)).flip(0, 1)):
+        return Mismatch("its tokens depend on each other", False)
     inputs = index[..., read[shown]]  # which entry of the grid each output is the activation of
-    added = 0.0
     if d == d_out:
         share = _share_of(x.double().cpu(), out, inputs)
         if abs(share) > tolerance:
-            added = share
-            out = out - added * x.double().cpu()
+            times = "" if abs(share - 1) <= tolerance else f"{share:.3g} times "
+            residual = f"it adds {times}its input to its output, as a residual connection inside of it does"
+            added = share * x.double().cpu()
+            out = out - added
     counts, sums = _sums(inputs, out)
     values = sums / counts
     spread = (out - values[inputs]).abs()
     if bool((spread > tolerance * (1 + out.abs())).any()):
-        return "it computes more than an activation of each feature between its layers, as with a norm"
-    if added:
-        times = "" if abs(added - 1) <= tolerance else f"{added:.3g} times "
-        return f"it adds {times}its input to its output, as a residual connection inside of it does"
-    return _activation(grid, values, tolerance)
+        return Mismatch(first or MORE, False)
+    first = first or residual
+    replace_weight(replica, network.down, -_ones(shown, f), dtype, device)
+    sums = out + compute(x) - added
+    if differ(sums, sums.flatten()[0]):
+        return Mismatch(first or "its output is not linear in its second layer", False)
+    found = _activation(grid, values, tolerance)
+    return Mismatch(first or found.reason, found.is_relu)
 
 
-def _activation(grid: Tensor, values: Tensor, tolerance: float) -> str:
+def _activation(grid: Tensor, values: Tensor, tolerance: float) -> Mismatch:
     """Name the activation that has `values` on the grid."""
     relu = grid.clamp(min=0)
     largest = values[-1]
@@ -91,22 +111,34 @@ def _activation(grid: Tensor, values: Tensor, tolerance: float) -> str:
         return bool(((values - expected).abs() <= tolerance * expected.abs()).all())
 
     if is_near(relu.square()):
-        return OTHER  # with these weights it does: of biases, of rounding
+        return Mismatch(OTHER, True)  # with these weights it does: of biases, of rounding
     if is_near(grid * (largest / grid[-1])):
-        return "it has no activation between its layers"
+        return Mismatch("it has no activation between its layers", False)
     if values[grid < 0].count_nonzero() > 0:
         added = values[0]
         if added.abs() > tolerance and is_near(relu.square() + added):
-            return f"it adds {added:.3g} to its activation or its output"
-        return NEGATIVE
+            return Mismatch(f"it adds {added:.3g} to its activation or its output", True)
+        return Mismatch(NEGATIVE, _is_leaky(grid, values, tolerance))
     if is_near(relu * (largest / relu[-1])):
-        return "its activation is ReLU, not the square of it"
+        return Mismatch("its activation is ReLU, not the square of it", True)
     if is_near(relu.square() * (largest / relu[-1].square())):
-        return f"its result is {largest / relu[-1].square():.6g} times W2 relu(W1 x)^2"
+        return Mismatch(f"its result is {largest / relu[-1].square():.6g} times W2 relu(W1 x)^2", True)
     power = (largest / values[-2]).log2() / (relu[-1] / relu[-2]).log2()
     if is_near(relu**power):
-        return f"its activation is ReLU to the power of {power:.3g}"
-    return "its activation is zero for negative inputs, but not the square of positive ones"
+        return Mismatch(f"its activation is ReLU to the power of {power:.3g}", True)
+    return Mismatch("its activation is zero for negative inputs, but not the square of positive ones", True)
+
+
+def _is_leaky(grid: Tensor, values: Tensor, tolerance: float) -> bool:
+    """Whether each side of zero is a power, and they are not each other's mirror image."""
+    sides = values[grid > 0], values[grid < 0].flip(0)
+    x = grid[grid > 0]
+    for side in sides:
+        power = (side[-1] / side[0]).log2() / (x[-1] / x[0]).log2()
+        expected = side[-1] * (x / x[-1]) ** power
+        if not bool(((side - expected).abs() <= tolerance * expected.abs()).all()):
+            return False
+    return bool(((sides[0].abs() - sides[1].abs()).abs() > tolerance * sides[0].abs()).all())
 
 
 def _ones(columns: Tensor, size: int) -> Tensor:

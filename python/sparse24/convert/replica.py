@@ -1,24 +1,36 @@
 """A copy of a module with small weights of one's own: what is tried is that, and not the module."""
 
+import random
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from sparse24.convert.call import arguments_of, method_of
 from sparse24.convert.forward import Layer
+from sparse24.convert.layers import owner_of
 from sparse24.format import FP8, LARGEST_FP8
 from sparse24.nn.children import ACCELERATE
+
+_HOOKS = [name for name in nn.Module().__dict__ if "forward" in name and "hooks" in name]
+_HOOKS += ["_backward_hooks", "_backward_pre_hooks"]
+_NOT_COPIED = {*ACCELERATE, "_parameters", "_buffers", "_modules"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """The two layers of a module, and their sizes: x [.., d], hidden layer [.., f], output [.., d_out]."""
+    """The two layers of a module, and their sizes: x [.., d], hidden layer [.., f], output [.., d_out].
+
+    `in_training` is whether it is the same in training: a module in evaluation mode may have dropout.
+    """
 
     up: Layer
     down: Layer
     d: int
     f: int
     d_out: int
+    in_training: bool = True
 
     def smaller(self) -> "Network":
         """Shrink it to sizes that are quick to try. The hidden layer's differs from the others, which tells layouts."""
@@ -41,14 +53,21 @@ def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0) -> object:
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed devices that are not restored
         if x.is_cuda:
             torch.cuda.default_generators[x.device.index].manual_seed(seed)
-        return replica.forward(x)
+        state = random.getstate()
+        try:
+            method = method_of(type(replica))
+            return arguments_of(getattr(type(replica), method)).call(getattr(replica, method), x)
+        finally:
+            random.setstate(state)
 
 
 def make_replica(module: nn.Module) -> nn.Module:
-    """Copy a tree of modules, but not its tensors."""
+    """Copy a tree of modules, but not its hooks, and of its tensors none that it owns."""
     replica = object.__new__(type(module))
     # What accelerate hangs on a module runs that one.
-    replica.__dict__ = {name: value for name, value in module.__dict__.items() if name not in ACCELERATE}
+    replica.__dict__ = {name: _copy(v) for name, v in module.__dict__.items() if name not in _NOT_COPIED}
+    for name in _HOOKS:
+        replica.__dict__[name] = OrderedDict()
     for name in ("_parameters", "_buffers"):
         replica.__dict__[name] = module.__dict__[name].copy()
     replica.__dict__["_modules"] = {
@@ -61,9 +80,9 @@ def replace_weight(
     replica: nn.Module, layer: Layer, weight: Tensor, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Put a weight in the place of the module's; return what it is worth after rounding, in float64."""
-    owner = replica._modules.get(layer.name)
+    owner = owner_of(replica, layer.name)
     if dtype == FP8:
-        assert owner is not None
+        assert isinstance(owner, nn.Module)
         rows = owner.weight_scale.numel() != 1
         amax = weight.abs().amax(1) if rows else weight.abs().amax()
         scale = (amax / LARGEST_FP8).float()
@@ -75,8 +94,13 @@ def replace_weight(
             _put(owner, "input_scale", torch.full_like(owner.input_scale, 2.0**-4, device=device))
         return values.double() * scale.double().reshape(-1, 1)
     rounded = weight.to(dtype)
-    if owner is None:
-        _put(replica, layer.name, (rounded.t().contiguous() if layer.transposed else rounded).to(device))
+    if isinstance(owner, Tensor):
+        *path, name = layer.name.split(".")
+        _put(
+            replica.get_submodule(".".join(path)),
+            name,
+            (rounded.t().contiguous() if layer.transposed else rounded).to(device),
+        )
     else:
         _put(owner, "weight", rounded.to(device))
     return rounded.double()
@@ -84,12 +108,23 @@ def replace_weight(
 
 def replace_bias(replica: nn.Module, layer: Layer, bias: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Put a bias in the place of the module's, if it has one; return what it is worth, in float64."""
-    owner = replica._modules.get(layer.name)
-    if owner is None or getattr(owner, "bias", None) is None:
+    owner = owner_of(replica, layer.name)
+    if isinstance(owner, Tensor) or getattr(owner, "bias", None) is None:
         return torch.zeros_like(bias)
     rounded = bias.to(dtype)
     _put(owner, "bias", rounded.to(device))
     return rounded.double()
+
+
+def _copy(value: object) -> object:
+    """Copy what a forward may write to: a tensor that is no parameter, a container."""
+    if type(value) is Tensor:
+        return value.detach().clone()
+    if type(value) in (list, set):
+        return type(value)(_copy(v) if type(v) is Tensor else v for v in value)  # type: ignore[attr-defined, call-arg]
+    if type(value) in (dict, OrderedDict):
+        return type(value)((k, _copy(v) if type(v) is Tensor else v) for k, v in value.items())  # type: ignore
+    return value
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:

@@ -42,7 +42,9 @@ class Seen:
     methods : tuple of str
         Names that an attribute of the instance would hide.
     children : tuple of (str, Seen or None)
-        Its children.
+        Its children, or those that the network calls.
+    whole : bool
+        Whether those are all children.
     forward : function
         That of its class. It is not copied or pickled: a copy has that of the class where it is made.
     """
@@ -53,16 +55,18 @@ class Seen:
         attributes: tuple[tuple[str, object], ...],
         methods: tuple[str, ...],
         children: tuple[tuple[str, "Seen | None"], ...],
+        whole: bool = True,
     ) -> None:
         self.kind, self.attributes, self.methods, self.children = kind, attributes, methods, children
+        self.whole = whole
         self.forward: Callable[..., Any] = kind.forward
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Seen, (self.kind, self.attributes, self.methods, self.children)
+        return Seen, (self.kind, self.attributes, self.methods, self.children, self.whole)
 
 
-def look(module: nn.Module) -> Seen:
-    """See a module."""
+def look(module: nn.Module, called: tuple[str, ...] | None = None) -> Seen:
+    """See a module, of its children those that are called."""
     kind = type(module)
     if kind is nn.Linear:
         return Seen(kind, (), (), ())
@@ -70,8 +74,9 @@ def look(module: nn.Module) -> Seen:
     methods = tuple(name for name, value in found.items() if value is _METHOD)
     attributes = {name: value for name, value in found.items() if value is not _METHOD} | module.__dict__
     kept = tuple((name, v) for name, v in attributes.items() if name not in _IGNORED and _is_compared(v))
-    children = tuple((name, None if child is None else look(child)) for name, child in module._modules.items())
-    return Seen(kind, kept, methods, children)
+    found_children = module._modules.items() if called is None else [(name, module._modules[name]) for name in called]
+    children = tuple((name, None if child is None else look(child)) for name, child in found_children)
+    return Seen(kind, kept, methods, children, called is None)
 
 
 def difference(module: nn.Module, seen: Seen, prefix: str = "") -> str | None:
@@ -84,7 +89,7 @@ def difference(module: nn.Module, seen: Seen, prefix: str = "") -> str | None:
         if name in module.__dict__:
             return f"its attribute {prefix}{name} has changed"
     children = module._modules
-    if len(children) != len(seen.children):
+    if seen.whole and len(children) != len(seen.children):
         return f"{'its children' if not prefix else f'the children of {prefix[:-1]}'} are others than at conversion"
     for name, expected in seen.children:
         child, path = children.get(name), f"{prefix}{name}"

@@ -1,0 +1,60 @@
+"""Whether the code of a module speaks of squared ReLU: a hint, where running it says nothing."""
+
+import dis
+import functools
+import inspect
+import re
+import types
+from collections.abc import Iterator
+
+from torch import nn
+
+_NAME = re.compile(r"relu_?(2|sq)|(sq|squared|square)_?relu", re.IGNORECASE)
+_SQUARES = {"square", "square_", "pow", "pow_"}
+
+
+def mentions_relu2(module: nn.Module) -> bool:
+    """Whether an activation among the children, an attribute or the code of the forward is squared ReLU, by its name.
+
+    Names are ReLUSquared, squared_relu, relu2 and the like; code may also square what comes from a ReLU.
+    """
+    kinds = [type(child) for child in module.children()]
+    if any(_NAME.search(kind.__name__) for kind in kinds):
+        return True
+    for name, value in module.__dict__.items():
+        if isinstance(value, types.FunctionType) and (_NAME.search(value.__name__) or _squares_relu((value,), False)):
+            return True
+        if isinstance(value, str) and not name.startswith("_") and _NAME.search(value):
+            return True
+    return _squares_relu(tuple(_functions(type(module))), any(issubclass(kind, nn.ReLU) for kind in kinds))
+
+
+def _functions(kind: type[nn.Module]) -> Iterator[types.FunctionType]:
+    """List the forward of a class, and what it calls by name: methods of the class and functions of its file."""
+    forward = getattr(kind, "forward", None)
+    forward = forward and inspect.unwrap(forward)
+    if not _is_code(forward):
+        return
+    yield forward
+    for name in forward.__code__.co_names:
+        yield from filter(_is_code, (getattr(kind, name, None), forward.__globals__.get(name)))
+
+
+def _is_code(value: object) -> bool:
+    return isinstance(value, types.FunctionType) and not value.__module__.startswith("torch.")
+
+
+@functools.cache
+def _squares_relu(functions: tuple[types.FunctionType, ...], has_relu: bool) -> bool:
+    names: set[str] = set()
+    squares = False
+    for function in functions:
+        code = function.__code__
+        names |= {*code.co_names, function.__name__}
+        squares = squares or any(i.opname == "BINARY_POWER" or i.argrepr in ("**", "**=") for i in dis.Bytecode(code))
+    called = {function.__name__ for function in functions}
+    # Many networks call their second ReLU relu2: such a child is known by its class.
+    if any(_NAME.search(name) and (name in called or not name.startswith("relu2")) for name in names):
+        return True
+    relu = has_relu or any(name.lower().strip("_") == "relu" for name in names)
+    return relu and (squares or bool(names & _SQUARES))
