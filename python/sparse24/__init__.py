@@ -3,8 +3,8 @@
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, which are here with their documentation: `sparse24.ops`.
 `convert` makes the networks of an existing model run that way, `revert` and `disabled` undo it for good and for a
-while. `activation_stats` measures what pruning an activation drops; `build_info` and ``python -m sparse24 info`` tell
-what was built.
+while. `activation_stats` measures what pruning an activation drops, and `analyze_model` does so for all networks of a
+model; `build_info` and ``python -m sparse24 info`` tell what was built.
 """
 
 # ruff: noqa: F403
@@ -13,7 +13,7 @@ from sparse24 import _library, nn
 from sparse24 import linear as linear
 from sparse24 import mlp as mlp
 from sparse24 import training as training
-from sparse24.analyze import ActivationStats, activation_stats
+from sparse24.analyze import ActivationStats, ModelReport, activation_stats, analyze_model
 from sparse24.convert import ConvertConfig, ConvertReport, convert, revert
 from sparse24.convert.forward import disabled
 from sparse24.env import build_info, print_env
@@ -29,11 +29,13 @@ __all__ = [
     "ActivationStats",
     "ConvertConfig",
     "ConvertReport",
+    "ModelReport",
     "Recipe",
     "SAC_SAVE_OPS",
     "Schedule",
     "__version__",
     "activation_stats",
+    "analyze_model",
     "bounding_factor",
     "build_info",
     "convert",

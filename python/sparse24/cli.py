@@ -1,4 +1,4 @@
-"""The command line: `sparse24 info`, `demo` and `bench`, or `python -m sparse24 ...`."""
+"""The command line: `sparse24 info`, `demo`, `analyze` and `bench`, or `python -m sparse24 ...`."""
 
 import argparse
 import io
@@ -6,6 +6,7 @@ import os
 import sys
 
 from sparse24 import env
+from sparse24.analyze import command as analyze
 from sparse24.bench import command as bench
 from sparse24.demo import command as demo
 
@@ -46,5 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what was built, what runs on this machine, and the GEMM configurations")
     info.set_defaults(run=_info)
     demo.add_to(commands)
+    analyze.add_to(commands)
     bench.add_to(commands)
     return parser

@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -45,15 +46,29 @@ def progress(losses: Iterable[float], steps: int) -> Iterator[float]:
             yield loss
         return
     with bar:
-        task = bar.add_task("", total=steps, loss="")
+        task = bar.add_task("", total=steps, text="")
         for loss in losses:
-            bar.update(task, advance=1, loss=f"loss {loss:.3f}")
+            bar.update(task, advance=1, text=f"loss {loss:.3f}")
             yield loss
 
 
-def _bar():
+@contextmanager
+def bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Show how many of `total` are done, whenever the function that it gives is called: on a terminal, with rich."""
+    shown = _bar("stderr") if sys.stderr.isatty() else None
+    if shown is None:
+        yield lambda done: None
+        return
+    with shown:
+        task = shown.add_task("", total=total, text=what)
+        yield lambda done: shown.update(task, completed=done)
+
+
+def _bar(stream: str = "stdout"):
     try:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
         return None
-    return Progress(BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=stream == "stderr"))

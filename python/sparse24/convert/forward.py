@@ -215,7 +215,7 @@ def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     if problem is not None:
         return problem
     up, down = owner_of(module, conversion.up.name), owner_of(module, conversion.down.name)
-    first, second = _weights(up, conversion.up), _weights(down, conversion.down)
+    first, second = weights_of(up, conversion.up), weights_of(down, conversion.down)
     moved = is_moved(up)
     problem = (
         weight_problem(conversion.up.name, first.weight)
@@ -253,7 +253,7 @@ def _trains(module: nn.Module) -> bool:
     return module.training or any(child is not None and _trains(child) for child in module._modules.values())
 
 
-def _weights(owner: Any, layer: Layer) -> Weights:
+def weights_of(owner: Any, layer: Layer) -> Weights:
     """Read the weights of one layer, as `torch.nn.Linear` stores them; a scale only where the weight is float8."""
     if isinstance(owner, Tensor):
         return Weights(owner.t() if layer.transposed else owner, None, None)

@@ -77,7 +77,7 @@ def is_called(module: nn.Module | None) -> bool:
     """Whether a module has a forward, and is none of torch's own that are known to compute something else."""
     if module is None or getattr(type(module), "forward", None) in (None, nn.Module.forward):
         return False
-    of_torch = type(module).__module__.startswith("torch.nn.")
+    of_torch = type(module).__module__.startswith("torch.nn.") and not getattr(module, "_sparse24_converted", False)
     return not of_torch or is_list(module) or called_children(module) is not None
 
 

@@ -95,7 +95,11 @@ def test_cannot_run(capsys):
     assert "error: sparse24.demo: expected a device that runs the kernels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["demo", "--out"], ["bench", "--json"], ["bench", "--plot"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["demo", "--out"], ["bench", "--json"], ["bench", "--plot"], ["analyze", ".", "--text", ".", "--csv"]],
+    ids=" ".join,
+)
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, arguments):
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "below"):

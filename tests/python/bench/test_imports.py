@@ -16,9 +16,10 @@ ORDER = (
     ("format",),
     ("recipe",),
     ("ops",),
-    ("analyze", "mlp"),
+    ("mlp",),
     ("nn",),
     ("convert", "schedule"),
+    ("analyze",),
     ("linear", "training", "_convert_forward"),  # older names, and collections
     ("sparse24",),  # the front door, sparse24/__init__.py
     ("demo", "bench"),
@@ -105,7 +106,8 @@ def test_the_graph_is_seen():
     """Of imports of every kind."""
     assert ("sparse24.errors", "sparse24.ops") not in GRAPH
     imported = {name for name, _ in GRAPH["sparse24.cli"]}
-    assert imported == {"sparse24.env", "sparse24.demo.command", "sparse24.bench.command"}
+    commands = {f"sparse24.{package}.command" for package in ("analyze", "bench", "demo")}
+    assert imported == {"sparse24.env", *commands}
     assert "sparse24.bench.drawing" in {name for name, _ in GRAPH["sparse24.bench.command"]}  # inside of a function
     assert "sparse24.mlp.checks" in {name for name, _ in GRAPH["sparse24.mlp"]}
     assert "sparse24._C" in {name for name, _ in GRAPH["sparse24._library"]}

@@ -6,7 +6,7 @@ import torch
 from data import activations
 
 import sparse24
-from sparse24.analyze import top2_mask
+from sparse24.analyze import counts, top2_mask
 
 
 def test_stats_by_hand(device):
@@ -88,3 +88,65 @@ def test_empty_and_wrong_inputs(device):
         RuntimeError, match=r"^sparse24\.activation_stats: expected w2 to have 8 columns .*got \[8, 3\]"
     ):
         sparse24.activation_stats(torch.zeros(2, 8, device=device), torch.zeros(8, 3, device=device))
+
+
+def test_groups_of_every_number_of_non_zeros(device):
+    y1 = torch.tensor([[-1.0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1]], device=device)
+    assert sparse24.activation_stats(y1).nonzeros_per_group == pytest.approx((1 / 6, 1 / 6, 1 / 6, 1 / 6, 2 / 6))
+
+
+def test_permuted_tokens_by_hand(device):
+    """Tokens 0 to 3 light a feature of their own: as neighbours 2 of 4 are dropped, a quarter apart none."""
+    y1 = torch.full((16, 4), -1.0, device=device)
+    y1[:4, 0] = torch.tensor([1.0, 2, 3, 4])
+    stats = sparse24.activation_stats(y1)
+    assert stats.token_nonzeros_dropped == 2 / 4 and stats.token_groups_over_2 == 1 / 16
+    assert stats.token_energy_dropped == pytest.approx((1 + 16) / (1 + 16 + 81 + 256))
+    assert stats.permuted_token_nonzeros_dropped == stats.permuted_token_groups_over_2 == 0
+    assert stats.permuted_token_energy_dropped == 0
+
+
+def test_the_split_spares_the_features_that_most_tokens_use(device):
+    """64 of 128 are spared, of equals the lower: of 100 features that all tokens light, 36 are pruned."""
+    y1 = torch.full((8, 256), -1.0, device=device)
+    lit = [f for f in range(256) if f % 4 < 2][:100]  # two of each group of features
+    y1[:, lit] = 1.0
+    stats = sparse24.activation_stats(y1)
+    assert stats.token_nonzeros_dropped == 1 / 2 and stats.token_groups_over_2 == 100 / 256
+    assert stats.split_token_nonzeros_dropped == pytest.approx(36 / 100 / 2)
+    assert stats.split_token_groups_over_2 == 36 / 256
+    assert stats.split_permuted_token_nonzeros_dropped == pytest.approx(36 / 100 / 2)
+    assert stats.split_token_energy_dropped == pytest.approx(36 / 100 / 2)
+
+
+def test_features_that_neighbouring_tokens_light(device):
+    """Of 128 tokens each lights a feature of its own, of 256."""
+    y1 = torch.full((128, 256), -1.0, device=device)
+    y1[range(128), range(128)] = 1.0
+    stats = sparse24.activation_stats(y1)
+    assert stats.features_active_8_tokens == 8 / 256
+    assert stats.features_active_64_tokens == 64 / 256
+    assert stats.features_active_128_tokens == 128 / 256
+    few = sparse24.activation_stats(y1[:5])  # a tile of five tokens
+    assert few.features_active_8_tokens == few.features_active_128_tokens == 5 / 256
+    more = sparse24.activation_stats(y1[:15])  # whole tiles alone
+    assert more.features_active_8_tokens == 8 / 256
+
+
+def test_slabs_and_chunks_change_nothing(monkeypatch):
+    """Shares of a matrix that is looked at in parts are those of the whole, but for what is of a chunk."""
+    y1 = torch.randn(320, 384, generator=torch.Generator().manual_seed(3))
+    w2 = torch.randn(24, 384, generator=torch.Generator().manual_seed(1))
+    whole = sparse24.activation_stats(y1, w2)
+    monkeypatch.setattr(counts, "SLAB", 320 * 52)
+    in_slabs = sparse24.activation_stats(y1, w2)
+    monkeypatch.setattr(counts, "CHUNK", 128)
+    in_chunks = sparse24.activation_stats(y1, w2)
+    for name, value in whole.as_dict().items():
+        assert in_slabs.as_dict()[name] == pytest.approx(value), name
+        if not name.startswith(("permuted", "split")):
+            assert in_chunks.as_dict()[name] == pytest.approx(value), name
+    given = torch.linspace(1e-3, 1e-1, 320)  # a scale per token goes with its tokens
+    saturated = sparse24.activation_stats(y1, fp8_scale=given).fp8_saturated
+    monkeypatch.setattr(counts, "CHUNK", 4096)
+    assert 0 < sparse24.activation_stats(y1, fp8_scale=given).fp8_saturated == saturated

@@ -1,0 +1,45 @@
+"""What `sparse24.analyze_model` expects of a network's speed, from the records: python/sparse24/analyze/measured.json.
+
+A row is a size that was measured: how many times as fast as the fastest that plain torch offers in that precision
+(compiled or not; fp8 by row or by tensor) the network is when it runs sparse, as `convert` makes it run: in fp8 with
+exact scales.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from bench.reporting.ffn_tables import TORCH
+from sparse24.bench import results
+
+#: By pass and precision: what is the network, and what else there is.
+OURS = {
+    ("forward", "bf16"): ("sparse24",),
+    ("forward", "fp8"): ("sparse24_fused",),
+    ("training", "bf16"): ("sparse24", "sparse24_compiled"),
+    ("training", "fp8"): ("sparse24_fp8", "sparse24_fp8_compiled"),
+}
+BENCHES = {"ffn_forward": "forward", "ffn_training": "training"}
+
+
+def rows(records: Iterable[results.Record]) -> list[list[object]]:
+    """Pass, precision, tokens, d_model, d_ff and speed-up, in order."""
+    found = []
+    usual = [r for r in records if r["bench"] in BENCHES and r["race"] == BENCHES[r["bench"]] and results.usual(r)]
+    for problem in results.group(r for r in usual if r["median_us"]).values():
+        for (race, dtype), variants in OURS.items():
+            mine = [r for r in problem if (r["race"], r["dtype"]) == (race, dtype)]
+            ours = min((r["median_us"] for r in mine if r["variant"] in variants), default=None)
+            theirs = min((r["median_us"] for r in mine if r["variant"] in TORCH[dtype]), default=None)
+            if ours and theirs:
+                size = [mine[0][name] for name in ("tokens", "d_model", "d_ff")]
+                found.append([race, dtype, *size, round(theirs / ours, 3)])
+    return sorted(found)
+
+
+def text(records: list[results.Record]) -> str:
+    """The file."""
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows(records))
+    columns = json.dumps(["pass", "dtype", "tokens", "d_model", "d_ff", "speedup"])
+    return f'{{"gpu": {json.dumps(records[0]["gpu"])},\n"columns": {columns},\n"rows": [\n{lines}\n]}}\n'

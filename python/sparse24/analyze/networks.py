@@ -1,0 +1,133 @@
+"""The feed-forward networks of a model, as `convert` finds them, and what they are given when the model runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparse24.analyze.counts import CHUNK, Counts
+from sparse24.convert.call import arguments_of
+from sparse24.convert.find import find_networks
+from sparse24.convert.forward import Layer, Weights, disabled, weights_of
+from sparse24.convert.layers import owner_of
+from sparse24.convert.near import near_misses
+from sparse24.convert.problems import precision_problem
+from sparse24.format import FP8
+from sparse24.mlp import up_projection
+from sparse24.mlp.scale import factor_of
+from sparse24.nn import ReLU2MLP
+from sparse24.ops import quantize_fp8_predict
+from sparse24.ops.activation import ActivationFunction
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A network: where its weights are, and which module is called with its input."""
+
+    name: str
+    module: nn.Module
+    up: Layer
+    down: Layer
+    state: str
+    threshold: float = 0
+
+    def weights(self) -> tuple[Weights, Weights]:
+        """Read both layers."""
+        return tuple(weights_of(owner_of(self.module, layer.name), layer) for layer in (self.up, self.down))
+
+    def sizes(self) -> dict[str, int]:
+        """Name d_model, d_ff and d_out."""
+        up, down = self.weights()
+        return {"d_model": up.weight.shape[1], "d_ff": up.weight.shape[0], "d_out": down.weight.shape[0]}
+
+    def is_float8(self) -> bool:
+        """Whether its weights are float8."""
+        return self.weights()[0].weight.dtype == FP8
+
+    def count(self, x: Tensor, counts: Counts) -> None:
+        """Add the activation that the network has for tokens [T, D]."""
+        up, down = (owner_of(self.module, layer.name) for layer in (self.up, self.down))
+        first, second = self.weights()
+        w2 = second.weight if second.scale is None else second.weight.float() * second.scale.reshape(-1, 1)
+        for part in x.split(CHUNK):
+            scale = None if second.scale is None else getattr(down, "input_scale", None)
+            factor = None if first.scale is None else factor_of(up, scale)
+            if factor is not None:
+                scale = quantize_fp8_predict(part, factor)[2]
+            fp8 = first.scale is not None
+            y1 = up_projection(part, first.weight, first.bias, fp8=fp8, w1_scale=first.scale)
+            if self.threshold:
+                y1 = ActivationFunction("relu", self.threshold)(y1)
+            counts.add(y1, w2, scale)
+
+
+class Networks(NamedTuple):
+    """Those that can be looked at, in the order of the model; why others of `convert` cannot, and its near misses."""
+
+    watched: list[Watched]
+    skipped: dict[str, str]
+    near_misses: dict[str, str]
+
+
+def networks_of(model: nn.Module) -> Networks:
+    """Find the networks of a model as `convert` does, and the modules of this library."""
+    watched, skipped = {}, {}
+    found, others = find_networks(model)
+    for name, module, network, reason in found:
+        if getattr(module, "_sparse24_converted", False):
+            conversion = module._sparse24
+            threshold = float(conversion.options.get("threshold", 0))
+            watched[name] = Watched(name, module, conversion.up, conversion.down, "converted", threshold)
+        elif network is None or (problem := reason or precision_problem(module, network, "auto")):
+            skipped[name] = reason or problem
+        else:
+            watched[name] = Watched(name, module, network.up, network.down, "dense")
+    for name, module in model.named_modules():
+        if isinstance(module, ReLU2MLP):
+            layers = Layer("up_proj"), Layer("down_proj")
+            watched[name] = Watched(name, module, *layers, "ReLU2MLP", module.threshold)
+    in_order = [watched[name] for name, _ in model.named_modules() if name in watched]
+    return Networks(in_order, skipped, near_misses(model, {*watched, *skipped}, others))
+
+
+@contextmanager
+def watching(networks: list[Watched], given: Callable[[Watched, Tensor], None]) -> Iterator[None]:
+    """Call `given` with what a network is given, whenever it is called. All networks run dense meanwhile."""
+    with ExitStack() as stack:
+        stack.enter_context(disabled())
+        for network in networks:
+            if isinstance(network.module, ReLU2MLP):
+                stack.callback(setattr, network.module, "sparse", network.module.sparse)
+                network.module.sparse = False
+            stack.enter_context(_hook(network, given))
+        yield
+
+
+def _hook(network: Watched, given: Callable[[Watched, Tensor], None]) -> Any:
+    """Watch the first layer, whose input is that of the network; or the network, where it calls no layer."""
+    owner = owner_of(network.module, network.up.name)
+    called = network.module if isinstance(owner, Tensor) or network.state == "ReLU2MLP" else owner
+    arguments = arguments_of(type(called).forward)
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x, _why = arguments.split(args, kwargs)
+        if isinstance(x, Tensor):
+            given(network, x.detach().reshape(-1, x.shape[-1]))
+
+    return called.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode without gradients; every module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

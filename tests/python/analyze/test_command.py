@@ -1,0 +1,108 @@
+"""sparse24 analyze: a checkpoint on disk, a text, and the files that it writes."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from sparse24 import cli
+from sparse24.analyze import command
+
+transformers = pytest.importorskip("transformers")
+
+
+def save(folder, **options):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.ArceeConfig(
+        **sizes, num_key_value_heads=4, vocab_size=300, max_position_embeddings=64, bos_token_id=0, eos_token_id=1
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint")
+    save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("".join(f"{number} is a number, and so is {number * number}.\n" for number in range(200)))
+    return path
+
+
+def analyze(*arguments):
+    return cli.main(["analyze", *map(str, arguments), "--device", "cpu"])
+
+
+def test_it_writes_what_it_found(folder, text, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    files = {kind: tmp_path / "new" / f"out.{kind}" for kind in ("json", "csv", "svg")}
+    options = ["--json", files["json"], "--csv", files["csv"], "--plot", files["svg"], "--max-tokens", 1000]
+    assert analyze(folder, "--text", text, *options, "--prefill", 512) == 0
+    printed = capsys.readouterr().out
+    content = json.loads(files["json"].read_text())
+    assert printed.splitlines()[-1] == content["verdict"] and "on 1,000 tokens, in float32" in printed
+    assert list(content["layers"]) == [f"model.layers.{i}.mlp" for i in range(2)]
+    assert all(layer["tokens"] == 1000 for layer in content["layers"].values())
+    assert content["tokens_per_call"]["prefill"] == 512
+    with files["csv"].open() as stream:
+        assert [row["layer"] for row in csv.DictReader(stream)] == list(content["layers"])
+    assert files["svg"].read_text().startswith("<?xml")
+
+
+def test_a_tokenizer_of_the_folder_is_used(tmp_path, text, capsys):
+    """Two words are known, and all others are one token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    save(tmp_path)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "is": 1, "number": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
+    out = tmp_path / "out.json"
+    assert analyze(tmp_path, "--text", text, "--json", out) == 0
+    assert "no tokenizer" not in capsys.readouterr().out
+    count = len(words.encode(text.read_text()).ids)
+    found = {layer["tokens"] for layer in json.loads(out.read_text())["layers"].values()}
+    assert found == {count // 64 * 64}  # whole windows
+
+
+def test_without_a_tokenizer_bytes_are_tokens_and_it_says_so(folder, tmp_path, capsys):
+    short, empty = tmp_path / "short.txt", tmp_path / "empty.txt"
+    short.write_text("0123456789")
+    empty.touch()
+    assert analyze(folder, "--text", empty, short) == 0
+    printed = capsys.readouterr().out
+    assert "has no tokenizer: each byte of the text is taken for a token" in printed and "on 10 tokens" in printed
+    assert analyze(folder, "--text", empty) == 2
+    assert "expected batches to have at least one, got none" in capsys.readouterr().err
+
+
+def test_it_reads_no_more_than_it_needs(folder, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_text("a" * 100_000)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    read = []
+    batches = command.batches_of(model, lambda text: read.append(len(text)) or [1] * len(text), [long, long], 100)
+    first = next(batches)
+    assert read == [1600] and first["input_ids"].shape == (25, 64) and first["use_cache"] is False
+    assert first["logits_to_keep"] == 1
+
+
+def test_what_cannot_run_is_said_in_a_sentence(folder, text, tmp_path, capsys):
+    def said(*arguments):
+        assert analyze(*arguments) == 2
+        error = capsys.readouterr().err.splitlines()
+        assert len([line for line in error if line.startswith("error: ")]) == 1
+        return error[-1]
+
+    assert "expected MODEL_DIR to be a folder with a config.json" in said(tmp_path, "--text", text)
+    assert "No such file" in said(folder, "--text", tmp_path / "none.txt")
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    assert "expected MODEL_DIR to be loaded by transformers" in said(tmp_path, "--text", text)
+    with pytest.raises(SystemExit) as exit:
+        analyze(folder)  # no text
+    assert exit.value.code == 2

@@ -1,0 +1,154 @@
+"""ModelReport: its verdict, table, JSON, CSV and drawing; and the speed that it expects, by size."""
+
+import csv
+import io
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+import sparse24
+from bench.reporting import expected
+from bench.reporting.figures import EXPECTED, records_of
+from sparse24.analyze import ModelReport, speed
+from sparse24.analyze.columns import COLUMNS
+from sparse24.analyze.report import decide
+from sparse24.analyze.speed import Calls, speedup
+
+
+def layer(dropped=0.01, error=0.02, d_model=4096, d_ff=16384, **further):
+    """A layer as analyze_model makes it, of made-up numbers."""
+    y1 = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) - 1
+    stats = sparse24.activation_stats(y1, torch.ones(8, 32)).as_dict()
+    stats |= {"feature_nonzeros_dropped": dropped, "output_error": error}
+    sizes = {"tokens": 64, "d_model": d_model, "d_ff": d_ff, "d_out": d_model}
+    density = [share / 20 for share in range(21)]
+    made = {**sizes, **stats, "feature_density": density, "state": "dense", **further}
+    return made | speed.speedups(made, Calls()) | decide(made)
+
+
+def report(count=4, **first):
+    layers = {f"layers.{i}.mlp": layer(**(first if i == 0 else {})) for i in range(count)}
+    return ModelReport(layers)
+
+
+def test_the_verdict_names_layers_to_keep_and_what_to_expect():
+    found = report(24, dropped=0.09)
+    gain = speedup("prefill", "bf16", 8192, 4096, 16384, 4096)
+    together = 24 / (1 + 23 / gain)
+    assert found.verdict == (
+        f"convert 23 of 24; expect {together:.2f}x in FFN prefill (8,192 tokens), 1.00x in decode (8 tokens), "
+        f"{24 / (1 + 23 / speedup('training', 'bf16', 16384, 4096, 16384, 4096)):.2f}x in training (16,384 tokens) "
+        "in bf16; layers.0.mlp drops 9 % of non-zeros: keep it dense"
+    )
+    assert found.decisions == {f"layers.{i}.mlp": i > 0 for i in range(24)}
+    wrong = report(2, error=0.07)
+    assert wrong.verdict.endswith("; layers.0.mlp changes its output by 7 %: keep it dense")
+
+
+def test_a_verdict_is_a_sentence_however_many_layers_there_are():
+    layers = {f"layers.{i}.mlp": layer(dropped=0.2) for i in range(9)}
+    text = ModelReport(layers, {"other": "its activation is ReLU, not the square of it"}).verdict
+    assert text.startswith("convert 0 of 10; layers.0.mlp drops 20 % of non-zeros: keep it dense; layers.1.mlp")
+    assert "; 6 more are to stay dense, too; 1 cannot be converted (its activation is ReLU" in text
+    assert "expect" not in text
+
+
+def test_small_networks_are_expected_to_run_dense():
+    small = ModelReport({"mlp": layer(d_model=128, d_ff=512)})
+    assert "expect no speed-up: for such sizes and numbers of tokens relu2_mlp runs dense" in small.verdict
+
+
+def test_other_numbers_of_tokens():
+    found = report(2)
+    few = found.at(prefill=128, training=4096)
+    name = "layers.0.mlp"
+    assert few.layers[name]["prefill_speedup"] == 1.0 != found.layers[name]["prefill_speedup"]
+    assert few.layers[name]["training_speedup"] == speedup("training", "bf16", 4096, 4096, 16384, 4096)
+    assert "(128 tokens)" in few.verdict and "(8,192 tokens)" in found.verdict
+    with pytest.raises(RuntimeError, match=r"^sparse24\.ModelReport\.at: expected decode to be at least 0, got -1"):
+        found.at(decode=-1)
+
+
+@pytest.mark.parametrize("phase", speed.PHASES)
+@pytest.mark.parametrize("dtype", speed.PRECISIONS)
+def test_speed_is_that_of_the_nearest_record(phase, dtype):
+    for race, of_dtype, tokens, d_model, d_ff, gain in json.loads(EXPECTED.read_text())["rows"]:
+        if (race, of_dtype) == ("training" if phase == "training" else "forward", dtype):
+            pays = sparse24.mlp.pays(tokens, d_ff, d_model, fp8=dtype == "fp8")
+            assert speedup(phase, dtype, tokens, d_model, d_ff, d_model) == (gain if pays else 1.0)
+            if pays and sparse24.mlp.pays(tokens - 1, d_ff, d_model, fp8=dtype == "fp8"):
+                assert speedup(phase, dtype, tokens - 1, d_model, d_ff, d_model) == gain
+
+
+def test_what_was_not_measured_has_no_speed():
+    assert speedup("prefill", "bf16", 1 << 20, 4096, 16384, 4096) is None
+    assert speedup("training", "bf16", 16384, 32768, 16384, 32768) is None
+    unknown = ModelReport({"mlp": layer(d_ff=1 << 17)})
+    assert "an unmeasured speed in training" in unknown.verdict and " -  " in unknown.table()
+    assert speedup("prefill", "bf16", 8192, 4096, 16384 + 8, 4096) == 1.0  # never sparse
+
+
+def test_the_table_of_speeds_is_that_of_the_records():
+    """The same is in `python -m bench figures --check`."""
+    assert expected.text(records_of(("h200",))) == EXPECTED.read_text()
+    rows = expected.rows(records_of(("h200",)))
+    assert {(race, dtype) for race, dtype, *_ in rows} == set(expected.OURS)
+    assert all(0.5 < gain < 3 for *_, gain in rows) and speed.device() == "NVIDIA H200"
+
+
+def test_the_table_has_a_row_for_each_layer():
+    found = ModelReport({"a": layer(), "b": layer(dropped=0.3)}, {"c": "gated"}, {"d": "it has 3 layers"})
+    text = found.table()
+    assert text == str(found) and text.endswith(found.verdict) and "not looked at: c: gated" in text
+    assert "near miss: d: it has 3 layers" in text
+    assert all(short in text.splitlines()[0] for short, _ in COLUMNS.values())
+    assert max(map(len, text.partition("\n\n")[0].splitlines())) <= 140
+    rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line[:2] in ("a ", "b ")}
+    assert rows == {"a": "yes", "b": "no"}
+    assert "in fp8 over torch.compile" in ModelReport({"a": layer()}, precision="fp8").table()
+
+
+def test_json_and_csv_have_everything():
+    found = report(2, dropped=0.3)
+    content = json.loads(json.dumps(found.as_dict()))
+    assert content["verdict"] == found.verdict and content["decisions"] == found.decisions
+    assert content["tokens_per_call"] == {"prefill": 8192, "decode": 8, "training": 16384}
+    rows = list(csv.DictReader(io.StringIO(found.csv())))
+    assert [row["layer"] for row in rows] == list(found.layers)
+    for row, (name, of_layer) in zip(rows, found.layers.items(), strict=True):
+        assert (
+            content["layers"][name].keys()
+            == of_layer.keys()
+            >= row.keys() - {"layer"} - {f"groups_of_{number}" for number in range(5)}
+        )
+        assert float(row["feature_nonzeros_dropped"]) == of_layer["feature_nonzeros_dropped"]
+        assert float(row["groups_of_4"]) == of_layer["nonzeros_per_group"][4]
+    assert ModelReport({}).csv() == "layer\r\n"
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_drawing_names_everything(tmp_path, count):
+    pytest.importorskip("matplotlib")
+    found = report(count)
+    path = tmp_path / "layers.svg"
+    found.plot(path)
+    written = {element.text for element in ElementTree.parse(path).iter() if element.tag.endswith("text")}
+    assert {long for _, long in COLUMNS.values()} | set(found.layers) <= written
+    assert {"0 non-zeros", "1 non-zero", "4 non-zeros", "tokens that light it, %"} <= written
+    first = path.read_bytes()
+    found.plot(str(path))
+    assert path.read_bytes() == first  # the same report, the same file
+
+
+def test_a_drawing_needs_matplotlib_and_a_layer(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(RuntimeError, match="expected a report with at least one layer, got none"):
+        ModelReport({}).plot(tmp_path / "a.svg")
+    monkeypatch.delitem(sys.modules, "sparse24.analyze.drawing", raising=False)
+    monkeypatch.delattr(sparse24.analyze, "drawing", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(RuntimeError, match=r"^sparse24\.ModelReport\.plot: expected matplotlib, got none"):
+        report().plot(tmp_path / "a.svg")
