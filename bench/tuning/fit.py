@@ -28,8 +28,8 @@ Race = list[Record]
 ROOT = Path(__file__).resolve().parents[2]
 COSTS = ROOT / "cpp" / "heuristics" / "sm90_costs.inc"
 DTYPES = {"bf16": "bfloat16", "fp8": "float8_e4m3fn"}
-#: What a record may say of a configuration beside its tile.
-FACTS = ("swizzle", "raster", "splits", "divides")
+#: What a record may say of a configuration beside its tile; older ones say "divides" for "splits_last_wave".
+FACTS = ("swizzle", "raster", "splits", "splits_last_wave", "divides")
 #: What is fitted, of a tile; a throughput that others are relative to stays.
 TILE_FIELDS = ("throughput", "start", "tail", "half_empty")
 UNIT = "the unit"

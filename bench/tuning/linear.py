@@ -30,7 +30,7 @@ SWIZZLES = (1, 2, 4, 6, 8, 12, 16, 24)
 RASTERS = ("m", "n")
 DTYPES = {"bf16": "bfloat16", "fp8": "float8_e4m3fn"}
 #: The one whose last tiles can be divided.
-DIVIDED = "128x256"
+SPLIT = "128x256"
 Outputs = tuple[torch.Tensor, ...]
 
 
@@ -63,11 +63,11 @@ def problem(tokens: int, d_model: int, d_ff: int, dtype: str, options: Options) 
         tiles = [c["tile"] for c in sparse24._C.linear_configs(DTYPES[dtype], op == "linear_compress")]
         for (index, tile), swizzle, raster in product(enumerate(tiles), SWIZZLES, RASTERS):
             name, config = f"{op} {tile} swizzle {swizzle} along {raster}", f"{index},{swizzle},{raster}"
-            facts = {"op": op, "tile": tile, "swizzle": swizzle, "raster": raster, "divides": False}
+            facts = {"op": op, "tile": tile, "swizzle": swizzle, "raster": raster, "splits_last_wave": False}
             cases.append(Case(name, dtype, partial(call, run, config), check, "part", facts=facts))
-            if tile == DIVIDED:
+            if tile == SPLIT:
                 one = partial(call, run, f"{config},4")
-                name, facts = f"{name}, the last tiles in quarters", facts | {"divides": True}
+                name, facts = f"{name}, the last tiles in quarters", facts | {"splits_last_wave": True}
                 cases.append(Case(name, dtype, one, check, "part", facts=facts))
     for case in cases:
         case.flops = 2.0 * tokens * d_model * d_ff

@@ -34,7 +34,7 @@ std::string to_string(const GemmConfig& c) {
                      " cluster " + std::to_string(c.cluster_m) + "x" + std::to_string(c.cluster_n) + " swizzle " +
                      std::to_string(c.swizzle) + " along " + (c.raster_along_m ? "M" : "N");
   if (c.splits > 1) text += " split " + std::to_string(c.splits);
-  return c.divides ? text + ", the last tiles in quarters" : text;
+  return c.splits_last_wave ? text + ", the last tiles in quarters" : text;
 }
 
 std::vector<GemmConfig> mm_configs(DType dtype) {
@@ -51,7 +51,7 @@ std::vector<GemmConfig> linear_configs(DType dtype, const LinearTiles& tiles) {
 
 LinearTiles linear_relu2_tiles(DType x, DType y) {
   LinearTiles tiles;
-#define SPARSE24_LINEAR_RELU2(of_x, hidden, of_y, tile) \
+#define SPARSE24_LINEAR_RELU2(of_x, pre_activation, of_y, tile) \
   if (DType::of_x == x && DType::of_y == y) tiles.push_back(GemmTile::tile);
 #include "sparse24/tiles.def"
   return tiles;
@@ -59,7 +59,7 @@ LinearTiles linear_relu2_tiles(DType x, DType y) {
 
 LinearTiles linear_compress_tiles(DType x, DType y, DType meta) {
   LinearTiles tiles;  // metadata of both 16-bit types is the same
-#define SPARSE24_LINEAR_COMPRESS(of_x, hidden, of_y, of_meta, tile)                             \
+#define SPARSE24_LINEAR_COMPRESS(of_x, pre_activation, of_y, of_meta, tile)                     \
   if (DType::of_x == x && DType::of_y == y && meta_atom_k(DType::of_meta) == meta_atom_k(meta)) \
     tiles.push_back(GemmTile::tile);
 #include "sparse24/tiles.def"

@@ -79,7 +79,7 @@ GemmConfig CostModel::in_order(const GemmProblem& p, GemmConfig c) const {
   c.swizzle = order.swizzle;
   c.raster_along_m = order.along_m;
   const Waves waves = waves_of(p, c);
-  c.divides = has_waves(p.product, c) && waves.whole > 0 && waves.left_over > 0 && quarter_waves(waves, c) < 1;
+  c.splits_last_wave = has_waves(p.product, c) && waves.whole > 0 && waves.left_over > 0 && quarter_waves(waves, c) < 1;
   return c;
 }
 
@@ -87,7 +87,7 @@ double CostModel::predicted_us(const GemmProblem& p, const GemmConfig& c) const 
   const TileCost& cost = costs.tile(p.product, p.dtype, c.tile);
   if (cost.throughput == 0) return std::numeric_limits<double>::infinity();
   const Waves waves = waves_of(p, c);
-  const double last = c.divides ? quarter_waves(waves, c) : waves.left_over > 0 ? 1 : 0;
+  const double last = c.splits_last_wave ? quarter_waves(waves, c) : waves.left_over > 0 ? 1 : 0;
   const double columns = (double(waves.whole) + last) * (depth_of(p, c) + cost.start) + cost.tail;
   const double throughput = cost.throughput / (is_half_empty(c, p.n) ? cost.half_empty : 1);
   const double computing = columns * c.tile_m * c.tile_n / throughput * mac_us(p);

@@ -3,8 +3,8 @@
 // The clusters that run at the same time are a rectangle of tiles, whose operands come from memory once. Its sides
 // follow from the swizzle s: along N it has s rows of clusters and as many columns as there are clusters left, along M
 // the other way round. Reading that takes longer than computing costs the difference, and so do the tiles that pad both
-// counts to multiples of s, of an order of CUTLASS's. One of ours has bands of s or fewer, as equal as they can be.
-// Where the cache holds all that is read at the same time, the short side is read once for the length of a band.
+// counts to multiples of s, of an order of CUTLASS's. One of ours has groups of s or fewer, as equal as they can be.
+// Where the cache holds all that is read at the same time, the short side is read once for the length of a group.
 #include "heuristics/tile_order.h"
 
 #include <algorithm>
@@ -16,21 +16,21 @@
 namespace sparse24 {
 namespace {
 
-// CUTLASS's largest; bands of ours may be wider where the L2 cache holds what they read.
-constexpr int kMostSwizzle = 8, kWidestBand = 24;
+// CUTLASS's largest; groups of ours may be wider where the L2 cache holds what they read.
+constexpr int kMostSwizzle = 8, kWidestGroup = 24;
 
 }  // namespace
 
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic) {
   TileOrder best{1, true};
   double best_cost = std::numeric_limits<double>::infinity();
-  const int most = traffic.any_swizzle ? kWidestBand : kMostSwizzle;
+  const int most = traffic.any_swizzle ? kWidestGroup : kMostSwizzle;
   for (int swizzle = 1; swizzle <= most; swizzle += traffic.any_swizzle ? 1 : swizzle) {
     const int64_t multiple = traffic.any_swizzle ? 1 : swizzle;
     const int64_t padded_m = round_up(clusters_m, multiple), padded_n = round_up(clusters_n, multiple);
     for (const bool along_m : {true, false}) {
       const double major = double(along_m ? padded_m : padded_n), minor = double(along_m ? padded_n : padded_m);
-      const double width = minor / std::ceil(minor / swizzle);  // of a band
+      const double width = minor / std::ceil(minor / swizzle);  // of a group
       const double short_side = std::max(width, in_flight / major);
       const double long_side = std::min(major, in_flight / width);
       const double along = long_side * (along_m ? traffic.cluster_row : traffic.cluster_col);

@@ -19,11 +19,13 @@ using namespace py::literals;
 namespace sparse24::python {
 namespace {
 
+/// "divides" is the older name of "splits_last_wave", which records have.
 py::dict to_dict(const GemmConfig& config) {
   return py::dict("tile"_a = name_of(config.tile), "tile_m"_a = config.tile_m, "tile_n"_a = config.tile_n,
                   "tile_k"_a = config.tile_k, "cluster_m"_a = config.cluster_m, "cluster_n"_a = config.cluster_n,
                   "swizzle"_a = config.swizzle, "raster"_a = config.raster_along_m ? "m" : "n",
-                  "splits"_a = config.splits, "divides"_a = config.divides, "text"_a = to_string(config));
+                  "splits"_a = config.splits, "splits_last_wave"_a = config.splits_last_wave,
+                  "divides"_a = config.splits_last_wave, "text"_a = to_string(config));
 }
 
 py::list to_list(const std::vector<GemmConfig>& configs) {
@@ -105,7 +107,9 @@ class PyCostModel {
     if (from.contains("swizzle")) config.swizzle = from["swizzle"].cast<int>();
     if (from.contains("raster")) config.raster_along_m = from["raster"].cast<std::string>() == "m";
     if (from.contains("splits")) config.splits = from["splits"].cast<int>();
-    if (from.contains("divides")) config.divides = from["divides"].cast<bool>();
+    for (const char* split : {"splits_last_wave", "divides"}) {
+      if (from.contains(split)) config.splits_last_wave = from[split].cast<bool>();
+    }
     return config;
   }
 

@@ -19,8 +19,8 @@ namespace sparse24::cpu {
 namespace {
 
 /// h [tokens, out] as it is stored: scales and bias in fp32, one rounding to hidden_dtype.
-struct Hidden {
-  explicit Hidden(const LinearArgs& args)
+struct PreActivation {
+  explicit PreActivation(const LinearArgs& args)
       : bytes(make_buffer<unsigned char>(args.tokens * args.out * size_of(args.hidden_dtype))) {}
 
   template <class H>
@@ -45,15 +45,15 @@ void multiply_as(const LinearArgs& args, typename H::Storage* h) {
                });
 }
 
-Hidden multiply(const LinearArgs& args) {
-  Hidden hidden(args);
+PreActivation multiply(const LinearArgs& args) {
+  PreActivation pre_activation(args);
   visit_dtype(args.dtype, [&](auto in) {
     visit_dtype(args.hidden_dtype, [&](auto type) {
       using H = decltype(type);
-      multiply_as<decltype(in), H>(args, hidden.codes<H>());
+      multiply_as<decltype(in), H>(args, pre_activation.codes<H>());
     });
   });
-  return hidden;
+  return pre_activation;
 }
 
 /// 1 / scale of a token.
@@ -131,10 +131,10 @@ void store_compressed(const LinearCompressArgs& args, const void* h) {
 
 void linear_relu2(const LinearRelu2Args& args) {
   const LinearArgs& linear = args.linear;
-  Hidden hidden = multiply(linear);
+  PreActivation pre_activation = multiply(linear);
   visit_dtype(linear.hidden_dtype, [&](auto type) {
     using H = decltype(type);
-    const auto* h = hidden.codes<H>();
+    const auto* h = pre_activation.codes<H>();
     store_dense<H>(args, h);
     raise_amax<H>(linear, h);
     add_saturated(linear, [&](int64_t t, float inverse) {
@@ -148,12 +148,12 @@ void linear_relu2(const LinearRelu2Args& args) {
 
 void linear_compress(const LinearCompressArgs& args) {
   const LinearArgs& linear = args.linear;
-  Hidden hidden = multiply(linear);
-  store_compressed(args, hidden.bytes.data());
+  PreActivation pre_activation = multiply(linear);
+  store_compressed(args, pre_activation.bytes.data());
   const Operand a = Operand::of(linear.tokens, linear.out, args.meta_dtype, Dim::kFeatures);
   visit_dtype(linear.hidden_dtype, [&](auto type) {
     using H = decltype(type);
-    const auto* h = hidden.codes<H>();
+    const auto* h = pre_activation.codes<H>();
     raise_amax<H>(linear, h);
     add_saturated(linear, [&](int64_t t, float inverse) {
       int32_t count = 0;

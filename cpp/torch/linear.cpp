@@ -75,12 +75,12 @@ ActivationArgs check_activation(OpName op, const Word& word) {
 
 /// What y is stored as: x's 16-bit type or fp8.
 DType check_out_dtype(OpName op, const LinearArgs& args, std::optional<ScalarType> out_dtype) {
-  const DType fp8 = DType::kFloat8E4M3, hidden = args.hidden_dtype;
+  const DType fp8 = DType::kFloat8E4M3, pre_activation = args.hidden_dtype;
   const ScalarType out = out_dtype.value_or(to_torch(args.dtype));
   if (out == to_torch(fp8)) return fp8;
-  expect(out == to_torch(hidden), op, "out_dtype to be ", name_of(hidden), " or ", name_of(fp8), ", got ",
-         dtype_text(out));
-  return hidden;
+  expect(out == to_torch(pre_activation), op, "out_dtype to be ", name_of(pre_activation), " or ", name_of(fp8),
+         ", got ", dtype_text(out));
+  return pre_activation;
 }
 
 void check_rows_of_w(OpName op, const LinearArgs& args, int64_t multiple) {

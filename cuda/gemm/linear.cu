@@ -8,33 +8,36 @@ namespace sparse24::cuda {
 namespace {
 
 struct Relu2Instance {
-  DType dtype, hidden, y;
+  DType dtype, pre_activation, y;
   GemmTile tile;
   void (*launch)(const LinearRelu2Args&, const GemmConfig&, cudaStream_t);
 };
 struct CompressInstance {
-  DType dtype, hidden, y, meta;
+  DType dtype, pre_activation, y, meta;
   GemmTile tile;
   void (*launch)(const LinearCompressArgs&, const GemmConfig&, cudaStream_t);
 };
 
 constexpr Relu2Instance kRelu2Instances[] = {
-#define SPARSE24_LINEAR_RELU2(dtype, hidden, y, tile)     \
-  {DType::dtype, DType::hidden, DType::y, GemmTile::tile, \
-   launch_linear_relu2_sm90<DType::dtype, DType::hidden, DType::y, GemmTile::tile>},
+#define SPARSE24_LINEAR_RELU2(dtype, pre_activation, y, tile)     \
+  {DType::dtype, DType::pre_activation, DType::y, GemmTile::tile, \
+   launch_linear_relu2_sm90<DType::dtype, DType::pre_activation, DType::y, GemmTile::tile>},
 #include "sparse24/tiles.def"
 };
 
 constexpr CompressInstance kCompressInstances[] = {
-#define SPARSE24_LINEAR_COMPRESS(dtype, hidden, y, meta, tile) \
-  {DType::dtype,   DType::hidden,                              \
-   DType::y,       DType::meta,                                \
-   GemmTile::tile, launch_linear_compress_sm90<DType::dtype, DType::hidden, DType::y, DType::meta, GemmTile::tile>},
+#define SPARSE24_LINEAR_COMPRESS(dtype, pre_activation, y, meta, tile) \
+  {DType::dtype,                                                       \
+   DType::pre_activation,                                              \
+   DType::y,                                                           \
+   DType::meta,                                                        \
+   GemmTile::tile,                                                     \
+   launch_linear_compress_sm90<DType::dtype, DType::pre_activation, DType::y, DType::meta, GemmTile::tile>},
 #include "sparse24/tiles.def"
 };
 
-bool matches(const LinearArgs& args, DType dtype, DType hidden, DType y) {
-  return args.dtype == dtype && args.hidden_dtype == hidden && args.y_dtype == y;
+bool matches(const LinearArgs& args, DType dtype, DType pre_activation, DType y) {
+  return args.dtype == dtype && args.hidden_dtype == pre_activation && args.y_dtype == y;
 }
 
 // The instance of one combination of types and a tile.
@@ -56,7 +59,7 @@ void launch(const char* op, const Instance (&instances)[kCount], const Matches& 
 
 GemmConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, const LinearTiles& tiles) {
   if (auto config = tuning_override("SPARSE24_LINEAR_CONFIG", linear_configs(dtype, tiles))) {
-    config->divides = config->splits > 1;
+    config->splits_last_wave = config->splits > 1;
     config->splits = 1;
     return *config;
   }
@@ -64,13 +67,13 @@ GemmConfig choose_linear_config(DType dtype, int64_t m, int64_t n, int64_t k, co
 }
 
 void linear_relu2(const LinearRelu2Args& args, const GemmConfig& config, cudaStream_t stream) {
-  const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.hidden, i.y); };
+  const auto match = [&](const Relu2Instance& i) { return matches(args.linear, i.dtype, i.pre_activation, i.y); };
   launch("sparse24.linear_relu2", kRelu2Instances, match, args, config, stream);
 }
 
 void linear_compress(const LinearCompressArgs& args, const GemmConfig& config, cudaStream_t stream) {
   const auto match = [&](const CompressInstance& i) {
-    return matches(args.linear, i.dtype, i.hidden, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype);
+    return matches(args.linear, i.dtype, i.pre_activation, i.y) && meta_atom_k(i.meta) == meta_atom_k(args.meta_dtype);
   };
   launch("sparse24.linear_compress", kCompressInstances, match, args, config, stream);
 }

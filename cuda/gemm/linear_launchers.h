@@ -5,10 +5,10 @@
 
 namespace sparse24::cuda {
 
-template <DType kDType, DType kHidden, DType kY, GemmTile kTile>
+template <DType kDType, DType kPreActivation, DType kY, GemmTile kTile>
 void launch_linear_relu2_sm90(const LinearRelu2Args& args, const GemmConfig& config, cudaStream_t stream);
 
-template <DType kDType, DType kHidden, DType kY, DType kMeta, GemmTile kTile>
+template <DType kDType, DType kPreActivation, DType kY, DType kMeta, GemmTile kTile>
 void launch_linear_compress_sm90(const LinearCompressArgs& args, const GemmConfig& config, cudaStream_t stream);
 
 // The library's choice; SPARSE24_LINEAR_CONFIG="tile,swizzle,m|n" overrides it: tile is an index into linear_configs.

@@ -24,7 +24,8 @@ class GemmConfig(TypedDict):
     swizzle: int
     raster: str
     splits: int
-    divides: bool
+    splits_last_wave: bool
+    divides: bool  # the older name
     text: str
 
 class Multiples(TypedDict):

@@ -94,8 +94,9 @@ struct GemmConfig {
   int cluster_m, cluster_n;
   int swizzle = 1;  ///< lines of clusters that are walked together, so that their operands stay in L2
   bool raster_along_m = true;
-  int splits = 1;        ///< mm: parts of K that each tile is computed in, which go to the workspace and are added up
-  bool divides = false;  ///< overlapped dense tiles: those that whole waves of all CTAs leave over are quarters
+  int splits = 1;  ///< mm: parts of K that each tile is computed in, which go to the workspace and are added up
+  bool splits_last_wave =
+      false;  ///< overlapped dense tiles: those that whole waves of all CTAs leave over are quarters
 };
 
 /// A tile with K tiles as deep as the metadata atom, in the first of all orders.

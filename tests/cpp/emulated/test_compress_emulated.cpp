@@ -2,7 +2,7 @@
 /// The epilogue of linear_compress on the host, for every tile and type, against the CPU reference.
 #include <gtest/gtest.h>
 
-#include "emulator/hidden.h"
+#include "emulator/linear.h"
 // After it.
 #include "gemm/sm90/epilogues/compress.cuh"
 
@@ -30,15 +30,15 @@ template <class Kernel>
 class CompressEmulated : public testing::Test {
  protected:
   using Tile = typename Kernel::Tile;
-  using T = typename Kernel::Hidden;
-  static constexpr DType kHidden = Kernel::kHidden;
+  using T = typename Kernel::PreActivation;
+  static constexpr DType kPreActivation = Kernel::kPreActivation;
 
   /// The epilogue's values, metadata with its padding and statistics are the reference's; nothing else is written.
   template <bool kFp8Values, bool kFp8Meta>
-  void compare(const HiddenCase& h, Order order, Beyond beyond = Beyond::kTiles) {
+  void compare(const EpilogueCase& h, Order order, Beyond beyond = Beyond::kTiles) {
     SCOPED_TRACE(testing::PrintToString(h) + (kFp8Meta ? ", fp8 metadata" : ""));
     const LinearCase c = h.linear();
-    const auto expected = reference(c, kFp8Meta ? DType::kFloat8E4M3 : kHidden, h.sums());
+    const auto expected = reference(c, kFp8Meta ? DType::kFloat8E4M3 : kPreActivation, h.sums());
     Guarded values(expected.values.bytes()), meta(expected.a.meta_bytes());
     test::LinearStatistics seen;
     const cuda::CompressParams params{params_of(c, h.statistics ? &seen : nullptr), expected.a, values.data(),
@@ -55,13 +55,13 @@ class CompressEmulated : public testing::Test {
     if (h.statistics) expect_equal(seen, expected);
   }
   /// 16-bit values with both layouts of the metadata, or fp8 values.
-  void compare(const HiddenCase& h, Order order = Order::kForward) {
+  void compare(const EpilogueCase& h, Order order = Order::kForward) {
     if (h.out_scale != OutScale::kNone) return compare<true, true>(h, order);
     compare<false, false>(h, order);
     compare<false, true>(h, order);
   }
 };
-TYPED_TEST_SUITE(CompressEmulated, HiddenKernels, HiddenKernelName);
+TYPED_TEST_SUITE(CompressEmulated, LinearKernels, LinearKernelName);
 
 /// One token, tails of the tiles and of the metadata's atoms in tokens and features, whole tiles.
 constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {5, 192}, {129, 288}, {130, 576}, {256, 512}};
@@ -69,29 +69,30 @@ constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {5, 192}, {129, 288}, {130, 576
 TYPED_TEST(CompressEmulated, EqualsTheReference) {
   for (const auto& [tokens, out] : kSizes) {
     for (OutScale scale : {OutScale::kNone, OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
-      this->compare({tokens, out, this->kHidden, scale});
+      this->compare({tokens, out, this->kPreActivation, scale});
     }
   }
 }
 
 /// Features that suit the 16-bit format only.
 TYPED_TEST(CompressEmulated, TakesMultiplesOf16) {
-  this->template compare<false, false>({5, 16, this->kHidden}, Order::kForward);
-  this->template compare<false, false>({129, 272, this->kHidden}, Order::kForward);
+  this->template compare<false, false>({5, 16, this->kPreActivation}, Order::kForward);
+  this->template compare<false, false>({129, 272, this->kPreActivation}, Order::kForward);
 }
 
 /// The last 128 columns of fp8 metadata end behind the last tile: it pads them, whether others follow or not.
 TYPED_TEST(CompressEmulated, PadsWhatNoTileCovers) {
   for (const auto& [tokens, out] : kSizes) {
-    this->template compare<true, true>({tokens, out, this->kHidden, OutScale::kOne}, Order::kForward, Beyond::kNone);
-    this->template compare<false, true>({tokens, out, this->kHidden}, Order::kForward, Beyond::kNone);
+    this->template compare<true, true>({tokens, out, this->kPreActivation, OutScale::kOne}, Order::kForward,
+                                       Beyond::kNone);
+    this->template compare<false, true>({tokens, out, this->kPreActivation}, Order::kForward, Beyond::kNone);
   }
 }
 
 TYPED_TEST(CompressEmulated, TakesScalesBiasAndStatisticsOrNone) {
-  for (Terms terms : {Terms::kNone, Terms::kOne}) {
-    HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
-    h.statistics = terms == Terms::kOne;
+  for (Scales given : {Scales::kNone, Scales::kOne}) {
+    EpilogueCase h{129, 288, this->kPreActivation, OutScale::kNone, given};
+    h.statistics = given == Scales::kOne;
     this->compare(h);
     h.out_scale = OutScale::kOne;
     this->compare(h);
@@ -99,7 +100,7 @@ TYPED_TEST(CompressEmulated, TakesScalesBiasAndStatisticsOrNone) {
 }
 
 TYPED_TEST(CompressEmulated, EqualsTheReferenceOnNanAndInfinities) {
-  HiddenCase h{129, 288, this->kHidden};
+  EpilogueCase h{129, 288, this->kPreActivation};
   h.specials = true;
   this->compare(h);
   h.out_scale = OutScale::kPerToken;
@@ -109,7 +110,7 @@ TYPED_TEST(CompressEmulated, EqualsTheReferenceOnNanAndInfinities) {
 /// Plain relu, with statistics and without; training in float16 stores it.
 TYPED_TEST(CompressEmulated, ReluEqualsTheReference) {
   for (bool specials : {false, true}) {
-    HiddenCase h{129, 288, this->kHidden};
+    EpilogueCase h{129, 288, this->kPreActivation};
     h.specials = specials;
     h.activation = Activation::kRelu;
     h.statistics = specials;
@@ -122,10 +123,10 @@ TYPED_TEST(CompressEmulated, ReluEqualsTheReference) {
 /// On a number of h, between two of them, and beyond all; with scales and bias, and without.
 TYPED_TEST(CompressEmulated, ThresholdEqualsTheReference) {
   for (float threshold : {4.f, 2.3f, 3e38f}) {
-    for (Terms terms : {Terms::kNone, Terms::kEach}) {
-      HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
+    for (Scales given : {Scales::kNone, Scales::kEach}) {
+      EpilogueCase h{129, 288, this->kPreActivation, OutScale::kNone, given};
       h.activation = {Activation::kRelu2, threshold};
-      h.specials = terms == Terms::kEach;
+      h.specials = given == Scales::kEach;
       this->compare(h);
       h.out_scale = OutScale::kPerToken;
       this->compare(h);
@@ -135,8 +136,8 @@ TYPED_TEST(CompressEmulated, ThresholdEqualsTheReference) {
 
 TYPED_TEST(CompressEmulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
-    this->compare({300, 992, this->kHidden}, order);
-    this->compare({300, 992, this->kHidden, OutScale::kPerToken}, order);
+    this->compare({300, 992, this->kPreActivation}, order);
+    this->compare({300, 992, this->kPreActivation, OutScale::kPerToken}, order);
   }
 }
 

@@ -2,7 +2,7 @@
 /// The epilogue of linear_relu2 on the host, for every tile and type, against the CPU reference.
 #include <gtest/gtest.h>
 
-#include "emulator/hidden.h"
+#include "emulator/linear.h"
 // After it.
 #include "gemm/sm90/epilogues/relu2.cuh"
 
@@ -25,12 +25,12 @@ template <class Kernel>
 class Relu2Emulated : public testing::Test {
  protected:
   using Tile = typename Kernel::Tile;
-  using T = typename Kernel::Hidden;
-  static constexpr DType kHidden = Kernel::kHidden;
+  using T = typename Kernel::PreActivation;
+  static constexpr DType kPreActivation = Kernel::kPreActivation;
 
   /// The epilogue's y and statistics are the reference's, and nothing beside y is written.
   template <bool kFp8>
-  void compare(const HiddenCase& h, Order order = Order::kForward) {
+  void compare(const EpilogueCase& h, Order order = Order::kForward) {
     SCOPED_TRACE(testing::PrintToString(h));
     const LinearCase c = h.linear();
     const test::DenseResult expected = reference(c, h.sums());
@@ -48,24 +48,24 @@ class Relu2Emulated : public testing::Test {
   }
 };
 
-TYPED_TEST_SUITE(Relu2Emulated, HiddenKernels, HiddenKernelName);
+TYPED_TEST_SUITE(Relu2Emulated, LinearKernels, LinearKernelName);
 
 /// One token, tails of the tiles in tokens and features, whole tiles.
 constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {129, 288}, {256, 512}};
 
 TYPED_TEST(Relu2Emulated, EqualsTheReference) {
   for (const auto& [tokens, out] : kSizes) {
-    this->template compare<false>({tokens, out, this->kHidden});
+    this->template compare<false>({tokens, out, this->kPreActivation});
     for (OutScale scale : {OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
-      this->template compare<true>({tokens, out, this->kHidden, scale});
+      this->template compare<true>({tokens, out, this->kPreActivation, scale});
     }
   }
 }
 
 TYPED_TEST(Relu2Emulated, TakesScalesBiasAndStatisticsOrNone) {
-  for (Terms terms : {Terms::kNone, Terms::kOne}) {
-    HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
-    h.statistics = terms == Terms::kOne;
+  for (Scales given : {Scales::kNone, Scales::kOne}) {
+    EpilogueCase h{129, 288, this->kPreActivation, OutScale::kNone, given};
+    h.statistics = given == Scales::kOne;
     this->template compare<false>(h);
     h.out_scale = OutScale::kOne;
     this->template compare<true>(h);
@@ -73,7 +73,7 @@ TYPED_TEST(Relu2Emulated, TakesScalesBiasAndStatisticsOrNone) {
 }
 
 TYPED_TEST(Relu2Emulated, EqualsTheReferenceOnNanAndInfinities) {
-  HiddenCase h{129, 288, this->kHidden};
+  EpilogueCase h{129, 288, this->kPreActivation};
   h.specials = true;
   this->template compare<false>(h);
   h.out_scale = OutScale::kPerToken;
@@ -83,7 +83,7 @@ TYPED_TEST(Relu2Emulated, EqualsTheReferenceOnNanAndInfinities) {
 /// Plain relu, with statistics and without; training in float16 stores it.
 TYPED_TEST(Relu2Emulated, ReluEqualsTheReference) {
   for (bool specials : {false, true}) {
-    HiddenCase h{129, 288, this->kHidden};
+    EpilogueCase h{129, 288, this->kPreActivation};
     h.specials = specials;
     h.activation = Activation::kRelu;
     h.statistics = specials;
@@ -96,10 +96,10 @@ TYPED_TEST(Relu2Emulated, ReluEqualsTheReference) {
 /// On a number of h, between two of them, and beyond all; with scales and bias, and without.
 TYPED_TEST(Relu2Emulated, ThresholdEqualsTheReference) {
   for (float threshold : {4.f, 2.3f, 3e38f}) {
-    for (Terms terms : {Terms::kNone, Terms::kEach}) {
-      HiddenCase h{129, 288, this->kHidden, OutScale::kNone, terms};
+    for (Scales given : {Scales::kNone, Scales::kEach}) {
+      EpilogueCase h{129, 288, this->kPreActivation, OutScale::kNone, given};
       h.activation = {Activation::kRelu2, threshold};
-      h.specials = terms == Terms::kEach;
+      h.specials = given == Scales::kEach;
       this->template compare<false>(h);
       h.out_scale = OutScale::kPerToken;
       this->template compare<true>(h);
@@ -109,8 +109,8 @@ TYPED_TEST(Relu2Emulated, ThresholdEqualsTheReference) {
 
 TYPED_TEST(Relu2Emulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
-    this->template compare<false>({300, 992, this->kHidden}, order);
-    this->template compare<true>({300, 992, this->kHidden, OutScale::kPerToken}, order);
+    this->template compare<false>({300, 992, this->kPreActivation}, order);
+    this->template compare<true>({300, 992, this->kPreActivation, OutScale::kPerToken}, order);
   }
 }
 

@@ -90,13 +90,13 @@ TEST(WaveScheduler, CoversTheResult) {
   GemmConfig config{};
   config.swizzle = 8;
   config.raster_along_m = false;
-  for (bool divides : {false, true}) {
-    config.divides = divides;
+  for (bool splits_last_wave : {false, true}) {
+    config.splits_last_wave = splits_last_wave;
     for (int multiprocessors : {2, 5, 132}) {
       const auto params = Waves::params({17 * 2 * 128 - 5, 21 * 256, 1, 128, 256}, config, multiprocessors);
       const uint32_t ctas = Waves::grid(params).x;
       EXPECT_EQ(ctas, uint32_t(multiprocessors / 2 * 2));
-      EXPECT_EQ(params.split, divides ? 17 * 2 * 21 % ctas : 0);
+      EXPECT_EQ(params.split, splits_last_wave ? 17 * 2 * 21 % ctas : 0);
       std::set<std::pair<int, int>> quarters;  // of columns
       for (uint32_t cta = 0; cta < ctas; ++cta) {
         const Waves waves(params.raster, params.split, cta, ctas);

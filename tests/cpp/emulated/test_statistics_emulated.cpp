@@ -6,13 +6,13 @@
 
 #include "emulator/epilogue.h"
 // After it.
-#include "gemm/sm90/epilogues/hidden.cuh"
+#include "gemm/sm90/epilogues/linear.cuh"
 
 namespace sparse24::emulate {
 namespace {
 
 TEST(StatisticsEmulated, TheLargestNumberOfFp8DoesNotSaturate) {
-  cuda::HiddenStatistics seen;
+  cuda::ActivationStatistics seen;
   seen.see(448.f, 1.f);
   seen.see(9.f, 1.f / (9.f / 448.f));
   EXPECT_EQ(seen.saturated, 0);
@@ -22,14 +22,14 @@ TEST(StatisticsEmulated, TheLargestNumberOfFp8DoesNotSaturate) {
 }
 
 TEST(StatisticsEmulated, WhatIsNotScaledCannotSaturate) {
-  cuda::HiddenStatistics seen;
+  cuda::ActivationStatistics seen;
   seen.see(3e38f, 0.f);
   EXPECT_EQ(seen.saturated, 0);
   EXPECT_EQ(seen.amax, 3e38f);
 }
 
 TEST(StatisticsEmulated, NanIsNoMaximum) {
-  cuda::HiddenStatistics seen;
+  cuda::ActivationStatistics seen;
   for (float y : {NAN, 2.f, NAN}) seen.see(y, 1.f);
   EXPECT_EQ(seen.amax, 2.f);
   EXPECT_EQ(seen.saturated, 0);

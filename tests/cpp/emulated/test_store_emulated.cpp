@@ -23,7 +23,7 @@ struct Case {
   int rows, cols;
   DType dtype;
   Major major = Major::kRow;
-  Terms terms = Terms::kNone;
+  Scales given = Scales::kNone;
   int shift = 0;
 
   int64_t ld() const { return major == Major::kRow ? cols : rows; }
@@ -31,14 +31,14 @@ struct Case {
 };
 void PrintTo(const Case& c, std::ostream* out) {
   *out << name_of(c.dtype) << " " << c.rows << " x " << c.cols << (c.major == Major::kRow ? "" : ", transposed")
-       << ", terms " << static_cast<int>(c.terms) << ", shift " << c.shift;
+       << ", scales " << static_cast<int>(c.given) << ", shift " << c.shift;
 }
 
 /// The bias is fp32 beside single scales, otherwise of D's type.
 struct Operands {
-  explicit Operands(const Case& c) : scale_a(scales(c.terms, c.rows, 5)), scale_b(scales(c.terms, c.cols, 3)) {
-    if (c.terms != Terms::kNone) {
-      bias = test::random_integers(c.terms == Terms::kEach ? c.dtype : kFP32, c.cols, 9, 1);
+  explicit Operands(const Case& c) : scale_a(scales(c.given, c.rows, 5)), scale_b(scales(c.given, c.cols, 3)) {
+    if (c.given != Scales::kNone) {
+      bias = test::random_integers(c.given == Scales::kEach ? c.dtype : kFP32, c.cols, 9, 1);
     }
   }
   std::vector<float> scale_a, scale_b;
@@ -56,7 +56,7 @@ Array reference_row(const Case& c, const Operands& operands, const Sums& sums, i
   std::memcpy(b.data(), sums.row(m).data(), c.cols * sizeof(float));
   test::Product product(c.cols);
   product.d_dtype = c.dtype;
-  if (c.terms != Terms::kNone) product.scale_a = {operands.scale_a[m % operands.scale_a.size()]};
+  if (c.given != Scales::kNone) product.scale_a = {operands.scale_a[m % operands.scale_a.size()]};
   product.scale_b = operands.scale_b;
   product.bias = operands.bias;
   return test::cpu_mm(a, b, product);
@@ -70,11 +70,11 @@ StoreParams params_of(const Case& c, const Operands& operands, void* d) {
   p.transposed = c.major == Major::kColumn;
   p.vectorised = c.dtype == kFP32 ? !p.transposed && c.ld() % 2 == 0 && reinterpret_cast<uintptr_t>(d) % 8 == 0
                                   : c.ld() % 8 == 0 && reinterpret_cast<uintptr_t>(d) % 16 == 0;
-  if (c.terms == Terms::kNone) return p;
+  if (c.given == Scales::kNone) return p;
   p.scale_a = operands.scale_a.data();
   p.scale_b = operands.scale_b.data();
-  p.scale_a_stride = c.terms == Terms::kEach;
-  p.scale_b_stride = c.terms == Terms::kEach;
+  p.scale_a_stride = c.given == Scales::kEach;
+  p.scale_b_stride = c.given == Scales::kEach;
   p.bias = operands.bias->data();
   p.bias_dtype = operands.bias->dtype();
   return p;
@@ -84,7 +84,7 @@ StoreParams params_of(const Case& c, const Operands& operands, void* d) {
 template <class Run>
 std::string difference_of(const Case& c, const Run& run) {
   const Operands operands(c);
-  const Sums sums(c.rows, c.cols, /*specials=*/c.terms == Terms::kNone);
+  const Sums sums(c.rows, c.cols, /*specials=*/c.given == Scales::kNone);
   const int64_t before = c.shift * size_of(c.dtype);
   Guarded d(before + c.rows * c.cols * size_of(c.dtype));
   const auto p = params_of(c, operands, d.data<char>() + before);
@@ -105,9 +105,9 @@ std::string difference_of(const Case& c, const Run& run) {
 /// Of both kernels: for row-major and for K-major B.
 template <class Tile>
 std::string difference(const Case& c, Order order) {
-  const auto with = [&](auto runs) {
+  const auto with = [&](auto permuted) {
     return difference_of(c, [&](const StoreParams& p, const Sums& sums) {
-      using Epilogue = cuda::StoreEpilogue<Tile::kM, Tile::kN, decltype(runs)::value>;
+      using Epilogue = cuda::StoreEpilogue<Tile::kM, Tile::kN, decltype(permuted)::value>;
       run_epilogue<Epilogue, Tile>(p, c.rows, c.cols, sums, order);
     });
   };
@@ -136,7 +136,7 @@ TYPED_TEST(StoreEmulated, EqualsTheReference) {
   for (const auto& [rows, cols] : kSizes) {
     for (DType dtype : {kBF16, kFP16, kFP32}) {
       for (Major major : {Major::kRow, Major::kColumn}) {
-        ASSERT_EQ(difference<TypeParam>({rows, cols, dtype, major, Terms::kEach}, Order::kForward), "");
+        ASSERT_EQ(difference<TypeParam>({rows, cols, dtype, major, Scales::kEach}, Order::kForward), "");
       }
     }
   }
@@ -144,8 +144,8 @@ TYPED_TEST(StoreEmulated, EqualsTheReference) {
 
 TYPED_TEST(StoreEmulated, TakesScalesAndBiasOrNone) {
   for (DType dtype : {kBF16, kFP16, kFP32}) {
-    for (Terms terms : {Terms::kNone, Terms::kOne}) {
-      ASSERT_EQ(difference<TypeParam>({129, 264, dtype, Major::kRow, terms}, Order::kForward), "");
+    for (Scales given : {Scales::kNone, Scales::kOne}) {
+      ASSERT_EQ(difference<TypeParam>({129, 264, dtype, Major::kRow, given}, Order::kForward), "");
     }
   }
 }
@@ -153,7 +153,7 @@ TYPED_TEST(StoreEmulated, TakesScalesAndBiasOrNone) {
 TYPED_TEST(StoreEmulated, DoesNotNeedAlignment) {
   for (DType dtype : {kBF16, kFP16, kFP32}) {
     for (Major major : {Major::kRow, Major::kColumn}) {
-      ASSERT_EQ(difference<TypeParam>({136, 264, dtype, major, Terms::kEach, /*shift=*/1}, Order::kForward), "");
+      ASSERT_EQ(difference<TypeParam>({136, 264, dtype, major, Scales::kEach, /*shift=*/1}, Order::kForward), "");
     }
   }
 }
@@ -161,7 +161,7 @@ TYPED_TEST(StoreEmulated, DoesNotNeedAlignment) {
 TYPED_TEST(StoreEmulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
     for (Major major : {Major::kRow, Major::kColumn}) {
-      ASSERT_EQ(difference<TypeParam>({300, 992, kBF16, major, Terms::kEach}, order), "");
+      ASSERT_EQ(difference<TypeParam>({300, 992, kBF16, major, Scales::kEach}, order), "");
     }
   }
 }
@@ -188,11 +188,11 @@ TYPED_TEST(StoreEmulated, KeepsBatchesApart) {
 }
 
 /// The epilogue in steps, for what it takes: D of 16 bits in vectors, row-major if B is K-major.
-template <bool kRuns>
+template <bool kPermutedN>
 std::string difference_of_steps(const Case& c, Order order = Order::kForward) {
   return difference_of(c, [&](const StoreParams& p, const Sums& sums) {
-    ASSERT_TRUE(kRuns ? p.in_runs() : p.in_steps());
-    using Steps = cuda::StoreSteps<128, 256, kRuns>;
+    ASSERT_TRUE(kPermutedN ? p.permutes_n() : p.in_steps());
+    using Steps = cuda::StoreSteps<128, 256, kPermutedN>;
     run_epilogue<Steps, Tile<128, 256, Schedule::kOverlapped, true>>({p, c.rows, c.cols}, c.rows, c.cols, sums, order);
   });
 }
@@ -208,20 +208,20 @@ std::string difference_of_all_steps(Case c, Order order = Order::kForward) {
 TEST(StoreStepsEmulated, EqualTheReference) {
   for (const auto& [rows, cols] : {std::pair{1, 8}, {127, 64}, {129, 264}, {264, 520}}) {
     for (DType dtype : {kBF16, kFP16}) {
-      ASSERT_EQ(difference_of_all_steps({rows, cols, dtype, Major::kRow, Terms::kEach}), "");
+      ASSERT_EQ(difference_of_all_steps({rows, cols, dtype, Major::kRow, Scales::kEach}), "");
     }
   }
 }
 
 TEST(StoreStepsEmulated, TakeScalesAndBiasOrNone) {
-  for (Terms terms : {Terms::kNone, Terms::kOne}) {
-    ASSERT_EQ(difference_of_all_steps({129, 264, kBF16, Major::kRow, terms}), "");
+  for (Scales given : {Scales::kNone, Scales::kOne}) {
+    ASSERT_EQ(difference_of_all_steps({129, 264, kBF16, Major::kRow, given}), "");
   }
 }
 
 TEST(StoreStepsEmulated, DoNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders)
-    ASSERT_EQ(difference_of_all_steps({140, 264, kBF16, Major::kRow, Terms::kEach}, order), "");
+    ASSERT_EQ(difference_of_all_steps({140, 264, kBF16, Major::kRow, Scales::kEach}, order), "");
 }
 
 }  // namespace

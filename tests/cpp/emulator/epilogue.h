@@ -59,11 +59,11 @@ struct HasSteps : std::false_type {};
 template <class Epilogue>
 struct HasSteps<Epilogue, std::void_t<decltype(Epilogue::kSteps)>> : std::true_type {};
 
-/// True for epilogues that TermsAdapter hosts; the others are hosted by CUTLASS's own adapter.
+/// True for epilogues that OperandsAdapter hosts; the others are hosted by CUTLASS's own adapter.
 template <class Epilogue, class = void>
-struct HasTerms : std::false_type {};
+struct HasOperands : std::false_type {};
 template <class Epilogue>
-struct HasTerms<Epilogue, std::void_t<typename Epilogue::Terms>> : std::true_type {};
+struct HasOperands<Epilogue, std::void_t<typename Epilogue::Operands>> : std::true_type {};
 
 /// The column of a result that a column of a tile is: one of the epilogue's own order, if it has one.
 template <class Epilogue, class = void>
@@ -75,32 +75,32 @@ struct ColumnOrder<Epilogue, std::void_t<decltype(Epilogue::column_of(std::declv
   static int of(const typename Epilogue::Params& p, int column) { return Epilogue::column_of(p, column); }
 };
 
-/// The terms of all tiles, if there are any. Poisoned before: a term that is not fetched is NaN.
+/// The operands of all tiles, if there are any. Poisoned before: one that is not fetched is NaN.
 template <class Epilogue, class Shape, class Params, class Problem, class Place>
-std::vector<Guarded> fetch_terms(const Params& params, const Problem& problem, int tiles, const Place& place) {
+std::vector<Guarded> fetch_operands(const Params& params, const Problem& problem, int tiles, const Place& place) {
   std::vector<Guarded> all;
-  if constexpr (HasTerms<Epilogue>::value) {
-    using Terms = typename Epilogue::Terms;
-    all.assign(tiles, Guarded(sizeof(Terms)));
+  if constexpr (HasOperands<Epilogue>::value) {
+    using Operands = typename Epilogue::Operands;
+    all.assign(tiles, Guarded(sizeof(Operands)));
     for (int tile = 0; tile < tiles; ++tile) {
       for (int lane = 0; lane < 32; ++lane) {
-        Terms& of_tile = *all[tile].template data<Terms>();
+        Operands& of_tile = *all[tile].template data<Operands>();
         if constexpr (HasSteps<Epilogue>::value) {
           const auto [m, n, k, batch] = place(tile);
-          Epilogue::fetch(params, lane, m * Terms::kM, n * Terms::kN, of_tile);
+          Epilogue::fetch(params, lane, m * Operands::kM, n * Operands::kN, of_tile);
         } else {
           Epilogue(params).fetch(lane, problem, Shape{}, place(tile), of_tile);
         }
       }
-      if (!all[tile].intact()) throw std::runtime_error("the epilogue fetched outside of its terms");
+      if (!all[tile].intact()) throw std::runtime_error("the epilogue fetched outside of its operands");
     }
   }
   return all;
 }
 
-/// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: the lanes of a warp fetch the terms
-/// of each tile, if it has any, then the warpgroups store it. `accumulator(m, n, batch)` is defined beyond rows and
-/// cols too.
+/// Runs `Epilogue` over `batches` results [rows, cols] as one persistent CTA would: the lanes of a warp fetch the
+/// operands of each tile, if it has any, then the warpgroups store it. `accumulator(m, n, batch)` is defined beyond
+/// rows and cols too.
 template <class Epilogue, class Tile, class Accumulator>
 void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, const Accumulator& accumulator,
                   Order order, int batches = 1, Beyond beyond = Beyond::kTiles) {
@@ -116,7 +116,7 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
     return make_coord(tile / tiles_n % tiles_m, tile % tiles_n, _, tile / tiles_n / tiles_m);
   };
 
-  std::vector<Guarded> terms = fetch_terms<Epilogue, Shape>(params, problem, tiles, place);
+  std::vector<Guarded> operands = fetch_operands<Epilogue, Shape>(params, problem, tiles, place);
 
   // The first warpgroup of the kernel is the producer.
   Block(128, 256, order).run([&] {
@@ -134,11 +134,11 @@ void run_epilogue(const typename Epilogue::Params& params, int rows, int cols, c
       }
       if constexpr (HasSteps<Epilogue>::value) {
         cuda::visit_all(epilogue);  // the tile before
-        cuda::AccumulatorScales scales(*terms[tile].template data<const typename Epilogue::Terms>(),
+        cuda::AccumulatorScales scales(*operands[tile].template data<const typename Epilogue::Operands>(),
                                        int(get<0>(coords(0))));
         epilogue.begin(m * Tile::kM, n * Tile::kN, acc(_, _0{}, _0{}), scales);
-      } else if constexpr (HasTerms<Epilogue>::value) {
-        const auto& of_tile = *terms[tile].template data<const typename Epilogue::Terms>();
+      } else if constexpr (HasOperands<Epilogue>::value) {
+        const auto& of_tile = *operands[tile].template data<const typename Epilogue::Operands>();
         epilogue(problem, Shape{}, place(tile), acc, mma, thread, of_tile);
       } else {
         epilogue(problem, Shape{}, place(tile), acc, mma, /*residue=*/0, thread, /*shared=*/nullptr);

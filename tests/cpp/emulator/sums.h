@@ -9,7 +9,7 @@
 namespace sparse24::emulate {
 
 /// Which scales and biases there are.
-enum class Terms {
+enum class Scales {
   kNone,
   kOne,   ///< one scale for all rows, one for all columns, and a bias
   kEach,  ///< one for each row and each column, and a bias
@@ -17,9 +17,9 @@ enum class Terms {
 
 /// Powers of two from 1/4 on, one for each of `count` rows or columns, or one for all. The period is the caller's: none
 /// that divides 8, or rows whose results lie in one thread would be alike.
-inline std::vector<float> scales(Terms terms, int count, int period) {
+inline std::vector<float> scales(Scales given, int count, int period) {
   std::vector<float> out;
-  for (int i = 0; i < (terms == Terms::kNone ? 0 : terms == Terms::kOne ? 1 : count); ++i) {
+  for (int i = 0; i < (given == Scales::kNone ? 0 : given == Scales::kOne ? 1 : count); ++i) {
     out.push_back(std::ldexp(1.f, i % period - 2));
   }
   return out;

@@ -24,7 +24,7 @@ struct Kernel {
 
 TEST(CompiledTiles, OfLinearCompress) {
   const Kernel kernels[] = {
-#define SPARSE24_LINEAR_COMPRESS(x, hidden, y, meta, tile) {DType::x, DType::y, DType::meta, GemmTile::tile},
+#define SPARSE24_LINEAR_COMPRESS(x, pre_activation, y, meta, tile) {DType::x, DType::y, DType::meta, GemmTile::tile},
 #include "sparse24/tiles.def"
   };
   std::map<std::tuple<DType, DType, DType>, std::set<GemmTile>> compiled;
@@ -39,7 +39,7 @@ TEST(CompiledTiles, OfLinearCompress) {
 
 TEST(CompiledTiles, OfLinearRelu2) {
   const Kernel kernels[] = {
-#define SPARSE24_LINEAR_RELU2(x, hidden, y, tile) {DType::x, DType::y, DType::y, GemmTile::tile},
+#define SPARSE24_LINEAR_RELU2(x, pre_activation, y, tile) {DType::x, DType::y, DType::y, GemmTile::tile},
 #include "sparse24/tiles.def"
   };
   std::map<std::pair<DType, DType>, std::set<GemmTile>> compiled;

@@ -135,7 +135,7 @@ TEST_P(LinearTypes, MetadataOfFp8BesideOtherValues) {
 INSTANTIATE_TEST_SUITE_P(All, LinearTypes, testing::Values(kBF16, kFP16, kFP32, kFP8),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
-TEST(Linear, HiddenIsRoundedBeforeTheSquare) {
+TEST(Linear, PreActivationIsRoundedBeforeTheSquare) {
   // h = 257 lies between the bf16 numbers 256 and 258: 256^2, not 257^2, whatever y is stored as.
   LinearCase c(1, 2, 8, Array(kBF16, Numbers{1, 1}), Array(kBF16, Numbers(16, 0)));
   c.w.set(0, 256);

@@ -275,17 +275,17 @@ TEST(SelectLinearConfig, TakesWhatWasFastestInFp8) {
   EXPECT_EQ(chosen(32768, 6656, 1664), "128x192x128 cluster 2x1 swizzle 1 along N");
 }
 
-/// 4,096 tiles are 31 rounds of 132 and four tiles, which would cost a 32nd; 10,752 leave 60 over, 9,216 leave 108.
+/// 4,096 tiles are 31 waves of 132 and four tiles, which would cost a 32nd; 10,752 leave 60 over, 9,216 leave 108.
 TEST(SelectLinearConfig, DividesTheTilesOfARaggedRound) {
-  const auto divides = [](GemmTile tile, int64_t m, int64_t n) {
-    return select_linear_config(DType::kBFloat16, m, n, 4096, 132, {tile}).divides;
+  const auto splits_last_wave = [](GemmTile tile, int64_t m, int64_t n) {
+    return select_linear_config(DType::kBFloat16, m, n, 4096, 132, {tile}).splits_last_wave;
   };
-  EXPECT_TRUE(divides(GemmTile::k128x256, 8192, 16384));
-  EXPECT_TRUE(divides(GemmTile::k128x256, 16384, 21504));
-  EXPECT_FALSE(divides(GemmTile::k128x256, 16384, 18432));
-  EXPECT_FALSE(divides(GemmTile::k128x256, 128 * 132, 256 * 16));  // whole rounds
-  EXPECT_FALSE(divides(GemmTile::k128x256, 512, 1024));            // less than one
-  EXPECT_FALSE(divides(GemmTile::k128x192, 8192, 16384));
+  EXPECT_TRUE(splits_last_wave(GemmTile::k128x256, 8192, 16384));
+  EXPECT_TRUE(splits_last_wave(GemmTile::k128x256, 16384, 21504));
+  EXPECT_FALSE(splits_last_wave(GemmTile::k128x256, 16384, 18432));
+  EXPECT_FALSE(splits_last_wave(GemmTile::k128x256, 128 * 132, 256 * 16));  // whole waves
+  EXPECT_FALSE(splits_last_wave(GemmTile::k128x256, 512, 1024));            // less than one
+  EXPECT_FALSE(splits_last_wave(GemmTile::k128x192, 8192, 16384));
   EXPECT_EQ(to_string(select_linear_config(DType::kBFloat16, 8192, 16384, 4096, 132, {GemmTile::k128x256})),
             "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
 }

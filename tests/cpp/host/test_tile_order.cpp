@@ -22,31 +22,31 @@ TEST(SelectTileOrder, ReadsFewOperandsAtOnce) {
   EXPECT_GT(select_tile_order(33, 127, 66, {256, 128, 0.53 * 128 * 128}).swizzle, 1);
 }
 
-/// Bands of any width: the square of what runs at once, whatever the counts divide by.
-TEST(SelectTileOrder, MakesBandsOfAnyWidth) {
-  TileTraffic bands{256, 256, 0.53 * 128 * 256};
-  bands.any_swizzle = true;
-  const TileOrder even = select_tile_order(64, 84, 66, bands);
+/// Groups of any width: the square of what runs at once, whatever the counts divide by.
+TEST(SelectTileOrder, MakesGroupsOfAnyWidth) {
+  TileTraffic groups{256, 256, 0.53 * 128 * 256};
+  groups.any_swizzle = true;
+  const TileOrder even = select_tile_order(64, 84, 66, groups);
   EXPECT_EQ(even.swizzle, 8);
-  EXPECT_FALSE(even.along_m);  // 8 bands of 8, where along M 84 make 11 of 7 and 8
-  bands.any_swizzle = false;
-  EXPECT_NE(select_tile_order(64, 84, 66, bands).swizzle, 8);
+  EXPECT_FALSE(even.along_m);  // 8 groups of 8, where along M 84 make 11 of 7 and 8
+  groups.any_swizzle = false;
+  EXPECT_NE(select_tile_order(64, 84, 66, groups).swizzle, 8);
 }
 
-/// The columns of a band are read once for its length if the cache holds them beside the rows: then wide bands read
+/// The columns of a group are read once for its length if the cache holds them beside the rows: then wide groups read
 /// less (docs/log). 24 columns and 2.75 rows of clusters are 6848 entries, 8 and 8.25 are 4160.
-TEST(SelectTileOrder, MakesWideBandsWhereTheCacheHoldsWhatTheyRead) {
-  TileTraffic bands{256, 256, 0.53 * 128 * 256};
-  bands.any_swizzle = true;
+TEST(SelectTileOrder, MakesWideGroupsWhereTheCacheHoldsWhatTheyRead) {
+  TileTraffic groups{256, 256, 0.53 * 128 * 256};
+  groups.any_swizzle = true;
   const auto width = [&](double cached) {
-    bands.cached = cached;
-    return select_tile_order(64, 72, 66, bands).swizzle;
+    groups.cached = cached;
+    return select_tile_order(64, 72, 66, groups).swizzle;
   };
   EXPECT_EQ(width(0), 8);
   EXPECT_EQ(width(4100), 8);
   EXPECT_EQ(width(6850), 24);
   EXPECT_EQ(width(1e9), 24);
-  bands.any_swizzle = false;
+  groups.any_swizzle = false;
   EXPECT_EQ(width(1e9), 8);  // CUTLASS's widest
 }
 

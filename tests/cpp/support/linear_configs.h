@@ -9,7 +9,7 @@
 namespace sparse24::test {
 
 /// Every one of `tiles`: as few of them as cover the result, then in the other raster order than the library would take
-/// and with a swizzle that pads, or makes unequal bands; and both with the tiles that whole rounds leave over in
+/// and with a swizzle that pads, or makes unequal groups; and both with the tiles that whole waves leave over in
 /// quarters, where a tile has them.
 inline std::vector<GemmConfig> other_linear_configs(DType dtype, int64_t m, int64_t n, const LinearTiles& tiles) {
   const bool along_m = select_linear_config(dtype, m, n, 64, 132, {GemmTile::k128x128}).raster_along_m;
@@ -23,7 +23,7 @@ inline std::vector<GemmConfig> other_linear_configs(DType dtype, int64_t m, int6
   for (size_t i = 0, count = configs.size(); i < count; ++i) {
     if (configs[i].tile != GemmTile::k128x256) continue;
     configs.push_back(configs[i]);
-    configs.back().divides = true;
+    configs.back().splits_last_wave = true;
   }
   return configs;
 }

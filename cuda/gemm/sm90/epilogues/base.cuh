@@ -13,7 +13,7 @@ namespace sparse24::cuda {
 struct NoStorage {};
 
 // Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
-// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter, or by TermsAdapter.
+// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter, or by OperandsAdapter.
 template <class Params_, class Shared>
 class EpilogueBase {
  public:

@@ -1,6 +1,6 @@
 // The epilogue of linear_compress: activation, two of four and metadata, straight from the accumulators.
 //
-// A lane's runs are 16 features of rows r and r + 8 (epilogues/lane_runs.cuh), four groups each, so that nothing is
+// A lane's runs are 16 features of rows r and r + 8 (epilogues/permuted_n.cuh), four groups each, so that nothing is
 // exchanged but metadata. The same group of both rows is selected at once:
 //
 //     step              4 c          4 c + 1      4 c + 2      4 c + 3
@@ -12,7 +12,7 @@
 #include "common/float8.cuh"
 #include "common/packed.cuh"
 #include "common/warp.cuh"
-#include "gemm/sm90/epilogues/hidden.cuh"
+#include "gemm/sm90/epilogues/linear.cuh"
 #include "gemm/sm90/epilogues/steps.cuh"
 #include "sparse24/format.h"
 #include "sparsity/select24.cuh"
@@ -21,7 +21,7 @@ namespace sparse24::cuda {
 
 // Arguments as the device sees them.
 struct CompressParams {
-  HiddenParams hidden;
+  LinearParams linear;
   Operand a;  // the stored form of the result, metadata included
   void* values;
   uint8_t* meta;
@@ -29,8 +29,8 @@ struct CompressParams {
 
 // T: the type that h is rounded to. kFp8Values: of the values; otherwise T. kFp8Meta: the layout of the metadata.
 template <class T, bool kFp8Values, bool kFp8Meta, int kTileM, int kTileN>
-class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN, 16, true> {
-  using Base = HiddenEpilogue<CompressParams, T, kTileM, kTileN, 16, true>;
+class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN, 16, true> {
+  using Base = LinearEpilogue<CompressParams, T, kTileM, kTileN, 16, true>;
   using Base::h_, Base::inverse_scale_, Base::p_, Base::seen_;
   static_assert(kTileM % kMetaRowPadding == 0, "tiles cover the metadata's padding");
 
@@ -43,10 +43,10 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
     values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, scales) / 2 * kBytes;
     place_meta(m + scales.row, n);
-    h_.take(p_.hidden, acc, scales);
+    h_.take(p_.linear, acc, scales);
   }
 
-  template <int kStep, bool kCounts>
+  template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void visit() {
     constexpr int kGroup = kStep % 4, kFirst = 16 * (kStep - kGroup);  // of the run; column of the block
     uint32_t m[4];
@@ -55,13 +55,13 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     const KeptPairs kept = keep_two_pairs(m, m);
     constexpr uint32_t kBefore = 0x00010001u * ((1u << 4 * kGroup) - 1);
     nibbles_ = (nibbles_ & kBefore) | (kept.nibbles & ~kBefore);
-    if constexpr (kFp8Values || kCounts) {
+    if constexpr (kFp8Values || kGeneral) {
       CUTLASS_PRAGMA_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const float y[2] = {this->template activated<kCounts>(kept.first, half),
-                            this->template activated<kCounts>(kept.second, half)},
+        const float y[2] = {this->template activated<kGeneral>(kept.first, half),
+                            this->template activated<kGeneral>(kept.second, half)},
                     inverse = inverse_scale_[half];
-        if (kCounts && this->exists(kFirst, half)) {  // the largest of a group is always kept
+        if (kGeneral && this->exists(kFirst, half)) {  // the largest of a group is always kept
           seen_.see(y[0], inverse);
           seen_.see(y[1], inverse);
         }
@@ -76,8 +76,8 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
       }
     }
     if constexpr (!kFp8Values) {
-      const uint32_t first = this->template activated2<kCounts>(kept.first),
-                     second = this->template activated2<kCounts>(kept.second);
+      const uint32_t first = this->template activated2<kGeneral>(kept.first),
+                     second = this->template activated2<kGeneral>(kept.second);
       kept_[0][kGroup] = __byte_perm(first, second, 0x5410);
       kept_[1][kGroup] = __byte_perm(first, second, 0x7632);
     }
@@ -85,7 +85,7 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
       store_values<kFirst>();
       store_meta<kFirst>();
     }
-    this->template collect<kStep, kCounts>();
+    this->template collect<kStep, kGeneral>();
   }
 
  private:
@@ -100,7 +100,7 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       if (!this->exists(kFirst, half)) continue;
-      char* to = values_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.hidden.cols)) / 2 * kBytes;
+      char* to = values_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.linear.cols)) / 2 * kBytes;
       const uint32_t* w = kept_[half];
       if constexpr (kFp8Values) {
         *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
@@ -115,7 +115,7 @@ class CompressEpilogue : public HiddenEpilogue<CompressParams, T, kTileM, kTileN
   // even one takes row r.
   CUTLASS_DEVICE void place_meta(int row, int n) {
     const int q = threadIdx.x & 3;
-    present_ = (row < p_.hidden.rows ? 0xffffu : 0u) | (row + 8 < p_.hidden.rows ? 0xffff0000u : 0u);
+    present_ = (row < p_.linear.rows ? 0xffffu : 0u) | (row + 8 < p_.linear.rows ? 0xffff0000u : 0u);
     meta_left_ = row < p_.a.m_meta ? int(p_.a.k_meta) - n : 0;
     if constexpr (kFp8Meta) {
       const int in_quad = kWholeAtoms ? 8 * (q >> 1) : 4 * (q >> 1) + n % 128 / 8;

@@ -1,25 +1,25 @@
 // acc * scale of the row * scale of the column + shift of the column, for the accumulators of a lane.
 //
-// Few products run while threads take their accumulators, which costs a tile of fp8 1,000 cycles. So the terms of the
-// first columns are in registers before the products are done, and those of the next columns come while some are
+// Few products run while threads take their accumulators, which costs a tile of fp8 1,000 cycles. So the operands of
+// the first columns are in registers before the products are done, and those of the next columns come while some are
 // scaled.
 #pragma once
 
 #include <cutlass/cutlass.h>
 
-#include "gemm/sm90/epilogues/terms.cuh"
+#include "gemm/sm90/epilogues/operands.cuh"
 
 namespace sparse24::cuda {
 
-template <class Terms_>
+template <class Operands_>
 class AccumulatorScales {
  public:
-  using Terms = Terms_;
-  Terms const& terms;
+  using Operands = Operands_;
+  Operands const& operands;
   const int row;  // of the lane's first row in the tile; its other is 8 rows below
 
-  CUTLASS_DEVICE AccumulatorScales(Terms const& terms, int row)
-      : terms(terms), row(row), of_rows_{terms.rows[row].scale, terms.rows[row + 8].scale} {
+  CUTLASS_DEVICE AccumulatorScales(Operands const& operands, int row)
+      : operands(operands), row(row), row_scales_{operands.rows[row].scale, operands.rows[row + 8].scale} {
     read(0);
   }
 
@@ -29,16 +29,16 @@ class AccumulatorScales {
     static_assert(kBlocks % kAhead == 0, "whole batches");
     CUTLASS_PRAGMA_UNROLL
     for (int first = 0; first < kBlocks; first += kAhead) {
-      typename Terms::Columns of_columns[kAhead];
+      typename Operands::Columns columns[kAhead];
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < kAhead; ++i) of_columns[i] = ahead_[i];
+      for (int i = 0; i < kAhead; ++i) columns[i] = ahead_[i];
       if (first + kAhead < kBlocks) read(first + kAhead);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kAhead; ++i) {
         float v[4];
         CUTLASS_PRAGMA_UNROLL
         for (int j = 0; j < 4; ++j)
-          v[j] = acc(4 * (first + i) + j) * of_rows_[j / 2] * of_columns[i].scale[j % 2] + of_columns[i].shift[j % 2];
+          v[j] = acc(4 * (first + i) + j) * row_scales_[j / 2] * columns[i].scale[j % 2] + columns[i].shift[j % 2];
         out.pack(first + i, v[0], v[1], v[2], v[3]);
       }
     }
@@ -50,11 +50,11 @@ class AccumulatorScales {
   CUTLASS_DEVICE void read(int first) {
     asm volatile("" ::: "memory");  // no sooner: registers
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kAhead; ++i) ahead_[i] = terms.columns[4 * (first + i) + (threadIdx.x & 3)];
+    for (int i = 0; i < kAhead; ++i) ahead_[i] = operands.columns[4 * (first + i) + (threadIdx.x & 3)];
   }
 
-  const float of_rows_[2];
-  typename Terms::Columns ahead_[kAhead];
+  const float row_scales_[2];
+  typename Operands::Columns ahead_[kAhead];
 };
 
 }  // namespace sparse24::cuda

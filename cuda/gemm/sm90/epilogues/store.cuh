@@ -9,16 +9,16 @@
 //     row r + 8  columns 2q, 2q + 1   (half 1)
 //
 // Four such blocks are transposed over the four lanes of a quad, so that each lane owns 8 neighbouring columns of one
-// block: 16-byte stores. Where B is K-major its rows come in an order that gives lanes those (epilogues/lane_runs.cuh).
-// For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows instead; then two lanes trade
-// halves, so that together they store the 16 rows of one column, a sector of 32 bytes.
+// block: 16-byte stores. Where B is K-major its rows come in an order that gives lanes those
+// (epilogues/permuted_n.cuh). For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows
+// instead; then two lanes trade halves, so that together they store the 16 rows of one column, a sector of 32 bytes.
 #pragma once
 
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "gemm/sm90/epilogues/base.cuh"
-#include "gemm/sm90/epilogues/lane_runs.cuh"
-#include "gemm/sm90/epilogues/terms.cuh"
+#include "gemm/sm90/epilogues/operands.cuh"
+#include "gemm/sm90/epilogues/permuted_n.cuh"
 #include "sparse24/types.h"
 
 namespace sparse24::cuda {
@@ -39,7 +39,7 @@ struct StoreParams {
   int scale_b_stride;
 
   // Whether a K-major B is read in the order that lets lanes hold what they store: rows of 16 bits, in vectors.
-  __host__ __device__ bool in_runs() const { return in_steps() && !transposed; }
+  __host__ __device__ bool permutes_n() const { return in_steps() && !transposed; }
   // Whether an epilogue in steps serves: rows of 16 bits, in vectors.
   __host__ __device__ bool in_steps() const { return vectorised && d_dtype != DType::kFloat32; }
 };
@@ -59,19 +59,19 @@ __device__ __forceinline__ void convert(float& d, float v) { d = v; }
 
 }  // namespace detail
 
-// The terms of the tile at row m and column n of D [rows, cols], by the lanes of a warp. Rows and columns beyond D are
-// never stored; their terms are of the last.
+// The operands of the tile at row m and column n of D [rows, cols], by the lanes of a warp. Rows and columns beyond D
+// are never stored; their operands are of the last.
 template <class ColumnOf, int kTileM, int kTileN>
-__device__ __forceinline__ void fetch_store_terms(StoreParams const& p, int lane, int rows, int cols, int m, int n,
-                                                  ColumnOf column_of, TileTerms<kTileM, kTileN>& terms) {
-  using Terms = TileTerms<kTileM, kTileN>;
+__device__ __forceinline__ void fetch_store_operands(StoreParams const& p, int lane, int rows, int cols, int m, int n,
+                                                     ColumnOf column_of, EpilogueOperands<kTileM, kTileN>& operands) {
+  using Operands = EpilogueOperands<kTileM, kTileN>;
   const auto row = [&](int i) {
-    typename Terms::Row out{1.f, 1.f};
+    typename Operands::Row out{1.f, 1.f};
     if (p.scale_a) out.scale = p.scale_a[min(m + i, rows - 1) * p.scale_a_stride];
     return out;
   };
   const auto columns = [&](int i) {
-    typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
+    typename Operands::Columns out{{1.f, 1.f}, {0.f, 0.f}};
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int column = min(n + column_of(i + c), cols - 1);
@@ -80,7 +80,7 @@ __device__ __forceinline__ void fetch_store_terms(StoreParams const& p, int lane
     }
     return out;
   };
-  terms.fetch(lane, row, columns);
+  operands.fetch(lane, row, columns);
 }
 
 // 16 rows x 32 columns of a warp, both halves of its rows, as rows of D.T, D [rows, cols] of 16 bits. Lane 4 r + q gets
@@ -106,37 +106,38 @@ __device__ __forceinline__ void store_columns(StoreParams const& p, uint32_t (&w
   }
 }
 
-// kRuns: B is K-major.
-template <int kTileM, int kTileN, bool kRuns>
-class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTileM, kTileN>>> {
-  using Base = EpilogueBase<StoreParams, TermsStages<TileTerms<kTileM, kTileN>>>;
+// kPermutedN: B is K-major.
+template <int kTileM, int kTileN, bool kPermutedN>
+class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOperands<kTileM, kTileN>>> {
+  using Base = EpilogueBase<StoreParams, OperandStages<EpilogueOperands<kTileM, kTileN>>>;
   using Base::p_;
 
  public:
   using Base::Base;
-  using Terms = TileTerms<kTileM, kTileN>;
-  using Runs = LaneRuns<8>;
+  using Operands = EpilogueOperands<kTileM, kTileN>;
+  using Permutation = PermutedN<8>;
 
   // The column of D that a column of the tile is.
   CUTLASS_HOST_DEVICE static int column_of(StoreParams const& p, int column) {
-    return kRuns && p.in_runs() ? Runs::feature(column) : column;
+    return kPermutedN && p.permutes_n() ? Permutation::feature(column) : column;
   }
 
   template <class Problem, class BlockShape, class BlockCoord>
   CUTLASS_DEVICE void fetch(int lane, Problem const& problem, BlockShape const&, BlockCoord const& block_coord,
-                            Terms& terms) const {
+                            Operands& operands) const {
     using namespace cute;
-    fetch_store_terms(
+    fetch_store_operands(
         p_, lane, get<0>(problem), get<1>(problem), get<0>(block_coord) * kTileM, get<1>(block_coord) * kTileN,
-        [&](int column) { return column_of(p_, column); }, terms);
+        [&](int column) { return column_of(p_, column); }, operands);
   }
 
   template <class Problem, class BlockShape, class BlockCoord, class Engine, class Layout, class TiledMma>
   CUTLASS_DEVICE void operator()(Problem const& problem, BlockShape const& block_shape, BlockCoord const& block_coord,
                                  cute::Tensor<Engine, Layout> const& acc, TiledMma tiled_mma, int thread_idx,
-                                 Terms const& terms) const {
+                                 Operands const& operands) const {
     using namespace cute;
-    static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Shape<Int<kTileM>, Int<kTileN>>>, "terms of this tile");
+    static_assert(is_same_v<decltype(take<0, 2>(block_shape)), Shape<Int<kTileM>, Int<kTileN>>>,
+                  "operands of this tile");
     const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
     const Tile tile{static_cast<int>(get<0>(problem)), static_cast<int>(get<1>(problem)),
                     static_cast<int>(get<0>(block_coord) * size<0>(block_shape)),
@@ -145,14 +146,14 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
     // One decision for the whole tile: the loops below are too long to decide in.
     switch (p_.d_dtype) {
       case DType::kBFloat16:
-        return p_.vectorised ? store<__nv_bfloat16, true>(tile, acc, coords, terms)
-                             : store<__nv_bfloat16, false>(tile, acc, coords, terms);
+        return p_.vectorised ? store<__nv_bfloat16, true>(tile, acc, coords, operands)
+                             : store<__nv_bfloat16, false>(tile, acc, coords, operands);
       case DType::kFloat16:
-        return p_.vectorised ? store<__half, true>(tile, acc, coords, terms)
-                             : store<__half, false>(tile, acc, coords, terms);
+        return p_.vectorised ? store<__half, true>(tile, acc, coords, operands)
+                             : store<__half, false>(tile, acc, coords, operands);
       default:
-        return p_.vectorised ? store<float, true>(tile, acc, coords, terms)
-                             : store<float, false>(tile, acc, coords, terms);
+        return p_.vectorised ? store<float, true>(tile, acc, coords, operands)
+                             : store<float, false>(tile, acc, coords, operands);
     }
   }
 
@@ -163,7 +164,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
   };
 
   template <class T, bool kVectorised, class Acc, class Coords>
-  CUTLASS_DEVICE void store(Tile const& tile, Acc const& acc, Coords const& coords, Terms const& terms) const {
+  CUTLASS_DEVICE void store(Tile const& tile, Acc const& acc, Coords const& coords, Operands const& operands) const {
     using namespace cute;
     constexpr int kBlocks = decltype(size<0, 2>(acc))::value;  // blocks of 8 columns in one MMA
     constexpr int kRows = decltype(size<1>(acc))::value;
@@ -179,7 +180,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
     CUTLASS_PRAGMA_UNROLL
     for (int mi = 0; mi < kRows; ++mi) {
       CUTLASS_PRAGMA_UNROLL
-      for (int half = 0; half < 2; ++half) scale_a[mi][half] = terms.rows[row(mi, half)].scale;
+      for (int half = 0; half < 2; ++half) scale_a[mi][half] = operands.rows[row(mi, half)].scale;
     }
     CUTLASS_PRAGMA_UNROLL
     for (int ni = 0; ni < size<2>(acc); ++ni) {
@@ -189,9 +190,9 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
         asm volatile("" ::: "memory");
         const int column = get<1>(coords(make_coord(_0{}, _0{}, block), _0{}, ni));  // of this lane, in the tile
         const int n = tile.n + column;
-        typename Terms::Columns of_columns[4];
+        typename Operands::Columns of_columns[4];
         CUTLASS_PRAGMA_UNROLL
-        for (int b = 0; b < 4; ++b) of_columns[b] = terms.columns[column / 2 + 4 * b];
+        for (int b = 0; b < 4; ++b) of_columns[b] = operands.columns[column / 2 + 4 * b];
         CUTLASS_PRAGMA_UNROLL
         for (int mi = 0; mi < kRows; ++mi) {
           uint32_t w[2][4];  // of both halves
@@ -220,7 +221,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, TermsStages<TileTerms<kTi
               for (int b = 0; b < 4; ++b) w[half][b] = pack2(T{}, value(b, 0), value(b, 1));
               if (!p_.transposed) {
                 // 8 rows x 32 columns of a warp: each lane stores 8 columns of its row, in its own block.
-                if constexpr (!kRuns) transpose_quad(w[half], threadIdx.x & 3);
+                if constexpr (!kPermutedN) transpose_quad(w[half], threadIdx.x & 3);
                 const int down = row(mi, half) - row(0, 0), right = column - get<1>(coords(_0{}));
                 if (down < rows_left && right < columns_left) {
                   store16(first + uint64_t(uint32_t(down)) * uint64_t(p_.ldd) + right, w[half][0], w[half][1],

@@ -1,7 +1,7 @@
 // The epilogue of mm in steps (epilogues/steps.cuh): D = scale_a * scale_b * acc + bias, for rows of 16 bits that are
 // stored in vectors, of D or D.T (StoreParams::in_steps).
 //
-// Blocks of 32 columns take two steps. Where B is K-major, lanes hold runs of 8 columns (epilogues/lane_runs.cuh), and
+// Blocks of 32 columns take two steps. Where B is K-major, lanes hold runs of 8 columns (epilogues/permuted_n.cuh), and
 // a step stores those of row r or of row r + 8; else they trade for them first. D.T has both rows at the second step.
 #pragma once
 
@@ -18,23 +18,23 @@ struct StoreStepsParams {
   int rows, cols;  // of D
 };
 
-// kRuns: B is K-major, and D is row-major.
-template <int kTileM, int kTileN, bool kRuns>
+// kPermutedN: B is K-major, and D is row-major.
+template <int kTileM, int kTileN, bool kPermutedN>
 class StoreSteps {
  public:
   using Params = StoreStepsParams;
-  using Terms = TileTerms<kTileM, kTileN>;
+  using Operands = EpilogueOperands<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 16;
 
   CUTLASS_DEVICE explicit StoreSteps(Params const& params) : p_(params) {}
 
   CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) {
-    return kRuns ? LaneRuns<8>::feature(column) : column;
+    return kPermutedN ? PermutedN<8>::feature(column) : column;
   }
-  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
-    fetch_store_terms(p.store, lane, p.rows, p.cols, m, n, [&](int c) { return column_of(p, c); }, terms);
+  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Operands& operands) {
+    fetch_store_operands(p.store, lane, p.rows, p.cols, m, n, [&](int c) { return column_of(p, c); }, operands);
   }
-  CUTLASS_DEVICE bool counts() const { return false; }
+  CUTLASS_DEVICE bool is_general() const { return false; }
 
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
@@ -47,10 +47,10 @@ class StoreSteps {
     }
   }
 
-  template <int kStep, bool kCounts>
+  template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void visit() {
     constexpr int half = kStep % 2, kBlock = kStep / 2;
-    if (!kRuns && p_.store.transposed) {
+    if (!kPermutedN && p_.store.transposed) {
       if constexpr (half == 1) {
         uint32_t w[2][4];
         CUTLASS_PRAGMA_UNROLL
@@ -62,7 +62,7 @@ class StoreSteps {
     uint32_t w[4];
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < 4; ++b) w[b] = words_[4 * kBlock + b][half];
-    if constexpr (!kRuns) transpose_quad(w, threadIdx.x & 3);
+    if constexpr (!kPermutedN) transpose_quad(w, threadIdx.x & 3);
     const int m = m_ + 8 * half, n = n_ + 32 * kBlock + 8 * (threadIdx.x & 3);
     if (m < p_.rows && n < p_.cols) {
       store16(static_cast<uint16_t*>(p_.store.d) + uint64_t(uint32_t(m)) * uint64_t(p_.store.ldd) + n, w[0], w[1], w[2],

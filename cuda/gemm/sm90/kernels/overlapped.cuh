@@ -30,9 +30,8 @@ namespace sparse24::cuda {
 
 // As many stages as fit beside the epilogue's operands; barriers and alignment take less than 1 KB.
 template <class Epilogue>
-using OverlappedStages =
-    cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(sizeof(TermsStages<typename Epilogue::Terms>)) +
-                                                      1024>;
+using OverlappedStages = cutlass::gemm::collective::StageCountAutoCarveout<
+    static_cast<int>(sizeof(OperandStages<typename Epilogue::Operands>)) + 1024>;
 
 // No tile is split.
 struct WholeTiles {
@@ -40,7 +39,7 @@ struct WholeTiles {
 };
 
 // The tiles of the last wave may be split into quarters of their columns. Mainloop: its load() brings parts of B too
-// (mainloops/lane_runs_mainloop.cuh).
+// (mainloops/permuted_n_mainloop.cuh).
 template <class Mainloop, class WholeEpilogue>
 struct QuarterTiles {
   static constexpr int kParts = 4, kColumns = cute::size<1>(typename Mainloop::TileShape{}) / kParts;
@@ -61,8 +60,8 @@ class OverlappedGemm {
  private:
   using Pipeline = typename Mainloop::MainloopPipeline;
   using PipelineState = typename Mainloop::PipelineState;
-  using Terms = TermsStages<typename Epilogue::Terms>;
-  using TermsPipeline = cutlass::PipelineAsync<Terms::kCount>;
+  using EpilogueStages = OperandStages<typename Epilogue::Operands>;
+  using EpiloguePipeline = cutlass::PipelineAsync<EpilogueStages::kCount>;
   static constexpr int kClusterSize = cute::size<0>(ClusterShape{});
   static_assert(cute::size(ClusterShape{}) == kClusterSize, "a cluster lies along M");
   static_assert(Scheduler::kParts == Split::kParts, "the kernel multiplies what the scheduler splits");
@@ -71,16 +70,16 @@ class OverlappedGemm {
   static constexpr int kConsumers = 256;
   struct NoSteps {
     static constexpr int kSteps = 1;
-    CUTLASS_DEVICE bool counts() const { return false; }
-    template <int kStep, bool kCounts>
+    CUTLASS_DEVICE bool is_general() const { return false; }
+    template <int kStep, bool kGeneral>
     CUTLASS_DEVICE void visit() {}
   };
 
   struct SharedStorage {
     alignas(1024) typename Mainloop::TensorStorage operands;
-    alignas(16) Terms terms;
+    alignas(16) EpilogueStages epilogue;
     alignas(16) typename Pipeline::SharedStorage pipeline;
-    alignas(16) typename TermsPipeline::SharedStorage terms_pipeline;
+    alignas(16) typename EpiloguePipeline::SharedStorage epilogue_pipeline;
   };
 
  public:
@@ -125,14 +124,14 @@ class OverlappedGemm {
     pipeline_params.transaction_bytes = params.mainloop.tma_transaction_bytes;
     Pipeline pipeline(storage.pipeline, pipeline_params, ClusterShape{});
 
-    typename TermsPipeline::Params terms_params{};
-    terms_params.role = consumes  ? TermsPipeline::ThreadCategory::Consumer
-                        : fetches ? TermsPipeline::ThreadCategory::Producer
-                                  : TermsPipeline::ThreadCategory::NonParticipant;
-    terms_params.producer_arv_count = 32;
-    terms_params.consumer_arv_count = kConsumers;
-    terms_params.dst_blockid = block_rank_in_cluster();
-    TermsPipeline terms_pipeline(storage.terms_pipeline, terms_params);
+    typename EpiloguePipeline::Params epilogue_params{};
+    epilogue_params.role = consumes  ? EpiloguePipeline::ThreadCategory::Consumer
+                           : fetches ? EpiloguePipeline::ThreadCategory::Producer
+                                     : EpiloguePipeline::ThreadCategory::NonParticipant;
+    epilogue_params.producer_arv_count = 32;
+    epilogue_params.consumer_arv_count = kConsumers;
+    epilogue_params.dst_blockid = block_rank_in_cluster();
+    EpiloguePipeline epilogue_pipeline(storage.epilogue_pipeline, epilogue_params);
 
     // The whole cluster sees the barriers, and all threads what the kernel before this one wrote.
     cluster_arrive_relaxed();
@@ -141,7 +140,7 @@ class OverlappedGemm {
 
     if (consumes) {
       cutlass::arch::warpgroup_reg_alloc<232>();
-      consume(params, storage, pipeline, terms_pipeline);
+      consume(params, storage, pipeline, epilogue_pipeline);
     } else {
       cutlass::arch::warpgroup_reg_dealloc<40>();
       if (loads) {
@@ -149,7 +148,7 @@ class OverlappedGemm {
         Pipeline part_pipeline(storage.pipeline, pipeline_params, ClusterShape{}, false_type{}, false_type{});
         load(params, storage, pipeline, part_pipeline);
       }
-      if (fetches) fetch(params, storage, terms_pipeline);
+      if (fetches) fetch(params, storage, epilogue_pipeline);
     }
   }
 
@@ -190,12 +189,12 @@ class OverlappedGemm {
   }
 
   // Another fetches what the epilogue multiplies with and adds.
-  CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, TermsPipeline& pipeline) {
+  CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, EpiloguePipeline& pipeline) {
     const Scheduler scheduler(params.scheduler);
-    auto state = cutlass::make_producer_start_state<TermsPipeline>();
+    auto state = cutlass::make_producer_start_state<EpiloguePipeline>();
     const auto one = [&](int m, int n) {
       pipeline.producer_acquire(state);
-      Epilogue::fetch(params.epilogue, threadIdx.x % 32, m, n, storage.terms.stage[state.index()]);
+      Epilogue::fetch(params.epilogue, threadIdx.x % 32, m, n, storage.epilogue.stage[state.index()]);
       pipeline.producer_commit(state);
       ++state;
     };
@@ -214,14 +213,14 @@ class OverlappedGemm {
 
   // Two warpgroups multiply tiles and visit them.
   CUTLASS_DEVICE static void consume(Params const& params, SharedStorage& storage, Pipeline& pipeline,
-                                     TermsPipeline& terms_pipeline) {
+                                     EpiloguePipeline& epilogue_pipeline) {
     using namespace cute;
     const Scheduler scheduler(params.scheduler);
     const int thread = threadIdx.x - 128;
     const int row = thread / 32 * 16 + thread % 32 / 4;  // of the fragment, in the tile
     const int count = k_tiles(params);
     PipelineState state;
-    cutlass::PipelineState<Terms::kCount> terms;
+    cutlass::PipelineState<EpilogueStages::kCount> epilogue_state;
 
     // Where a tile lies is found while its last mma runs.
     if constexpr (kSplits) {
@@ -233,7 +232,7 @@ class OverlappedGemm {
         const auto at = scheduler.part(i);
         typename Split::Epilogue epilogue(params.epilogue);
         begin_tile(epilogue, first_row(at, kTileM), at.n * Split::kColumns, row, accumulators, storage, pipeline, done,
-                   terms_pipeline, terms);
+                   epilogue_pipeline, epilogue_state);
         visit_all(epilogue);
       }
     }
@@ -244,7 +243,7 @@ class OverlappedGemm {
       PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
       const auto at = scheduler.tile(i);
       begin_tile(epilogue, first_row(at, kTileM), at.n * kTileN, row, accumulators, storage, pipeline, done,
-                 terms_pipeline, terms);
+                 epilogue_pipeline, epilogue_state);
     }
     cutlass::arch::launch_dependent_grids();
     visit_all(epilogue);
@@ -254,16 +253,17 @@ class OverlappedGemm {
   template <class E, class Accumulators>
   CUTLASS_DEVICE static void begin_tile(E& epilogue, int m, int n, int row, Accumulators& accumulators,
                                         SharedStorage& storage, Pipeline& pipeline, PipelineState& done,
-                                        TermsPipeline& terms_pipeline, cutlass::PipelineState<Terms::kCount>& terms) {
+                                        EpiloguePipeline& epilogue_pipeline,
+                                        cutlass::PipelineState<EpilogueStages::kCount>& epilogue_state) {
     using namespace cute;
-    terms_pipeline.consumer_wait(terms);
-    AccumulatorScales<typename Epilogue::Terms> scales(storage.terms.stage[terms.index()], row);
+    epilogue_pipeline.consumer_wait(epilogue_state);
+    AccumulatorScales<typename Epilogue::Operands> scales(storage.epilogue.stage[epilogue_state.index()], row);
     warpgroup_wait<0>();
     warpgroup_fence_operand(accumulators);
     pipeline.consumer_release(done);
     epilogue.begin(m, n, accumulators(_, _0{}, _0{}), scales);
-    terms_pipeline.consumer_release(terms);
-    ++terms;
+    epilogue_pipeline.consumer_release(epilogue_state);
+    ++epilogue_state;
   }
 
   // Multiplies one tile, with the steps of the tile before it. The last mma still runs when this returns the state of

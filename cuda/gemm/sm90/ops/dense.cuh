@@ -12,13 +12,13 @@
 namespace sparse24::cuda {
 
 template <DType>
-struct HiddenType;
+struct CudaType;
 template <>
-struct HiddenType<DType::kBFloat16> {
+struct CudaType<DType::kBFloat16> {
   using type = __nv_bfloat16;
 };
 template <>
-struct HiddenType<DType::kFloat16> {
+struct CudaType<DType::kFloat16> {
   using type = __half;
 };
 

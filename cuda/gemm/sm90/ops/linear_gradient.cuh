@@ -12,7 +12,7 @@ template <DType kDType, DType kMeta, bool kCounts>
 struct LinearGradientSm90 {
   using Tile = DenseTile<kLinearGradientTile>;
   using Epilogue =
-      GradientEpilogue<typename HiddenType<kDType>::type, kMeta == DType::kFloat8E4M3, kCounts, Tile::kM, Tile::kN>;
+      GradientEpilogue<typename CudaType<kDType>::type, kMeta == DType::kFloat8E4M3, kCounts, Tile::kM, Tile::kN>;
   using Gemm =
       DenseSm90<kDType, Major::kRow, Tile,
                 cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<Epilogue>, GroupedRowsMainloop>;
@@ -20,7 +20,7 @@ struct LinearGradientSm90 {
 
 template <DType kDType, DType kMeta, bool kCounts>
 void launch_linear_gradient_sm90(const LinearGradientArgs& args, const GemmConfig& config, cudaStream_t stream) {
-  const GradientParams<typename HiddenType<kDType>::type> epilogue{
+  const GradientParams<typename CudaType<kDType>::type> epilogue{
       int(args.tokens),
       int(args.features),
       args.y,

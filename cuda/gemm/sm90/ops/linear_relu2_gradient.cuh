@@ -11,7 +11,7 @@ template <DType kDType, GemmTile kTile>
 void launch_linear_relu2_gradient_sm90(const LinearRelu2GradientArgs& args, const GemmConfig& config,
                                        cudaStream_t stream) {
   using Tile = DenseTile<kTile>;
-  using T = typename HiddenType<kDType>::type;
+  using T = typename CudaType<kDType>::type;
   using Epilogue = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<
       Relu2GradientEpilogue<T, Tile::kM, Tile::kN>>;
   const Relu2GradientParams<T> epilogue{StoredDerivative<T>(args.roots), int(args.tokens), int(args.features), args.y,

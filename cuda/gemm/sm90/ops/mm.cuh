@@ -15,7 +15,7 @@
 #include "gemm/sm90/kernels/overlapped.cuh"
 #include "gemm/sm90/kernels/persistent.cuh"
 #include "gemm/sm90/mainloops/interleaved_rows.cuh"
-#include "gemm/sm90/mainloops/lane_runs_mainloop.cuh"
+#include "gemm/sm90/mainloops/permuted_n_mainloop.cuh"
 #include "gemm/sm90/mainloops/sparse_mma.cuh"
 #include "gemm/sm90/mainloops/sparse_rows_mainloop.cuh"
 #include "gemm/sm90/schedulers/scheduler_of.cuh"
@@ -23,7 +23,7 @@
 namespace sparse24::cuda {
 
 // CUTLASS's mainloop, or that with loads of ours.
-template <class Base, bool kMayInterleave, bool kRuns>
+template <class Base, bool kMayInterleave, bool kPermutedN>
 struct MmMainloop {
   using type = Base;
 };
@@ -33,7 +33,7 @@ struct MmMainloop<Base, true, false> {
 };
 template <class Base>
 struct MmMainloop<Base, false, true> {
-  using type = SparseRowsMainloop<Base, LaneRunsRows<Base, LaneRuns<8>>>;
+  using type = SparseRowsMainloop<Base, PermutedNRows<Base, PermutedN<8>>>;
 };
 
 template <DType kDType, Dim kADim, Major kBMajor, GemmTile kTile>
@@ -50,8 +50,8 @@ struct MmSm90 {
   static constexpr int kAlignmentA = 2 * 16 / sizeof(Element);  // logical: 16 bytes of compressed values
   static constexpr int kAlignmentB = 16 / sizeof(Element);
 
-  static constexpr bool kRuns = kBMajor == Major::kColumn;
-  using Epilogue = TermsAdapter<StoreEpilogue<kM, kN, kRuns>>;
+  static constexpr bool kPermutedN = kBMajor == Major::kColumn;
+  using Epilogue = OperandsAdapter<StoreEpilogue<kM, kN, kPermutedN>>;
   template <class Stages>
   using BaseOf = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, LayoutA, kAlignmentA, Element, LayoutB,
@@ -59,7 +59,7 @@ struct MmSm90 {
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/(kSpec.schedule == Schedule::kPingpong)>>::CollectiveOp;
   using Base = BaseOf<GemmStages<Epilogue>>;
   static constexpr bool kMayInterleave = kADim == Dim::kTokens;
-  using Mainloop = typename MmMainloop<Base, kMayInterleave, kRuns>::type;
+  using Mainloop = typename MmMainloop<Base, kMayInterleave, kPermutedN>::type;
   // Batches, the parts of a split K, are CUTLASS's scheduler's.
   using Kernel = PersistentGemm<Mainloop, Epilogue, CutlassScheduler<kSpec.cluster_m, kSpec.cluster_n>>;
   using SparseConfig = typename Mainloop::SparseConfig;
@@ -120,7 +120,7 @@ struct MmSm90 {
         reinterpret_cast<typename Mainloop::ElementE const*>(args.meta),
         layout_e};
     if constexpr (kMayInterleave) out.mainloop.rows = {args.b_interleaved, args.b_tail, args.ldb_tail};
-    if constexpr (kRuns) out.mainloop.rows = {store.in_runs()};
+    if constexpr (kPermutedN) out.mainloop.rows = {store.permutes_n()};
     return out;
   }
 
@@ -136,20 +136,20 @@ struct MmSm90 {
   // With the epilogue under the next tile's products, where it stores vectors of 16 bits and K has a tile for each of
   // its steps; false elsewhere.
   static bool launch_overlapped(const typename Kernel::Arguments& of, cudaStream_t stream) {
-    using Steps = StoreSteps<kM, kN, kRuns>;
+    using Steps = StoreSteps<kM, kN, kPermutedN>;
     static_assert(Steps::kSteps == kSpec.min_k_tiles());
     using OverlappedBase = BaseOf<OverlappedStages<Steps>>;
-    using Loads = typename MmMainloop<OverlappedBase, kMayInterleave, kRuns>::type;
+    using Loads = typename MmMainloop<OverlappedBase, kMayInterleave, kPermutedN>::type;
     using Overlapped = OverlappedGemm<Loads, SparseMma<Loads>, Steps, WholeTiles,
                                       SchedulerOf<kSpec.scheduler(), kSpec.cluster_m, kSpec.cluster_n>>;
     const auto [rows, cols, k, parts] = of.problem;
-    const bool stores = kRuns ? of.epilogue.in_runs() : of.epilogue.in_steps();
+    const bool stores = kPermutedN ? of.epilogue.permutes_n() : of.epilogue.in_steps();
     if (parts > 1 || !stores || k < kSpec.min_k_tiles() * of.config.tile_k) return false;
     const auto& m = of.mainloop;
     typename Overlapped::Arguments overlapped{of.problem, {}, {of.epilogue, rows, cols}, of.config};
     static_cast<typename OverlappedBase::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
                                                                              m.dB,    m.ptr_E,    m.layout_e};
-    if constexpr (kRuns || kMayInterleave) overlapped.mainloop.rows = m.rows;
+    if constexpr (kPermutedN || kMayInterleave) overlapped.mainloop.rows = m.rows;
     launch_gemm<Overlapped>(overlapped, stream, "sparse24.mm: launch");
     return true;
   }

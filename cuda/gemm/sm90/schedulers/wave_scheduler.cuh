@@ -43,7 +43,7 @@ class WaveScheduler {
     const RasterGroups raster(cutlass::ceil_div(shape.m, shape.tile_m * kClusterSize),
                               cutlass::ceil_div(shape.n, shape.tile_n), config.swizzle, config.raster_along_m);
     const uint32_t ctas = std::min(multiprocessors / kClusterSize, raster.clusters()) * kClusterSize;
-    return {raster, ctas, kParts > 1 && config.divides ? left_over(raster, ctas) : 0};
+    return {raster, ctas, kParts > 1 && config.splits_last_wave ? left_over(raster, ctas) : 0};
   }
   static dim3 grid(Params const& params) { return dim3(params.ctas); }
 

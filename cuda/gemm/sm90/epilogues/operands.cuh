@@ -2,7 +2,7 @@
 //
 // Read from global memory by the epilogue itself these numbers cost a latency each time, and the one or two warps that
 // share a scheduler there hide little of it. The producer's second warp fetches them instead, while the tile is
-// multiplied: CUTLASS's load pipeline of an epilogue, with terms in the place of C.
+// multiplied: CUTLASS's load pipeline of an epilogue, with operands in the place of C.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -12,7 +12,7 @@
 namespace sparse24::cuda {
 
 template <int kTileM, int kTileN>
-struct TileTerms {
+struct EpilogueOperands {
   static constexpr int kM = kTileM, kN = kTileN;
   // Of two neighbouring columns: acc * scale + shift.
   struct alignas(16) Columns {
@@ -27,7 +27,7 @@ struct TileTerms {
   Columns columns[kTileN / 2];
   Row rows[kTileM];
 
-  // By the lanes of one warp: row(m) and columns(n) give the terms of row m_tile + m and of columns n_tile + n, + n
+  // By the lanes of one warp: row(m) and columns(n) give the operands of row m_tile + m and of columns n_tile + n, + n
   // + 1.
   template <class GetRow, class GetColumns>
   __device__ __forceinline__ void fetch(int lane, GetRow row, GetColumns pair) {
@@ -45,22 +45,22 @@ struct TileTerms {
   }
 };
 
-// The terms of two tiles: of the one that is stored and of the next.
-template <class Terms>
-struct TermsStages {
+// The operands of two tiles: of the one that is stored and of the next.
+template <class Operands>
+struct OperandStages {
   static constexpr int kCount = 2;
-  Terms stage[kCount];
+  Operands stage[kCount];
 };
 
-// Hosts an epilogue with `Terms`, fetch(lane, problem, block_shape, block_coord, terms) and, for its stores,
-// operator()(problem, block_shape, block_coord, accumulators, tiled_mma, thread_idx, terms).
+// Hosts an epilogue with `Operands`, fetch(lane, problem, block_shape, block_coord, operands) and, for its stores,
+// operator()(problem, block_shape, block_coord, accumulators, tiled_mma, thread_idx, operands).
 template <class EpilogueOp>
-class TermsAdapter : public cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp> {
+class OperandsAdapter : public cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp> {
   using Base = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp>;
 
  public:
   using Base::Base;
-  using TensorStorage = TermsStages<typename EpilogueOp::Terms>;
+  using TensorStorage = OperandStages<typename EpilogueOp::Operands>;
   using LoadPipeline = cutlass::PipelineTransactionAsync<TensorStorage::kCount>;
   using LoadPipelineState = cutlass::PipelineState<TensorStorage::kCount>;
   using PipelineStorage = typename LoadPipeline::SharedStorage;

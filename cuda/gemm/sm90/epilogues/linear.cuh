@@ -5,20 +5,20 @@
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "gemm/sm90/epilogues/base.cuh"
-#include "gemm/sm90/epilogues/lane_runs.cuh"
+#include "gemm/sm90/epilogues/operands.cuh"
+#include "gemm/sm90/epilogues/permuted_n.cuh"
 #include "gemm/sm90/epilogues/scale_accumulators.cuh"
-#include "gemm/sm90/epilogues/terms.cuh"
 #include "sparse24/linear.h"
 #include "sparse24/quantize.h"
 
 namespace sparse24::cuda {
 
 // Arguments as the device sees them.
-struct HiddenParams {
+struct LinearParams {
   int rows, cols;  // of h
   const float* scale_x;
   const float* scale_w;
-  const void* bias;  // of the hidden type
+  const void* bias;  // of T
   const float* scale_y;
   float* amax;
   int32_t* saturated;
@@ -27,7 +27,7 @@ struct HiddenParams {
   int scale_y_stride;
   EpilogueActivation activation;
 
-  static HiddenParams of(const LinearArgs& args) {
+  static LinearParams of(const LinearArgs& args) {
     return {int(args.tokens),
             int(args.out),
             args.scale_x,
@@ -42,41 +42,42 @@ struct HiddenParams {
             EpilogueActivation::of(args.activation)};
   }
 
-  // The terms of a tile, by the lanes of a warp, for columns in the order Runs. T: the hidden type. Rows and columns
-  // beyond h are never stored, but their metadata is: their terms are defined.
-  template <class T, class Runs, int kTileM, int kTileN>
-  __device__ __forceinline__ void fetch(int lane, int m_tile, int n_tile, TileTerms<kTileM, kTileN>& terms) const {
-    using Terms = TileTerms<kTileM, kTileN>;
+  // The operands of a tile, by the lanes of a warp, for columns in the order of Permutation. T: the type that h is
+  // rounded to. Rows and columns beyond h are never stored, but their metadata is: their operands are defined.
+  template <class T, class Permutation, int kTileM, int kTileN>
+  __device__ __forceinline__ void fetch(int lane, int m_tile, int n_tile,
+                                        EpilogueOperands<kTileM, kTileN>& operands) const {
+    using Operands = EpilogueOperands<kTileM, kTileN>;
     const auto row = [&](int i) {
       const int m = m_tile + i;
-      typename Terms::Row out{1.f, 1.f};
+      typename Operands::Row out{1.f, 1.f};
       if (m < rows && scale_x) out.scale = scale_x[m * scale_x_stride];
       if (m < rows && scale_y) out.out_scale = __frcp_rn(usable_scale(scale_y[m * scale_y_stride]));
       return out;
     };
     const auto columns = [&](int i) {
-      typename Terms::Columns out{{1.f, 1.f}, {0.f, 0.f}};
+      typename Operands::Columns out{{1.f, 1.f}, {0.f, 0.f}};
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const int n = n_tile + Runs::feature(i + c);
+        const int n = n_tile + Permutation::feature(i + c);
         if (n < cols && scale_w) out.scale[c] = scale_w[n * scale_w_stride];
         if (n < cols && bias) out.shift[c] = float(static_cast<const T*>(bias)[n]);
       }
       return out;
     };
-    terms.fetch(lane, row, columns);
+    operands.fetch(lane, row, columns);
   }
 };
 
 // The roots max(h, 0) of y of a thread, rounded to T, as words of two. Of block b: the neighbours of row r and of row
 // r + 8; or, kRowPairs, both rows of the first column and of the second.
 template <class T, int kColumns, bool kRowPairs>
-struct HiddenFragment {
+struct RootFragment {
   static constexpr int kBlocks = kColumns / 8;
   uint32_t of[kBlocks][2] = {};
 
   template <class Fragment, class Scales>
-  __device__ __forceinline__ void take(const HiddenParams& p, Fragment const& acc, Scales& scales) {
+  __device__ __forceinline__ void take(const LinearParams& p, Fragment const& acc, Scales& scales) {
     if (p.scale_x || p.scale_w || p.bias) {
       scales.template scale<kBlocks>(acc, *this);
     } else {
@@ -95,7 +96,7 @@ struct HiddenFragment {
 };
 
 // Running statistics of a thread. y is not negative, so its bits order like integers; fmaxf drops NaN.
-struct HiddenStatistics {
+struct ActivationStatistics {
   float amax = 0.f;
   int saturated = 0;
 
@@ -104,7 +105,7 @@ struct HiddenStatistics {
     amax = fmaxf(amax, y);
     saturated += fabsf(y * inverse_scale) > kLargestE4M3;
   }
-  __device__ __forceinline__ void collect(const HiddenParams& p) const {
+  __device__ __forceinline__ void collect(const LinearParams& p) const {
     if (p.amax) {
       const float v = warp_max(amax);
       if (threadIdx.x % 32 == 0) atomicMax(reinterpret_cast<int*>(p.amax), __float_as_int(v));
@@ -119,22 +120,22 @@ struct HiddenStatistics {
 // What the epilogues in steps (epilogues/steps.cuh) of linear_compress and linear_relu2 have in common: two blocks a
 // step. T: the type that h is rounded to. kRun: the features of a lane's runs. kRowPairs: of the fragment.
 template <class Params_, class T, int kTileM, int kTileN, int kRun, bool kRowPairs>
-class HiddenEpilogue {
+class LinearEpilogue {
  public:
   using Params = Params_;
-  using Runs = LaneRuns<kRun>;
-  using Terms = TileTerms<kTileM, kTileN>;
+  using Permutation = PermutedN<kRun>;
+  using Operands = EpilogueOperands<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 16;
 
-  CUTLASS_DEVICE explicit HiddenEpilogue(Params const& params) : p_(params) {}
+  CUTLASS_DEVICE explicit LinearEpilogue(Params const& params) : p_(params) {}
 
-  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Terms& terms) {
-    p.hidden.template fetch<T, Runs>(lane, m, n, terms);
+  CUTLASS_DEVICE static void fetch(Params const& p, int lane, int m, int n, Operands& operands) {
+    p.linear.template fetch<T, Permutation>(lane, m, n, operands);
   }
-  CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Runs::feature(column); }
+  CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Permutation::feature(column); }
   // Whether the general form of the steps is wanted, which has statistics, and activations beside the squared ReLU.
-  CUTLASS_DEVICE bool counts() const {
-    return p_.hidden.amax || p_.hidden.saturated || p_.hidden.activation.template is_general<T>();
+  CUTLASS_DEVICE bool is_general() const {
+    return p_.linear.amax || p_.linear.saturated || p_.linear.activation.template is_general<T>();
   }
 
  protected:
@@ -143,12 +144,12 @@ class HiddenEpilogue {
   template <bool kFp8, class Scales>
   CUTLASS_DEVICE uint64_t locate(int m, int n, Scales const& scales) {
     const int row = scales.row;
-    const HiddenParams& h = p_.hidden;
+    const LinearParams& h = p_.linear;
     const int column = n + kRun * (threadIdx.x & 3);
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       left_[half] = m + row + 8 * half < h.rows ? h.cols - column : 0;
-      if constexpr (kFp8) inverse_scale_[half] = scales.terms.rows[row + 8 * half].out_scale;
+      if constexpr (kFp8) inverse_scale_[half] = scales.operands.rows[row + 8 * half].out_scale;
     }
     return uint64_t(m + row) * uint32_t(h.cols) + column;
   }
@@ -157,27 +158,27 @@ class HiddenEpilogue {
   CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
 
   // y of the roots in a word, in T and in fp32.
-  template <bool kCounts>
+  template <bool kGeneral>
   CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const {
-    return p_.hidden.activation.template values<T, kCounts>(roots);
+    return p_.linear.activation.template values<T, kGeneral>(roots);
   }
-  template <bool kCounts>
+  template <bool kGeneral>
   CUTLASS_DEVICE float activated(uint32_t roots, int i) const {
-    return p_.hidden.activation.template value<T, kCounts>(roots, i);
+    return p_.linear.activation.template value<T, kGeneral>(roots, i);
   }
 
   // Behind a step.
-  template <int kStep, bool kCounts>
+  template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void collect() {
-    if constexpr (kCounts && kStep == kSteps - 1) {
-      seen_.collect(p_.hidden);
+    if constexpr (kGeneral && kStep == kSteps - 1) {
+      seen_.collect(p_.linear);
       seen_ = {};
     }
   }
 
   Params const& p_;
-  HiddenFragment<T, kTileN, kRowPairs> h_;
-  HiddenStatistics seen_;
+  RootFragment<T, kTileN, kRowPairs> h_;
+  ActivationStatistics seen_;
   float inverse_scale_[2] = {};  // of rows r and r + 8; 0: y is not scaled
 
  private:

@@ -3,7 +3,7 @@
 // wgmma gives lane q of a quad columns 2q and 2q + 1 of each block of 8 (epilogues/steps.cuh), so neighbours lie in two
 // lanes or more. But the product does not care which feature a column is. With column 8 p + 2 q + e of a block of
 // 4 kRun columns being its feature kRun q + 2 p + e, lane q holds features kRun q .. kRun q + kRun - 1 of two rows:
-// groups of four, and what fills a store, without an exchange. mainloops/lane_runs_copies.cuh reads the rows of w that
+// groups of four, and what fills a store, without an exchange. mainloops/permuted_n_copies.cuh reads the rows of w that
 // way.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace sparse24::cuda {
 
 template <int kRun_>
-struct LaneRuns {
+struct PermutedN {
   static constexpr int kRun = kRun_, kBlock = 4 * kRun;
   static constexpr int kPairs = kRun / 2;  // of features in a run
 

@@ -1,4 +1,4 @@
-// The producer's half of CUTLASS's dense mainloop with the rows of w in the order of epilogues/lane_runs.cuh, and the
+// The producer's half of CUTLASS's dense mainloop with the rows of w in the order of epilogues/permuted_n.cuh, and the
 // rows of B of the sparse one.
 #pragma once
 
@@ -7,18 +7,18 @@
 #include <cute/tensor.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 
-#include "gemm/sm90/mainloops/lane_runs_copies.cuh"
+#include "gemm/sm90/mainloops/permuted_n_copies.cuh"
 
 namespace sparse24::cuda {
 
 // Base: the dense collective that CUTLASS builds for K-major operands and clusters of two CTAs. Two along N share the
 // rows of x. Its buffers, barriers and products, and the copies of x, stay as they are.
-template <class Base, class Runs>
-struct LaneRunsMainloop : Base {
+template <class Base, class Permutation>
+struct PermutedNMainloop : Base {
   using typename Base::MainloopPipeline;
   using typename Base::PipelineState;
   using typename Base::TensorStorage;
-  using Copies = LaneRunsCopies<Base, Runs>;
+  using Copies = PermutedNCopies<Base, Permutation>;
   static constexpr int kTileK = cute::size<2>(typename Base::TileShape{});
   static constexpr int kTileElements = cute::size<1>(typename Base::TileShape{}) * kTileK;
 
@@ -71,9 +71,9 @@ struct LaneRunsMainloop : Base {
 };
 
 // The rows of B for SparseRowsMainloop; batches are parts of K.
-template <class Base, class Runs>
-class LaneRunsRows {
-  using Copies = LaneRunsCopies<Base, Runs>;
+template <class Base, class Permutation>
+class PermutedNRows {
+  using Copies = PermutedNCopies<Base, Permutation>;
   static constexpr int kTileK = cute::size<2>(typename Base::TileShape{});
   static_assert(Copies::kShared, "two CTAs share the columns");
 

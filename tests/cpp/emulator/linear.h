@@ -7,7 +7,7 @@
 #include "emulator/epilogue.h"
 // After it.
 #include "emulator/sums.h"
-#include "gemm/sm90/epilogues/hidden.cuh"
+#include "gemm/sm90/epilogues/linear.cuh"
 #include "support/linear_case.h"
 
 namespace sparse24::emulate {
@@ -16,30 +16,30 @@ using test::LinearCase;
 using test::OutScale;
 
 /// h [tokens, out]; x and w, which the epilogue never sees, are empty.
-struct HiddenCase {
+struct EpilogueCase {
   int tokens, out;
-  DType hidden;
-  OutScale out_scale = OutScale::kNone;  ///< none: y is of the hidden type, otherwise fp8
-  Terms terms = Terms::kEach;
+  DType pre_activation;
+  OutScale out_scale = OutScale::kNone;  ///< none: y is of the type of h, otherwise fp8
+  Scales given = Scales::kEach;
   bool specials = false;   ///< NaN and infinities
   bool statistics = true;  ///< amax and saturated are wanted
   ActivationArgs activation = Activation::kRelu2;
 
   LinearCase linear() const {
     LinearCase c(tokens, 0, out, test::Array(DType::kFloat32, 0), test::Array(DType::kFloat32, 0));
-    c.hidden_dtype = c.y_dtype = hidden;
-    c.scale_x = scales(terms, tokens, 5);
-    c.scale_w = scales(terms, out, 3);
-    if (terms != Terms::kNone) c.bias = test::random_integers(hidden, out, 9, 1);
+    c.hidden_dtype = c.y_dtype = pre_activation;
+    c.scale_x = scales(given, tokens, 5);
+    c.scale_w = scales(given, out, 3);
+    if (given != Scales::kNone) c.bias = test::random_integers(pre_activation, out, 9, 1);
     c.scale_output(out_scale);
     c.activation = activation;
     return c;
   }
   Sums sums() const { return {tokens, out, specials}; }
 };
-inline void PrintTo(const HiddenCase& c, std::ostream* out) {
-  *out << name_of(c.hidden) << " " << c.tokens << " x " << c.out << ", scale of y " << static_cast<int>(c.out_scale)
-       << ", terms " << static_cast<int>(c.terms) << (c.specials ? ", specials" : "")
+inline void PrintTo(const EpilogueCase& c, std::ostream* out) {
+  *out << name_of(c.pre_activation) << " " << c.tokens << " x " << c.out << ", scale of y "
+       << static_cast<int>(c.out_scale) << ", scales " << static_cast<int>(c.given) << (c.specials ? ", specials" : "")
        << (c.statistics ? ", statistics" : "") << (c.activation.kind == Activation::kRelu ? ", roots" : "")
        << ", threshold " << c.activation.threshold;
 }
@@ -73,35 +73,36 @@ inline void expect_equal(const test::LinearStatistics& got, const test::LinearSt
 }
 
 /// The case's arguments for an epilogue that writes `statistics`, if there are any.
-inline cuda::HiddenParams params_of(const LinearCase& c, test::LinearStatistics* statistics) {
+inline cuda::LinearParams params_of(const LinearCase& c, test::LinearStatistics* statistics) {
   LinearArgs args = c.args();
   if (statistics) {
     args.amax = &statistics->amax;
     args.saturated = &statistics->saturated;
   }
-  return cuda::HiddenParams::of(args);
+  return cuda::LinearParams::of(args);
 }
 
 /// A kernel of the first GEMM: its tile, and the type that h is rounded to.
-template <int kM, int kN, Schedule kSchedule, DType kHidden_, class Hidden_>
-struct HiddenKernel {
+template <int kM, int kN, Schedule kSchedule, DType kPreActivation_, class PreActivation_>
+struct LinearKernel {
   using Tile = emulate::Tile<kM, kN, kSchedule>;
-  using Hidden = Hidden_;
-  static constexpr DType kHidden = kHidden_;
+  using PreActivation = PreActivation_;
+  static constexpr DType kPreActivation = kPreActivation_;
   /// An epilogue in steps, as this kernel hosts it.
   template <class Steps>
   using Hosted = std::conditional_t<kSchedule == Schedule::kOverlapped, Steps, cuda::AtOnce<Steps>>;
 };
-using HiddenKernels = testing::Types<HiddenKernel<128, 64, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 192, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>,
-                                     HiddenKernel<128, 256, Schedule::kOverlapped, DType::kBFloat16, __nv_bfloat16>,
-                                     HiddenKernel<128, 256, Schedule::kOverlapped, DType::kFloat16, __half>>;
-struct HiddenKernelName {
+using LinearKernels = testing::Types<LinearKernel<128, 64, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     LinearKernel<128, 128, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     LinearKernel<128, 192, Schedule::kPingpong, DType::kBFloat16, __nv_bfloat16>,
+                                     LinearKernel<128, 128, Schedule::kPingpong, DType::kFloat16, __half>,
+                                     LinearKernel<128, 256, Schedule::kOverlapped, DType::kBFloat16, __nv_bfloat16>,
+                                     LinearKernel<128, 256, Schedule::kOverlapped, DType::kFloat16, __half>>;
+struct LinearKernelName {
   template <class Kernel>
   static std::string GetName(int) {
-    return std::to_string(Kernel::Tile::kM) + "x" + std::to_string(Kernel::Tile::kN) + "_" + name_of(Kernel::kHidden);
+    return std::to_string(Kernel::Tile::kM) + "x" + std::to_string(Kernel::Tile::kN) + "_" +
+           name_of(Kernel::kPreActivation);
   }
 };
 

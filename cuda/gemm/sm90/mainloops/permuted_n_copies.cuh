@@ -1,4 +1,4 @@
-// Copies of the rows of a K-major operand w (of mm: B) in the order of epilogues/lane_runs.cuh.
+// Copies of the rows of a K-major operand w (of mm: B) in the order of epilogues/permuted_n.cuh.
 //
 // A tensor map of five dimensions says where they lie; the whole blocks of w have one, its last rows, if they are no
 // block, another, so that what is read beyond them is zeros:
@@ -17,20 +17,20 @@
 
 #include <cute/tensor.hpp>
 
-#include "gemm/sm90/epilogues/lane_runs.cuh"
+#include "gemm/sm90/epilogues/permuted_n.cuh"
 #include "gemm/sm90/mainloops/tensor_map.cuh"
 
 namespace sparse24::cuda {
 
 // Mainloop: a collective of CUTLASS's with B K-major, K tiles of 128 bytes and clusters of two CTAs. Two along M share
 // the rows of w, of which each loads half of the blocks for both, or where they are odd in number half of every block.
-template <class Mainloop, class Runs>
-class LaneRunsCopies {
+template <class Mainloop, class Permutation>
+class PermutedNCopies {
   using Element = typename Mainloop::ElementB;
   using Cluster = typename Mainloop::DispatchPolicy::ClusterShape;
   static constexpr int kTileN = cute::size<1>(typename Mainloop::TileShape{});
   static constexpr int kTileK = cute::size<2>(typename Mainloop::TileShape{});
-  static constexpr int kBlocks = kTileN / Runs::kBlock;
+  static constexpr int kBlocks = kTileN / Permutation::kBlock;
 
  public:
   static constexpr bool kShared = cute::size<0>(Cluster{}) == 2;  // the rows of w
@@ -41,9 +41,9 @@ class LaneRunsCopies {
     MapDim dims[5];
   };
   struct Order {
-    int whole;     // blocks
-    bool more;     // rows than those
-    bool in_runs;  // else in their own order
+    int whole;      // blocks
+    bool more;      // rows than those
+    bool permuted;  // else in their own order
   };
   struct Layout {
     Rows blocks, last;
@@ -55,25 +55,25 @@ class LaneRunsCopies {
   };
 
   // w: n rows of k columns, ld apart.
-  static Layout layout(const Element* w, int64_t ld, int n, int64_t k, bool in_runs) {
-    if (!in_runs) {
+  static Layout layout(const Element* w, int64_t ld, int n, int64_t k, bool permuted) {
+    if (!permuted) {
       const Rows rows{w, {{1, k, kTileK}, {ld, n, 8 * kPairs}, {ld, 1, 1}, {ld, 1, 1}, {ld, 1, 1}}};
       return {rows, rows, {0, false, false}};
     }
-    const int whole = n / Runs::kBlock, runs = n % Runs::kBlock / Runs::kRun;
+    const int whole = n / Permutation::kBlock, runs = n % Permutation::kBlock / Permutation::kRun;
     const auto rows = [&](const Element* first, int64_t lanes, int64_t count) {
       // No dimension may be empty; one that is serves no copy.
       return Rows{first,
                   {{1, k, kTileK},
                    {ld, 2, 2},
-                   {Runs::kRun * ld, cute::max(lanes, int64_t{1}), 4},
-                   {2 * ld, Runs::kPairs, kPairs},
-                   {Runs::kBlock * ld, cute::max(count, int64_t{1}), 1}}};
+                   {Permutation::kRun * ld, cute::max(lanes, int64_t{1}), 4},
+                   {2 * ld, Permutation::kPairs, kPairs},
+                   {Permutation::kBlock * ld, cute::max(count, int64_t{1}), 1}}};
     };
-    return {rows(w, 4, whole), rows(w + int64_t{whole} * Runs::kBlock * ld, runs, 1), {whole, runs > 0, true}};
+    return {rows(w, 4, whole), rows(w + int64_t{whole} * Permutation::kBlock * ld, runs, 1), {whole, runs > 0, true}};
   }
-  static Params of(const Element* w, int64_t ld, int n, int64_t k, bool in_runs, const char* what) {
-    const Layout l = layout(w, ld, n, k, in_runs);
+  static Params of(const Element* w, int64_t ld, int n, int64_t k, bool permuted, const char* what) {
+    const Layout l = layout(w, ld, n, k, permuted);
     return {map_rows(l.blocks.start, l.blocks.dims, what), map_rows(l.last.start, l.last.dims, what), l.order};
   }
 
@@ -86,19 +86,19 @@ class LaneRunsCopies {
   // kRows: of a tile, or of a part of one that whole blocks make up.
   template <int kRows = kTileN, class Copy>
   CUTLASS_HOST_DEVICE static void each(Order const& order, int n, int rank_in_cluster, Copy copy) {
-    constexpr int kCount = kRows / Runs::kBlock;
+    constexpr int kCount = kRows / Permutation::kBlock;
     constexpr bool kShares = kShared && !kHalfBlocks;             // each CTA has half of the blocks
     constexpr int kCopies = kShares ? (kCount + 1) / 2 : kCount;  // of one CTA
-    static_assert(kRows == kTileN || (kRows % Runs::kBlock == 0 && kShares), "parts are read in whole blocks");
+    static_assert(kRows == kTileN || (kRows % Permutation::kBlock == 0 && kShares), "parts are read in whole blocks");
     const int pair = kHalfBlocks ? rank_in_cluster * kPairs : 0;
     const int skipped = kShares ? rank_in_cluster * kCopies : 0;  // blocks
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kCopies; ++i) {
       if (kCount % 2 != 0 && kShares && skipped + i == kCount) break;  // one block: the first CTA's
-      const int block = n * kCount + skipped + i, to = (skipped + i) * Runs::kBlock + 8 * pair;
+      const int block = n * kCount + skipped + i, to = (skipped + i) * Permutation::kBlock + 8 * pair;
       const bool last = order.more && block == order.whole;
-      copy(last, to, order.in_runs ? 0 : block * Runs::kBlock + 8 * pair, order.in_runs ? pair : 0,
-           order.in_runs && !last ? block : 0);
+      copy(last, to, order.permuted ? 0 : block * Permutation::kBlock + 8 * pair, order.permuted ? pair : 0,
+           order.permuted && !last ? block : 0);
     }
   }
 
@@ -121,8 +121,9 @@ class LaneRunsCopies {
 
  private:
   static constexpr bool kHalfBlocks = kShared && kBlocks % 2 != 0;
-  static constexpr int kPairs = Runs::kPairs / (kHalfBlocks ? 2 : 1);  // of one copy
-  static_assert(kTileK * sizeof(Element) == 128 && kTileN % Runs::kBlock == 0, "whole blocks, rows of 128 bytes");
+  static constexpr int kPairs = Permutation::kPairs / (kHalfBlocks ? 2 : 1);  // of one copy
+  static_assert(kTileK * sizeof(Element) == 128 && kTileN % Permutation::kBlock == 0,
+                "whole blocks, rows of 128 bytes");
   static_assert(cute::size(Cluster{}) == 2, "two CTAs share one operand");
 };
 

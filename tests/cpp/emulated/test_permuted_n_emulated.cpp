@@ -6,14 +6,14 @@
 
 #include <vector>
 
-#include "gemm/sm90/mainloops/lane_runs_copies.cuh"
+#include "gemm/sm90/mainloops/permuted_n_copies.cuh"
 
 namespace sparse24::emulate {
 namespace {
 
 using cute::Int;
 
-/// What LaneRunsCopies asks of a mainloop.
+/// What PermutedNCopies asks of a mainloop.
 template <class Element, int kN, int kClusterM, int kClusterN>
 struct Mainloop {
   using ElementB = Element;
@@ -26,7 +26,7 @@ struct Mainloop {
 template <class Mainloop_, int kRun>
 struct Loads {
   using Mainloop = Mainloop_;
-  using Runs = cuda::LaneRuns<kRun>;
+  using Permutation = cuda::PermutedN<kRun>;
 };
 
 /// One copy: a box at `at`, element by element, zeros where a coordinate is beyond its dimension.
@@ -54,18 +54,18 @@ void read(const Rows& rows, const int (&at)[5], Element* to) {
 }
 
 template <class Case>
-class LaneRunsLoads : public testing::Test {};
+class PermutedNLoads : public testing::Test {};
 
 using Cases = testing::Types<Loads<Mainloop<uint8_t, 256, 2, 1>, 8>, Loads<Mainloop<uint8_t, 256, 2, 1>, 16>,
                              Loads<Mainloop<uint16_t, 256, 2, 1>, 16>, Loads<Mainloop<uint8_t, 192, 2, 1>, 8>,
                              Loads<Mainloop<uint16_t, 64, 2, 1>, 8>, Loads<Mainloop<uint16_t, 128, 1, 2>, 16>,
                              Loads<Mainloop<uint16_t, 192, 2, 1>, 16>, Loads<Mainloop<uint8_t, 128, 1, 2>, 16>>;
-TYPED_TEST_SUITE(LaneRunsLoads, Cases);
+TYPED_TEST_SUITE(PermutedNLoads, Cases);
 
 /// kRows: of a tile, or of a part of one, which `index` counts.
-template <class Copies, class Runs, int kRows, int kTileK, class Element>
-void expect_rows(const std::vector<Element>& w, int64_t ld, int n, int k, bool in_runs, int index) {
-  const auto layout = Copies::layout(w.data(), ld, n, k, in_runs);
+template <class Copies, class Permutation, int kRows, int kTileK, class Element>
+void expect_rows(const std::vector<Element>& w, int64_t ld, int n, int k, bool permuted, int index) {
+  const auto layout = Copies::layout(w.data(), ld, n, k, permuted);
   const int column = (k - 1) / kTileK * kTileK;
   std::vector<Element> stage(kRows * kTileK, Element(0xEE));
   for (int rank = 0; rank < (Copies::kShared ? 2 : 1); ++rank) {
@@ -75,25 +75,25 @@ void expect_rows(const std::vector<Element>& w, int64_t ld, int n, int k, bool i
     });
   }
   for (int r = 0; r < kRows; ++r) {
-    const int row = index * kRows + (in_runs ? Runs::feature(r) : r);
+    const int row = index * kRows + (permuted ? Permutation::feature(r) : r);
     for (int c = 0; c < kTileK; ++c) {
       const Element expected = row < n && column + c < k ? w[row * ld + column + c] : Element{};
-      ASSERT_EQ(stage[r * kTileK + c], expected) << "n " << n << ", k " << k << ", in runs " << in_runs << ", " << kRows
-                                                 << " rows, tile " << index << ", row " << r;
+      ASSERT_EQ(stage[r * kTileK + c], expected) << "n " << n << ", k " << k << ", permuted " << permuted << ", "
+                                                 << kRows << " rows, tile " << index << ", row " << r;
     }
   }
 }
 
-TYPED_TEST(LaneRunsLoads, BringEveryRowOfATile) {
+TYPED_TEST(PermutedNLoads, BringEveryRowOfATile) {
   using Mainloop = typename TypeParam::Mainloop;
-  using Runs = typename TypeParam::Runs;
+  using Permutation = typename TypeParam::Permutation;
   using Element = typename Mainloop::ElementB;
-  using Copies = cuda::LaneRunsCopies<Mainloop, Runs>;
+  using Copies = cuda::PermutedNCopies<Mainloop, Permutation>;
   constexpr int kTileN = cute::size<1>(typename Mainloop::TileShape{});
   constexpr int kTileK = cute::size<2>(typename Mainloop::TileShape{});
-  for (const bool in_runs : {true, false}) {
+  for (const bool permuted : {true, false}) {
     for (const int n : {1, 7, 16, 48, 136, 264, 400, 512}) {
-      if (in_runs && n % Runs::kRun != 0) continue;
+      if (permuted && n % Permutation::kRun != 0) continue;
       for (const int k : {1, 5, 96, 2047}) {
         const int64_t ld = k + 16;
         std::vector<Element> w(n * ld, Element(0xFF));  // behind the rows, never read
@@ -101,11 +101,11 @@ TYPED_TEST(LaneRunsLoads, BringEveryRowOfATile) {
           for (int c = 0; c < k; ++c) w[row * ld + c] = Element(1 + (row * 31 + c * 7) % 200);
         }
         for (int tile = 0; tile * kTileN < n + kTileN; ++tile) {
-          expect_rows<Copies, Runs, kTileN, kTileK>(w, ld, n, k, in_runs, tile);
+          expect_rows<Copies, Permutation, kTileN, kTileK>(w, ld, n, k, permuted, tile);
         }
         if constexpr (kTileN == 256) {  // its quarters
           for (int part = 0; part * 64 < n + 256; ++part) {
-            expect_rows<Copies, Runs, 64, kTileK>(w, ld, n, k, in_runs, part);
+            expect_rows<Copies, Permutation, 64, kTileK>(w, ld, n, k, permuted, part);
           }
         }
         if (this->HasFatalFailure()) return;
