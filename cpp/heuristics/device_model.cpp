@@ -1,4 +1,4 @@
-// The devices: data of those that are known, and an estimate of others.
+// Devices: data of those that are known, and an estimate of others.
 #include "sparse24/device_model.h"
 
 #include <algorithm>
@@ -18,14 +18,14 @@ constexpr Known kKnown[] = {
 };
 constexpr double kMostMemoryTbS = 3.35;
 
-// So many multiply-adds in 16 bits does a Hopper multiprocessor make in a cycle.
+// Multiply-adds that a Hopper multiprocessor makes in a cycle, in 16 bits.
 constexpr double kMacsOfCycle = 2048;
 
 DeviceModel model_of(const Known& row, int sm_count) {
   return {row.name, sm_count, row.tflops / row.sm_count, std::min(row.memory_tb_s, kMostMemoryTbS), row.l2_bytes};
 }
 
-// Whether a name begins with a known one, as "NVIDIA H20-3e" begins with "NVIDIA H20", and "NVIDIA H200" does not.
+// "NVIDIA H20" is the beginning of "NVIDIA H20-3e", and not of "NVIDIA H200".
 bool begins_with(const char* name, const char* known) {
   const size_t length = std::strlen(known);
   return std::strncmp(name, known, length) == 0 && !std::isalnum(static_cast<unsigned char>(name[length]));

@@ -1,5 +1,6 @@
 /// @file
-/// What linear_gradient and linear_relu2_gradient share: grad @ w, checked and prepared. `Args` are those of either.
+/// What linear_gradient, linear_gradient_fp8 and linear_relu2_gradient share: grad @ w, checked and prepared. `Args`
+/// are those of any.
 #pragma once
 
 #include "tensor.h"
@@ -33,6 +34,25 @@ inline bool check_roots(OpName op, DType dtype, bool roots) {
   const bool allowed = dtype == DType::kFloat16 || dtype == DType::kFloat32;
   expect(allowed || !roots, op, "roots to be False (", name_of(dtype), " grad), got True");
   return roots;
+}
+
+/// Checks and returns the number of dense features, of `of_w` w has.
+inline int64_t check_hot(OpName op, const Tensor& hot, const Tensor& grad, int64_t features, const char* of_w) {
+  check_device(op, "hot", hot, "grad", grad);
+  check_sizes(op, "hot", hot, 1);
+  expect(hot.scalar_type() == ScalarType::Long, op, "hot to be int64, got ", dtype_text(hot.scalar_type()));
+  expect(hot.size(0) <= features, op, "hot to have at most ", features, " elements (", of_w, "), got ", hot.size(0));
+  return hot.size(0);
+}
+
+/// Makes LinearGradientArgs::grad_tail of the prepared gradient.
+template <class Args>
+Tensor new_grad_tail(Tensor grad, const Args& args) {
+  const int64_t first = first_of_tail(args.tokens, kGradTailTile);
+  Tensor tail = new_zeros(grad, {round_up(args.tokens - first, kGradTokenMultiple), args.ld_grad}, grad.scalar_type());
+  copy_rows(torch::stable::narrow(tail, 1, 0, args.in), torch::stable::narrow(grad, 1, 0, args.in), args.interleaved,
+            first);
+  return tail;
 }
 
 /// Owns the memory of grad and w that `Args` point to.

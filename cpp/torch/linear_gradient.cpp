@@ -27,25 +27,6 @@ LinearGradientArgs check_operands(const Tensor& grad, const Tensor& w, const Ten
   return args;
 }
 
-/// Checks and returns the number of dense features.
-int64_t check_hot(const Tensor& hot, const Tensor& grad, int64_t features, bool tokens) {
-  expect(tokens, kOp, "tokens to be True where hot is given, got False");
-  check_device(kOp, "hot", hot, "grad", grad);
-  check_sizes(kOp, "hot", hot, 1);
-  expect(hot.scalar_type() == ScalarType::Long, kOp, "hot to be int64, got ", dtype_text(hot.scalar_type()));
-  expect(hot.size(0) <= features, kOp, "hot to have at most ", features, " elements (columns of w), got ", hot.size(0));
-  return hot.size(0);
-}
-
-/// Makes LinearGradientArgs::grad_tail of the prepared gradient.
-Tensor new_grad_tail(Tensor grad, const LinearGradientArgs& args) {
-  const int64_t first = first_of_tail(args.tokens, kGradTailTile);
-  Tensor tail = new_zeros(grad, {round_up(args.tokens - first, kGradTokenMultiple), args.ld_grad}, grad.scalar_type());
-  copy_rows(torch::stable::narrow(tail, 1, 0, args.in), torch::stable::narrow(grad, 1, 0, args.in), args.interleaved,
-            first);
-  return tail;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_gradient(
@@ -53,7 +34,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linea
     bool fp8_meta, const std::optional<Tensor>& hot, bool roots) {
   LinearGradientArgs args = check_operands(grad, w, values, meta, fp8_meta);
   args.roots = check_roots(kOp, args.dtype, roots);
-  if (hot) args.hot_count = check_hot(*hot, grad, args.features, tokens);
+  if (hot) {
+    expect(tokens, kOp, "tokens to be True where hot is given, got False");
+    args.hot_count = check_hot(kOp, *hot, grad, args.features, "columns of w");
+  }
   args.interleaved = interleaved;
   const DeviceScope scope(kOp, grad);
 

@@ -74,6 +74,10 @@ class Case:
             return Sample("compress_fp8", (laid_out(x), None, "relu2", self.dim, "row"), self._options())
         if self.op == "quantize_fp8":
             return Sample("quantize_fp8", (laid_out(x), None, "row"))
+        if self.op == "quantize_fp8_both":
+            return Sample("quantize_fp8_both", (laid_out(x), None, self.interleaved))
+        if self.op == "linear_gradient_fp8":
+            return self._gradient_fp8(device, layout, x, seed)
         if self.op in ("linear_relu2", "linear_compress"):
             return self._linear(device, laid_out, seed)
         if self.op == "linear_gradient":
@@ -153,6 +157,15 @@ class Case:
             self.op, (*operands, laid_out(values), pattern, self.interleaved, True, self.fp8_meta, hot, self.roots)
         )
 
+    def _gradient_fp8(self, device: str, layout: str, x: Tensor, seed: int) -> Sample:
+        """Small integers, as in `_linear`."""
+        one = torch.ones(1, device=device)
+        values, meta, scale = sparse24.compress_fp8(x, None, "relu2", scaling="tensor")
+        grad, w = (integers(n, 48, dtype=FP8, seed=seed + n).to(device) for n in (ROWS, COLS))
+        hot = torch.tensor([0, 5, 6, 95], device=device) if self.hot else None
+        operands = (relayout(t, layout) for t in (grad, w, values))
+        return Sample(self.op, (*operands, meta, one, one, scale, 32 * one, self.interleaved, hot))
+
     def _product(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
         """grad and w: small integers, as in `_linear`."""
         grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
@@ -181,6 +194,9 @@ def _cases() -> list[Case]:
     cases += [Case("mm", dtype, -2, differentiable=dtype != FP8, interleaved=True) for dtype in (*DTYPES, FP8)]
     for options in ({"interleaved": True}, {"hot": True}):
         cases += [Case("linear_gradient", dtype, -1, differentiable=False, **options) for dtype in DTYPES]
+    for op in ("quantize_fp8_both", "linear_gradient_fp8"):
+        cases += [Case(op, FP8, -1, differentiable=False, interleaved=order) for order in (False, True)]
+    cases.append(Case("linear_gradient_fp8", FP8, -1, differentiable=False, hot=True))
     for dtype in (torch.float16, torch.float32):
         for op in ("linear_relu2", "linear_compress"):
             cases.append(Case(op, dtype, -1, roots=True))

@@ -1,11 +1,12 @@
 """All ops, family by family: what is public in `sparse24` and in `sparse24.ops`."""
 # ruff: noqa: F403  (each module names in __all__ what it has)
 
-from sparse24.ops import compression, features, few_tokens, gradients, linear, products, quantization
+from sparse24.ops import compression, features, few_tokens, gradients, gradients_fp8, linear, products, quantization
 from sparse24.ops.compression import *
 from sparse24.ops.features import *
 from sparse24.ops.few_tokens import *
 from sparse24.ops.gradients import *
+from sparse24.ops.gradients_fp8 import *
 from sparse24.ops.linear import *
 from sparse24.ops.products import *
 from sparse24.ops.quantization import *
@@ -16,5 +17,6 @@ __all__ += features.__all__
 __all__ += products.__all__
 __all__ += linear.__all__
 __all__ += gradients.__all__
+__all__ += gradients_fp8.__all__
 __all__ += quantization.__all__
 __all__ += few_tokens.__all__

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sparse24.format import FP8, WIDE
+from sparse24.format import FP8, WIDE, token_padding, up
 from sparse24.ops.arguments import Scaling, refuse_non_tensors
 from sparse24.ops.checks import (
     check_device,
@@ -16,7 +16,7 @@ from sparse24.ops.checks import (
 )
 from sparse24.ops.registration import ROUNDING, define
 
-__all__ = ["quantize_fp8", "quantize_fp8_predict"]
+__all__ = ["quantize_fp8", "quantize_fp8_both", "quantize_fp8_predict"]
 
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row") -> tuple[Tensor, Tensor]:
@@ -97,6 +97,56 @@ def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Ten
         raise
 
 
+def quantize_fp8_both(
+    x: Tensor, scale: Tensor | None = None, interleaved: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quantise as `quantize_fp8` with one scale, and write both the matrix and its transpose, from one read.
+
+    float8 products want their reduction dimension contiguous in both operands: what is multiplied along its rows and
+    along its columns, as all operands of a training step are, is needed twice.
+
+    Parameters
+    ----------
+    x : Tensor [R, C]
+        As in `quantize_fp8`.
+    scale : Tensor [1], optional
+        Dequantising multiplier, float32. By default ``max |x| / 448``, which costs one more read of x.
+    interleaved : bool
+        The columns of the transpose are in the order of the rows that `linear_gradient_fp8` writes with the same flag:
+        column ``4 g + i`` is row ``i Q + g`` of x, ``Q = R // 4``, and the last R % 4 are their own.
+
+    Returns
+    -------
+    values : Tensor [R, C]
+        float8_e4m3fn.
+    transposed : Tensor [C, P]
+        The same codes; P is R rounded up to a multiple of 32, and the columns from R on are zeros.
+    scale : Tensor [1]
+        float32: the computed scale, or what was used of the given one.
+    amax : Tensor [1]
+        float32: ``max |x|``, NaN not counted. The scale of a later step follows from it.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, rank, number of columns or scale; backward, which is not defined.
+
+    Notes
+    -----
+    Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672.
+
+    Examples
+    --------
+    >>> values, transposed, scale, amax = sparse24.quantize_fp8_both(torch.randn(32, 16))
+    >>> assert torch.equal(transposed.t().float(), values.float())
+    """
+    try:
+        return _quantize_fp8_both(x, scale, interleaved)
+    except RuntimeError:
+        refuse_non_tensors(_quantize_fp8_both, x, scale, interleaved)
+        raise
+
+
 def _check_quantized(op: str, x: Tensor) -> None:
     check_sizes(op, "x", x, 2)
     check_dtype(op, "x", x, WIDE)
@@ -119,5 +169,18 @@ def _fake_quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tenso
     return x.new_empty(x.shape, dtype=FP8), *(new_scale(x, "row", x.shape[0]) for _ in range(2))
 
 
+def _fake_quantize_fp8_both(
+    x: Tensor, scale: Tensor | None, interleaved: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "quantize_fp8_both"
+    _check_quantized(op, x)
+    if scale is not None:
+        check_device(op, "scale", scale, "x", x)
+        check_scale(op, "scale", scale, 1, "one scale")
+    transposed = x.new_empty((x.shape[1], up(x.shape[0], token_padding(FP8))), dtype=FP8)
+    return x.new_empty(x.shape, dtype=FP8), transposed, *(new_scale(x, "tensor", x.shape[0]) for _ in range(2))
+
+
 _quantize_fp8 = define("quantize_fp8", _fake_quantize_fp8, no_backward=ROUNDING)
+_quantize_fp8_both = define("quantize_fp8_both", _fake_quantize_fp8_both, no_backward=ROUNDING)
 _quantize_fp8_predict = define("quantize_fp8_predict", _fake_quantize_fp8_predict, no_backward=ROUNDING)

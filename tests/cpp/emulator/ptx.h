@@ -25,6 +25,13 @@ inline uint32_t shift_left(uint32_t w, uint32_t shift) { return w << (shift & 31
 /// prmt.b32 with selectors that replicate the signs of bytes 1 and 3.
 inline uint32_t spread_signs(uint32_t w) { return (w & 0x8000u ? 0xFFFFu : 0u) | (w >> 31 ? 0xFFFF0000u : 0u); }
 
+/// prmt.b32 with selectors that replicate the signs of all bytes.
+inline uint32_t spread_signs_of_bytes(uint32_t w) {
+  uint32_t out = 0;
+  for (int i = 0; i < 32; i += 8) out |= w >> (i + 7) & 1 ? 0xFFu << i : 0;
+  return out;
+}
+
 /// max.NaN.f32 with 0, which makes NaN canonical and of the zeros takes the positive one.
 inline float relu(float x) { return std::isnan(x) ? __uint_as_float(0x7fffffffu) : x > 0.f ? x : 0.f; }
 

@@ -155,6 +155,8 @@ def test_schemas():
         "mm": "(Tensor values, Tensor meta, Tensor b, Tensor? scale_a=None, Tensor? scale_b=None, Tensor? bias=None, "
         "*, int dim=-1, ScalarType? out_dtype=None, bool transpose_out=False, bool interleaved=False) -> Tensor",
         "put_features": "(Tensor(a!) out, Tensor parts, Tensor features, int dim) -> ()",
+        "quantize_fp8_both": "(Tensor x, Tensor? scale=None, bool interleaved=False) -> (Tensor values, "
+        "Tensor transposed, Tensor scale, Tensor amax)",
         "quantize_fp8": '(Tensor x, Tensor? scale=None, str scaling="row") -> (Tensor values, Tensor scale)',
         "linear_relu2": "(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
         "Tensor? scale_out=None, *, "
@@ -172,6 +174,10 @@ def test_schemas():
         "bool tokens=True, bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> (Tensor dh_values, "
         "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, "
         "Tensor y_hot, Tensor dh_hot)",
+        "linear_gradient_fp8": "(Tensor grad, Tensor w, Tensor values, Tensor meta, Tensor scale_grad, Tensor scale_w, "
+        "Tensor scale_y, Tensor scale_dh, bool interleaved=False, Tensor? hot=None) -> (Tensor dh_values, "
+        "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor y_hot, "
+        "Tensor dh_hot, Tensor amax, Tensor saturated)",
         "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor",
         "mm_active": "(Tensor y, Tensor w, Tensor? scale_w=None, Tensor? bias=None, *, ScalarType? out_dtype=None) "
         "-> Tensor",

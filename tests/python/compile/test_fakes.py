@@ -44,7 +44,13 @@ def network(tokens: int, fp8: bool) -> list[torch.Tensor]:
     ops.put_features(torch.empty(8, tokens, dtype=BF16), torch.empty(2, 4, tokens, dtype=BF16), hot[:4], -2)
     few = ops.mm_active(torch.empty(tokens, 96, dtype=BF16), torch.empty(96, 32, dtype=FP8 if fp8 else BF16))
     small = ops.relu2_mlp_few(x.view(tokens, 1, 64), w, torch.empty(96, 32, dtype=FP8 if fp8 else BF16))
-    return [few, small, values, y, out, gradients, dense, like, counts, some, *back, dense_back, *given]
+    both = ops.quantize_fp8_both(grad, None, True)
+    eight, one = torch.empty(tokens, 48, dtype=FP8), torch.empty(1)
+    scales = one, one, one, one
+    pattern = ops.compress_fp8(x.new_empty(tokens, 96), None)[1]
+    back_fp8 = ops.linear_gradient_fp8(both[0], torch.empty(96, 32, dtype=FP8), eight, pattern, *scales, True, hot)
+    some_fp8 = *both, *back_fp8
+    return [few, small, values, y, out, gradients, dense, like, counts, some, *back, dense_back, *given, *some_fp8]
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["sixteen_bit", "fp8"])
@@ -64,6 +70,7 @@ def test_unbacked_sizes(fp8):
     ("compress", lambda x, v, m: (x.float(),), None),
     ("compress_fp8", lambda x, v, m: (x, torch.ones(8)), ("scale", "x")),
     ("quantize_fp8", lambda x, v, m: (x, torch.ones(8)), ("scale", "x")),
+    ("quantize_fp8_both", lambda x, v, m: (x, torch.ones(1)), ("scale", "x")),
     ("quantize_fp8_predict", lambda x, v, m: (x, torch.ones(1)), ("factor", "x")),
     ("compress_like", lambda x, v, m: (x, on_cpu(m)), ("meta", "x")),
     ("decompress", lambda x, v, m: (v, on_cpu(m), 8, 32), ("meta", "values")),

@@ -224,6 +224,12 @@ def _quantize_fp8_predict(d: Dice) -> dict[str, Any]:
     return {"x": x, "factor": d.scale(1, d.choice(("powers", "small")))}
 
 
+def _quantize_fp8_both(d: Dice) -> dict[str, Any]:
+    contents = d.choice(("powers", "small"))
+    scale = d.scale(1, contents) if d.chance(0.5) else None
+    return {"x": d.draw((d.rows(), d.columns(16)), d.dtype()), "scale": scale, "interleaved": d.chance(0.5)}
+
+
 def _linear(d: Dice, multiples: tuple[int, int]) -> dict[str, Any]:
     """x, w, scales, bias and the stored type; `multiples` of F for 16-bit and for float8 output."""
     dtype = d.dtype(fp8=True)
@@ -339,6 +345,7 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "mm": (_mm, 5),
     "put_features": (_put_features, 2),
     "quantize_fp8": (_quantize_fp8, 2),
+    "quantize_fp8_both": (_quantize_fp8_both, 2),
     "quantize_fp8_predict": (_quantize_fp8_predict, 1),
     "linear_relu2": (_linear_relu2, 3),
     "linear_compress": (_linear_compress, 4),

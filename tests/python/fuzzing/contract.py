@@ -13,7 +13,7 @@ import torch
 from compare import assert_same_bits
 from oracle import FP8, Pattern, meta_bytes
 from torch import Tensor
-from training_reference import sampled_tokens
+from training_reference import sampled_tokens, token_order
 
 from fuzzing.calls import ACTIVATIONS, Call, alignment, values_shape
 from fuzzing.tensors import copy_to
@@ -245,6 +245,22 @@ def quantize_fp8(x, scale, scaling) -> Check | None:
     need(x.shape[1] % 16 == 0, "columns")
     one_of_scale(scale, 1 if scaling == "tensor" else x.shape[0], False)
     return None if is_huge(scale) else same_bits(lambda: oracle.quantize_fp8(x, scale, scaling))
+
+
+def quantize_fp8_both(x, scale, interleaved) -> Check | None:
+    tensor(x, 2, FLOATS)
+    need(x.shape[1] % 16 == 0, "columns")
+    one_of_scale(scale, 1, False)
+    order = token_order(x.shape[0], flag(interleaved))
+
+    def expected() -> list[Tensor]:
+        q, used = oracle.quantize_fp8(x, scale, "tensor")
+        transposed = torch.zeros(x.shape[1], oracle.round_up(x.shape[0], 32), dtype=torch.uint8)
+        transposed[:, : x.shape[0]] = oracle.bits(q)[order].t()
+        largest = x.float().abs().nan_to_num(nan=0.0, posinf=torch.inf).max() if x.numel() else torch.zeros(())
+        return [q, transposed.view(oracle.FP8), used, largest.reshape(1)]
+
+    return None if is_huge(scale) else same_bits(expected)
 
 
 def quantize_fp8_predict(x, factor) -> Check | None:

@@ -5,7 +5,7 @@
 //
 //     dimension      columns of A   g    e    w            h
 //     size           K              8    2    tokens / 32  2
-//     of one copy    64             8    2    4            2     (128 bytes x 128 rows)
+//     of one copy    128 bytes      8    2    4            2     (128 bytes x 128 rows)
 //
 // Where tokens are no multiple of 32 that map covers whole tiles, and another one the copy of the last rows.
 #pragma once
@@ -38,8 +38,8 @@ struct GroupedRowsMainloop : Base {
   using typename Base::PipelineState;
   using typename Base::TensorStorage;
   using typename Base::TileShape;
-  static_assert(sizeof(typename Base::ElementA) == 2 && cute::size<0>(TileShape{}) == kGradTailTile &&
-                    cute::size<2>(TileShape{}) == 64,
+  static constexpr int kColumns = cute::size<2>(TileShape{});
+  static_assert(cute::size<0>(TileShape{}) == kGradTailTile && kColumns * sizeof(typename Base::ElementA) == 128,
                 "a tile of 128 rows of 128 bytes");
   static_assert(cute::size<0>(typename DispatchPolicy::ClusterShape{}) == 2 &&
                     cute::size<1>(typename DispatchPolicy::ClusterShape{}) == 1,
@@ -59,7 +59,7 @@ struct GroupedRowsMainloop : Base {
     const int64_t ld = cute::get<0>(args.dA), columns = k;
     using Element = typename Base::ElementA;
     const auto map = [&](const Element* start, int64_t rows, int64_t token, int64_t group) {
-      const MapDim dims[] = {{1, columns, 64},
+      const MapDim dims[] = {{1, columns, kColumns},
                              {group * ld, 8, 8},
                              {token * ld, 2, 2},
                              {8 * group * ld, cute::ceil_div(rows, kGradTokenMultiple), 4},
@@ -103,8 +103,8 @@ struct GroupedRowsMainloop : Base {
     for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
-      SM90_TMA_LOAD_5D::copy(rows, barrier, kHint, shared.smem_A.data() + write.index() * kTile, int(*k_tile) * 64, 0,
-                             0, first_w, 0);
+      SM90_TMA_LOAD_5D::copy(rows, barrier, kHint, shared.smem_A.data() + write.index() * kTile,
+                             int(*k_tile) * kColumns, 0, 0, first_w, 0);
       copy(params.tma_load_b.with(*barrier, kBoth), from_b(_, _, _, *k_tile), to_b(_, _, _, write.index()));
     }
   }

@@ -1,0 +1,145 @@
+// quantize_fp8_both: X is read once, and its e4m3 codes are written as they lie and transposed.
+//
+// A CTA owns 128 rows in the order of the transpose (32 groups of four) and 128 columns. A thread owns one group and 16
+// columns, c .. c + 7 and c + 64 .. c + 71: it transposes 4 x 4 codes in registers, so that shared memory turns words,
+// four rows each, and lines of 128 bytes leave it.
+#include <algorithm>
+
+#include "common/activation.cuh"
+#include "common/dispatch.cuh"
+#include "common/float8.cuh"
+#include "common/launch.cuh"
+#include "common/packed.cuh"
+#include "common/warp.cuh"
+#include "elementwise/amax.cuh"
+#include "sparse24/quantize_both.h"
+
+namespace sparse24::cuda {
+namespace {
+
+constexpr int kThreads = 256, kRows = 128, kColumns = 128;
+constexpr int kGroups = kRows / 4, kWarps = kThreads / 32;
+
+template <class T>
+using Raw = ElementwiseActivation<T, Activation::kNone>;
+
+// Byte i of word j becomes byte j of word i.
+__device__ __forceinline__ void transpose_bytes(uint32_t (&w)[4]) {
+  const uint32_t a = __byte_perm(w[0], w[1], 0x5140), b = __byte_perm(w[2], w[3], 0x5140);
+  const uint32_t c = __byte_perm(w[0], w[1], 0x7362), d = __byte_perm(w[2], w[3], 0x7362);
+  w[0] = __byte_perm(a, b, 0x5410);
+  w[1] = __byte_perm(a, b, 0x7632);
+  w[2] = __byte_perm(c, d, 0x5410);
+  w[3] = __byte_perm(c, d, 0x7632);
+}
+
+template <class T>
+__device__ __forceinline__ uint32_t four_to_e4m3(const Vec8& v, int first, float inverse) {
+  const auto scaled = [&](int i) { return __fmul_rn(to_float(T{}, v[first + i]), inverse); };
+  return pack16(to_e4m3x2(scaled(0), scaled(1)), to_e4m3x2(scaled(2), scaled(3)));
+}
+
+// kGiven: the scale is, and max |x| is found on the way; else that is known, and gives the scale.
+template <class T, bool kGiven>
+__global__ void __launch_bounds__(kThreads)
+    quantize_both(const QuantizeBothArgs args, int64_t ld_qt, int column_tiles) {
+  // Of each column 32 words, word g at g ^ 4 * (column / 8 % 8) against bank conflicts.
+  __shared__ alignas(16) uint32_t tile[kColumns][kGroups];
+  __shared__ float largest[kWarps];
+  const int64_t row0 = int64_t(blockIdx.x / column_tiles) * kRows;
+  const int64_t column0 = int64_t(blockIdx.x % column_tiles) * kColumns;
+  const int chunk = threadIdx.x % 8, group = threadIdx.x / 8;
+  const auto* x = static_cast<const T*>(args.x);
+  auto* q = static_cast<uint8_t*>(args.q);
+
+  Vec8 v[4][2] = {};
+  int64_t row[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t place = row0 + 4 * group + i;
+    row[i] = interleaved_token(place, args.quarter());
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t column = column0 + 64 * half + 8 * chunk;
+      if (place < args.rows && column < args.cols) v[i][half] = load16(x + row[i] * args.cols + column);
+    }
+  }
+  const float scale = kGiven ? usable_scale(*args.given_scale) : scale_of(*args.amax);
+  const float inverse = __frcp_rn(scale);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *args.scale = scale;
+  if constexpr (kGiven) {
+    typename Pair<T>::type m{};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) m = Raw<T>::max(Raw<T>::max(m, v[i][0]), v[i][1]);
+    const float of_warp = warp_max(Raw<T>::activated_max(m));
+    if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = of_warp;
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t column = column0 + 64 * half + 8 * chunk;
+    uint32_t codes[2][4];  // of four columns, by row
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      codes[0][i] = four_to_e4m3<T>(v[i][half], 0, inverse);
+      codes[1][i] = four_to_e4m3<T>(v[i][half], 4, inverse);
+      if (row0 + 4 * group + i < args.rows && column < args.cols)
+        *reinterpret_cast<uint2*>(q + row[i] * args.cols + column) = make_uint2(codes[0][i], codes[1][i]);
+    }
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      transpose_bytes(codes[part]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) tile[64 * half + 8 * chunk + 4 * part + c][group ^ 4 * chunk] = codes[part][c];
+    }
+  }
+  __syncthreads();
+  if constexpr (kGiven) {
+    if (threadIdx.x < 32) {
+      const float of_block = warp_max(largest[threadIdx.x % kWarps]);
+      if (threadIdx.x == 0) atomic_max(args.amax, of_block);
+    }
+  }
+  auto* qt = static_cast<uint8_t*>(args.qt);
+  for (int i = threadIdx.x; i < kColumns * kGroups / 4; i += kThreads) {  // 16 bytes are four groups
+    const int column = i / (kGroups / 4), four = 4 * (i % (kGroups / 4));
+    const int64_t byte = row0 + 4 * four;
+    if (column0 + column < args.cols && byte < ld_qt) {
+      *reinterpret_cast<uint4*>(qt + (column0 + column) * ld_qt + byte) =
+          *reinterpret_cast<const uint4*>(&tile[column][four ^ 4 * (column / 8 % 8)]);
+    }
+  }
+}
+
+__global__ void scale_of_nothing(const float* given, float* scale) { *scale = given ? usable_scale(*given) : 1.f; }
+
+template <class T>
+void run(const QuantizeBothArgs& args, cudaStream_t stream) {
+  const int64_t vectors = args.rows * args.cols / 8;
+  if (!args.given_scale) {
+    const int64_t blocks = std::min<int64_t>(ceil_div(vectors, kAmaxThreads * 8), 4096);
+    amax_tensor<Raw<T>><<<unsigned(blocks), kAmaxThreads, 0, stream>>>(static_cast<const T*>(args.x), vectors,
+                                                                       args.amax, Raw<T>(Activation::kNone));
+    check_launch("amax_tensor");
+  }
+  const int64_t column_tiles = ceil_div(args.cols, kColumns), ld_qt = args.ld_qt();
+  const auto blocks = unsigned(ceil_div(args.rows, kRows) * column_tiles);
+  if (args.given_scale) {
+    quantize_both<T, true><<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles));
+  } else {
+    quantize_both<T, false><<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles));
+  }
+  check_launch("quantize_both");
+}
+
+}  // namespace
+
+void quantize_fp8_both(const QuantizeBothArgs& args, cudaStream_t stream) {
+  if (args.rows == 0 || args.cols == 0) {
+    scale_of_nothing<<<1, 1, 0, stream>>>(args.given_scale, args.scale);
+    return check_launch("scale_of_nothing");
+  }
+  dispatch_16bit(args.x_dtype, [&](auto t) { run<decltype(t)>(args, stream); });
+}
+
+}  // namespace sparse24::cuda

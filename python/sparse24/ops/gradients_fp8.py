@@ -1,0 +1,164 @@
+"""The second GEMM of the feed-forward network backwards, where everything that is multiplied is float8."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse24.format import FP8, Operand, feature_alignment
+from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.checks import (
+    check_device,
+    check_dtype,
+    check_exact_dtype,
+    check_meta,
+    check_scale,
+    check_sizes,
+    expect,
+)
+from sparse24.ops.registration import ROUNDING, define
+
+__all__ = ["linear_gradient_fp8"]
+
+
+def linear_gradient_fp8(
+    grad: Tensor,
+    w: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    scale_grad: Tensor,
+    scale_w: Tensor,
+    scale_y: Tensor,
+    scale_dh: Tensor,
+    interleaved: bool = False,
+    hot: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute what `linear_gradient` does of float8 operands, as float8: what the products after it multiply.
+
+    ``dy = grad @ w.T``, summed in float32 and rounded to bfloat16; ``dh = dy * (2 * sqrt(y))`` in float32, at the
+    entries that y keeps; ``e4m3(dh / scale_dh)``, rounded once to nearest even, saturating at 448. Each matrix has one
+    scale, and that of dh is known before: nothing waits for a maximum, and along tokens codes are those along features.
+    Given the same codes of dh the rest is bit for bit ``compress_fp8(decompress(...), one, dim=-2, scaling="tensor")``
+    of codes as numbers.
+
+    Parameters
+    ----------
+    grad : Tensor [T, D]
+        The gradient of ``y @ w``, float8_e4m3fn. D: a multiple of 16.
+    w : Tensor [F, D]
+        The *transpose* of what ``torch.nn.Linear`` stores, float8_e4m3fn: `quantize_fp8_both` writes it. F: a multiple
+        of 32.
+    values, meta : Tensor
+        The kept values [T, F/2] of y, float8_e4m3fn, and their positions: of `linear_compress` or `compress_fp8`.
+    scale_grad, scale_w, scale_y, scale_dh : Tensor [1]
+        Dequantising multipliers, float32; y's is not negative. A scale of dh from the `amax` of an earlier step needs
+        some room above it.
+    interleaved : bool
+        As in `linear_gradient`; `quantize_fp8_both` with the same flag writes the other operands in this order.
+    hot : Tensor [H], optional
+        int64: features of which all tokens are wanted, as in `linear_gradient`.
+
+    Returns
+    -------
+    dh_values : Tensor [T, F/2]
+        The kept codes of dh, whose positions are `meta`.
+    dh_tokens, dh_tokens_meta : Tensor
+        dh with two of each four tokens kept, as `compress_fp8` with dim=-2 stores it.
+    y_tokens, y_tokens_meta : Tensor
+        The same of y.
+    y_hot, dh_hot : Tensor [H, P]
+        The `hot` features of both, in the order of the tokens of y_tokens; P is T rounded up to a multiple of 32, with
+        zeros from T on. Without `hot` H is 0.
+    amax : Tensor [1]
+        float32, ``max |dh|``, NaN not counted.
+    saturated : Tensor [1]
+        int32, how many kept entries of dh exceed 448 times their scale.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, device or rank; sizes that do not fit each other; backward, which is not defined.
+
+    Notes
+    -----
+    On CUDA the last T % 128 rows of grad are copied where T is not a multiple of 32.
+
+    Source: Haziza et al. 2025, arXiv 2503.16672, whose backward pass uses the forward's pattern.
+
+    Examples
+    --------
+    >>> grad, one = torch.ones(4, 16).to(torch.float8_e4m3fn), torch.ones(1)
+    >>> values, meta, scale = sparse24.compress_fp8(torch.ones(4, 32), one, "relu2", scaling="tensor")
+    >>> w = torch.ones(32, 16).to(torch.float8_e4m3fn)
+    >>> dh = sparse24.linear_gradient_fp8(grad, w, values, meta, one, one, scale, one)[0]
+    >>> assert (dh.float() == 32).all()
+    """
+    arguments = grad, w, values, meta, scale_grad, scale_w, scale_y, scale_dh, interleaved, hot
+    try:
+        return _linear_gradient_fp8(*arguments)
+    except RuntimeError:
+        refuse_non_tensors(_linear_gradient_fp8, *arguments)
+        raise
+
+
+def _check_fp8(op: str, name: str, t: Tensor, grad: Tensor) -> None:
+    check_device(op, name, t, "grad", grad)
+    check_sizes(op, name, t, 2)
+    check_exact_dtype(op, name, t, FP8)
+
+
+def _fake_linear_gradient_fp8(
+    grad: Tensor,
+    w: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    scale_grad: Tensor,
+    scale_w: Tensor,
+    scale_y: Tensor,
+    scale_dh: Tensor,
+    interleaved: bool,
+    hot: Tensor | None,
+) -> tuple[Tensor, ...]:
+    op = "linear_gradient_fp8"
+    check_sizes(op, "grad", grad, 2)
+    check_dtype(op, "grad", grad, (FP8,))
+    rows, depth = grad.shape
+    expect(depth % 16 == 0, op, "grad to have a multiple of 16 columns", depth)
+    _check_fp8(op, "w", w, grad)
+    expect(w.shape[1] == depth, op, f"w to have {depth} columns (columns of grad)", w.shape[1])
+    features, multiple = w.shape[0], feature_alignment(FP8, -1)
+    expect(features % multiple == 0, op, f"w to have a multiple of {multiple} rows", features)
+    _check_fp8(op, "values", values, grad)
+    expect(values.shape[0] == rows, op, f"values to have {rows} rows (rows of grad)", values.shape[0])
+    half = features // 2
+    expect(values.shape[1] == half, op, f"values to have {half} columns (half the rows of w)", values.shape[1])
+    check_device(op, "meta", meta, "grad", grad)
+    check_meta(op, meta, Operand.of(rows, features, FP8, -1))
+    scales = {"scale_grad": scale_grad, "scale_w": scale_w, "scale_y": scale_y, "scale_dh": scale_dh}
+    for name, scale in scales.items():
+        check_device(op, name, scale, "grad", grad)
+        check_scale(op, name, scale, 1, "one scale")
+    hot_count = 0
+    if hot is not None:
+        check_device(op, "hot", hot, "grad", grad)
+        check_sizes(op, "hot", hot, 1)
+        check_exact_dtype(op, "hot", hot, torch.int64)
+        hot_count = hot.shape[0]
+        expect(hot_count <= features, op, f"hot to have at most {features} elements (rows of w)", hot_count)
+
+    a = Operand.of(rows, features, FP8, -2)
+
+    def along_tokens() -> tuple[Tensor, Tensor]:
+        return grad.new_empty(a.values_shape), grad.new_empty(a.meta_bytes, dtype=torch.uint8)
+
+    y_hot, dh_hot = (grad.new_empty(hot_count, 2 * a.values_shape[1]) for _ in range(2))
+    statistics = grad.new_empty(1, dtype=torch.float32), grad.new_empty(1, dtype=torch.int32)
+    return grad.new_empty(rows, half), *along_tokens(), *along_tokens(), y_hot, dh_hot, *statistics
+
+
+def _flops(grad: torch.Size, w: torch.Size, *_args: Any, **_kwargs: Any) -> int:
+    """Count ``grad @ w.T``."""
+    return 2 * grad[0] * grad[1] * w[0]
+
+
+_linear_gradient_fp8 = define("linear_gradient_fp8", _fake_linear_gradient_fp8, no_backward=ROUNDING, flops=_flops)

@@ -1,0 +1,76 @@
+"""quantize_fp8_both: the codes of quantize_fp8 in both orders, bit for bit."""
+
+import oracle
+import pytest
+import torch
+from compare import assert_same_bits
+from data import LAYOUTS, activations, relayout
+from training_reference import token_order
+
+import sparse24
+
+#: No rows, tails of groups, of the padding and of tiles in both directions, no columns.
+SHAPES = [(0, 32), (1, 16), (3, 48), (32, 128), (127, 144), (130, 304), (257, 64), (4, 0), (1030, 16)]
+INTERLEAVED = pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
+
+
+def check(x, scale, interleaved):
+    values, transposed, used, amax = sparse24.quantize_fp8_both(x, scale, interleaved)
+    rows, cols = x.shape
+    expected, expected_scale = oracle.quantize_fp8(x, scale, "tensor")
+    assert_same_bits(values, expected, "values")
+    assert_same_bits(used, expected_scale, "scale")
+    padded = torch.zeros(cols, oracle.round_up(rows, 32), dtype=torch.uint8)
+    padded[:, :rows] = expected.cpu().view(torch.uint8)[token_order(rows, interleaved)].t()
+    assert_same_bits(transposed, padded.view(oracle.FP8), "transposed")
+    largest = x.float().abs().nan_to_num(nan=0.0, posinf=torch.inf).amax().reshape(1) if x.numel() else torch.zeros(1)
+    assert_same_bits(amax, largest, "amax")
+    assert all(t.device == x.device and t.is_contiguous() for t in (values, transposed, used, amax))
+
+
+@INTERLEAVED
+@pytest.mark.parametrize("specials", [True, False], ids=["specials", "finite"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_computed_scale(poisoned_memory, device, dtype, shape, interleaved, specials):
+    check(activations(*shape, dtype, specials=specials).to(device), None, interleaved)
+
+
+@INTERLEAVED
+@pytest.mark.parametrize("scale", [0.37, 1.0, 0.0, 2.0**-100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_given_scale(poisoned_memory, device, dtype, shape, interleaved, scale):
+    check(activations(*shape, dtype, seed=1).to(device), torch.tensor([scale], device=device), interleaved)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(device, dtype, layout):
+    check(relayout(activations(21, 96, dtype, seed=2).to(device), layout), None, True)
+
+
+def test_many_rows(cuda):
+    """More blocks than run at once."""
+    for interleaved in (False, True):
+        check(activations(8191, 1040, torch.bfloat16, seed=3).to(cuda), None, interleaved)
+
+
+def test_it_is_deterministic(device):
+    x = activations(300, 128, torch.bfloat16, seed=4).to(device)
+    first = sparse24.quantize_fp8_both(x, None, True)
+    for _ in range(3):
+        for a, b in zip(sparse24.quantize_fp8_both(x, None, True), first, strict=True):
+            assert_same_bits(a, b)
+
+
+def test_errors(checked_device):
+    def refused(rule, *args):
+        with pytest.raises(RuntimeError, match=rf"sparse24\.quantize_fp8_both: expected {rule}"):
+            sparse24.quantize_fp8_both(*args)
+
+    def ones(*shape, dtype=torch.bfloat16):
+        return torch.ones(*shape, dtype=dtype, device=checked_device)
+
+    refused("x to have a multiple of 16 columns, got 24", ones(4, 24))
+    refused("x to have 2 dimensions, got 1", ones(16))
+    refused("x to be bfloat16", ones(4, 16, dtype=torch.int32))
+    refused("scale to be float32, got bfloat16", ones(4, 16), ones(1))
+    refused("scale to have 1 element .one scale., got 4", ones(4, 16), ones(4, dtype=torch.float32))
