@@ -42,6 +42,10 @@ class Recipe:
         pre-activation is pruned along features by its own magnitudes for the gradient of x, and the products over
         tokens start from the unpruned matrices. 16-bit precision only. In the literature training diverges this way.
 
+    fp8_weight_gradients : bool
+        With ``precision="fp8"``: the products of the weight gradients are float8 too, so that all six are, where both
+        weights get a gradient, and "sparse", without `residual` and with `reuse_mask`. Otherwise they are in x's dtype.
+
     Raises
     ------
     RuntimeError
@@ -57,6 +61,7 @@ class Recipe:
     dense_features: float = 0.02
     residual: bool = False
     reuse_mask: bool = True
+    fp8_weight_gradients: bool = False
 
     # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
 
@@ -66,7 +71,7 @@ class Recipe:
         if not 0 <= self.dense_features <= 1:
             fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
         self.dense_features = float(self.dense_features)
-        for name in ("permute_tokens", "residual", "reuse_mask"):
+        for name in ("permute_tokens", "residual", "reuse_mask", "fp8_weight_gradients"):
             setattr(self, name, boolean("Recipe", name, getattr(self, name)))
         # As an integer: a float that is looked at makes torch.compile start over where shapes are dynamic. No field,
         # so that ``Recipe(**dataclasses.asdict(recipe))`` is the recipe.

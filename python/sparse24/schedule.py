@@ -87,6 +87,9 @@ class Schedule:
             fail("Schedule", "model to have ReLU2MLP or converted modules", type(model).__name__)
         for module in modules:
             module.sparse = sparse
+            # A compiled step cannot find out that its scales are known. Few steps wait for the device here: the first.
+            if sparse and not module.scales_known:
+                module.refresh_scales()
         return sparse
 
 

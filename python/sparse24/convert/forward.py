@@ -24,7 +24,11 @@ from sparse24.convert.seen import Seen, difference
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.scale import factor_of
+from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_bound, is_moved, run_moved, warn_once, weight_problem
+
+#: The buffer of a module whose training steps are float8 throughout (`sparse24.nn.delayed_scales`).
+SCALES = "_sparse24_scales"
 
 _lock = threading.Lock()
 #: How many blocks of `disabled` are open, and whether none is, which converted modules read: a constant when traced.
@@ -153,6 +157,15 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         function, args, *rest = base.__reduce_ex__(self, protocol)
         return _rebuild, (function, *(base if arg is type(self) else arg for arg in args)), *rest
 
+    def apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = self._buffers.get(SCALES)
+        base._apply(self, fn, recurse)
+        delayed_scales.keep(self, SCALES, before)
+        return self
+
+    def refresh_scales(self: Any) -> bool:
+        return delayed_scales.refresh(self, SCALES)
+
     def extra_repr(self: Any) -> str:
         return ", ".join(filter(None, (base.extra_repr(self), f"sparse24: {self._sparse24}")))
 
@@ -167,6 +180,10 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "sparse": True,
         # False: the module runs as before conversion.
         "sparse24_enabled": True,
+        # Whether its delayed scales are used (`sparse24.nn.ReLU2MLP`).
+        "scales_known": False,
+        "_apply": apply,
+        "refresh_scales": refresh_scales,
         "_sparse24_converted": True,
         "_sparse24_base": base,
         "_sparse24_original": original,
@@ -182,14 +199,19 @@ def install(module: nn.Module, conversion: Conversion) -> str | None:
     except Exception as error:  # of a metaclass or of __init_subclass__, and it may be anything
         return f"its class cannot be extended: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     module.__dict__["_sparse24"] = conversion
+    recipe = conversion.options.get("recipe")
+    if recipe is not None and recipe.fp8_weight_gradients:
+        delayed_scales.register(module, SCALES, conversion.precision, recipe, persistent=False)
     return None
 
 
 def uninstall(module: nn.Module) -> None:
     """Undo `install`."""
     _set_class(module, type(module)._sparse24_base)  # type: ignore[attr-defined]
-    for attribute in ("_sparse24", "sparse", "sparse24_enabled"):
+    for attribute in ("_sparse24", "sparse", "sparse24_enabled", "scales_known"):
         module.__dict__.pop(attribute, None)
+    if module._buffers.pop(SCALES, None) is not None:
+        module._non_persistent_buffers_set.discard(SCALES)
 
 
 def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -229,6 +251,7 @@ def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = None if second.scale is None else getattr(down, "input_scale", None)
     factor = None if first.scale is None else factor_of(up, scale_y)
+    scales, known = delayed_scales.for_step(module, SCALES) if module.sparse else (None, False)
 
     def network(x: Tensor) -> Tensor:
         return relu2_mlp(
@@ -243,6 +266,8 @@ def _run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             scale_y=scale_y,
             scale_y_factor=factor,
             sparse=module.sparse,
+            delayed_scales=scales,
+            scales_known=known,
             **conversion.options,
         )
 

@@ -37,6 +37,7 @@ from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
+from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
 from sparse24.mlp.transforms import run_transformed
 from sparse24.ops import quantize_fp8, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
@@ -69,6 +70,8 @@ def relu2_mlp(
     sparse: bool = True,
     threshold: float = 0,
     w2_rows: Tensor | None = None,
+    delayed_scales: Tensor | None = None,
+    scales_known: bool = True,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -137,6 +140,14 @@ def relu2_mlp(
         whatever `sparse` and `min_tokens` say, and without reading the rows of neurons that are zero. Up to
         `sparse24.mlp.few_tokens` tokens are few on CUDA, 64 on the CPU; what lies between those two numbers runs dense.
         Nothing can tell whether it holds what w2 does: keep them equal.
+    delayed_scales : Tensor [4], optional
+        Where all six products of a training step are float8 (`Recipe.fp8_weight_gradients`): the scales of x, y, the
+        output's gradient and that of the pre-activation, float32. They are used, and the backward pass replaces them by
+        those of the next step: twice what the largest magnitudes ask for, and not less than half of what they were.
+        What exceeds them saturates, until the next step has followed. Default: exact scales, for which both dense
+        products run twice. `sparse24.nn.ReLU2MLP` keeps such a tensor.
+    scales_known : bool
+        False: `delayed_scales` are only written, and this call's are exact: the first step.
 
     Returns
     -------
@@ -231,10 +242,13 @@ def relu2_mlp(
             plan, as_one, transformed = Plan(function), False, False
         elif compiling and as_one:  # Dynamo would make a second derivative zero
             fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
+    scales = w1_scale, w2_scale, scale_y, scale_y_factor
     arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, plan, recipe)
     with without_autocast(device_type):
         if transformed and not compiling:
             out = run_transformed(*arguments)
+        elif as_one and runs_float8(arguments):
+            out = FeedForwardFp8.apply(*of_step(arguments, delayed_scales, scales_known))
         elif as_one:
             out = FeedForward.apply(*arguments)
         else:

@@ -113,13 +113,13 @@ def _gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor
         hot = distinct_features(hot, features)
     w1, w2 = _sixteen_bit(a.first(), grad.dtype), _sixteen_bit(a.second(), grad.dtype)
     if not recipe.reuse_mask:
-        h = F.linear(_again(a.x), w1, a.b1)
+        h = F.linear(again(a.x), w1, a.b1)
         y, dh, dx = _without_mask(a.plan.function, h, grad @ w2 if need_dh else None, w1, needed.x)
         if count:
             hot = densest_features(y.count_nonzero(0).int(), count)
     else:
         if a.plan.recompute:
-            hidden = activation(a._replace(x=_again(a.x)))
+            hidden = activation(a._replace(x=again(a.x)))
         saved = _Activation.of(hidden, a.plan, grad.dtype)
         if count:
             hot = saved.densest(count)
@@ -187,7 +187,7 @@ def _without_mask(function: ActivationFunction, h: Tensor, dy: Tensor | None, w1
     return _Operands(y.to(w1.dtype), dh, mm(*compress(dh), w1) if need_x else None)
 
 
-def _again(x: Tensor) -> Tensor:
+def again(x: Tensor) -> Tensor:
     """Return x, for a computation that the compiler must not merge with the same one in the forward pass.
 
     It would save the result between the passes, which is what recomputation avoids. A sum over nothing is zero, and the

@@ -76,6 +76,15 @@ def put_product(out: Tensor, hot: Tensor, a: Tensor, b: Tensor, *, transpose: bo
             added = torch.cat((added, _products(a[:, whole:], b[whole:], 1, transpose)))
     else:
         added = _products(a, b, _parts(size, tokens) if a.is_cuda else 1, transpose)
+    _put(out, hot, added, transpose)
+
+
+def put_rows(out: Tensor, hot: Tensor, rows: Tensor, *, transpose: bool = False) -> None:
+    """Replace the rows `hot` [H] of out [F, N] by `rows` [H, N]; or columns of its transpose by rows [N, H]."""
+    _put(out, hot, rows[None], transpose)
+
+
+def _put(out: Tensor, hot: Tensor, added: Tensor, transpose: bool) -> None:
     # Out is new, and nobody has saved it: without a compiler, autograd need not be told.
     with nullcontext() if torch.compiler.is_compiling() else torch._C._AutoDispatchBelowADInplaceOrView():
         put_features(out, added, hot, -1 if transpose else -2)

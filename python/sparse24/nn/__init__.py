@@ -10,6 +10,7 @@ from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.checks import check_fp8_sizes
 from sparse24.mlp.scale import factor_of
+from sparse24.nn import delayed_scales
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
 from sparse24.nn.quantized_state import quantized, state_for_float, state_for_quantized
 from sparse24.ops.activation import ActivationFunction, threshold_of
@@ -63,9 +64,16 @@ class ReLU2MLP(nn.Module):
     sparse : bool
         False: it runs dense at the same precision, as in the warm-up of training (`sparse24.Schedule` sets it). It is
         read while tracing: a compiled module is traced once for each of the two.
+    delayed_scales : Tensor [4] or None
+        A buffer where `precision` and `recipe` say that all six products of a step are float8: see
+        `sparse24.relu2_mlp`. It is saved, loaded and copied with the module, and each rank has its own.
+    scales_known : bool
+        Whether they are used. An eager forward pass finds out by itself. A compiled one does not: it runs with exact
+        scales, slower, until `refresh_scales` (which `sparse24.Schedule` calls) has found those of a step.
     """
 
     sparse: bool = True
+    scales_known: bool = False
     _threshold = "0.0"  # of modules that were saved without one
 
     def __init__(
@@ -93,6 +101,7 @@ class ReLU2MLP(nn.Module):
         self.threshold = threshold
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
+        delayed_scales.register(self, "delayed_scales", precision, recipe, persistent=True)
 
     @property
     def threshold(self) -> float:
@@ -118,8 +127,13 @@ class ReLU2MLP(nn.Module):
             return self._call_layers(x)
         return run_moved(up, down, x, lambda t: self._run(t, scale_y)) if moved else self._run(x, scale_y)
 
+    def refresh_scales(self) -> bool:
+        """Find out whether `delayed_scales` are known, for compiled steps to use them. It waits for the device."""
+        return delayed_scales.refresh(self, "delayed_scales")
+
     def _run(self, x: Tensor, scale_y: Tensor | None) -> Tensor:
         up, down = self.up_proj, self.down_proj
+        scales, known = delayed_scales.for_step(self, "delayed_scales") if self.sparse else (None, False)
         return relu2_mlp(
             x,
             up.weight,
@@ -136,6 +150,8 @@ class ReLU2MLP(nn.Module):
             recompute=self.recompute,
             sparse=self.sparse,
             threshold=self.threshold,
+            delayed_scales=scales,
+            scales_known=known,
         )
 
     def _call_layers(self, x: Tensor) -> Tensor:
@@ -188,7 +204,21 @@ class ReLU2MLP(nn.Module):
                 for further in ("weight_scale", "scale_y_factor") if entries else ():
                     state_dict.pop(f"{key}{further}", None)
                 state_dict.update(entries)
+        # States of other recipes have none, or have some that are not used here.
+        key, scales = f"{prefix}delayed_scales", self._buffers.get("delayed_scales")
+        if scales is None:
+            state_dict.pop(key, None)
+        elif key not in state_dict:
+            state_dict[key] = torch.zeros(4)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if scales is not None:
+            self.refresh_scales()
+
+    def _apply(self, fn, recurse=True):
+        before = self._buffers.get("delayed_scales")
+        super()._apply(fn, recurse)
+        delayed_scales.keep(self, "delayed_scales", before)
+        return self
 
     def extra_repr(self) -> str:
         """Name what differs from the default."""

@@ -1,0 +1,60 @@
+"""The delayed scales of a module whose training step is float8 throughout: a buffer, and what the host knows of it.
+
+The buffer [4] is float32 whatever the module is cast to, and zeros until a backward pass has written it: 0 is a scale
+that is not known. While there is one, steps use exact scales. Whether there is one the host has to read from the
+device. An eager forward pass does so until all are known, at most a few times in a run; what is traced or captured
+cannot, and takes what was known before: `refresh` reads for it.
+
+Each rank keeps its own scales: gradients of different batches saturate at different magnitudes, and nothing is gained
+by waiting for the others. DDP broadcasts buffers unless it is told not to; the room above the largest magnitude of a
+step before covers the difference of ranks.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparse24.mlp import Precision
+from sparse24.recipe import Recipe
+
+
+def register(module: Any, name: str, precision: Precision, recipe: Recipe | None, *, persistent: bool) -> None:
+    """Give a module the buffer if its steps use one, on the device of its first parameter."""
+    wanted = precision == "fp8" and recipe is not None and recipe.fp8_weight_gradients
+    parameter = next(module.parameters(), None)
+    scales = torch.zeros(4, device=None if parameter is None else parameter.device) if wanted else None
+    module.register_buffer(name, scales, persistent=persistent)
+
+
+def refresh(module: Any, name: str) -> bool:
+    """Read from the device whether all scales are known, and remember it. It waits for the device."""
+    scales = getattr(module, name, None)
+    known = scales is not None and not scales.is_meta and bool((scales > 0).all())
+    if known != module.scales_known:
+        module.scales_known = known
+    return known
+
+
+def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
+    """Give the arguments `delayed_scales` and `scales_known` of `sparse24.relu2_mlp` for the next call."""
+    scales = module._buffers.get(name)
+    if scales is None:
+        return None, False
+    known = module.scales_known
+    if not known and not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
+        known = not capturing and refresh(module, name)
+    return scales, known
+
+
+def keep(module: nn.Module, name: str, before: Tensor | None) -> None:
+    """After `module._apply`: float32, and zeros where memory is new."""
+    after = module._buffers.get(name)
+    if before is None or after is None:
+        return
+    if before.is_meta and not after.is_meta:
+        after = torch.zeros(4, device=after.device)
+    elif after.dtype != torch.float32:
+        after = before.to(after.device)
+    module._buffers[name] = after

@@ -1,0 +1,145 @@
+"""Modules that keep the scales of their float8 steps: known when they are, saved, loaded, copied, cast and compiled."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same_bits
+from torch._dynamo.testing import CompileCounterWithBackend
+from training_reference import HIDDEN, OUT, D
+
+import sparse24
+
+# Dynamo makes an instance of torch.autograd.Function.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+RECIPE = sparse24.Recipe(fp8_weight_gradients=True)
+
+
+def make(device, **options):
+    torch.manual_seed(0)
+    options = {"precision": "fp8", "recipe": RECIPE, "min_tokens": 0} | options
+    return sparse24.nn.ReLU2MLP(D, HIDDEN, OUT, device=device, **options)
+
+
+def step(module, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    device = module.up_proj.weight.device
+    x, grad = (torch.randn(64, n, generator=g).to(device, torch.bfloat16) for n in (D, OUT))
+    module.zero_grad()
+    out = module(x)
+    out.backward(grad)
+    return out.detach(), *(p.grad.clone() for p in module.parameters())
+
+
+def assert_same_step(one, other, seed=0):
+    for a, e in zip(step(one, seed), step(other, seed), strict=True):
+        assert_same_bits(a, e)
+
+
+def test_scales_become_known(device):
+    module = make(device)
+    assert not module.scales_known and module.delayed_scales.tolist() == [0, 0, 0, 0]
+    with torch.no_grad():
+        module(torch.ones(4, D, dtype=torch.bfloat16, device=device))
+    assert module.delayed_scales.tolist() == [0, 0, 0, 0]
+    step(module)
+    assert (module.delayed_scales > 0).all() and not module.scales_known
+    step(module)
+    assert module.scales_known
+
+
+def test_a_second_weight_of_zeros(device):
+    """As many models begin: dh is zero, and its scale stays unknown."""
+    module = make(device)
+    torch.nn.init.zeros_(module.down_proj.weight)
+    step(module)
+    step(module)
+    assert not module.scales_known and module.delayed_scales[3] == 0
+    torch.nn.init.normal_(module.down_proj.weight, std=0.1)
+    step(module)
+    step(module)
+    assert module.scales_known
+
+
+def test_copied_saved_and_loaded(device, tmp_path):
+    module = make(device)
+    for seed in range(2):
+        step(module, seed)
+    torch.save(module.state_dict(), tmp_path / "state.pt")
+    other = make(device)
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert other.scales_known
+    assert_same_step(copy.deepcopy(module), other, seed=2)
+    # States of other recipes.
+    plain = sparse24.nn.ReLU2MLP(D, HIDDEN, OUT, precision="fp8", device=device)
+    assert "delayed_scales" not in plain.state_dict()
+    plain.load_state_dict(module.state_dict())
+    module.load_state_dict(plain.state_dict())
+    assert not module.scales_known
+
+
+def test_casts_and_new_memory(device):
+    module = make(device)
+    for seed in range(2):
+        step(module, seed)
+    before = module.delayed_scales.clone()
+    module.bfloat16()
+    assert_same_bits(module.delayed_scales, before)
+    with torch.device("meta"):
+        empty = make("meta")
+    assert empty.to_empty(device=device).delayed_scales.tolist() == [0, 0, 0, 0]
+
+
+def test_compiled_with_a_schedule(device):
+    """Dense phases and the first sparse step are graphs of their own; then nothing is traced again."""
+    torch._dynamo.reset()
+    module = make(device)
+    eager, counter = copy.deepcopy(module), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+    schedule = sparse24.Schedule(8, dense_warmup_steps=2, dense_final_steps=1)
+    for step in range(8):
+        for model in (module, eager):
+            schedule.apply(model, step)
+        g = torch.Generator().manual_seed(step)
+        x, grad = (torch.randn(64, n, generator=g).to(device, torch.bfloat16) for n in (D, OUT))
+        outs = [m(x) for m in (compiled, eager)]
+        for out in outs:
+            out.backward(grad)
+        assert_same_bits(*outs)
+        for p, q in zip(module.parameters(), eager.parameters(), strict=True):
+            assert_same_bits(p.grad, q.grad)
+    assert counter.frame_count == 3 and module.scales_known
+
+
+def test_converted(device):
+    class FFN(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c_fc = torch.nn.Linear(D, HIDDEN, bias=False)
+            self.c_proj = torch.nn.Linear(HIDDEN, OUT, bias=False)
+
+        def forward(self, x):
+            return self.c_proj(F.relu(self.c_fc(x)).square())
+
+    torch.manual_seed(0)
+    ffn = torch.nn.Sequential(FFN().to(device, torch.bfloat16))
+    keys = list(ffn.state_dict())
+    config = sparse24.ConvertConfig(dtype="fp8", recipe=RECIPE, min_tokens=0)
+    sparse24.convert(ffn, config, quiet=True)
+    module = make(device, dtype=torch.bfloat16)
+    module.up_proj.weight.data.copy_(ffn[0].c_fc.weight)
+    module.down_proj.weight.data.copy_(ffn[0].c_proj.weight)
+    for step in range(3):
+        g = torch.Generator().manual_seed(step)
+        x, grad = (torch.randn(64, n, generator=g).to(device, torch.bfloat16) for n in (D, OUT))
+        for model in (ffn, module):
+            model.zero_grad()
+            model(x).backward(grad)
+        assert_same_bits(ffn[0].c_fc.weight.grad, module.up_proj.weight.grad)
+        assert_same_bits(ffn[0].c_proj.weight.grad, module.down_proj.weight.grad)
+    assert ffn[0].scales_known and list(ffn.state_dict()) == keys
+    assert copy.deepcopy(ffn)[0].scales_known
+    sparse24.revert(ffn)
+    assert not ffn[0]._buffers and "scales_known" not in ffn[0].__dict__
