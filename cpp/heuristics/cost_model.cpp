@@ -1,4 +1,4 @@
-// The model: waves of tiles, what they compute and what they read.
+// The model of time, from waves of tiles, what they compute and what they read.
 #include "heuristics/cost_model.h"
 
 #include <algorithm>
@@ -12,24 +12,24 @@ namespace {
 int64_t rows_of_cluster(const GemmConfig& c) { return int64_t{c.tile_m} * c.cluster_m; }
 int64_t columns_of_cluster(const GemmConfig& c) { return int64_t{c.tile_n} * c.cluster_n; }
 
-// Whether no tiles beyond the result pad the order of dense tiles, as they do CUTLASS's.
+// Whether tiles come in the waves of our scheduler, which no tiles beyond the result pad, as they pad CUTLASS's order.
 bool has_waves(Product product, const GemmConfig& c) {
   return product == Product::kDense && dense_tile(c.tile).scheduler() == Scheduler::kWaves;
 }
 
-// Tiles whose last column is at most half full.
+// Whether the last column of tiles is at most half full.
 bool is_half_empty(const GemmConfig& c, int64_t n) {
   return 2 * (n - (ceil_div(n, c.tile_n) - 1) * c.tile_n) <= c.tile_n;
 }
 
-// Columns of K that a tile computes.
+// Returns the columns of K that a tile computes.
 double depth_of(const GemmProblem& p, const GemmConfig& c) {
   if (p.product == Product::kSparse) return double(p.k) / c.splits;
   const int64_t k_tiles = std::max<int64_t>(ceil_div(p.k, c.tile_k), 1);
   return double(std::max<int64_t>(k_tiles, dense_tile(c.tile).min_k_tiles()) * c.tile_k);
 }
 
-// Of A's entries a sparse product reads one half, and metadata of an eighth of those.
+// Returns the share of A that is read: of a sparse product one half, and metadata of an eighth of that.
 double read_share_of_a(Product product) { return product == Product::kSparse ? 0.5625 : 1; }
 
 }  // namespace
@@ -46,7 +46,8 @@ double CostModel::reading_us(double bytes, double tb_s) const {
   return bytes / (tb_s * 1e6 * (device.memory_tb_s / reference_device().memory_tb_s));
 }
 
-// With the clusters that pad the order: of sparse products it is chosen behind the tile, and pads little.
+// The clusters that pad the order count too, but not of sparse products, whose order is chosen after the tile and pads
+// little.
 CostModel::Waves CostModel::waves_of(const GemmProblem& p, const GemmConfig& c) const {
   const int64_t multiple = p.product == Product::kSparse || has_waves(p.product, c) ? 1 : c.swizzle;
   const int64_t rows = round_up(ceil_div(p.m, rows_of_cluster(c)), multiple);
@@ -55,7 +56,7 @@ CostModel::Waves CostModel::waves_of(const GemmProblem& p, const GemmConfig& c) 
   return {clusters / in_flight, clusters % in_flight};
 }
 
-// Quarters of the tiles that are left over, for each time that they fill the machine.
+// The quarters of the tiles that are left over cost a share of a wave for each time that they fill the machine.
 double CostModel::quarter_waves(const Waves& waves, const GemmConfig& c) const {
   return costs.common.quarter_wave * double(ceil_div(4 * waves.left_over, int64_t{clusters_in_flight(c)}));
 }
@@ -100,7 +101,7 @@ double CostModel::predicted_us(const GemmProblem& p, const GemmConfig& c) const 
 }
 
 GemmConfig fastest(const CostModel& model, const GemmProblem& problem, const std::vector<GemmConfig>& configs) {
-  const bool order_counts = problem.product == Product::kDense;  // in the prediction
+  const bool order_counts = problem.product == Product::kDense;  // the prediction depends on it
   GemmConfig best{};
   double best_us = std::numeric_limits<double>::infinity();
   for (const GemmConfig& unordered : configs) {

@@ -1,4 +1,4 @@
-// Constants of the cost model, from rows to structures.
+// The constants of the cost model, which come as rows and become structures.
 #include "heuristics/costs.h"
 
 #include "sparse24/error.h"

@@ -1,5 +1,5 @@
 /// @file
-/// What tiles cost: constants of the cost model, each a row that names the record that it comes from.
+/// What tiles cost. The constants of the cost model are rows, each of which names the record that it comes from.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@ enum class Product { kSparse, kDense };
 constexpr int kProducts = 2, kWidths = 2;  ///< of types: 16 bits, 8 bits
 constexpr int width_of(DType dtype) { return dtype == DType::kFloat8E4M3 ? 1 : 0; }
 
-/// Of one tile. Columns are columns of K.
+/// What one tile costs. Columns are columns of K.
 struct TileCost {
   double throughput = 0;         ///< relative to one tile of its kind, where tiles fill the machine; 0: never chosen
   double start = 0;              ///< columns that a wave costs beside its products
@@ -23,13 +23,13 @@ struct TileCost {
   double along_n = 1;            ///< time of an order along N over that of one along M which reads as much
   double hidden_reading = 1e-3;  ///< of the time of reading under products, what it costs; as it is, ties are decided
 };
-/// Of a kind of product, in one width of types.
+/// What a kind of product costs, in one width of types.
 struct ProductCost {
   double mac_us = 0;      ///< a multiply-add of one multiprocessor of the reference device, at throughput 1
   double order_tb_s = 0;  ///< what the operands of all running tiles are read at
   double read_tb_s = 0;   ///< what B is read at by few tokens; 0: not counted
 };
-/// Of all products.
+/// What all products cost alike.
 struct CommonCost {
   double unshared = 0;      ///< reading over that of the rectangle of running clusters, which do not share all in time
   double overlap = 0;       ///< the share of the shorter of reading and computing that is not hidden
@@ -49,7 +49,8 @@ struct Costs {
   const ProductCost& product(Product product, DType dtype) const { return products[int(product)][width_of(dtype)]; }
 };
 
-/// One constant. product: "sparse" or "dense"; bits: 16, 8, or 0 for both; tile: "128x256". "" is all of them.
+/// One constant. `product` is "sparse" or "dense", `bits` 16, 8, or 0 for both, and `tile` a name as "128x256"; ""
+/// stands for all of them.
 struct CostRow {
   std::string product;
   int bits;
@@ -58,9 +59,9 @@ struct CostRow {
   std::string record;
 };
 
-/// Throws at a row that is of nothing.
+/// Makes the structure of rows. Throws at a row that is of nothing.
 Costs costs_of(const std::vector<CostRow>& rows);
-/// Those of heuristics/sm90_costs.inc.
+/// The rows of heuristics/sm90_costs.inc.
 const std::vector<CostRow>& measured_rows();
 const Costs& measured_costs();
 

@@ -1,4 +1,4 @@
-// Devices: data of those that are known, and an estimate of others.
+// The devices: data of those that are known, and an estimate of others.
 #include "sparse24/device_model.h"
 
 #include <algorithm>
@@ -18,14 +18,14 @@ constexpr Known kKnown[] = {
 };
 constexpr double kMostMemoryTbS = 3.35;
 
-// Multiply-adds that a Hopper multiprocessor makes in a cycle, in 16 bits.
+// So many multiply-adds in 16 bits does a Hopper multiprocessor make in a cycle.
 constexpr double kMacsOfCycle = 2048;
 
 DeviceModel model_of(const Known& row, int sm_count) {
   return {row.name, sm_count, row.tflops / row.sm_count, std::min(row.memory_tb_s, kMostMemoryTbS), row.l2_bytes};
 }
 
-// "NVIDIA H20" is the beginning of "NVIDIA H20-3e", and not of "NVIDIA H200".
+// Whether a name begins with a known one, as "NVIDIA H20-3e" begins with "NVIDIA H20", and "NVIDIA H200" does not.
 bool begins_with(const char* name, const char* known) {
   const size_t length = std::strlen(known);
   return std::strncmp(name, known, length) == 0 && !std::isalnum(static_cast<unsigned char>(name[length]));

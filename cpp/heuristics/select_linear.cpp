@@ -1,4 +1,4 @@
-// How the first GEMM of the feed-forward network runs, and its gradient.
+// The choice of how the first GEMM of the feed-forward network runs, and its gradient.
 #include "heuristics/cost_model.h"
 #include "sparse24/linear.h"
 #include "sparse24/linear_gradient.h"

@@ -1,4 +1,4 @@
-// Which kernel runs a sparse GEMM.
+// The choice of the kernel that runs a sparse GEMM.
 #include "heuristics/cost_model.h"
 #include "sparse24/mm.h"
 

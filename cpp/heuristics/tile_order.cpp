@@ -3,8 +3,9 @@
 // The clusters that run at the same time are a rectangle of tiles, whose operands come from memory once. Its sides
 // follow from the swizzle s: along N it has s rows of clusters and as many columns as there are clusters left, along M
 // the other way round. Reading that takes longer than computing costs the difference, and so do the tiles that pad both
-// counts to multiples of s, of an order of CUTLASS's. One of ours has groups of s or fewer, as equal as they can be.
-// Where the cache holds all that is read at the same time, the short side is read once for the length of a group.
+// counts to multiples of s in an order of CUTLASS's. One of ours has groups of s or fewer, as equal as they can be
+// (cuda/gemm/sm90/schedulers/raster_groups.cuh draws it). Where the cache holds all that is read at the same time, the
+// short side is read once for the length of a group.
 #include "heuristics/tile_order.h"
 
 #include <algorithm>

@@ -12,7 +12,7 @@ struct TileOrder {
   bool along_m;
 };
 
-/// What one column of K moves and costs. Bytes may be in any unit that is read in `read_us`.
+/// What one column of K moves and costs. Bytes may be in any unit, of which one is read in `read_us`.
 struct TileTraffic {
   double cluster_row, cluster_col;  ///< bytes of A for a row of clusters, of B for a column of them
   double computing;                 ///< us of computing a tile
@@ -24,7 +24,7 @@ struct TileTraffic {
   double unshared = 1.35;           ///< CommonCost::unshared
 };
 
-/// The order of `clusters_m` x `clusters_n` clusters of which `in_flight` run at the same time.
+/// Chooses the order of `clusters_m` x `clusters_n` clusters, of which `in_flight` run at the same time.
 TileOrder select_tile_order(int64_t clusters_m, int64_t clusters_n, int in_flight, const TileTraffic& traffic);
 
 }  // namespace sparse24

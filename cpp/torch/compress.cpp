@@ -5,7 +5,7 @@
 namespace sparse24::torch_ops {
 namespace {
 
-/// What both ops check of x. `values` is the stored type, none if it is x's own.
+/// Checks of x what both ops do. `values` is the stored type, none if it is x's own.
 DType check_x(OpName op, const Tensor& x, Dim dim, std::optional<DType> values) {
   check_sizes(op, "x", x, 2);
   const DType dtype = check_dtype(op, "x", x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});

@@ -1,5 +1,5 @@
 /// @file
-/// sparse24.linear_relu2 and sparse24.linear_compress: one set of checks, one preparation of the operands.
+/// sparse24.linear_relu2 and sparse24.linear_compress, which share their checks and the preparation of the operands.
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
@@ -21,12 +21,12 @@ struct Owners {
   std::optional<Tensor> scale_x, scale_w, bias, scale_out;
 };
 
-/// max y and the count of saturated values of one call.
+/// max y and the number of saturated values of one call.
 struct Statistics {
   Tensor amax, saturated;
 };
 
-/// Multiple that the features of x must have: 16 bytes in fp8. In 16 bits others are padded.
+/// The multiple that the features of x must have in fp8, which is 16 bytes. In 16 bits others are padded.
 constexpr int64_t kFp8Multiple = 16;
 
 void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>& scale, int64_t elements,
@@ -36,7 +36,7 @@ void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>
   check_scale(op, argument, *scale, elements, true, meaning);
 }
 
-/// Sizes and dtypes of everything but the output scale, checked.
+/// Checks the sizes and dtypes of everything but the output scale.
 LinearArgs check_operands(OpName op, const Inputs& in) {
   LinearArgs args{};
   check_sizes(op, "x", in.x, 2);
@@ -73,7 +73,7 @@ ActivationArgs check_activation(OpName op, const Word& word) {
   return Activation::kRelu2;
 }
 
-/// What y is stored as: x's 16-bit type or fp8.
+/// Returns what y is stored as: x's 16-bit type or fp8.
 DType check_out_dtype(OpName op, const LinearArgs& args, std::optional<ScalarType> out_dtype) {
   const DType fp8 = DType::kFloat8E4M3, pre_activation = args.hidden_dtype;
   const ScalarType out = out_dtype.value_or(to_torch(args.dtype));
@@ -88,7 +88,7 @@ void check_rows_of_w(OpName op, const LinearArgs& args, int64_t multiple) {
          " output), got ", args.out);
 }
 
-/// The scale of y is there where it is used, and only there.
+/// Checks that the scale of y is there where it is used, and only there.
 void check_scale_out(OpName op, const Inputs& in, const LinearArgs& args, bool wanted, const char* reason) {
   if (!wanted) {
     expect(!in.scale_out, op, "scale_out to be None (", reason, "), got a tensor");
@@ -98,7 +98,7 @@ void check_scale_out(OpName op, const Inputs& in, const LinearArgs& args, bool w
   check_scale_of(op, "scale_out", in.scale_out, args.tokens, "rows of x", in.x);
 }
 
-/// t [rows, in], contiguous and aligned; for the GPU with `padded` columns, zeros behind the last one.
+/// Returns t [rows, in] contiguous and aligned; for the GPU it has `padded` columns, with zeros behind the last one.
 Tensor pad_columns(const Tensor& t, int64_t padded) {
   if (!t.is_cuda() || t.size(1) == padded) return contiguous_aligned(t);
   Tensor buffer = new_zeros(t, {t.size(0), padded}, t.scalar_type());
@@ -107,10 +107,10 @@ Tensor pad_columns(const Tensor& t, int64_t padded) {
   return buffer;
 }
 
-/// One scale for each row, or one for all.
+/// Whether there is a scale for each row, and not one for all.
 bool is_per_row(const Tensor& scale, int64_t rows) { return rows != 1 && scale.numel() == rows; }
 
-/// Copies what the kernels cannot read, and points `args` to it. The kernels always have columns to multiply.
+/// Copies what the kernels cannot read, and points `args` to it. Kernels always get columns to multiply, if only zeros.
 Owners prepare(const Inputs& in, LinearArgs& args) {
   const int64_t step = 16 / size_of(args.dtype);
   const int64_t padded = args.in == 0 ? step : round_up(args.in, step);
@@ -140,7 +140,8 @@ Owners prepare(const Inputs& in, LinearArgs& args) {
   return owners;
 }
 
-/// Zeroed, and collected into; or empty and not collected, which saves two launches.
+/// Makes zeroed statistics for the kernel to collect into, or empty ones that it does not collect, which saves two
+/// launches.
 Statistics new_statistics(const Tensor& x, LinearArgs& args, bool wanted) {
   if (!wanted) return {new_empty(x, {0}, ScalarType::Float), new_empty(x, {0}, ScalarType::Int)};
   Statistics out{new_zeros(x, {1}, ScalarType::Float), new_zeros(x, {1}, ScalarType::Int)};
@@ -207,7 +208,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   const Statistics collected = new_statistics(x, linear, statistics);
   if (a.m > 0 && a.k > 0) {
     const Owners owners = prepare(in, linear);
-    // The maximum of a row is known when it is complete: 16-bit values first, then fp8 at half the size.
+    // The maximum of a row is known when the row is complete, so that 16-bit values come first, and fp8 at half the
+    // size from them.
     std::optional<Tensor> wide;
     if (by_row) {
       linear.y_dtype = linear.hidden_dtype;

@@ -6,13 +6,13 @@
 #include <limits>
 #include <sstream>
 
-// Exported by libtorch_cuda alone. Weak, so that this library also loads under a CPU-only torch.
+// libtorch_cuda alone exports this. It is weak, so that this library also loads under a CPU-only torch.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace sparse24::torch_ops {
 namespace {
 
-/// "(1, 2)"
+/// Prints "(1, 2)".
 std::ostream& print_list(std::ostream& out, const Tensor& t, int64_t (Tensor::*entry)(int64_t) const) {
   out << '(';
   for (int64_t i = 0; i < t.dim(); ++i) out << (i > 0 ? ", " : "") << (t.*entry)(i);

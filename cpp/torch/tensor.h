@@ -1,6 +1,6 @@
 /// @file
-/// Between torch's stable tensors and the pointers of the waist: dtypes, checks (tensor.cpp), memory (memory.cpp), the
-/// current stream.
+/// What stands between torch's stable tensors and the pointers of the waist: dtypes, checks (tensor.cpp), memory
+/// (memory.cpp), and the current stream.
 ///
 /// Only the stable ABI is used, so one binary serves every torch from TORCH_TARGET_VERSION on.
 #pragma once
@@ -37,7 +37,7 @@ void expect(bool ok, OpName op, const Parts&... parts) {
   if (!ok) fail(op, ": expected ", parts...);
 }
 
-/// Printed as torch prints them: "float32", "cuda:0", "(2, 3)", "(1, 2)".
+/// These are printed as torch prints them: "float32", "cuda:0", "(2, 3)", "(1, 2)".
 const char* dtype_text(ScalarType t);
 struct Device {
   const Tensor& tensor;
@@ -59,20 +59,21 @@ Dim parse_dim(OpName op, int64_t dim);
 
 // ---- checks -------------------------------------------------------------------------------------------------------
 ScalarType to_torch(DType t);
-/// The dtype of `t`, one of `allowed`. float32 has no kernels and is refused on CUDA devices.
+/// Checks and returns the dtype of `t`, one of `allowed`. float32 has no kernels and is refused on CUDA devices.
 DType check_dtype(OpName op, const char* argument, const Tensor& t, std::initializer_list<DType> allowed);
-/// `t` is there: None for a tensor arrives as an undefined one.
+/// Checks that `t` is there: None for a tensor arrives as an undefined one.
 void check_defined(OpName op, const char* argument, const Tensor& t);
-/// Rank, and no size beyond 2^31 - 1: the kernels' coordinates hold no more. Products of sizes are 64-bit everywhere.
+/// Checks the rank, and that no size exceeds 2^31 - 1, because the kernels' coordinates hold no more. Products of sizes
+/// are 64-bit everywhere.
 void check_sizes(OpName op, const char* argument, const Tensor& t, int64_t rank);
-/// `t` is where `reference` is.
+/// Checks that `t` is on the device of `reference`.
 void check_device(OpName op, const char* argument, const Tensor& t, const char* reference_name,
                   const Tensor& reference);
-/// The number of columns of X, given the stored type of its values.
+/// Checks the number of columns of X, given the stored type of its values.
 void check_columns(OpName op, const char* argument, int64_t cols, DType values, Dim dim);
-/// dtype, rank and size of the metadata of `a`.
+/// Checks dtype, rank and size of the metadata of `a`.
 void check_meta(OpName op, const Tensor& meta, const Operand& a);
-/// Values and metadata of dim=-1, `meta` in the layout of float8 with `fp8_meta`: checked, and described in `args`.
+/// Checks values and metadata of dim=-1, whose layout is that of float8 with `fp8_meta`, and describes them in `args`.
 template <class Args>
 void check_kept(OpName op, const Tensor& values, const Tensor& meta, bool fp8_meta, Args& args) {
   check_sizes(op, "values", values, 2);
@@ -86,28 +87,29 @@ void check_kept(OpName op, const Tensor& values, const Tensor& meta, bool fp8_me
   check_device(op, "meta", meta, "values", values);
   check_meta(op, meta, args.pattern());
 }
-/// A float32 scale with `elements` elements, or one if `one_allowed`; `meaning` says what the elements are.
+/// Checks a float32 scale of `elements` elements, or of one if `one_allowed`; `meaning` says what the elements are.
 void check_scale(OpName op, const char* argument, const Tensor& scale, int64_t elements, bool one_allowed,
                  const char* meaning);
-/// The scale argument of the fp8 conversions: its elements follow from `scaling`.
+/// Checks the scale argument of the fp8 conversions, whose elements follow from `scaling`.
 void check_given_scale(OpName op, const std::optional<Tensor>& scale, Scaling scaling, int64_t rows,
                        const char* meaning, const Tensor& x);
 
 // ---- memory -------------------------------------------------------------------------------------------------------
-/// Tells which op asks for memory: what the sentence of a failed allocation begins with.
+/// Remembers which op asks for memory, because the sentence of a failed allocation begins with its name.
 void enter_op(OpName op, const Tensor& t);
-/// `op: out of memory: N bytes asked for on <device>`. In Python it is torch.OutOfMemoryError, a RuntimeError.
+/// Fails with `op: out of memory: N bytes asked for on <device>`. In Python that is torch.OutOfMemoryError, a
+/// RuntimeError.
 [[noreturn]] void fail_out_of_memory(uint64_t bytes);
 Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
-/// True for CPU tensors, and where a kernel may use 16-byte accesses from the first element on.
+/// Whether a kernel may use 16-byte accesses from the first element on; always true of CPU tensors.
 bool is_aligned(const Tensor& t);
-/// `t`, or a copy of it that is contiguous.
+/// Returns `t`, or a copy of it that is contiguous.
 Tensor as_contiguous(const Tensor& t);
-/// `t`, or a copy of it that is contiguous and aligned.
+/// Returns `t`, or a copy of it that is contiguous and aligned.
 Tensor contiguous_aligned(const Tensor& t);
-/// Copies rows `first` (a multiple of four) and following of t [rows, columns] to the first rows of `target`;
-/// interleaved: they are counted in the order of `interleaved_token`.
+/// Copies rows `first` (a multiple of four) and following of t [rows, columns] to the first rows of `target`. With
+/// `interleaved` they are counted in the order of `interleaved_token`.
 void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first = 0);
 
 // ---- running ------------------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ class DeviceScope {
   void run(void (*on_cpu)(const Args&), void (*on_cuda)(const Args&, cudaStream_t), const Args& args) const {
     run<Args, void (*)(const Args&, cudaStream_t)>(on_cpu, on_cuda, args);
   }
-  /// on_cuda: anything that is called so, or nullptr.
+  /// The same with anything for `on_cuda` that is called so, or nullptr.
   template <class Args, class OnCuda>
   void run(void (*on_cpu)(const Args&), OnCuda on_cuda, const Args& args) const {
     if constexpr (!std::is_null_pointer_v<OnCuda>) {
@@ -152,7 +154,7 @@ class DeviceScope {
   cudaStream_t stream_ = nullptr;
 };
 
-/// The scale tensor that an fp8 conversion returns: what is used of the given one, or room for the computed one.
+/// Makes the scale tensor that an fp8 conversion returns: what is used of the given one, or room for the computed one.
 Tensor new_scale(const DeviceScope& scope, const Tensor& x, const std::optional<Tensor>& given, Scaling scaling,
                  int64_t rows);
 

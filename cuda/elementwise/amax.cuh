@@ -1,4 +1,4 @@
-// Largest |activation(x)| per tensor, row or column, and the scales that follow from it.
+// The largest |activation(x)| per tensor, row or column, and the scales that follow from it.
 //
 // Non-negative floats order like their bits, so atomicMax on the bits is exact and does not depend on the order.
 #pragma once
@@ -19,7 +19,7 @@ __device__ __forceinline__ void atomic_max(float* target, float v) {
   atomicMax(reinterpret_cast<int*>(target), __float_as_int(v));
 }
 
-// amax[0] over all of x, whose element count is a multiple of 8.
+// Computes amax[0] over all of x, which has a multiple of 8 elements.
 template <class A>
 __global__ void __launch_bounds__(kAmaxThreads)
     amax_tensor(const typename A::T* x, int64_t vectors, float* amax, A activation) {
@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(kAmaxThreads)
   if (threadIdx.x % 32 == 0) atomic_max(amax, v);
 }
 
-inline constexpr int kAmaxVectors = 8;  // of a thread
+inline constexpr int kAmaxVectors = 8;  // vectors of a thread
 
-// amax[r] over the columns of x [rows, cols], cols a multiple of 8.
+// Computes amax[r] over the columns of x [rows, cols], where cols is a multiple of 8.
 template <class A>
 __global__ void __launch_bounds__(kAmaxThreads)
     amax_rows(const typename A::T* x, int64_t cols, float* amax, int column_blocks, A activation) {
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kAmaxThreads)
 
 inline constexpr int kAmaxRows = 128;  // rows of one CTA
 
-// amax[c] over the rows of x [rows, cols]. A thread owns 8 columns.
+// Computes amax[c] over the rows of x [rows, cols]. A thread owns 8 columns.
 template <class A>
 __global__ void __launch_bounds__(kAmaxThreads)
     amax_columns(const typename A::T* x, int64_t rows, int64_t cols, float* amax, int column_blocks, A activation) {
@@ -80,10 +80,10 @@ static __global__ void __launch_bounds__(kAmaxThreads) amax_to_scale(float* amax
   if (i < count) amax[i] = scale_of(amax[i]);
 }
 
-// What a scale is of.
+// What one scale serves.
 enum class ScaleOf { kTensor, kRow, kColumn };
 
-// The scale of x [rows, cols], or of each of its rows or columns.
+// Computes the scale of x [rows, cols], or of each of its rows or columns.
 template <class A>
 void compute_scale(const A& activation, const typename A::T* x, int64_t rows, int64_t cols, ScaleOf of, float* scale,
                    cudaStream_t stream) {

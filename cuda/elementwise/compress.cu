@@ -1,4 +1,4 @@
-// Host side of compress and compress_fp8: picks the kernel and its grid.
+// The host side of compress and compress_fp8, which picks the kernel and its grid.
 #include "common/activation.cuh"
 #include "common/dispatch.cuh"
 #include "elementwise/amax.cuh"
@@ -9,7 +9,7 @@
 namespace sparse24::cuda {
 namespace {
 
-// A: an ElementwiseActivation.
+// One call, with A its ElementwiseActivation.
 template <class A>
 struct Compress {
   using T = typename A::T;
@@ -50,7 +50,8 @@ struct Compress {
     check_launch("compress_features_fp8");
   }
 
-  // Whole rows in registers, as long as they fit: the scale and the values from one read of X.
+  // Keeps whole rows in registers, so that X is read once for the scale and the values. Returns false where they do not
+  // fit.
   bool features_fp8_one_pass() const {
     const int64_t segments = a.k_meta / 16;
     if (segments > 4 * kMaxThreads8) return false;

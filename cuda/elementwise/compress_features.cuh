@@ -1,7 +1,8 @@
 // compress along features (dim = -1): X [R, C] row-major to values [R, C/2] and the metadata of A = X.
 //
-// A lane owns 16 neighbouring columns of a row (32 bytes in, 8 kept values and two bytes of metadata out); columns from
-// C to the metadata's padding and rows from R to its padding read as zeros, which compress to the padding nibble.
+// A lane owns 16 neighbouring columns of a row: it reads 32 bytes, and writes 8 kept values and two bytes of metadata.
+// Columns from C to the metadata's padding and rows from R to its padding read as zeros, which compress to the padding
+// nibble, so that no case distinguishes them.
 #pragma once
 
 #include "common/activation.cuh"
@@ -31,16 +32,17 @@ struct Segment {
   }
 };
 
-inline constexpr int kRows16 = 16;      // rows of a CTA: those that share the 128-byte pieces of 16-bit metadata
+inline constexpr int kRows16 = 16;      // rows of a CTA, which share the 128-byte pieces of 16-bit metadata
 inline constexpr int kColumns16 = 512;  // columns of a CTA: one warp wide
 inline constexpr int kThreads16 = 256;
 
-// 16-bit values. One CTA: 16 rows x 512 columns, a warp per row; metadata is gathered in shared memory.
+// Compresses to 16-bit values. A CTA has 16 rows x 512 columns, a warp per row. Metadata is gathered in shared memory,
+// because a row's two bytes alone would be scattered over memory.
 template <class A>
 __global__ void __launch_bounds__(kThreads16)
     compress_features_16bit(const typename A::T* x, int64_t rows, int64_t cols, Operand a, typename A::T* values,
                             uint8_t* meta, int column_blocks, A activation) {
-  // Per K block of 64: the 128 bytes that format.h draws, and 16 bytes of padding against bank conflicts.
+  // A K block of 64 has the 128 bytes that format.h draws, and 16 bytes of padding against bank conflicts.
   __shared__ alignas(16) uint16_t tile[kColumns16 / 64][64 + 8];
   const int64_t row_group = blockIdx.x / column_blocks;
   const int64_t col0 = int64_t(blockIdx.x % column_blocks) * kColumns16;
@@ -76,9 +78,9 @@ __global__ void __launch_bounds__(kThreads16)
 
 inline constexpr int kMaxThreads8 = 512;
 
-// fp8 values. One CTA: a row, or a block of its columns where the scale is given. Lanes own two segments at a time:
-// even lanes store the first of both neighbours and odd lanes the second, 16 bytes each. With kComputeScale the row
-// stays in registers between its maximum and its values, so that X is read once.
+// Compresses to fp8 values. A CTA has a row, or a block of its columns where the scale is given. Lanes own two segments
+// at a time, of which even lanes store the first of both neighbours and odd lanes the second, so that stores have 16
+// bytes. With kComputeScale the row stays in registers between its maximum and its values, so that X is read once.
 template <class A, int kSegments, bool kComputeScale>
 __global__ void __launch_bounds__(kMaxThreads8)
     compress_features_fp8(const typename A::T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
@@ -126,16 +128,17 @@ __global__ void __launch_bounds__(kMaxThreads8)
         nibbles[s] -= (g0.kept.complement + g1.kept.complement * 16) << (8 * half);
       }
     }
-    // The first of my columns in the segment that I store, and of the 8 lanes whose metadata lie together.
+    // This is the lane's first column in the segment that it stores, and that of the 8 lanes whose metadata lie
+    // together.
     const uint32_t col = col0 + (first + odd) * step - 16 * odd;
-    // Values: mine and my neighbour's 8 bytes.
+    // A lane stores 8 bytes of values of its own and 8 of its neighbour's.
     const uint32_t got0 = __shfl_xor_sync(0xffffffffu, odd ? kept[0][0] : kept[1][0], 1);
     const uint32_t got1 = __shfl_xor_sync(0xffffffffu, odd ? kept[0][1] : kept[1][1], 1);
     if (row < rows && col < cols) {
       uint8_t* out = values + (row * cols + col) / 2;
       odd ? store16(out, got0, got1, kept[1][0], kept[1][1]) : store16(out, kept[0][0], kept[0][1], got0, got1);
     }
-    // Metadata: the 16 bytes of 128 columns from 8 lanes, in three exchanges.
+    // Three exchanges bring the 16 bytes of metadata of 128 columns together from 8 lanes.
     const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? nibbles[0] : nibbles[1], 1);
     uint32_t w[4];
     w[0] = odd ? got | nibbles[1] << 16 : nibbles[0] | got << 16;

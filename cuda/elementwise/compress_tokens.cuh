@@ -1,7 +1,7 @@
 // compress along tokens (dim = -2): X [R, C] row-major to the values and metadata of A = X.T, M = C, K = R.
 //
-// A thread owns 16 tokens x 8 features: per token one 16-byte load. Tokens from R to the padding read as zeros, which
-// compress to zeros and the padding nibble; so do features from C to the padding of M.
+// A thread owns 16 tokens x 8 features, so that it loads 16 bytes of each token. Tokens from R to the padding read as
+// zeros, which compress to zeros and the padding nibble; so do features from C to the padding of M.
 #pragma once
 
 #include "common/packed.cuh"
@@ -15,7 +15,7 @@ inline constexpr int kTokenThreads = 256;
 inline constexpr int kTokensOfThread = 16;
 inline constexpr int kFeaturesOfThread = 8;
 
-// Four tokens of 8 features.
+// A group of four tokens, of 8 features.
 struct TokenGroup {
   Vec8 token[4];
 
@@ -41,12 +41,13 @@ struct TokenGroup {
 inline constexpr int kTokens16 = 64;     // one metadata atom
 inline constexpr int kFeatures16 = 512;  // 64 lanes of 8
 
-// 16-bit values [up(R,4)/2, C]: token pairs outermost, as A is MN-major. One CTA: 64 tokens x 512 features.
+// Compresses to 16-bit values [up(R,4)/2, C], with pairs of tokens outermost, because A is MN-major. A CTA has 64
+// tokens x 512 features.
 template <class A>
 __global__ void __launch_bounds__(kTokenThreads)
     compress_tokens_16bit(const typename A::T* x, int64_t rows, int64_t cols, Operand a, typename A::T* values,
                           uint8_t* meta, int feature_blocks, A activation) {
-  // 128 bytes per 16 features as format.h draws them, and 16 bytes of padding against bank conflicts.
+  // 16 features have the 128 bytes that format.h draws, and 16 bytes of padding against bank conflicts.
   __shared__ alignas(16) uint8_t tile[kFeatures16 / 16][128 + 16];
   const int64_t token0 = int64_t(blockIdx.x / feature_blocks) * kTokens16;
   const int64_t feature0 = int64_t(blockIdx.x % feature_blocks) * kFeatures16;
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kTokenThreads)
       complements[f] += group.kept.complement << (4 * g);
     }
     if (row < a.k_values && col < cols) {
-      auto* out = values + row / 2 * cols + col;  // the first kept token, and the row below for the second
+      auto* out = values + row / 2 * cols + col;  // of the first kept token; the second has the row below
 #pragma unroll
       for (int second = 0; second < 2; ++second) {
         uint32_t w[4];
@@ -93,15 +94,16 @@ __global__ void __launch_bounds__(kTokenThreads)
 inline constexpr int kTokens8 = 128;    // one metadata atom
 inline constexpr int kFeatures8 = 256;  // 32 lanes of 8
 
-// fp8 values [C, up(R,32)/2]: fp8 operands are K-major, so values turn in shared memory. One CTA: 128 tokens x 256
-// features. The scale is per feature (stride 1) or one element (stride 0).
+// Compresses to fp8 values [C, up(R,32)/2], which turn in shared memory, because fp8 operands are K-major. A CTA has
+// 128 tokens x 256 features. There is a scale per feature (stride 1) or one for all (stride 0).
 template <class A>
 __global__ void __launch_bounds__(kTokenThreads)
     compress_tokens_fp8(const typename A::T* x, int64_t rows, int64_t cols, Operand a, uint8_t* values, uint8_t* meta,
                         const float* scale, int scale_stride, int feature_blocks, A activation) {
-  // Per feature 64 kept values as eight 8-byte chunks, chunk c at c ^ (feature / 8 % 8) against bank conflicts.
+  // A feature has 64 kept values in eight chunks of 8 bytes; chunk c lies at c ^ (feature / 8 % 8), against bank
+  // conflicts.
   __shared__ alignas(16) uint2 tile[kFeatures8][8];
-  // Per feature 16 bytes of metadata; 4 bytes of padding every 8 features.
+  // A feature has 16 bytes of metadata; 4 bytes of padding follow every 8 features, against bank conflicts.
   __shared__ uint32_t meta_tile[kFeatures8 / 8][8 * 4 + 1];
 
   const int64_t token0 = int64_t(blockIdx.x / feature_blocks) * kTokens8;
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kTokenThreads)
   __syncthreads();
 
   const int64_t pitch = a.k_values / 2;
-  for (int i = threadIdx.x; i < kFeatures8 * 4; i += kTokenThreads) {  // 16 bytes = chunks 2p and 2p + 1
+  for (int i = threadIdx.x; i < kFeatures8 * 4; i += kTokenThreads) {  // chunks 2p and 2p + 1 are 16 bytes
     const int feature = i / 4, p = i % 4, swizzle = feature / 8 % 8;
     const uint2 lo = tile[feature][(2 * p) ^ swizzle], hi = tile[feature][(2 * p + 1) ^ swizzle];
     const int64_t byte = token0 / 2 + 16 * p;

@@ -1,4 +1,4 @@
-// decompress and compress_like: scatter to, and gather from, a known pattern. They move elements of 1 or 2 bytes and
+// decompress scatters to a known pattern, and compress_like gathers from one. They move elements of 1 or 2 bytes and
 // never look at what these mean.
 #include <cuda_runtime.h>
 
@@ -20,7 +20,7 @@ __device__ __forceinline__ uint32_t nibble_of(const Operand& a, const uint8_t* m
   return meta[a.meta_byte(row, g)] >> Operand::meta_shift(g) & 0xf;
 }
 
-// e[i] with an index known at run time only, without local memory.
+// Returns e[i] for an index that is known at run time only; registers have no index, so that this chooses.
 template <class T, int N>
 __device__ __forceinline__ T pick(const T (&e)[N], uint32_t i) {
   T out = e[0];
@@ -29,7 +29,7 @@ __device__ __forceinline__ T pick(const T (&e)[N], uint32_t i) {
   return out;
 }
 
-// Along features. A thread owns four groups of a row: 16 columns, 8 kept values.
+// Moves groups that lie along features. A thread owns four groups of a row: 16 columns, 8 kept values.
 template <class T, bool kGather>
 __global__ void __launch_bounds__(kThreads) move_features(Operand a, const uint8_t* meta, const T* in, T* out) {
   const int64_t per_row = a.k / 16;
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kThreads) move_features(Operand a, const uint8
   }
 }
 
-// Along tokens. A thread owns one group of tokens of kFeatures neighbouring features: 8 where values are stored by
-// token pairs (16-bit), 1 where they are stored by feature (fp8).
+// Moves groups that lie along tokens. A thread owns one group of tokens of kFeatures neighbouring features: 8 where
+// values are stored by pairs of tokens (16 bits), 1 where they are stored by feature (fp8).
 template <class T, bool kGather, int kFeatures>
 __global__ void __launch_bounds__(kThreads) move_tokens(Operand a, const uint8_t* meta, const T* in, T* out) {
   using Row = Pack<T, kFeatures>;

@@ -9,16 +9,16 @@ namespace sparse24::cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
-constexpr int kGroups = 32;  // of four features: a block's, one for each lane
+constexpr int kGroups = 32;  // groups of four features that a block has, one for each lane
 constexpr int kRows = int(FeatureCountsArgs::kBlock);
 
-// The warps of a block share the sampled tokens of its features, 16 at a time, and add up what they have counted:
-// neither atomics nor zeros before. Elements are bits: Pair is two of them, and a number is zero if nothing but its
-// sign is set. All loads of a kind are on their way before one is waited for; rows beyond the last read the padding of
-// the metadata.
+// The warps of a block share the sampled tokens of its features, 16 at a time, and add up what they have counted, which
+// needs neither atomics nor zeros before. Elements are bits: Pair is two of them, and a number is zero if nothing but
+// its sign is set. All loads of a kind are on their way before one is waited for; rows beyond the last read the padding
+// of the metadata.
 template <class Pair>
 __global__ void __launch_bounds__(kThreads, 2) feature_counts_kernel(const FeatureCountsArgs args, Operand pattern) {
-  constexpr int kBits = 4 * sizeof(Pair);  // of an element
+  constexpr int kBits = 4 * sizeof(Pair);  // bits of an element
   constexpr uint32_t kMagnitude = (uint32_t{1} << (kBits - 1)) - 1;
   __shared__ int counts[4][kWarps][kGroups];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

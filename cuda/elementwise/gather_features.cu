@@ -10,8 +10,8 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRows = 16;  // rows whose metadata of 64 or 128 columns is a block of 128 or 256 bytes (format.h)
 
-// A thread fetches one feature of 16 rows; its neighbours have the next features, so that stores are contiguous. All
-// loads of a kind are on their way before one is waited for: rows beyond the last read the padding of the metadata and
+// A thread fetches one feature of 16 rows. Its neighbours have the next features, so that stores are contiguous. All
+// loads of a kind are on their way before one is waited for; rows beyond the last read the padding of the metadata and
 // keep nothing.
 template <class T>
 __global__ void __launch_bounds__(kThreads)

@@ -1,4 +1,4 @@
-// put_features: sums of parts, and where they belong, in one pass.
+// put_features: parts are summed and put where they belong, in one pass.
 #include <cuda_runtime.h>
 
 #include "common/dispatch.cuh"
@@ -11,8 +11,9 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// A thread sums kWidth neighbours of a row of the parts: 16 bytes of rows that are aligned, else one element. Columns
-// are one element too: neighbours are then stored together (with eight a thread it takes twice as long).
+// A thread sums kWidth neighbours of a row of the parts: 16 bytes of rows that are aligned, else one element. Where
+// features are columns it sums one element too, so that neighbours are stored together: with eight a thread it takes
+// twice as long.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) put_features_kernel(const PutFeaturesArgs args) {
   const int64_t width = args.parts_columns(), part = args.parts_rows() * width;

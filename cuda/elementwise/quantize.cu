@@ -1,4 +1,4 @@
-// quantize_fp8: dense X to e4m3, with a row scale from the same read, a tensor scale, or a given one.
+// quantize_fp8: dense X becomes e4m3, with row scales from the same read, a scale of the tensor, or a given one.
 #include "common/activation.cuh"
 #include "common/dispatch.cuh"
 #include "common/float8.cuh"
@@ -21,7 +21,7 @@ __device__ __forceinline__ uint32_t four_to_e4m3(const float (&y)[16], int i, fl
   return pack16(lo, hi);
 }
 
-// Sum of squares of four codes, in units.
+// Returns the sum of the squares of four codes, in units.
 __device__ __forceinline__ int64_t squares_of(uint32_t codes) {
   int64_t sum = 0;
 #pragma unroll
@@ -32,7 +32,7 @@ __device__ __forceinline__ int64_t squares_of(uint32_t codes) {
   return sum;
 }
 
-// The prediction of a row, of whose codes each thread of its block has seen some. All threads call it.
+// Writes the prediction of a row, of whose codes each thread of the block has seen some. All threads call it.
 __device__ __forceinline__ void write_prediction(int64_t squares, float scale, float factor, float* predicted) {
   __shared__ unsigned long long sum;
   if (threadIdx.x == 0) sum = 0;
@@ -44,7 +44,8 @@ __device__ __forceinline__ void write_prediction(int64_t squares, float scale, f
   if (threadIdx.x == 0) *predicted = predicted_scale(int64_t(sum), scale, factor);
 }
 
-// One CTA per row (and block of columns, if the scale is given); a thread owns kSegments times 16 elements.
+// Quantises a row by a CTA, or a block of its columns where the scale is given; a thread owns kSegments times 16
+// elements.
 template <class T, int kSegments, bool kComputeScale, bool kPredict>
 __global__ void __launch_bounds__(kMaxThreads)
     quantize_rows(const T* x, int64_t cols, uint8_t* q, const float* given_scale, int scale_stride,
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   if constexpr (kPredict) write_prediction(squares, scale, *factor, predicted + row);
 }
 
-// The predictions of rows that are too wide for the kernel above, from their codes. One CTA per row.
+// Writes the predictions of rows that are too wide for the kernel above, from their codes. A CTA has a row.
 __global__ void __launch_bounds__(kMaxThreads)
     predict_rows(const uint8_t* q, int64_t cols, const float* scale, const float* factor, float* predicted) {
   const int64_t row = blockIdx.x;

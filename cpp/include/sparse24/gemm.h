@@ -17,9 +17,9 @@ enum class GemmTile {
 
 /// How two warpgroups share the tiles of a multiprocessor.
 enum class Schedule {
-  kPingpong,     ///< they work on a tile each, the epilogue of one under the products of the other
-  kCooperative,  ///< they work on one tile, whose epilogue stands between its products and those of the next
-  kOverlapped,   ///< they work on one tile, whose epilogue runs in steps under the products of the next
+  kPingpong,     ///< they work on a tile each, the epilogue of one under the mma of the other
+  kCooperative,  ///< they work on one tile, whose epilogue stands between its mma and those of the next
+  kOverlapped,   ///< they work on one tile, whose epilogue runs in steps under the mma of the next
 };
 
 /// In which order the multiprocessors take the tiles (cuda/gemm/sm90/schedulers).
@@ -28,7 +28,7 @@ enum class Scheduler {
   kWaves,    ///< ours, which nothing pads; of dense products it may split the tiles of the last wave
 };
 
-/// An overlapped epilogue finishes so many columns in a step, and each step stands behind the products of a K tile.
+/// An overlapped epilogue finishes so many columns in a step, and each step stands behind the mma of a K tile.
 inline constexpr int kColumnsOfStep = 16;
 
 /// A tile as the kernels of one kind of product run it.

@@ -1,4 +1,10 @@
 // What CUTLASS's kernel layer asks of an epilogue that takes raw accumulators and does its own stores.
+//
+// All epilogues here start from the same fragment (PTX ISA, wgmma D fragments). Of each block b of 8 columns, lane
+// 4 r + q of a warp holds four accumulators, two neighbours in each of two rows:
+//
+//     4b, 4b + 1        row r        columns 2q, 2q + 1     (half 0)
+//     4b + 2, 4b + 3    row r + 8    columns 2q, 2q + 1     (half 1)
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -9,11 +15,12 @@
 
 namespace sparse24::cuda {
 
-// Of an epilogue that needs no shared memory.
+// The shared memory of an epilogue that needs none.
 struct NoStorage {};
 
-// Types and empty hooks; an epilogue derives from it and adds operator(). `Params_` travels to the kernel as it is.
-// Hosted by cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter, or by OperandsAdapter.
+// The types and empty hooks of an epilogue, which derives from this and adds operator(). `Params_` travels to the
+// kernel as it is. CUTLASS's kernels take such an epilogue inside of a cutlass::epilogue::collective::detail::
+// Sm90TmaWarpSpecializedAdapter, or of an OperandsAdapter, if it has operands.
 template <class Params_, class Shared>
 class EpilogueBase {
  public:

@@ -19,7 +19,7 @@
 
 namespace sparse24::cuda {
 
-// Arguments as the device sees them.
+// LinearCompressArgs as the device sees them.
 struct CompressParams {
   LinearParams linear;
   Operand a;  // the stored form of the result, metadata included
@@ -27,7 +27,7 @@ struct CompressParams {
   uint8_t* meta;
 };
 
-// T: the type that h is rounded to. kFp8Values: of the values; otherwise T. kFp8Meta: the layout of the metadata.
+// h is rounded to T. Values are e4m3 with kFp8Values, and T without; kFp8Meta gives the metadata the layout of fp8.
 template <class T, bool kFp8Values, bool kFp8Meta, int kTileM, int kTileN>
 class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN, 16, true> {
   using Base = LinearEpilogue<CompressParams, T, kTileM, kTileN, 16, true>;
@@ -48,7 +48,7 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
 
   template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void visit() {
-    constexpr int kGroup = kStep % 4, kFirst = 16 * (kStep - kGroup);  // of the run; column of the block
+    constexpr int kGroup = kStep % 4, kFirst = 16 * (kStep - kGroup);  // in the run; first column of the block
     uint32_t m[4];
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) m[i] = h_.of[2 * kStep + i / 2][i % 2];
@@ -94,7 +94,7 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
   // fp8 metadata has 16 bytes for 128 columns of a row: stored at once, or by halves where tiles end in their middle.
   static constexpr bool kWholeAtoms = kTileN % 128 == 0;
 
-  // The kept half of a run, of both rows.
+  // Stores the kept half of a run, of both rows.
   template <int kFirst>
   CUTLASS_DEVICE void store_values() const {
     CUTLASS_PRAGMA_UNROLL
@@ -110,9 +110,9 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
     }
   }
 
-  // Once for all blocks of the tile. In 16 bits lane q has columns 16 q .. 16 q + 15 of 64, and both rows are
-  // neighbours in the 128 bytes that format.h draws. In fp8 two lanes have four bytes of a row together, of which the
-  // even one takes row r.
+  // Finds the place of the metadata, once for all blocks of the tile. In 16 bits lane q has columns 16 q .. 16 q + 15
+  // of 64, and both rows are neighbours in the 128 bytes that format.h draws. In fp8 two lanes have four bytes of a row
+  // together, of which the even one takes row r.
   CUTLASS_DEVICE void place_meta(int row, int n) {
     const int q = threadIdx.x & 3;
     present_ = (row < p_.linear.rows ? 0xffffu : 0u) | (row + 8 < p_.linear.rows ? 0xffff0000u : 0u);
@@ -130,13 +130,13 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
 
   template <int kFirst>
   CUTLASS_DEVICE void store_meta() {
-    // Those of a run: of row r in the lower half, of row r + 8 in the upper.
+    // A run's nibbles are those of row r in the lower half and of row r + 8 in the upper.
     const uint32_t both = (nibbles_ & present_) | (kPadding & ~present_);
     if constexpr (!kFp8Meta) {
       if (kFirst < meta_left_) *reinterpret_cast<uint32_t*>(meta_ + atoms(kFirst / 64, 8)) = both;
     } else if constexpr (!kWholeAtoms) {
       const uint32_t w = of_one_row(both);
-      // 64 columns on: the other half of the atom, or of the next.
+      // 64 columns further is the other half of the atom, or a half of the next.
       const uint64_t odd = kFirst % 128 == 0 ? 0 : in_atom_ ? atoms(1, 16) - 8 : 8;
       uint8_t* to = meta_ + atoms(kFirst / 128, 16) + odd;
       if (kFirst < meta_left_) *reinterpret_cast<uint32_t*>(to) = w;
@@ -144,7 +144,7 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
     } else if constexpr (kFirst % 128 == 0) {
       before_ = both;
     } else {
-      // Two blocks: the other two lanes of the quad take the second.
+      // Two blocks are complete; the other two lanes of the quad take the second.
       uint32_t first = of_one_row(before_), second = of_one_row(both);
       transpose_pair<2>(first, second, threadIdx.x & 2);
       if (kFirst - 64 < meta_left_)
@@ -159,12 +159,12 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
     return threadIdx.x & 1 ? __byte_perm(other, both, 0x7632) : __byte_perm(both, other, 0x5410);
   }
 
-  char* values_ = nullptr;  // of the run of row r in the tile's first block
+  char* values_ = nullptr;  // where the run of row r in the tile's first block lies
   uint8_t* meta_ = nullptr;
   int meta_left_ = 0;      // columns of metadata from the tile's first on
   int in_atom_ = 0;        // where the tile begins in 128 columns
   int padded_ = -1;        // the block whose atom has no second half
-  uint32_t present_ = 0;   // rows
+  uint32_t present_ = 0;   // a mask of the rows that exist
   uint16_t even_[2] = {};  // a pair whose word is not complete
   uint32_t kept_[2][kFp8Values ? 2 : 4] = {};
   uint32_t nibbles_ = 0, before_ = 0;

@@ -1,4 +1,4 @@
-// The derivative of the squared ReLU from its value: y = relu(h)^2 has 2 h = 2 sqrt(y).
+// The derivative of the squared ReLU from its value: y = relu(h)^2 has the derivative 2 h = 2 sqrt(y).
 #pragma once
 
 #include <cmath>
@@ -18,13 +18,13 @@ __device__ __forceinline__ float approximate_inverse_root(float x) {
 __device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)); }
 #endif
 
-// Twice the square roots of 16-bit numbers T, rounded to nearest: __fsqrt_rn without its branches, which zeros would
-// take, and in step, so that none waits for another. roots: x are the roots already; a choice at the end, because a
-// branch would take registers.
+// Computes twice the square roots of 16-bit numbers T, rounded to nearest: it is __fsqrt_rn without the branches, which
+// zeros would take, and in step, so that no number waits for another. With `roots` x holds the roots already; that is
+// chosen at the end, because a branch would take registers.
 template <class T, int kCount>
 __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
-  // The sequence needs a normal number as its correction: tiny ones are scaled. float16 has none. Factors, not choices:
-  // a choice would hold one of seven predicates from the first step to the last.
+  // The sequence needs a normal number as its correction, so that tiny ones are scaled; float16 has none. These are
+  // factors and not choices, because a choice would hold one of seven predicates from the first step to the last.
   float scaled[kCount], inverse[kCount], unscale[kCount];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
@@ -45,7 +45,7 @@ __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
   }
 }
 
-// Of a kernel's parameters: whether it is given roots. Types that never are have no room for it.
+// The part of a kernel's parameters that says whether it is given roots. Types that never are have no room for it.
 template <class T>
 struct MaybeRoots {
   MaybeRoots(bool = false) {}
@@ -63,7 +63,7 @@ template <class T>
 struct StoredDerivative : MaybeRoots<T> {
   using MaybeRoots<T>::MaybeRoots;
 
-  // Pairs of dy * 2 sqrt(y), the gradient of h from that of y, to dy; rounded once.
+  // Turns pairs of dy, the gradient of y, into dy * 2 sqrt(y), that of h, which is rounded once.
   template <int kCount>
   __device__ __forceinline__ void apply(uint32_t (&dy)[kCount], const uint32_t (&stored)[kCount]) const {
     float factors[2 * kCount];

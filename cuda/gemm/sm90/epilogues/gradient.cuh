@@ -30,14 +30,15 @@
 
 namespace sparse24::cuda {
 
-// Groups of four tokens that a tile of 128 rows holds, and the place 4 * group + token of a row of the GEMM.
+// A tile of 128 rows holds so many groups of four tokens; place_of_row is the place 4 * group + token of a row of the
+// GEMM.
 inline constexpr int kTileGroups = 32;
 SPARSE24_HD constexpr int place_of_row(int row) {
   const int group = row / 128 * kTileGroups + row % 64 / 16 * 8 + row % 8;
   return 4 * group + row % 128 / 64 * 2 + row % 16 / 8;
 }
 
-// Arguments as the device sees them.
+// LinearGradientArgs as the device sees them.
 template <class T>
 struct GradientParams {
   int tokens, features;
@@ -54,8 +55,8 @@ struct GradientParams {
 
 #ifdef __CUDACC__  // inline PTX; tests/cpp/emulator/ptx.h has it for hosts
 __device__ __forceinline__ void compiler_fence() { asm volatile("" ::: "memory"); }
-// The lane, found anew for each tile: what follows from it would otherwise be kept in registers from tile to tile, and
-// the accumulators leave none.
+// Returns the lane, found anew for each tile: what follows from it would otherwise be kept in registers from tile to
+// tile, and the accumulators leave none.
 __device__ __forceinline__ int lane_of_tile() {
   int lane;
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
@@ -63,8 +64,8 @@ __device__ __forceinline__ int lane_of_tile() {
 }
 #endif
 
-// T: the 16-bit type. kFp8Meta: the layout of the metadata of y; along tokens it is that of T. kCounts: whether
-// non-zeros are counted, if there is anything along tokens.
+// All values are of the 16-bit type T. kFp8Meta gives the metadata of y the layout of fp8; along tokens it has that of
+// T. kCounts says whether non-zeros are counted, if there is anything along tokens.
 template <class T, bool kFp8Meta, bool kCounts, int kTileM, int kTileN>
 class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
   using Base = EpilogueBase<GradientParams<T>, NoStorage>;
@@ -87,7 +88,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     const int lane = lane_of_tile();
     const int group = get<0>(block_coord) * kTileGroups + thread_idx / 32 * 8 + lane / 4;
     const int n = get<1>(block_coord) * kTileN;
-    // Rounded first: accumulators leave no registers for anything else.
+    // dy is rounded first, because the accumulators leave no registers for anything else.
     Traded parts[kParts];
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kParts; ++i) {
@@ -103,11 +104,12 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     Forward next = load(tokens, n, lane);
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kParts; ++i) trade_features_for_tokens(parts[i].of, lane);
-    // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
+    // This is a loop, with the next part moved to where the code expects it, because unrolled the code of a tile would
+    // fill the instruction cache.
     CUTLASS_PRAGMA_NO_UNROLL
     for (int part = 0; part < kParts; ++part) {
       const int feature = n + part * kPartColumns;
-      // Of features 2 lane and 2 lane + 1.
+      // A lane brings the slots of features 2 lane and 2 lane + 1.
       int2 slots{-1, -1};
       if (p_.slots && feature + 2 * lane < p_.features)
         slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
@@ -115,7 +117,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
       Pairs dh;
       differentiate(parts[0].of, y, tokens, feature, dh);
       if (p_.derivative.roots()) square(y);
-      // On its way while this part is stored; any earlier it would take registers from the roots.
+      // The next part is on its way while this one is stored; any earlier it would take registers from the roots.
       if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
       if (p_.slots) store_hot(slots, y, dh, tokens, lane);
       store(dh, tokens, feature, lane);
@@ -126,7 +128,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
   }
 
  private:
-  static constexpr int kPartColumns = 64, kBlocks = kPartColumns / 8;  // of one metadata atom
+  static constexpr int kPartColumns = 64, kBlocks = kPartColumns / 8;  // those of one metadata atom
 
   // dy of 64 columns, features traded for tokens.
   struct Traded {
@@ -138,19 +140,19 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     int place;               // 4 * group + token of the first
     int index[2];            // of both
     const uint8_t* meta[2];  // theirs in the first column of the metadata
-    bool lower[2];           // a token is one of the second eight of its 16
+    bool lower[2];           // whether a token is one of the second eight of its 16
   };
   // Lanes that differ in bit 1 have the same tokens, and share the kept values of 32 columns, a sector of 32 bytes: the
   // index of a lane's first value of sector i of 64 columns.
   CUTLASS_DEVICE int64_t value_index(int token, int feature, int i, int lane) const {
     return int64_t(token) * (p_.features / 2) + feature / 2 + 16 * i + 8 * (lane >> 1 & 1);
   }
-  // Those 16 bytes exist.
+  // Whether those 16 bytes exist.
   CUTLASS_DEVICE bool has_values(Tokens const& tokens, int s, int feature, int i, int lane) const {
     return tokens.place + s < p_.tokens && feature + 32 * i + 16 * (lane >> 1 & 1) < p_.features;
   }
-  // Where the metadata of y lies, by token and by the first of 64 columns. fp8: 16 bytes a row for 128 columns. 16
-  // bits: two bytes for each 16 columns k0 .. k3 of 64, where format.h draws them, and those of the token eight
+  // Where the metadata of y lies, by token and by the first of 64 columns. fp8 has 16 bytes a row for 128 columns. 16
+  // bits have two bytes for each 16 columns k0 .. k3 of 64, where format.h draws them, and those of the token eight
   // further.
   CUTLASS_DEVICE static int64_t meta_row(int64_t t) { return kFp8Meta ? t * 16 : t / 16 * 128 + t % 8 * 8; }
   CUTLASS_DEVICE int64_t meta_column(int column) const {
@@ -189,8 +191,8 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
       for (int i = 0; i < 4; ++i) {
         const int s = i / 2, b = 4 * (i % 2);
         const uint4 w = values[s][i % 2];
-        // Two groups of each of two blocks: of all four blocks, the even groups for one lane, the odd ones for the
-        // other.
+        // A lane has loaded two groups of each of two blocks; one gets the even groups of all four blocks, the other
+        // the odd ones.
         kept.pairs[s][b] = w.x, kept.pairs[s][b + 2] = w.y;
         kept.pairs[s][b + 1] = w.z, kept.pairs[s][b + 3] = w.w;
         transpose_pair<2>(kept.pairs[s][b], kept.pairs[s][b + 2], high);
@@ -198,9 +200,9 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
       }
       CUTLASS_PRAGMA_UNROLL
       for (int s = 0; s < 2; ++s) {
-        uint32_t columns[2] = {meta[s][0].x, meta[s][0].y};  // 32 of them each
+        uint32_t columns[2] = {meta[s][0].x, meta[s][0].y};  // 32 columns each
         if constexpr (!kFp8Meta) {
-          // k0 and k2 of both tokens, then k1 and k3.
+          // The first words have k0 and k2 of both tokens, the second k1 and k3.
           const uint32_t selector = tokens.lower[s] ? 0x7632 : 0x5410;
           columns[0] = permute_bytes(meta[s][0].x, meta[s][1].x, selector);
           columns[1] = permute_bytes(meta[s][0].y, meta[s][1].y, selector);
@@ -212,8 +214,9 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     }
   };
 
-  // Zeros that keep (0, 1) beyond the last row and column. Not load16: the kernel may have started while the one before
-  // it was writing these, so they are not read-only to it.
+  // Loads what the forward pass stored, and zeros that keep (0, 1) beyond the last row and column. It does not use
+  // load16, because the kernel may have started while the one before it was writing these, which are therefore not
+  // read-only.
   CUTLASS_DEVICE Forward load(Tokens const& tokens, int feature, int lane) const {
     constexpr uint2 kFirstTwo{0x44444444u, 0x44444444u};
     Forward out{{}, {{kFirstTwo, kFirstTwo}, {kFirstTwo, kFirstTwo}}};
@@ -234,7 +237,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     return out;
   }
 
-  // dh of what y keeps.
+  // Computes dh of what y keeps.
   CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Tokens const& tokens, int feature,
                                     Pairs& dh) const {
     constexpr int kBatch = 4;  // pairs whose roots are taken in step
@@ -256,7 +259,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     }
   }
 
-  // Of roots, as linear_compress squares.
+  // Turns roots into y, as linear_compress squares them.
   CUTLASS_DEVICE static void square(Kept& y) {
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
@@ -265,7 +268,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     }
   }
 
-  // The kept values of dh, where `load` found those of y.
+  // Stores the kept values of dh where `load` found those of y.
   CUTLASS_DEVICE void store(Pairs const& dh, Tokens const& tokens, int feature, int lane) const {
     const bool high = lane >> 1 & 1;
     CUTLASS_PRAGMA_UNROLL
@@ -279,7 +282,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     }
   }
 
-  // Both along tokens, and how many tokens use a feature of y.
+  // Stores both matrices along tokens, and counts how many tokens use a feature of y.
   CUTLASS_DEVICE void store_tokens(Kept const& y, Pairs const& dh, int group, int feature, int lane) const {
     const TokenPart part{p_.tokens, p_.features, group, feature, lane};
     TokenStore<T> of_y(p_.along_tokens[0], part), of_dh(p_.along_tokens[1], part);
@@ -307,8 +310,8 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     if constexpr (kCounts) nonzeros.collect(p_.counts, feature, p_.features, lane);
   }
 
-  // Features that are kept whole, of the tokens and of the half of each block that this lane has. Lane l brings the
-  // slots of features 2l and 2l + 1: columns 2 (l % 4) and + 1 of block l / 4.
+  // Stores the features that are kept whole, those tokens and that half of each block that this lane has. Lane l brings
+  // the slots of features 2l and 2l + 1, which are columns 2 (l % 4) and 2 (l % 4) + 1 of block l / 4.
   CUTLASS_DEVICE void store_hot(int2 slots, Kept const& y, Pairs const& dh, Tokens const& tokens, int lane) const {
     uint32_t found = __ballot_sync(0xffffffffu, slots.x >= 0 || slots.y >= 0);
     CUTLASS_PRAGMA_NO_UNROLL

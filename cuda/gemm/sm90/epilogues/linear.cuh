@@ -1,4 +1,5 @@
-// What the epilogues of the first GEMM share: max(h, 0) of the accumulators, and statistics of y.
+// What the epilogues of linear_relu2 and linear_compress, the first GEMM, have in common: they take the roots max(h, 0)
+// from the accumulators, and collect statistics of y.
 #pragma once
 
 #include "common/activation.cuh"
@@ -13,12 +14,12 @@
 
 namespace sparse24::cuda {
 
-// Arguments as the device sees them.
+// LinearArgs as the device sees them.
 struct LinearParams {
   int rows, cols;  // of h
   const float* scale_x;
   const float* scale_w;
-  const void* bias;  // of T
+  const void* bias;  // of the type that h is rounded to
   const float* scale_y;
   float* amax;
   int32_t* saturated;
@@ -42,8 +43,9 @@ struct LinearParams {
             EpilogueActivation::of(args.activation)};
   }
 
-  // The operands of a tile, by the lanes of a warp, for columns in the order of Permutation. T: the type that h is
-  // rounded to. Rows and columns beyond h are never stored, but their metadata is: their operands are defined.
+  // Lets a lane of the warp that fetches bring its share of the operands of a tile, whose columns are features in the
+  // order of Permutation. Rows and columns beyond h are never stored, but their metadata is, so that their operands
+  // have to be defined.
   template <class T, class Permutation, int kTileM, int kTileN>
   __device__ __forceinline__ void fetch(int lane, int m_tile, int n_tile,
                                         EpilogueOperands<kTileM, kTileN>& operands) const {
@@ -69,8 +71,9 @@ struct LinearParams {
   }
 };
 
-// The roots max(h, 0) of y of a thread, rounded to T, as words of two. Of block b: the neighbours of row r and of row
-// r + 8; or, kRowPairs, both rows of the first column and of the second.
+// The roots max(h, 0) that a thread has of a tile, rounded to T, as words of two. Block b has a word of two neighbours
+// for row r and one for row r + 8. With kRowPairs it has a word of both rows for its first column and one for its
+// second, because that is what two groups at once are selected from (sparsity/select24.cuh).
 template <class T, int kColumns, bool kRowPairs>
 struct RootFragment {
   static constexpr int kBlocks = kColumns / 8;
@@ -87,7 +90,7 @@ struct RootFragment {
     p.activation.finish<T>(of);
   }
 
-  // Two columns of row r, then of row r + 8.
+  // Takes two columns of row r, then the same of row r + 8.
   __device__ __forceinline__ void pack(int b, float h00, float h01, float h10, float h11) {
     using A = EpilogueActivation;
     of[b][0] = kRowPairs ? A::pack<T>(h00, h10) : A::pack<T>(h00, h01);
@@ -95,7 +98,8 @@ struct RootFragment {
   }
 };
 
-// Running statistics of a thread. y is not negative, so its bits order like integers; fmaxf drops NaN.
+// The statistics of all that a thread has seen. y is not negative, so that its bits order like integers; fmaxf drops
+// NaN.
 struct ActivationStatistics {
   float amax = 0.f;
   int saturated = 0;
@@ -117,8 +121,8 @@ struct ActivationStatistics {
   }
 };
 
-// What the epilogues in steps (epilogues/steps.cuh) of linear_compress and linear_relu2 have in common: two blocks a
-// step. T: the type that h is rounded to. kRun: the features of a lane's runs. kRowPairs: of the fragment.
+// The part of both epilogues that does not depend on how y is stored. They come in steps (epilogues/steps.cuh) of two
+// blocks. h is rounded to T, a lane's runs have kRun features, and kRowPairs is that of its RootFragment.
 template <class Params_, class T, int kTileM, int kTileN, int kRun, bool kRowPairs>
 class LinearEpilogue {
  public:
@@ -139,8 +143,8 @@ class LinearEpilogue {
   }
 
  protected:
-  // The place of the lane's run of row r in a tile, once for all of its blocks, and, kFp8, the scales of both rows.
-  // Returns the index of the run's first element.
+  // Finds the place of the lane's run of row r in a tile, once for all of its blocks, and with kFp8 the scales of both
+  // rows. Returns the index of the run's first element.
   template <bool kFp8, class Scales>
   CUTLASS_DEVICE uint64_t locate(int m, int n, Scales const& scales) {
     const int row = scales.row;
@@ -157,7 +161,7 @@ class LinearEpilogue {
   // holds: NaN times its zeros is none of the result's.
   CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }
 
-  // y of the roots in a word, in T and in fp32.
+  // Return y of the roots in a word: of both in T, of one in fp32.
   template <bool kGeneral>
   CUTLASS_DEVICE uint32_t activated2(uint32_t roots) const {
     return p_.linear.activation.template values<T, kGeneral>(roots);
@@ -167,7 +171,7 @@ class LinearEpilogue {
     return p_.linear.activation.template value<T, kGeneral>(roots, i);
   }
 
-  // Behind a step.
+  // Stands behind every step; the last one of a tile collects what it has seen.
   template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void collect() {
     if constexpr (kGeneral && kStep == kSteps - 1) {

@@ -1,8 +1,9 @@
-// What an epilogue multiplies with and adds, per row and per column of a tile, in shared memory before it is needed.
+// The operands of an epilogue: what it multiplies with and adds, per row and per column of a tile, in shared memory
+// before it is needed.
 //
-// Read from global memory by the epilogue itself these numbers cost a latency each time, and the one or two warps that
-// share a scheduler there hide little of it. The producer's second warp fetches them instead, while the tile is
-// multiplied: CUTLASS's load pipeline of an epilogue, with operands in the place of C.
+// If the epilogue itself read these numbers from global memory, they would cost a latency each time, of which the one
+// or two warps that share a scheduler hide little. The producer's second warp fetches them instead, while the tile is
+// multiplied. It uses CUTLASS's load pipeline of an epilogue, with these operands in the place of C.
 #pragma once
 
 #include <cute/tensor.hpp>
@@ -14,12 +15,12 @@ namespace sparse24::cuda {
 template <int kTileM, int kTileN>
 struct EpilogueOperands {
   static constexpr int kM = kTileM, kN = kTileN;
-  // Of two neighbouring columns: acc * scale + shift.
+  // Two neighbouring columns have acc * scale + shift.
   struct alignas(16) Columns {
     float scale[2];
     float shift[2];
   };
-  // Of one row: acc * scale, and what the result is multiplied with.
+  // A row has acc * scale, and out_scale that its result is multiplied with.
   struct alignas(8) Row {
     float scale;
     float out_scale;
@@ -27,11 +28,11 @@ struct EpilogueOperands {
   Columns columns[kTileN / 2];
   Row rows[kTileM];
 
-  // By the lanes of one warp: row(m) and columns(n) give the operands of row m_tile + m and of columns n_tile + n, + n
-  // + 1.
+  // Lets a lane of the warp that fetches bring its share: row(m) and pair(n) give the operands of row m of the tile,
+  // and of its columns n and n + 1.
   template <class GetRow, class GetColumns>
   __device__ __forceinline__ void fetch(int lane, GetRow row, GetColumns pair) {
-    // All loads before the stores, or each would wait for the one before.
+    // All loads come before the stores, or each would wait for the one before.
     Row r[(kTileM + 31) / 32];
     Columns c[(kTileN / 2 + 31) / 32];
 #pragma unroll
@@ -45,15 +46,16 @@ struct EpilogueOperands {
   }
 };
 
-// The operands of two tiles: of the one that is stored and of the next.
+// The operands of two tiles, of the one that is stored and of the next, which is fetched meanwhile.
 template <class Operands>
 struct OperandStages {
   static constexpr int kCount = 2;
   Operands stage[kCount];
 };
 
-// Hosts an epilogue with `Operands`, fetch(lane, problem, block_shape, block_coord, operands) and, for its stores,
-// operator()(problem, block_shape, block_coord, accumulators, tiled_mma, thread_idx, operands).
+// Makes an epilogue with operands one that CUTLASS's kernels call. It has a type `Operands`, which fetch(lane, problem,
+// block_shape, block_coord, operands) fills, and operator()(problem, block_shape, block_coord, accumulators, tiled_mma,
+// thread_idx, operands), which stores a tile.
 template <class EpilogueOp>
 class OperandsAdapter : public cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp> {
   using Base = cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<EpilogueOp>;
@@ -73,7 +75,7 @@ class OperandsAdapter : public cutlass::epilogue::collective::detail::Sm90TmaWar
                                         TensorStorage& shared, int = -1) {
     pipeline.producer_acquire(state);
     this->fetch(lane, problem, block_shape, block_coord, shared.stage[state.index()]);
-    pipeline.producer_commit(state);  // by all lanes: each publishes what it wrote
+    pipeline.producer_commit(state);  // all lanes do, because each publishes what it wrote
     ++state;
     return state;
   }

@@ -10,13 +10,13 @@
 
 namespace sparse24::cuda {
 
-// Arguments as the device sees them.
+// LinearRelu2Args as the device sees them.
 struct Relu2Params {
   LinearParams linear;
   void* y;
 };
 
-// T: the type that h is rounded to. kFp8: y is e4m3; otherwise T.
+// h is rounded to T; y is e4m3 with kFp8, and T without.
 template <class T, bool kFp8, int kTileM, int kTileN>
 class Relu2Epilogue : public LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8 ? 16 : 8, false> {
   using Base = LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8 ? 16 : 8, false>;
@@ -56,7 +56,7 @@ class Relu2Epilogue : public LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
         w[2 * kInBlock] = this->template activated2<kGeneral>(root[0]);
         w[2 * kInBlock + 1] = this->template activated2<kGeneral>(root[1]);
       }
-      if (kInBlock == kStepsPerBlock - 1 && this->exists(kFirst, half)) {  // 16 bytes
+      if (kInBlock == kStepsPerBlock - 1 && this->exists(kFirst, half)) {  // 16 bytes are complete
         store16(y_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.linear.cols)) * kBytes, w[0], w[1], w[2], w[3]);
       }
     }
@@ -66,7 +66,7 @@ class Relu2Epilogue : public LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
  private:
   static constexpr int kBytes = kFp8 ? 1 : 2, kStepsPerBlock = Permutation::kBlock / 16;
 
-  char* y_ = nullptr;  // of the run of row r in the tile's first block
+  char* y_ = nullptr;  // where the run of row r in the tile's first block lies
   uint32_t words_[2][4] = {};
 };
 

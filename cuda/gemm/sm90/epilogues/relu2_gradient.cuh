@@ -1,8 +1,9 @@
 // The epilogue of linear_relu2_gradient: dh = dy * 2 sqrt(y), y dense, straight from the accumulators; in float16 also
 // from the roots of y.
 //
-// A fragment has two columns of each block of 8 (epilogues/store.cuh draws it): dy is transposed over the quad once it
-// is rounded, so that each lane has 16 bytes of one row, which it multiplies and stores where it loaded those of y.
+// A lane's fragment has two columns of each block of 8 (epilogues/base.cuh draws it). Once dy is rounded it is
+// transposed over the quad, so that each lane has 16 bytes of one row, which it multiplies and stores where it loaded
+// those of y.
 #pragma once
 
 #include "common/packed.cuh"
@@ -12,7 +13,7 @@
 
 namespace sparse24::cuda {
 
-// Arguments as the device sees them.
+// The arguments as the device sees them.
 template <class T>
 struct Relu2GradientParams : StoredDerivative<T> {
   int tokens, features;
@@ -20,7 +21,7 @@ struct Relu2GradientParams : StoredDerivative<T> {
   void* dh;
 };
 
-// T: the 16-bit type of all of it.
+// All matrices have the 16-bit type T.
 template <class T, int kTileM, int kTileN>
 class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStorage> {
   using Base = EpilogueBase<Relu2GradientParams<T>, NoStorage>;
@@ -44,9 +45,9 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStor
 
     const auto coords = tiled_mma.get_slice(thread_idx).partition_C(make_identity_tensor(take<0, 2>(block_shape)));
     const int q = threadIdx.x & 3;
-    // Of the fragment a lane has columns 2q and 2q + 1 of each block; of the rows that it loads and stores, block q.
+    // A lane's fragment has columns 2q and 2q + 1 of each block; of the rows that it loads and stores it has block q.
     const Place first(p_, get<0>(block_coord) * kTileM + get<0>(coords(_0{})), get<1>(block_coord) * kTileN + 8 * q);
-    // Parts of 16 rows x 32 columns per warp, those of the same rows after each other.
+    // A warp goes through parts of 16 rows x 32 columns, those of the same rows after each other.
     const auto rows = [](int part) { return part / kSteps * (kTileM / kRows); };
     const auto columns = [](int part) { return part % kSteps * (8 * kStep); };
 
@@ -64,7 +65,8 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStor
         }
         transpose_quad(dy[half], q);
       }
-      // On its way while this part is multiplied and stored, in the registers that its accumulators have left.
+      // The next part is on its way while this one is multiplied and stored, in the registers that the accumulators of
+      // this one have left.
       Rows next = y;
       if (part + 1 < kParts) next = load(first, rows(part + 1), columns(part + 1));
       CUTLASS_PRAGMA_UNROLL
@@ -96,13 +98,13 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStor
     CUTLASS_DEVICE int64_t index(int rows, int columns) const { return at + int64_t(rows) * features + columns; }
   };
 
-  // 16 bytes of a row, and of the one eight further. As they lie in memory: to unpack them is to wait for them.
+  // 16 bytes of a row, and of the one eight further, as they lie in memory: to unpack them is to wait for them.
   struct Rows {
     uint4 of[2];
   };
 
-  // Zeros beyond the last row and column. Not load16: the kernel may have started while the one before it was writing
-  // these, so they are not read-only to it.
+  // Loads y, and zeros beyond the last row and column. It does not use load16, because the kernel may have started
+  // while the one before it was writing y, which is therefore not read-only to this one.
   CUTLASS_DEVICE Rows load(Place const& first, int rows, int columns) const {
     Rows out{};
     CUTLASS_PRAGMA_UNROLL
@@ -114,7 +116,7 @@ class Relu2GradientEpilogue : public EpilogueBase<Relu2GradientParams<T>, NoStor
     return out;
   }
 
-  // dh, where `load` found y.
+  // Stores dh where `load` found y.
   CUTLASS_DEVICE void store(uint32_t const (&dy)[kStep], uint4 const& y, Place const& first, int rows,
                             int columns) const {
     if (!first.inside(rows, columns)) return;

@@ -1,8 +1,7 @@
-// acc * scale of the row * scale of the column + shift of the column, for the accumulators of a lane.
+// The scaling of a lane's accumulators: acc * scale of the row * scale of the column + shift of the column.
 //
-// Few products run while threads take their accumulators, which costs a tile of fp8 1,000 cycles. So the operands of
-// the first columns are in registers before the products are done, and those of the next columns come while some are
-// scaled.
+// Few mma run while threads take their accumulators, which costs a tile of fp8 1,000 cycles. So the operands of the
+// first columns are in registers before the mma are done, and those of the next columns come while some are scaled.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -16,14 +15,15 @@ class AccumulatorScales {
  public:
   using Operands = Operands_;
   Operands const& operands;
-  const int row;  // of the lane's first row in the tile; its other is 8 rows below
+  const int row;  // the lane's first row in the tile; its other is 8 rows below
 
   CUTLASS_DEVICE AccumulatorScales(Operands const& operands, int row)
       : operands(operands), row(row), row_scales_{operands.rows[row].scale, operands.rows[row + 8].scale} {
     read(0);
   }
 
-  // The first kBlocks blocks of 8 columns: out.pack(block, two columns of the first row, two of the other).
+  // Scales the first kBlocks blocks of 8 columns, and hands each to out.pack(block, two columns of the first row, two
+  // of the other).
   template <int kBlocks, class Fragment, class Out>
   CUTLASS_DEVICE void scale(Fragment const& acc, Out& out) {
     static_assert(kBlocks % kAhead == 0, "whole batches");
@@ -48,7 +48,7 @@ class AccumulatorScales {
   static constexpr int kAhead = 4;  // blocks
 
   CUTLASS_DEVICE void read(int first) {
-    asm volatile("" ::: "memory");  // no sooner: registers
+    asm volatile("" ::: "memory");  // these are read no sooner, because no registers are left for them
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kAhead; ++i) ahead_[i] = operands.columns[4 * (first + i) + (threadIdx.x & 3)];
   }

@@ -2,13 +2,13 @@
 // little at a time.
 //
 // The kernel of kernels/overlapped.cuh visits a tile under the next tile's mma. It asks of an epilogue, per consumer
-// thread and for 64 rows x Operands::kN columns of a warpgroup:
+// thread, for the 64 rows x Operands::kN columns of a warpgroup:
 //
 //     Params, Operands              what the kernel is given; what a tile needs, in shared memory
 //     Permutation                   the order of its features (epilogues/permuted_n.cuh)
 //     column_of(params, column)     the feature that a column of the tile is, by that order
 //     fetch(params, lane, m, n, operands)
-//                                   brings the operands of a tile, by the lanes of a warp
+//                                   lets a lane of the warp that fetches bring its share of the operands of a tile
 //     Epilogue(params)              has no tile yet: visits store nothing
 //     begin(m, n, fragment, scales) takes the tile whose origin is m, n. scales (epilogues/scale_accumulators.cuh) may
 //                                   be those of a wider tile at the same place
@@ -17,10 +17,7 @@
 //     is_general()                  whether the general form of the visits is wanted, which has statistics
 //     visit<step, general>()        finishes a step; all steps 0 .. kSteps - 1 follow each other
 //
-// The fragment of a lane 4 r + q holds, per block b of 8 columns (PTX ISA, wgmma D fragments):
-//
-//     4b, 4b + 1        row r        columns 2q, 2q + 1
-//     4b + 2, 4b + 3    row r + 8    columns 2q, 2q + 1
+// The fragment is the one that epilogues/base.cuh draws.
 #pragma once
 
 #include "gemm/sm90/epilogues/base.cuh"
@@ -46,7 +43,7 @@ CUTLASS_DEVICE void visit_from(Epilogue& epilogue) {
   }
 }
 
-// All steps, with one decision for all: between branches the compiler could not interleave them.
+// Visits all steps, with one decision for all of them: between branches the compiler could not interleave them.
 template <class Epilogue>
 CUTLASS_DEVICE void visit_all(Epilogue& epilogue) {
   if (epilogue.is_general()) {
@@ -56,7 +53,8 @@ CUTLASS_DEVICE void visit_all(Epilogue& epilogue) {
   }
 }
 
-// Such an epilogue for CUTLASS's kernels (in an OperandsAdapter), which store a tile before they go on.
+// Makes an epilogue in steps one for CUTLASS's kernels (inside of an OperandsAdapter), which store a tile before they
+// go on to the next.
 template <class Steps>
 class AtOnce : public EpilogueBase<typename Steps::Params, OperandStages<typename Steps::Operands>> {
   using Base = EpilogueBase<typename Steps::Params, OperandStages<typename Steps::Operands>>;

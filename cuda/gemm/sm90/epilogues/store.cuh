@@ -3,15 +3,11 @@
 // One class serves every output type and both majors at run time, so that kernels are instantiated per operand layout
 // and tile only.
 //
-// A warpgroup's fragment, per block of 8 columns (PTX ISA, wgmma D fragments), lane = 4 r + q:
-//
-//     row r      columns 2q, 2q + 1   (half 0)
-//     row r + 8  columns 2q, 2q + 1   (half 1)
-//
-// Four such blocks are transposed over the four lanes of a quad, so that each lane owns 8 neighbouring columns of one
-// block: 16-byte stores. Where B is K-major its rows come in an order that gives lanes those
-// (epilogues/permuted_n.cuh). For D.T, movmatrix first turns each 8 x 8 block, so that lanes own neighbouring rows
-// instead; then two lanes trade halves, so that together they store the 16 rows of one column, a sector of 32 bytes.
+// Four blocks of the fragment (epilogues/base.cuh draws it) are transposed over the four lanes of a quad, so that each
+// lane owns 8 neighbouring columns of one block, and stores 16 bytes at once. Where B is K-major its rows come in an
+// order that gives lanes those (epilogues/permuted_n.cuh). For D.T, movmatrix first turns each 8 x 8 block, so that
+// lanes own neighbouring rows instead; then two lanes trade halves, so that together they store the 16 rows of one
+// column, a sector of 32 bytes.
 #pragma once
 
 #include "common/packed.cuh"
@@ -23,7 +19,7 @@
 
 namespace sparse24::cuda {
 
-// Arguments as the device sees them.
+// The arguments as the device sees them.
 struct StoreParams {
   void* d;
   int64_t ldd;  // batches follow each other as rows
@@ -38,9 +34,10 @@ struct StoreParams {
   int scale_a_stride;  // 0: one element, 1: one per row
   int scale_b_stride;
 
-  // Whether a K-major B is read in the order that lets lanes hold what they store: rows of 16 bits, in vectors.
+  // Whether a K-major B is read in the permuted order, in which lanes hold what they store: that order serves rows of
+  // 16 bits that are stored in vectors, and no others.
   __host__ __device__ bool permutes_n() const { return in_steps() && !transposed; }
-  // Whether an epilogue in steps serves: rows of 16 bits, in vectors.
+  // Whether StoreSteps can store D, which takes rows of 16 bits, in vectors.
   __host__ __device__ bool in_steps() const { return vectorised && d_dtype != DType::kFloat32; }
 };
 
@@ -59,8 +56,9 @@ __device__ __forceinline__ void convert(float& d, float v) { d = v; }
 
 }  // namespace detail
 
-// The operands of the tile at row m and column n of D [rows, cols], by the lanes of a warp. Rows and columns beyond D
-// are never stored; their operands are of the last.
+// Lets a lane of the warp that fetches bring its share of the operands of the tile at row m and column n of D [rows,
+// cols]. Rows and columns beyond D are never stored: they get the operands of the last, so that no load leaves a
+// buffer.
 template <class ColumnOf, int kTileM, int kTileN>
 __device__ __forceinline__ void fetch_store_operands(StoreParams const& p, int lane, int rows, int cols, int m, int n,
                                                      ColumnOf column_of, EpilogueOperands<kTileM, kTileN>& operands) {
@@ -83,9 +81,9 @@ __device__ __forceinline__ void fetch_store_operands(StoreParams const& p, int l
   operands.fetch(lane, row, columns);
 }
 
-// 16 rows x 32 columns of a warp, both halves of its rows, as rows of D.T, D [rows, cols] of 16 bits. Lane 4 r + q gets
-// 8 rows of columns r of block q; neighbours r then share their two columns: one stores the first 8 rows of both, the
-// other the last. m, n: of the lane's first element.
+// Stores 16 rows x 32 columns of a warp, both halves of its fragment, as rows of D.T, where D [rows, cols] has 16 bits.
+// Lane 4 r + q gets 8 rows of column r of block q. Neighbours r then share their two columns, so that one stores the
+// first 8 rows of both and the other the last 8, together a sector. The lane's first element is at m, n.
 __device__ __forceinline__ void store_columns(StoreParams const& p, uint32_t (&w)[2][4], int m, int n, int rows,
                                               int cols) {
   const int q = threadIdx.x & 3, r = (threadIdx.x & 31) >> 2;
@@ -106,7 +104,7 @@ __device__ __forceinline__ void store_columns(StoreParams const& p, uint32_t (&w
   }
 }
 
-// kPermutedN: B is K-major.
+// kPermutedN says that B is K-major, so that its rows come in the permuted order where that serves.
 template <int kTileM, int kTileN, bool kPermutedN>
 class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOperands<kTileM, kTileN>>> {
   using Base = EpilogueBase<StoreParams, OperandStages<EpilogueOperands<kTileM, kTileN>>>;
@@ -117,7 +115,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
   using Operands = EpilogueOperands<kTileM, kTileN>;
   using Permutation = PermutedN<8>;
 
-  // The column of D that a column of the tile is.
+  // Returns the column of D that a column of the tile is.
   CUTLASS_HOST_DEVICE static int column_of(StoreParams const& p, int column) {
     return kPermutedN && p.permutes_n() ? Permutation::feature(column) : column;
   }
@@ -143,7 +141,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
                     static_cast<int>(get<0>(block_coord) * size<0>(block_shape)),
                     static_cast<int>(get<1>(block_coord) * size<1>(block_shape)),
                     static_cast<int>(get<3>(block_coord) * get<0>(problem))};
-    // One decision for the whole tile: the loops below are too long to decide in.
+    // The type is decided once for the whole tile, because the loops below are too long to decide in.
     switch (p_.d_dtype) {
       case DType::kBFloat16:
         return p_.vectorised ? store<__nv_bfloat16, true>(tile, acc, coords, operands)
@@ -158,7 +156,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
   }
 
  private:
-  // Size of D, origin of the tile, and the first row of its batch.
+  // The size of D, the origin of the tile, and the first row of its batch.
   struct Tile {
     int M, N, m, n, batch;
   };
@@ -171,7 +169,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
     static_assert(kBlocks % 4 == 0, "columns are stored 32 at a time");
     const auto row = [&](int mi, int half) { return get<0>(coords(make_coord(_0{}, half, _0{}), mi, _0{})); };
 
-    // Of this lane's first 16 bytes in rows of D, and what lies behind it.
+    // This lane's first 16 bytes in rows of D stand here, and so many rows and columns from there on exist.
     const int first_m = tile.m + row(0, 0), first_n = tile.n + 8 * (threadIdx.x & 3);
     T* const first = static_cast<T*>(p_.d) + (int64_t{tile.batch} + first_m) * p_.ldd + first_n;
     const int rows_left = tile.M - first_m, columns_left = tile.N - first_n;
@@ -186,7 +184,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
     for (int ni = 0; ni < size<2>(acc); ++ni) {
       CUTLASS_PRAGMA_UNROLL
       for (int block = 0; block < kBlocks; block += 4) {
-        // Keeps the reads of later columns out: hoisted all together they would spill the accumulators.
+        // This keeps the reads of later columns out: hoisted all together they would spill the accumulators.
         asm volatile("" ::: "memory");
         const int column = get<1>(coords(make_coord(_0{}, _0{}, block), _0{}, ni));  // of this lane, in the tile
         const int n = tile.n + column;
@@ -220,7 +218,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
               CUTLASS_PRAGMA_UNROLL
               for (int b = 0; b < 4; ++b) w[half][b] = pack2(T{}, value(b, 0), value(b, 1));
               if (!p_.transposed) {
-                // 8 rows x 32 columns of a warp: each lane stores 8 columns of its row, in its own block.
+                // A warp stores 8 rows x 32 columns, each lane 8 columns of its row, in its own block.
                 if constexpr (!kPermutedN) transpose_quad(w[half], threadIdx.x & 3);
                 const int down = row(mi, half) - row(0, 0), right = column - get<1>(coords(_0{}));
                 if (down < rows_left && right < columns_left) {
@@ -243,7 +241,7 @@ class StoreEpilogue : public EpilogueBase<StoreParams, OperandStages<EpilogueOpe
     return static_cast<T*>(p_.d) + (p_.transposed ? n * p_.ldd + m : (tile.batch + m) * p_.ldd + n);
   }
 
-  // One element: outputs whose rows are not aligned.
+  // Stores one element, for outputs whose rows are not aligned.
   template <class T>
   CUTLASS_DEVICE void store_element(float v, int m, int n, Tile const& tile) const {
     if (m < tile.M && n < tile.N) detail::convert(*address<T>(m, n, tile), v);

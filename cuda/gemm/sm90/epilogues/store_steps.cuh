@@ -1,8 +1,10 @@
-// The epilogue of mm in steps (epilogues/steps.cuh): D = scale_a * scale_b * acc + bias, for rows of 16 bits that are
-// stored in vectors, of D or D.T (StoreParams::in_steps).
+// The epilogue of mm in steps (epilogues/steps.cuh): D = scale_a * scale_b * acc + bias. It serves what the overlapped
+// kernel is worth compiling for, rows of D or D.T of 16 bits that are stored in vectors (StoreParams::in_steps);
+// epilogues/store.cuh serves everything.
 //
 // Blocks of 32 columns take two steps. Where B is K-major, lanes hold runs of 8 columns (epilogues/permuted_n.cuh), and
-// a step stores those of row r or of row r + 8; else they trade for them first. D.T has both rows at the second step.
+// a step stores those of row r or of row r + 8; elsewhere they trade for them first. Rows of D.T need both rows of the
+// fragment, so that every second step stores them.
 #pragma once
 
 #include "common/packed.cuh"
@@ -18,7 +20,7 @@ struct StoreStepsParams {
   int rows, cols;  // of D
 };
 
-// kPermutedN: B is K-major, and D is row-major.
+// kPermutedN says that B is K-major and D row-major, so that the rows of B come in the permuted order.
 template <int kTileM, int kTileN, bool kPermutedN>
 class StoreSteps {
  public:
@@ -71,7 +73,7 @@ class StoreSteps {
   }
 
  private:
-  // As words of two columns, of row r and of row r + 8.
+  // Packs two columns into a word, of row r and of row r + 8.
   template <class T>
   struct Words {
     uint32_t (&of)[kTileN / 8][2];
@@ -90,7 +92,7 @@ class StoreSteps {
   }
 
   Params const& p_;
-  int m_ = 1 << 30, n_ = 0;  // row r, and the tile's first column: at first, of no tile
+  int m_ = 1 << 30, n_ = 0;  // row r, and the tile's first column; at first no tile has them, and nothing is stored
   uint32_t words_[kTileN / 8][2] = {};
 };
 

@@ -1,4 +1,4 @@
-// Two of four along tokens, from the lanes that hold groups of four tokens whole.
+// The selection of two of four along tokens, in lanes that hold groups of four tokens whole.
 //
 // A warp owns eight groups g of tokens, and 64 features at a time: 8 blocks b of 8. Lane 4 g + q holds of block b
 // features 2q and 2q + 1 of all four tokens, as words of two features. Both are selected at once, by keep_two_pairs, in
@@ -12,9 +12,10 @@
 
 namespace sparse24::cuda {
 
-// Two features of all four tokens of a group, to four features of two tokens, kCount times: lanes that differ in bit 0
-// have the same tokens, and features beside each other. The even lane gets tokens 0 and 1, the odd lane 2 and 3; word s
-// has features 0 and 1 of its token s, word s + 2 features 2 and 3. Its own inverse.
+// Trades two features of all four tokens of a group for four features of two tokens, kCount times: lanes that differ in
+// bit 0 have the same tokens, and features beside each other. The even lane gets tokens 0 and 1, the odd lane 2 and 3.
+// Word s then has features 0 and 1 of the lane's token s, and word s + 2 features 2 and 3. The trade is its own
+// inverse.
 template <int kCount>
 __device__ __forceinline__ void trade_features_for_tokens(uint32_t (&w)[kCount][4], int lane) {
   const bool odd = lane & 1;
@@ -26,7 +27,7 @@ __device__ __forceinline__ void trade_features_for_tokens(uint32_t (&w)[kCount][
   for (int i = 0; i < 2 * kCount; ++i) (odd ? w[i / 2][i % 2] : w[i / 2][i % 2 + 2]) = got[i / 2][i % 2];
 }
 
-// How many tokens are not zero, by feature: byte 2 c + b % 2 of word b / 2 for feature 2q + c of block b.
+// Counts how many tokens are not zero, by feature: byte 2 c + b % 2 of word b / 2 counts for feature 2q + c of block b.
 struct NonZeros {
   uint32_t bytes[4] = {};
 
@@ -59,33 +60,33 @@ struct NonZeros {
   }
 };
 
-// Where the stored form goes: Operand::of(tokens, features, ..., Dim::kTokens) of format.h.
+// Where the stored form goes, which is that of Operand::of(tokens, features, ..., Dim::kTokens) of format.h.
 struct TokenParams {
   void* values;
   uint8_t* meta;
 };
 
-// What a lane holds: group `group` of the tokens, and its columns of features feature .. feature + 63.
+// What a lane holds: group `group` of the tokens, and of features feature .. feature + 63 its columns.
 struct TokenPart {
   int tokens, features;
   int group, feature;
   int lane;
 };
 
-// One matrix along tokens: what is selected of two blocks is stored at once, its nibbles are collected.
+// One matrix along tokens. What is selected of two blocks is stored at once, while its nibbles are collected.
 template <class T>
 class TokenStore {
  public:
   __device__ __forceinline__ TokenStore(const TokenParams& p, const TokenPart& part) : p_(p), part_(part) {}
 
-  // Words of blocks b and b + 1: b = 0, 4, 2, 6 in this order.
+  // Takes the words of blocks b and b + 1, for b = 0, 4, 2, 6 in this order.
   __device__ __forceinline__ void take(int b, const uint32_t (&first)[4], const uint32_t (&second)[4]) {
     const KeptPairs kept[2] = {keep(first), keep(second)};
     store_values(b, kept[0].first, kept[1].first, 0);
     store_values(b, kept[0].second, kept[1].second, 1);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // The lanes whose groups are neighbours complete each other's 16 tokens: half of them take blocks 0 .. 3.
+      // Lanes whose groups are neighbours complete each other's 16 tokens; half of them take blocks 0 .. 3.
       const uint32_t nibbles = kept[i].nibbles & 0x000f000fu << 4 * (part_.group & 3);
       if (b < 4) {
         nibbles_[b + i] = nibbles;
@@ -96,7 +97,8 @@ class TokenStore {
     }
   }
 
-  // Each lane takes two blocks at last: rows f and f + 8 of 16, neighbours in the 128 bytes that format.h draws.
+  // Stores the metadata. Each lane takes two blocks at last, rows f and f + 8 of 16, which are neighbours in the 128
+  // bytes that format.h draws.
   __device__ __forceinline__ void store_meta() {
     const int lane = part_.lane, place = part_.group & 3;
     uint32_t both[2];
@@ -105,7 +107,8 @@ class TokenStore {
       transpose_pair<4>(nibbles_[i], nibbles_[i + 2], place & 1);
       both[i] = nibbles_[i] | nibbles_[i + 2];
     }
-    // With its padding: blocks of 64 tokens and 128 features. Orders of tiles with a swizzle have some that lie beyond.
+    // Its padding, to blocks of 64 tokens and 128 features, is stored too. Orders of tiles with a swizzle have tiles
+    // that lie beyond it.
     const int m_meta = int(round_up(part_.features, kMetaRowPadding)), token = 4 * part_.group / 16 * 16;
     if (token / 64 * 64 >= part_.tokens || part_.feature >= m_meta) return;
     const int row = part_.feature + 16 * place + 2 * (lane & 3);
@@ -122,8 +125,8 @@ class TokenStore {
     for (int i = 0; i < 4; ++i) m[i] = ElementwiseActivation<T, Activation::kNone>::magnitudes(v[i]);
     return keep_two_pairs(m, v);
   }
-  // Row 2 group + i of the values. Lanes that hold neighbouring features take a block each, so that a quad writes a
-  // sector of 32 bytes.
+  // Stores row 2 group + i of the values. Lanes that hold neighbouring features take a block each, so that a quad
+  // writes a sector of 32 bytes.
   __device__ __forceinline__ void store_values(int b, uint32_t first, uint32_t second, int i) {
     const int lane = part_.lane, odd = lane & 1;
     transpose_pair<1>(first, second, odd);

@@ -1,6 +1,6 @@
-// Copies of the rows of B for the sparse mainloop in 16 bits, as they are or interleaved: row 4 g + i of the product is
-// row i Q + g of B, Q a quarter of all rows. A tensor map of three dimensions reads them where they lie, so that weight
-// gradients take x and the gradient of y in the order of the tokens.
+// The copies of the rows of B for the sparse mainloop in 16 bits, as they are or interleaved: row 4 g + i of the
+// product is row i Q + g of B, where Q is a quarter of all rows. A tensor map of three dimensions reads them where they
+// lie, so that weight gradients take x and the gradient of y in the order of the tokens.
 //
 //     dimension      columns of B   i                       g
 //     interleaved    N, 64          4, Q rows apart, 4      Q, one row apart, 8    (size, and of one copy)
@@ -20,7 +20,8 @@
 
 namespace sparse24::cuda {
 
-// For SparseRowsMainloop, with B MN-major: two CTAs along M load 32 of the 64 rows of a K tile each, for both.
+// The rows of B for SparseRowsMainloop, with B MN-major: two CTAs along M load 32 of the 64 rows of a K tile each, for
+// both.
 template <class Base>
 class InterleavedRows {
   using Element = typename Base::ElementB;

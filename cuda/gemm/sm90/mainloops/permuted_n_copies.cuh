@@ -1,7 +1,7 @@
-// Copies of the rows of a K-major operand w (of mm: B) in the order of epilogues/permuted_n.cuh.
+// The copies of the rows of a K-major operand w (of mm: B) in the order of epilogues/permuted_n.cuh.
 //
-// A tensor map of five dimensions says where they lie; the whole blocks of w have one, its last rows, if they are no
-// block, another, so that what is read beyond them is zeros:
+// A tensor map of five dimensions says where they lie. The whole blocks of w have one, and its last rows, if they are
+// no block, another, so that what is read beyond them is zeros:
 //
 //     dimension        columns of w   e    q                p               block
 //     rows apart       -              1    kRun             2               4 kRun
@@ -22,8 +22,8 @@
 
 namespace sparse24::cuda {
 
-// Mainloop: a collective of CUTLASS's with B K-major, K tiles of 128 bytes and clusters of two CTAs. Two along M share
-// the rows of w, of which each loads half of the blocks for both, or where they are odd in number half of every block.
+// Mainloop is a collective of CUTLASS's with B K-major, K tiles of 128 bytes and clusters of two CTAs. Two along M
+// share the rows of w: each loads half of the blocks for both, or, where these are odd in number, half of every block.
 template <class Mainloop, class Permutation>
 class PermutedNCopies {
   using Element = typename Mainloop::ElementB;
@@ -54,7 +54,7 @@ class PermutedNCopies {
     Order order;
   };
 
-  // w: n rows of k columns, ld apart.
+  // Describes w, whose n rows of k columns lie ld apart.
   static Layout layout(const Element* w, int64_t ld, int n, int64_t k, bool permuted) {
     if (!permuted) {
       const Rows rows{w, {{1, k, kTileK}, {ld, n, 8 * kPairs}, {ld, 1, 1}, {ld, 1, 1}, {ld, 1, 1}}};
@@ -82,8 +82,8 @@ class PermutedNCopies {
     if (params.order.more) cute::prefetch_tma_descriptor(&params.last);
   }
 
-  // One CTA's copies of the n-th kRows rows: copy(whether of the last rows, row of the stage, coordinates 1, 3 and 4).
-  // kRows: of a tile, or of a part of one that whole blocks make up.
+  // Lists one CTA's copies of the n-th kRows rows, those of a tile, or of a part of one that whole blocks make up. It
+  // calls copy(whether these are the last rows, row of the stage, coordinates 1, 3 and 4).
   template <int kRows = kTileN, class Copy>
   CUTLASS_HOST_DEVICE static void each(Order const& order, int n, int rank_in_cluster, Copy copy) {
     constexpr int kCount = kRows / Permutation::kBlock;
@@ -102,7 +102,7 @@ class PermutedNCopies {
     }
   }
 
-  // The same for the 128 bytes from `column` on, to a stage's buffer.
+  // Issues these copies for the 128 bytes from `column` on, to a stage's buffer.
   template <int kRows = kTileN, class Barrier>
   CUTLASS_DEVICE static void load(Params const& params, Barrier* barrier, Element* stage, int n, int column,
                                   int rank_in_cluster) {

@@ -11,8 +11,8 @@
 
 namespace sparse24::cuda {
 
-// Base: the dense collective that CUTLASS builds for K-major operands and clusters of two CTAs. Two along N share the
-// rows of x. Its buffers, barriers and products, and the copies of x, stay as they are.
+// Base is the dense collective that CUTLASS builds for K-major operands and clusters of two CTAs. Two along N share the
+// rows of x. Its buffers, barriers and mma, and the copies of x, stay as they are.
 template <class Base, class Permutation>
 struct PermutedNMainloop : Base {
   using typename Base::MainloopPipeline;
@@ -39,7 +39,7 @@ struct PermutedNMainloop : Base {
     Copies::prefetch(params.of_w);
   }
 
-  // kRows: of B, of a tile or of a part of one, which coord counts.
+  // kRows are the rows of B that a tile has, or a part of one, which coord then counts.
   template <int kRows = cute::size<1>(typename Base::TileShape{}), class TensorA, class TensorB, class KTileIterator,
             class BlockCoord>
   CUTLASS_DEVICE void load(Params const& params, MainloopPipeline pipeline, PipelineState write,

@@ -10,8 +10,8 @@
 
 namespace sparse24::cuda {
 
-// Base: the collective that CUTLASS builds for clusters of two CTAs along M, which have rows of A of their own, with
-// their metadata, and share the columns of B. Its buffers, barriers and products stay as they are. Rows:
+// Base is the collective that CUTLASS builds for clusters of two CTAs along M, which have rows of A of their own, with
+// their metadata, and share the columns of B. Its buffers, barriers and mma stay as they are. Rows has:
 //
 //     Params                                              what the kernel is given of B
 //     of(problem, arguments, rows)                        these, for RowsOfB

@@ -1,5 +1,5 @@
 // The dense GEMMs for Hopper, A [M, K] K-major, B [K, N] of either major, with an epilogue of ours: in pingpong, where
-// two warpgroups work on a tile each, one's epilogue under the other's products, or overlapped
+// two warpgroups work on a tile each, one's epilogue under the other's mma, or overlapped
 // (kernels/overlapped.cuh).
 #pragma once
 
@@ -11,6 +11,7 @@
 
 namespace sparse24::cuda {
 
+// CUDA's type for a DType of 16 bits.
 template <DType>
 struct CudaType;
 template <>
@@ -22,7 +23,7 @@ struct CudaType<DType::kFloat16> {
   using type = __half;
 };
 
-// A row of tiles.def.
+// A row of tiles.def, as the traits of a kernel.
 template <GemmTile kTile>
 struct DenseTile {
   static constexpr TileSpec kSpec = dense_tile(kTile);
@@ -32,7 +33,7 @@ struct DenseTile {
   static_assert(kPingpong || kSpec.schedule == Schedule::kOverlapped, "no cooperative kernel");
 };
 
-// As many stages of operands as fit beside the rest, and the kernel.
+// The kernel, and as many stages of operands as fit beside the rest.
 template <class Tile, class Epilogue, bool kPingpong = Tile::kPingpong>
 struct DenseKernelOf {
   using Stages = GemmStages<Epilogue>;
@@ -56,12 +57,12 @@ struct DenseProduct {
   int64_t ldb;
 };
 
-// Rows of A in their own order: CUTLASS's loads.
+// Leaves the rows of A in their own order, with CUTLASS's loads.
 template <class Base>
 using BaseMainloop = Base;
 
-// Epilogue: in pingpong one of ours in an adapter that CUTLASS's kernel layer can host, else one in steps. Loads: what
-// a mainloop of CUTLASS's becomes, with `more` arguments than it has.
+// Epilogue is one in steps for the overlapped kernel, and for pingpong one of ours in an adapter that CUTLASS's kernel
+// layer can host. Loads makes of a mainloop of CUTLASS's what is run, with `more` arguments than that has.
 template <DType kDType, Major kBMajor, class Tile, class Epilogue, template <class> class Loads = BaseMainloop>
 struct DenseSm90 {
   static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;

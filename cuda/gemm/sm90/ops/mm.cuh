@@ -66,7 +66,8 @@ struct MmSm90 {
 
   using LayoutOfA = decltype(SparseConfig::fill_layoutA(cute::Shape<int, int, int, int>{}));
 
-  // Values of `splits` parts of K, which are its batches: k columns each, side by side in rows of k_values.
+  // Lays out the values of `splits` parts of K, which are its batches: k columns each, side by side in rows of
+  // k_values.
   static LayoutOfA layout_a(const MmArgs& args, int k, int splits) {
     using cute::_1, cute::_2, cute::get;
     if constexpr (kADim == Dim::kFeatures) {
@@ -133,7 +134,7 @@ struct MmSm90 {
   }
 
  private:
-  // With the epilogue under the next tile's products, where it stores vectors of 16 bits and K has a tile for each of
+  // Runs the epilogue under the next tile's mma, where it stores vectors of 16 bits and K has a tile for each of
   // its steps; false elsewhere.
   static bool launch_overlapped(const typename Kernel::Arguments& of, cudaStream_t stream) {
     using Steps = StoreSteps<kM, kN, kPermutedN>;
