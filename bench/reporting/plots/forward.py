@@ -6,14 +6,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from bench.reporting import threshold
-from bench.reporting.plots.products import DTYPES, size
-from sparse24.bench import results
-from sparse24.bench.drawing import at_one, bars, finish, plt
+from bench.reporting.plots.products import DTYPES
+from sparse24.bench import results, sizes
+from sparse24.bench.drawing import at_one, bars, finish, plt, size_label
 from sparse24.bench.variants import OURS, VARIANTS
 from sparse24.mlp import pays
 
 #: In fp8 ours has a variant for each kind of scales.
-FP8_NAMES = {"sparse24": "sparse24, bounded scales", "fused_dense": "fused dense, one scale"}
+FP8_NAMES = {"sparse24": "sparse24, bounded scales", "fused_dense_fp8": "fused dense, one scale"}
 EXACT = ("fp8", "sparse24_fused")
 LOSING = "#616e7c"
 
@@ -39,7 +39,9 @@ def draw_sweeps(records: list[results.Record]) -> plt.Figure | None:
             axis.set_xscale("log", base=2)
             axis.set_xticks(ticks, [f"{t:,}" for t in ticks], fontsize=7, rotation=45)
             axis.minorticks_off()
-            axis.set_title(f"{dtype}, {d_model} -> {d_ff} -> {d_model}, 90 % zeros", fontsize=9)
+            model = next((size.model for size in sizes.USERS if size[1:3] == (d_model, d_ff)), "")
+            of = f" ({model})" if model else ""
+            axis.set_title(f"{dtype}, {d_model} -> {d_ff} -> {d_model}{of}, 90 % zeros", fontsize=9)
             axis.spines[["top", "right"]].set_visible(False)
     low = min(0.9, axes[0][0].get_ylim()[0])  # of all panels, which share it
     for axis in axes.flat:
@@ -100,8 +102,11 @@ def draw_sizes(records: list[results.Record]) -> plt.Figure | None:
         best = {key: results.fastest(some, "dense") for key, some in results.group(chosen).items()}
         chosen = [r for r in chosen if best[results.problem_of(r)]]
         names = FP8_NAMES if dtype == "fp8" else None
-        bars(axis, chosen, size, lambda r, best=best: best[results.problem_of(r)]["median_us"] / r["median_us"], names)
-        at_one(axis)
+
+        def height(r: results.Record, best: dict = best) -> float:
+            return best[results.problem_of(r)]["median_us"] / r["median_us"]
+
+        bars(axis, chosen, size_label, height, names, line=1.0)
         axis.set_ylabel("speed-up over the best dense", fontsize=8)
-        axis.set_title(f"{dtype} FFN forward, tokens x d_model x d_ff, 90 % zeros", fontsize=9)
+        axis.set_title(f"Forward pass in {dtype}: tokens, d_model x d_ff, 90 % zeros", fontsize=9)
     return finish(figure, records)

@@ -8,14 +8,21 @@ from collections.abc import Callable
 
 from sparse24.bench.drawing import FAINT, finish, plt
 from sparse24.bench.results import Record
-from sparse24.bench.variants import OURS
+from sparse24.bench.variants import OURS, VARIANTS
 
-NAMES = {"dense": "dense", "sparse_default": "sparse24, default recipe"}
+NAMES = {
+    "dense": "dense",
+    "sparse_default": "sparse24, default recipe",
+    "sparse_large_split": "sparse24, 5 % dense features",
+    "sparse_no_split": "sparse24, no dense features",
+    "sparse_no_permutation": "sparse24, neighbouring tokens in a group",
+    "sparse_no_mask_reuse": "sparse24, backward with a mask of its own",
+}
 COLOURS = {
     "dense": "#4a5561",
     "sparse_default": OURS,
-    "sparse_large_split": "#8db4f5",
-    "sparse_no_split": "#12408f",
+    "sparse_large_split": "#e08bb0",
+    "sparse_no_split": VARIANTS["sparse24_no_split"].colour,
     "sparse_no_permutation": "#c2554d",
     "sparse_no_mask_reuse": "#1b9e9e",
 }
@@ -43,8 +50,8 @@ def draw(runs: list[Record]) -> plt.Figure | None:
         (
             axes[1, 0],
             lambda run: [(training_seconds(run, step), loss) for step, loss in run["held_out"]],
-            "held-out loss over training time (rates of steady steps)",
-            "s",
+            "held-out loss over training time",
+            "seconds, at the rates of steady steps",
         ),
         (axes[2, 0], looks("feature_nonzeros_dropped"), "non-zeros that 2:4 along features drops, %", "step"),
         (
@@ -115,7 +122,7 @@ def _zeros_by_layer(axis: plt.Axes, run: Record) -> None:
         axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.0, label=name)
     if layers:
         axis.legend(fontsize=7, frameon=False)
-    _label(axis, "zeros of the activation by layer, default recipe, %", "step")
+    _label(axis, "zeros of the activation by layer, dark to light, default recipe, %", "step")
 
 
 def _label(axis: plt.Axes, title: str, unit: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparse24.bench import results
-from sparse24.bench.drawing import bars, finish, plt
+from sparse24.bench.drawing import bars, finish, plt, size_label
 
 DTYPES = ("bf16", "fp8")
 
@@ -17,11 +17,10 @@ def draw(records: list[results.Record]) -> plt.Figure | None:
     figure, axes = plt.subplots(len(dtypes), 1, figsize=(10, 3.4 * len(dtypes)), squeeze=False)
     for axis, dtype in zip(axes[:, 0], dtypes, strict=True):
         chosen = [r for r in records if r["dtype"] == dtype]
-        bars(axis, chosen, size, lambda r: r["tflops_dense_equivalent"])
+        bars(axis, chosen, size_label, lambda r: r["tflops_dense_equivalent"])
         axis.set_ylabel("TFLOP/s (dense-equivalent)", fontsize=8)
-        axis.set_title(f"{dtype} GEMM, tokens x out x reduction, 2:4 data with 90 % zeros for all", fontsize=9)
+        axis.set_title(
+            f"{dtype} GEMM of the second layer: tokens, d_model x d_ff; all multiply 2:4 data with 90 % zeros",
+            fontsize=9,
+        )
     return finish(figure, records)
-
-
-def size(record: results.Record) -> str:
-    return " x\n".join(str(record[name]) for name in ("tokens", "d_model", "d_ff"))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bench.reporting.plots.products import size
 from sparse24.bench import results, sizes
-from sparse24.bench.drawing import at_one, bars, finish, plt
+from sparse24.bench.drawing import bars, finish, plt, size_label
 from sparse24.bench.variants import VARIANTS
 
 NAMES = {
@@ -12,6 +11,7 @@ NAMES = {
     "sparse24": "sparse24, bf16",
     "torch_compile": "torch.compile, bf16",
     "fused_dense": "fused dense, bf16",
+    "fused_dense_fp8": "fused dense, fp8",
 }
 
 
@@ -36,18 +36,18 @@ def draw(records: list[results.Record]) -> plt.Figure | None:
     of_size = chosen(records)
     usual = [r for r in of_size if results.usual(r)]
     by_zeros = most_patterns(records)
-    title = "Forward and backward of the FFN, tokens x d_model x d_ff, about 90 % independent zeros"
-    panels = [(usual, size, speedup, title)]
+    title = "Forward and backward: tokens, d_model x d_ff, about 90 % independent zeros"
+    panels = [(usual, size_label, speedup, title)]
     if len({_zeros(r) for r in by_zeros}) > 1:
-        where = " x ".join(str(by_zeros[0][name]) for name in ("tokens", "d_model", "d_ff"))
-        panels.append((by_zeros, _zeros, speedup, f"The same by zeros of the activation, {where}"))
-    panels.append(([r for r in usual if "saved_bytes" in r], size, saved, "Saved between the passes, x included"))
+        by_zeros.sort(key=lambda r: (r["pattern"] != "iid", r["zeros"]))
+        where = "{tokens:,} tokens, {d_model} x {d_ff}".format(**by_zeros[0])
+        panels.append((by_zeros, _zeros, speedup, f"The same by zeros of the activation: {where}"))
+    panels.append(([r for r in usual if "saved_bytes" in r], size_label, saved, "Saved between the passes, x included"))
     figure, axes = plt.subplots(len(panels), 1, figsize=(10, 3.0 * len(panels)))
     for axis, (some, group, height, title) in zip(axes, panels, strict=True):
-        bars(axis, some, group, height, NAMES, legend=False)
+        bars(axis, some, group, height, NAMES, legend=False, line=1.0 if height is speedup else None)
         axis.set_title(title, fontsize=9)
         if height is speedup:
-            at_one(axis)
             axis.set_ylabel("speed-up over the best dense bf16", fontsize=8)
         else:
             axis.set_ylabel("bytes per element of the activation", fontsize=8)
@@ -77,10 +77,14 @@ def most_patterns(records: list[results.Record]) -> list[results.Record]:
     """Those of the size with the most shares and patterns of zeros."""
     by_size: dict[str, list[results.Record]] = {}
     for r in records:
-        by_size.setdefault(size(r), []).append(r)
+        by_size.setdefault(size_label(r), []).append(r)
     return max(by_size.values(), key=lambda some: len({_zeros(r) for r in some}))
 
 
 def _zeros(record: results.Record) -> str:
+    """What share, and of what: independent zeros, or the pattern of a layer of a GPT that was trained."""
     share = f"{100 * record['zeros']:.0f} %"
-    return share if record["pattern"] == "iid" else f"{record['pattern'].removeprefix('pattern_')} ({share})"
+    if record["pattern"] == "iid":
+        return f"{share}\nindependent"
+    layer = record["pattern"].removeprefix("pattern_").removeprefix("layer")
+    return f"{share}\nas layer {int(layer) + 1} of a GPT" if layer.isdigit() else f"{share}\n{layer}"

@@ -10,9 +10,10 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import matplotlib
+from matplotlib.colors import to_rgb
 
-from sparse24.bench import results
-from sparse24.bench.variants import VARIANTS, variant
+from sparse24.bench import results, sizes
+from sparse24.bench.variants import VARIANTS, drawn_as, variant
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
@@ -31,37 +32,61 @@ def bars(
     height: Callable[[results.Record], float | None],
     names: dict[str, str] | None = None,
     legend: bool = True,
+    line: float | None = None,
 ) -> None:
     """Grouped bars in the order of VARIANTS, labelled with their heights; nothing where `height` gives None.
 
-    `names` replaces some names of the legend.
+    `names` replaces some names of the legend. At `line` there is one, which no label crosses.
     """
     groups = list(dict.fromkeys(group(r) for r in records))
     order = list(VARIANTS)
-    found = dict.fromkeys(r["variant"] for r in records)
+    found = dict.fromkeys(drawn_as(r["variant"], r["dtype"]) for r in records)
     variants = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-    heights = {(group(r), r["variant"]): value for r in records if (value := height(r)) is not None}
+    heights = {
+        (group(r), drawn_as(r["variant"], r["dtype"])): value for r in records if (value := height(r)) is not None
+    }
     # A group has no gaps for variants that it lacks.
     rows = {place: [name for name in variants if (place, name) in heights] for place in groups}
     width = 0.85 / max(1, *map(len, rows.values()))
-    crowded = len(heights) > 30
+    crowded = len(heights) > 24
     for name in variants:
         mine = {place: heights[place, name] for place in groups if (place, name) in heights}
         places = [i + (rows[g].index(name) - (len(rows[g]) - 1) / 2) * width for i, g in enumerate(groups) if g in mine]
         usual, colour = variant(name)
         label = (names or {}).get(name, usual)
-        drawn = axis.bar(places, list(mine.values()), width, label=label, color=colour, zorder=2)
-        texts = [f"{v:.0f}" if v >= 10 else f"{v:.2f}" for v in mine.values()]
-        labels = axis.bar_label(drawn, texts, fontsize=6, padding=2, zorder=3, rotation=90 if crowded else 0)
-        for text, value in zip(labels, mine.values(), strict=True):
-            if value < 1:  # the line at one might go through it
-                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4})
+        axis.bar(places, list(mine.values()), width, label=label, color=colour, zorder=2)
+        for place, value in zip(places, mine.values(), strict=True):
+            # As high as a label is, or as long where it stands upright: those that would meet the line are inside.
+            room = (0.2 if crowded else 0.09) * max(heights.values())
+            inside = line is not None and line - room < value < line
+            axis.annotate(
+                f"{value:,.0f}" if value >= 10 else f"{value:.2f}", (place, value), (0, -2 if inside else 2),
+                textcoords="offset points", ha="center", va="top" if inside else "bottom", fontsize=6, zorder=3,
+                rotation=90 if crowded else 0, color=_on(colour) if inside else "black",
+            )  # fmt: skip
+    if line is not None:
+        axis.axhline(line, color="black", linewidth=0.7, zorder=1)
     axis.set_xticks(range(len(groups)), groups, fontsize=7)
     axis.margins(y=0.15 if crowded else 0.12)
     axis.spines[["top", "right"]].set_visible(False)
     if legend:
         columns = len(variants) if len(variants) <= 5 else 3
-        axis.legend(fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+        lines = max((str(place).count("\n") + 1 for place in groups), default=1)
+        below = (0.5, -0.1 - 0.055 * lines)
+        axis.legend(fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=below, frameon=False)
+
+
+def _on(colour: str) -> str:
+    """What can be read on a colour."""
+    red, green, blue = to_rgb(colour)
+    return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
+
+
+def size_label(record: results.Record) -> str:
+    """Tokens, sizes, and the model whose network has them."""
+    shape = record["d_model"], record["d_ff"]
+    model = next((size.model for size in sizes.USERS if size[1:3] == shape), "")
+    return f"{record['tokens']:,} tokens\n{shape[0]} x {shape[1]}\n{model.partition(',')[0]}"
 
 
 def at_one(axis: plt.Axes) -> None:
@@ -77,22 +102,18 @@ def speedups(records: list[results.Record]) -> plt.Figure | None:
     figure, axes = plt.subplots(len(benches), 1, figsize=(10, 3.6 * len(benches)), squeeze=False)
     for axis, bench in zip(axes[:, 0], benches, strict=True):
         mine = [r for r in records if r["bench"] == bench and r["median_us"]]
+        mine.sort(key=lambda r: (r["d_model"], r["d_ff"], r["tokens"], r["dtype"]))
         best = {key: results.fastest(some, "dense") for key, some in results.group(mine, "dtype").items()}
 
         def height(r: results.Record, best: dict = best) -> float | None:
             dense = best[(*results.problem_of(r), r["dtype"])]
             return dense["median_us"] / r["median_us"] if dense else None
 
-        bars(axis, mine, _size_and_dtype, height)
-        at_one(axis)
+        bars(axis, mine, lambda r: f"{r['dtype']}\n{size_label(r)}", height, line=1.0)
         axis.set_ylabel("speed-up over the best dense", fontsize=8)
         what = "Forward and backward" if bench == "ffn_training" else "Forward"
-        axis.set_title(f"{what}, tokens, d_model x d_ff, {100 * mine[0]['zeros']:.0f} % zeros", fontsize=9)
+        axis.set_title(f"{what}: tokens, d_model x d_ff, {100 * mine[0]['zeros']:.0f} % zeros", fontsize=9)
     return finish(figure, records)
-
-
-def _size_and_dtype(record: results.Record) -> str:
-    return f"{record['tokens']:,} tokens\n{record['d_model']} x {record['d_ff']}\n{record['dtype']}"
 
 
 def finish(figure: plt.Figure, records: list[results.Record]) -> plt.Figure:

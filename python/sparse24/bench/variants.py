@@ -14,7 +14,7 @@ class Variant(NamedTuple):
     colour: str
 
 
-#: Greys are dense in 16 bits, ochre in fp8, green is cuSPARSELt, blue and violet are ours.
+#: Greys are dense in 16 bits, ochres in fp8, green is cuSPARSELt, blues are ours, violets ours in part.
 VARIANTS = {
     "eager": Variant("torch, eager", "#d5dae0"),
     "torch_compile": Variant("torch.compile", "#9aa5b1"),
@@ -24,6 +24,7 @@ VARIANTS = {
     "scaled_mm_tensor": Variant("torch._scaled_mm by tensor, compiled", "#d98a1f"),
     "_scaled_mm row-wise": Variant("torch._scaled_mm by row", "#f0c27b"),
     "_scaled_mm tensor-wise": Variant("torch._scaled_mm by tensor", "#d98a1f"),
+    "fused_dense_fp8": Variant("fused dense, fp8", "#8a5a12"),
     "cusparselt": Variant("cuSPARSELt", "#4b9b6e"),
     "cuSPARSELt": Variant("cuSPARSELt", "#4b9b6e"),
     "sparse24": Variant("sparse24", OURS),
@@ -38,6 +39,11 @@ VARIANTS = {
 }
 
 
+def drawn_as(name: str, dtype: str) -> str:
+    """The variant whose colour a variant has: that of fused dense depends on the precision."""
+    return "fused_dense_fp8" if (name, dtype) == ("fused_dense", "fp8") else name
+
+
 def variant(name: str) -> Variant:
     """A variant that has no name here is drawn under its own."""
-    return VARIANTS.get(name) or Variant(name.lstrip("_"), "#c2554d")
+    return VARIANTS.get(name) or Variant(name.lstrip("_"), "#d45087")

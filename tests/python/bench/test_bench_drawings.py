@@ -41,7 +41,8 @@ def test_no_point_of_a_sweep_is_cut_off():
     axes = forward.draw_sweeps(SWEEPS).axes
     panels = [(dtype, ffn) for dtype in ("bf16", "fp8") for ffn in (NARROW, WIDE)]
     assert [axis.get_title() for axis in axes] == [
-        f"{dtype}, {d} -> {f} -> {d}, 90 % zeros" for dtype, (d, f) in panels
+        f"{dtype}, {d} -> {f} -> {d} ({'nanochat d26' if d == 1664 else 'Persimmon-8B'}), 90 % zeros"
+        for dtype, (d, f) in panels
     ]
     speedups = ((1.1,), (0.7, 1.02, 0.99, 1.1, 1.2), (0.8, 1.01, 1.1), (0.9, 1.0, 1.1, 1.2, 1.3))
     for axis, (dtype, (d_model, d_ff)), expected in zip(axes, panels, speedups, strict=True):
@@ -60,11 +61,59 @@ def test_every_bar_has_a_name_and_a_colour_one_meaning():
 
     names = {}
     for axis in forward.draw_sizes([*SWEEPS, *MODELS]).axes:
+        in_legend = {text.get_text() for text in axis.get_legend().get_texts()}
         for bars in axis.containers:
             assert not bars.get_label().startswith("_")  # matplotlib leaves it out of the legend
+            assert bars.get_label() in in_legend
             names.setdefault(bars.patches[0].get_facecolor(), set()).add(bars.get_label().partition(",")[0])
+        ticks = [label.get_text() for label in axis.get_xticklabels()]
+        assert any("Nemotron" in tick for tick in ticks) and all(" tokens\n" in tick for tick in ticks)
     assert len(names) >= 4 and all(len(of_colour) == 1 for of_colour in names.values())
     assert all(not drawing.variant(name).name.startswith("_") for name in (*drawing.VARIANTS, "_another"))
+
+
+def test_a_colour_has_one_meaning_in_all_drawings():
+    """What is drawn in the same colour is the same; torch's own product is that of torch.compile."""
+    pytest.importorskip("matplotlib")
+    from bench.reporting.plots import gpt
+    from sparse24.bench.variants import VARIANTS, variant
+
+    meanings = {}
+    for name, colour in VARIANTS.values():
+        meanings.setdefault(colour, set()).add(name.removesuffix(", compiled").removesuffix(".mm"))
+    assert meanings.pop("#9aa5b1") == {"torch.compile", "torch.matmul (cuBLAS)"}
+    assert all(len(names) == 1 for names in meanings.values()), meanings
+    of_runs = dict(gpt.COLOURS)
+    assert of_runs.pop("dense") == VARIANTS["fused_dense"].colour
+    assert of_runs.pop("sparse_default") == VARIANTS["sparse24"].colour
+    assert of_runs.pop("sparse_no_split") == VARIANTS["sparse24_no_split"].colour
+    colours = [*of_runs.values(), variant("another").colour]
+    assert len(set(colours)) == len(colours) and not set(colours) & {v.colour for v in VARIANTS.values()}
+    assert gpt.NAMES.keys() == gpt.COLOURS.keys()
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_no_label_crosses_the_line(crowded):
+    """Labels of bars that end just below it are inside of these."""
+    pytest.importorskip("matplotlib")
+    from sparse24.bench import drawing
+
+    figure, axis = drawing.plt.subplots(figsize=(10, 3.4))
+    tokens = range(1024, 1024 * (10 if crowded else 4), 1024)
+    records = [
+        record(t, WIDE, "bf16", variant, "dense", us)
+        for t in tokens
+        for variant, us in (("eager", 110.0), ("torch_compile", 104.0), ("fused_dense", 101.0), ("sparse24", 80.0))
+    ]
+    drawing.bars(axis, records, lambda r: r["tokens"], lambda r: 100 / r["median_us"], line=1.0)
+    figure.canvas.draw()
+    line = axis.transData.transform((0, 1.0))[1]
+    texts = [text for text in axis.texts if text.get_text()]
+    assert len(texts) == len(records)
+    for text in texts:
+        box = text.get_window_extent()
+        assert not box.y0 < line < box.y1, text.get_text()
+    drawing.plt.close(figure)
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
