@@ -27,17 +27,19 @@ DTYPE = "bf16"
 
 def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Tensor) -> list[Case]:
     """Cases of all races; rates are dense-equivalent."""
-    pre = F.linear(x, w1)
-    values, meta = sparse24.compress(pre, "relu2")
-    y = sparse24.decompress(values, meta, *pre.shape)
+    pre_activation = F.linear(x, w1)
+    values, meta = sparse24.compress(pre_activation, "relu2")
+    y = sparse24.decompress(values, meta, *pre_activation.shape)
     dh = ((dy @ w2).float() * (2 * y.float().sqrt())).to(dy.dtype)
     dh_values = sparse24.compress_like(dh, meta)
     y_values, y_meta = sparse24.compress(interleave(y), "none", -2)
-    y_tokens = deinterleave(sparse24.decompress(y_values, y_meta, *pre.shape, -2))
+    y_tokens = deinterleave(sparse24.decompress(y_values, y_meta, *pre_activation.shape, -2))
     dh_by_tokens = sparse24.compress_like(interleave(dh), y_meta, -2)
-    dh_tokens = deinterleave(sparse24.decompress(dh_by_tokens, y_meta, *pre.shape, -2))
-    hot = sparse24.densest_features(sparse24.feature_counts(values, meta), sparse24.Recipe().hot_features(pre.shape[1]))
-    del pre
+    dh_tokens = deinterleave(sparse24.decompress(dh_by_tokens, y_meta, *pre_activation.shape, -2))
+    hot = sparse24.densest_features(
+        sparse24.feature_counts(values, meta), sparse24.Recipe().hot_features(pre_activation.shape[1])
+    )
+    del pre_activation
 
     def compress_in_epilogue(_: int) -> tuple[torch.Tensor, torch.Tensor]:
         return sparse24.linear_compress(x, w1, statistics=False)[:2]

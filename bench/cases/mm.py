@@ -2,7 +2,7 @@
 
     python -m bench mm --out bench/results/<gpu>/mm.json
 
-Y = 2:4(relu(pre)^2) [tokens, d_ff] is the sparse operand of three products of an FFN with d_model outputs:
+Y = 2:4(relu(pre_activation)^2) [tokens, d_ff] is the sparse operand of three products of an FFN with d_model outputs:
 
     forward           Y @ W.T      b = W.T, K-major              16-bit and fp8
     input gradient    Y @ W        b MN-major                    16-bit (the shape of dY1 @ W1)
@@ -58,20 +58,22 @@ def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
 
 
 def problem(tokens: int, out: int, reduction: int, sparsity: Sparsity, options: Options) -> Problem:
-    pre = preactivations(tokens, reduction, sparsity, device=options.device, seed=options.seed)
+    pre_activation = preactivations(tokens, reduction, sparsity, device=options.device, seed=options.seed)
     w = weights(out, reduction, device=options.device, seed=options.seed + 1)
-    cases = ours(forward_bf16, pre, w, "bf16", "forward") + ours(forward_fp8, pre, w, "fp8", "forward")
+    cases = ours(forward_bf16, pre_activation, w, "bf16", "forward") + ours(
+        forward_fp8, pre_activation, w, "fp8", "forward"
+    )
     if tokens >= MIN_GRADIENT_TOKENS or options.smoke:
         gradient = weights(tokens, out, device=options.device, seed=options.seed + 2)
-        cases += ours(input_gradient, pre, w, "bf16", "input gradient")
-        cases += ours(weight_gradient, pre, gradient, "bf16", "weight gradient")
+        cases += ours(input_gradient, pre_activation, w, "bf16", "input gradient")
+        cases += ours(weight_gradient, pre_activation, gradient, "bf16", "weight gradient")
     for case in cases:
         case.flops = 2.0 * tokens * out * reduction
         if case.role == "sparse24":
             # The weight gradient is the product of Y.T [d_ff, tokens] and G [tokens, d_model].
             m, k = (reduction, tokens) if case.race == "weight gradient" else (tokens, reduction)
             case.facts |= chosen_config(case.dtype, m, out, k, options.device)
-    return Problem(tokens, out, reduction, zero_share(pre), cases, sparsity.name)
+    return Problem(tokens, out, reduction, zero_share(pre_activation), cases, sparsity.name)
 
 
 def chosen_config(dtype: str, m: int, n: int, k: int, device: torch.device) -> dict[str, str]:
@@ -82,9 +84,11 @@ def chosen_config(dtype: str, m: int, n: int, k: int, device: torch.device) -> d
     return {"config": sparse24._C.select_mm_config(DTYPES[dtype], m, n, k, sm_count)["text"]}
 
 
-def ours(build: Callable, pre: torch.Tensor, dense: torch.Tensor, dtype: str, race: str) -> list[Case]:
+def ours(build: Callable, pre_activation: torch.Tensor, dense: torch.Tensor, dtype: str, race: str) -> list[Case]:
     """The cases of one product; if they cannot even be built, that is a failure of ours in this race alone."""
-    return attempt(partial(build, pre, dense), variant="sparse24.mm", dtype=dtype, race=race, role="sparse24")
+    return attempt(
+        partial(build, pre_activation, dense), variant="sparse24.mm", dtype=dtype, race=race, role="sparse24"
+    )
 
 
 class Bound:
@@ -104,9 +108,9 @@ class Bound:
         return {"rel_error": reference.expect_error(output, expected, limit)}
 
 
-def forward_bf16(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
-    values, meta = sparse24.compress(pre, "relu2")
-    y = sparse24.decompress(values, meta, *pre.shape)
+def forward_bf16(pre_activation: torch.Tensor, w: torch.Tensor) -> list[Case]:
+    values, meta = sparse24.compress(pre_activation, "relu2")
+    y = sparse24.decompress(values, meta, *pre_activation.shape)
     expected = reference.product(y, w.t())
     bound = Bound("bf16")
 
@@ -129,14 +133,14 @@ def forward_bf16(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
     ]
 
 
-def forward_fp8(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
-    values, meta, scale_y = sparse24.compress_fp8(pre, None, "relu2")
-    y = sparse24.decompress(values, meta, *pre.shape)
+def forward_fp8(pre_activation: torch.Tensor, w: torch.Tensor) -> list[Case]:
+    values, meta, scale_y = sparse24.compress_fp8(pre_activation, None, "relu2")
+    y = sparse24.decompress(values, meta, *pre_activation.shape)
     wq, scale_w = sparse24.quantize_fp8(w)
     b, scale_b = wq.t(), scale_w.t()
     bits = reference.product(y, b)
     # The same bits under unit scales, for kernels that take one scale per tensor or none: their time is the same.
-    one = torch.ones(1, dtype=torch.float32, device=pre.device)
+    one = torch.ones(1, dtype=torch.float32, device=pre_activation.device)
     bound = Bound("fp8")
 
     def scaled(check, output: torch.Tensor) -> dict[str, float]:
@@ -170,9 +174,9 @@ def forward_fp8(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
     ]
 
 
-def input_gradient(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
-    values, meta = sparse24.compress(pre, "relu2")
-    y = sparse24.decompress(values, meta, *pre.shape)
+def input_gradient(pre_activation: torch.Tensor, w: torch.Tensor) -> list[Case]:
+    values, meta = sparse24.compress(pre_activation, "relu2")
+    y = sparse24.decompress(values, meta, *pre_activation.shape)
     b = w.t().contiguous()
     expected = reference.product(y, b)
     bound = Bound("bf16")
@@ -190,9 +194,9 @@ def input_gradient(pre: torch.Tensor, w: torch.Tensor) -> list[Case]:
     ]
 
 
-def weight_gradient(pre: torch.Tensor, gradient: torch.Tensor) -> list[Case]:
-    values, meta = sparse24.compress(pre, "relu2", -2)
-    y = sparse24.decompress(values, meta, *pre.shape, -2)
+def weight_gradient(pre_activation: torch.Tensor, gradient: torch.Tensor) -> list[Case]:
+    values, meta = sparse24.compress(pre_activation, "relu2", -2)
+    y = sparse24.decompress(values, meta, *pre_activation.shape, -2)
     expected = reference.product(gradient.t(), y)
     bound = Bound("bf16")
     race = "weight gradient"

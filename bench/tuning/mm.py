@@ -38,9 +38,9 @@ def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
 
 
 def problem(tokens: int, out: int, reduction: int, dtype: str, options: Options) -> Problem:
-    pre = preactivations(tokens, reduction, Sparsity(), device=options.device, seed=options.seed)
+    pre_activation = preactivations(tokens, reduction, Sparsity(), device=options.device, seed=options.seed)
     w = weights(out, reduction, device=options.device, seed=options.seed + 1)
-    multiply, expected = product(pre, w, dtype)
+    multiply, expected = product(pre_activation, w, dtype)
     check = partial(verify, expected=expected, limit=mm.BOUNDS[dtype])
     chosen = mm.chosen_config(dtype, tokens, out, reduction, options.device)
     cases = [Case("default", dtype, partial(call, multiply, None), check, "sparse24", facts=chosen)]
@@ -52,7 +52,7 @@ def problem(tokens: int, out: int, reduction: int, dtype: str, options: Options)
             cases.append(Case(variant, dtype, run, check, "part", facts=facts))
     for case in cases:
         case.flops = 2.0 * tokens * out * reduction
-    return Problem(tokens, out, reduction, zero_share(pre), cases)
+    return Problem(tokens, out, reduction, zero_share(pre_activation), cases)
 
 
 def orders(tokens: int) -> list[tuple[int, str, int]]:
@@ -62,14 +62,16 @@ def orders(tokens: int) -> list[tuple[int, str, int]]:
     return [(1, "m", splits) for splits in SPLITS]
 
 
-def product(pre: torch.Tensor, w: torch.Tensor, dtype: str) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
+def product(
+    pre_activation: torch.Tensor, w: torch.Tensor, dtype: str
+) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
     """The sparse product to time, and its float64 result."""
     if dtype == "bf16":
-        values, meta = sparse24.compress(pre, "relu2")
-        y = sparse24.decompress(values, meta, *pre.shape)
+        values, meta = sparse24.compress(pre_activation, "relu2")
+        y = sparse24.decompress(values, meta, *pre_activation.shape)
         return lambda: sparse24.mm(values, meta, w.t()), reference.product(y, w.t())
-    values, meta, scale_y = sparse24.compress_fp8(pre, None, "relu2")
-    y = sparse24.decompress(values, meta, *pre.shape)
+    values, meta, scale_y = sparse24.compress_fp8(pre_activation, None, "relu2")
+    y = sparse24.decompress(values, meta, *pre_activation.shape)
     wq, scale_w = sparse24.quantize_fp8(w)
     expected = reference.product(y, wq.t()) * scale_y * scale_w.t()
     return lambda: sparse24.mm(values, meta, wq.t(), scale_y, scale_w, out_dtype=torch.bfloat16), expected

@@ -58,22 +58,22 @@ def verify_ffn(x: Tensor, w1: Tensor, w2: Tensor, rows: slice | None = None) -> 
 
 
 def _verify_16bit(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Check]:
-    y1 = up_projection(x, w1)
-    y2 = torch.relu(y1.float()).square()
+    h = up_projection(x, w1)
+    y2 = torch.relu(h.float()).square()
     for dim in (-1, -2):
-        values, meta = compress(y1, "relu2", dim)
-        restored = decompress(values, meta, *y1.shape, dim)
-        expected = torch.where(top2_mask(torch.relu(y1), dim), y2, 0.0).to(x.dtype)
-        yield _equal(f"16-bit decompress(compress(y1)), dim={dim}", restored, expected)
+        values, meta = compress(h, "relu2", dim)
+        restored = decompress(values, meta, *h.shape, dim)
+        expected = torch.where(top2_mask(torch.relu(h), dim), y2, 0.0).to(x.dtype)
+        yield _equal(f"16-bit decompress(compress(h)), dim={dim}", restored, expected)
 
     out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, fused=False)[rows]
-    masked = torch.where(top2_mask(torch.relu(y1)), y2, 0.0).to(x.dtype)[rows]
+    masked = torch.where(top2_mask(torch.relu(h)), y2, 0.0).to(x.dtype)[rows]
     exact = masked.double() @ w2.double().t()
     yield _within("16-bit relu2_mlp, not fused", out, F.linear(masked, w2), exact)
 
     values, meta, *_ = linear_compress(x, w1)
-    kept = decompress(values, meta, *y1.shape)[rows]
-    mask = decompress(torch.ones_like(values), meta, *y1.shape)[rows] != 0
+    kept = decompress(values, meta, *h.shape)[rows]
+    mask = decompress(torch.ones_like(values), meta, *h.shape)[rows] != 0
     exact = torch.relu(x[rows].double() @ w1.double().t()).square()
     yield from _first_layer("16-bit linear_compress", kept, mask, y2[rows].to(x.dtype), exact)
     out = relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, fused=True)[rows]
@@ -86,14 +86,14 @@ def _verify_fp8(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Chec
     yield _equal("quantize_fp8(w2)", w2_values, expected_values)
     yield _equal("quantize_fp8(w2), scale", w2_scale, expected_scale)
 
-    y1 = up_projection(x, w1, fp8=True)
-    y2 = torch.relu(y1.float()).square()
-    values, meta, scale = compress_fp8(y1, None, "relu2")
-    restored = decompress(values, meta, *y1.shape)
+    h = up_projection(x, w1, fp8=True)
+    y2 = torch.relu(h.float()).square()
+    values, meta, scale = compress_fp8(h, None, "relu2")
+    restored = decompress(values, meta, *h.shape)
     expected_values, expected_scale = _quantize(y2)
-    kept = torch.where(top2_mask(torch.relu(y1)), expected_values.float(), 0.0).to(_FP8)
-    yield _equal("fp8 decompress(compress_fp8(y1))", restored, kept)
-    yield _equal("fp8 compress_fp8(y1), scale", scale, expected_scale)
+    kept = torch.where(top2_mask(torch.relu(h)), expected_values.float(), 0.0).to(_FP8)
+    yield _equal("fp8 decompress(compress_fp8(h))", restored, kept)
+    yield _equal("fp8 compress_fp8(h), scale", scale, expected_scale)
 
     out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0, fused=False)[rows]
     masked, scale = kept[rows], expected_scale[rows]
@@ -102,12 +102,12 @@ def _verify_fp8(x: Tensor, w1: Tensor, w2: Tensor, rows: slice) -> Iterator[Chec
 
     (q, q_scale), (w1_values, w1_scale) = quantize_fp8(x), quantize_fp8(w1)
     values, meta, scale, *_ = linear_compress(q, w1_values, q_scale, w1_scale, scaling="row")
-    masked, scale = decompress(values, meta, *y1.shape)[rows], scale[rows]
-    mask = decompress(torch.ones_like(values), meta, *y1.shape)[rows].float() != 0
-    h = (q[rows].double() @ w1_values.double().t()) * q_scale[rows].double() * w1_scale.double().t()
+    masked, scale = decompress(values, meta, *h.shape)[rows], scale[rows]
+    mask = decompress(torch.ones_like(values), meta, *h.shape)[rows].float() != 0
+    exact_h = (q[rows].double() @ w1_values.double().t()) * q_scale[rows].double() * w1_scale.double().t()
     dense_values, dense_scale = _quantize(y2[rows])
     dense = dense_values.float() * dense_scale
-    yield from _first_layer("fp8 linear_compress", masked.float() * scale, mask, dense, torch.relu(h).square())
+    yield from _first_layer("fp8 linear_compress", masked.float() * scale, mask, dense, torch.relu(exact_h).square())
     out = relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0, fused=True)[rows]
     exact = (masked.double() @ w2_values.double().t()) * scale.double() * w2_scale.double().t()
     yield _within("fp8 relu2_mlp, fused", out, _dense_fp8(masked, scale, w2_values, w2_scale).to(x.dtype), exact)

@@ -39,7 +39,7 @@ class Weight(NamedTuple):
     scale: Tensor | None
 
 
-class Hidden(NamedTuple):
+class Activated(NamedTuple):
     """The activation [T, F]: 2:4 values with metadata, or dense values without; with a scale where they are float8."""
 
     values: Tensor

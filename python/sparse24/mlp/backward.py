@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse24._autocast import without_autocast
-from sparse24.mlp.arguments import Arguments, Gradients, Hidden, Needed, Plan, Weight
+from sparse24.mlp.arguments import Activated, Arguments, Gradients, Needed, Plan, Weight
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation
 from sparse24.mlp.tokens import distinct_features, put_product, weight_gradient
@@ -39,7 +39,7 @@ from sparse24.ops.activation import ActivationFunction
 from sparse24.recipe import Recipe
 
 
-def gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor) -> Gradients:
+def gradients(a: Arguments, activated: Activated | None, needed: Needed, grad: Tensor) -> Gradients:
     """Compute the gradients that are needed.
 
     Parameters
@@ -47,7 +47,7 @@ def gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor)
     a : Arguments
         Those of the forward pass. x is only there for a gradient of w1 or to recompute, b1 and the scales of the
         activation are to recompute.
-    hidden : Hidden, optional
+    activated : Activated, optional
         The activation, unless it is to be computed again.
     needed : Needed
         Which gradients.
@@ -56,7 +56,7 @@ def gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor)
     """
     with without_autocast(grad.device.type):
         # The gradient of a sum is one number with strides of zero: copied once, not in each product.
-        return _gradients(a, hidden, needed, grad.contiguous())
+        return _gradients(a, activated, needed, grad.contiguous())
 
 
 class _Activation(NamedTuple):
@@ -68,8 +68,8 @@ class _Activation(NamedTuple):
     fp8: bool  # what the forward pass multiplied: the layout of the metadata, and how dx is computed
 
     @staticmethod
-    def of(hidden: Hidden, plan: Plan, dtype: torch.dtype) -> "_Activation":
-        values, meta, scale = hidden
+    def of(activated: Activated, plan: Plan, dtype: torch.dtype) -> "_Activation":
+        values, meta, scale = activated
         if scale is not None:
             # In place: a product of its own would be float32.
             values = values.to(dtype).mul_(scale.reshape(-1, 1))
@@ -99,7 +99,7 @@ class _Operands(NamedTuple):
     dx: Tensor | None
 
 
-def _gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor) -> Gradients:
+def _gradients(a: Arguments, activated: Activated | None, needed: Needed, grad: Tensor) -> Gradients:
     recipe, features, hot = a.recipe, a.w1.shape[0], a.hot_features
     db2 = _sum(grad) if needed.b2 else None
     need_dh = needed.x or needed.w1 or needed.b1
@@ -119,8 +119,8 @@ def _gradients(a: Arguments, hidden: Hidden | None, needed: Needed, grad: Tensor
             hot = densest_features(y.count_nonzero(0).int(), count)
     else:
         if a.plan.recompute:
-            hidden = activation(a._replace(x=again(a.x)))
-        saved = _Activation.of(hidden, a.plan, grad.dtype)
+            activated = activation(a._replace(x=again(a.x)))
+        saved = _Activation.of(activated, a.plan, grad.dtype)
         if count:
             hot = saved.densest(count)
         if needed.w1 and needed.w2 and recipe.weight_gradients == "sparse" and not recipe.residual:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse24._symbolic import or_true
-from sparse24.mlp.arguments import Arguments, Hidden
+from sparse24.mlp.arguments import Activated, Arguments
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.ops import (
     OutputScaling,
@@ -20,14 +20,14 @@ from sparse24.ops import (
 )
 
 
-def activation(a: Arguments) -> Hidden:
+def activation(a: Arguments) -> Activated:
     """Compute the squared ReLU of the first layer of x [T, D], or its root."""
     return _activation_fp8(a) if a.plan.fp8 else _activation_16bit(a)
 
 
-def output(a: Arguments, hidden: Hidden) -> Tensor:
+def output(a: Arguments, activated: Activated) -> Tensor:
     """Multiply the activation, which may be stored as its root, with the second weight: [T, D_out] of x's dtype."""
-    values, meta, scale = hidden
+    values, meta, scale = activated
     if scale is None:
         if a.plan.roots:
             values = values.square()
@@ -38,21 +38,21 @@ def output(a: Arguments, hidden: Hidden) -> Tensor:
     return mm(values, meta, w.t(), scale, w_scale, a.b2, out_dtype=a.x.dtype)
 
 
-def _activation_16bit(a: Arguments) -> Hidden:
+def _activation_16bit(a: Arguments) -> Activated:
     x, w1, b1, plan = a.x, a.w1, a.b1, a.plan
     stored = plan.stored
     if plan.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
         if plan.sparse:
             values, meta, *_ = linear_compress(x, w1, bias=b1, statistics=False, **stored.options)
-            return Hidden(values, meta, None)
-        return Hidden(linear_relu2(x, w1, bias=b1, statistics=False, **stored.options)[0], None, None)
-    y1 = F.linear(x, w1, b1)
+            return Activated(values, meta, None)
+        return Activated(linear_relu2(x, w1, bias=b1, statistics=False, **stored.options)[0], None, None)
+    h = F.linear(x, w1, b1)
     if plan.sparse:
-        return Hidden(*compress(y1, **stored.options), None)
-    return Hidden(stored(y1), None, None)
+        return Activated(*compress(h, **stored.options), None)
+    return Activated(stored(h), None, None)
 
 
-def _activation_fp8(a: Arguments) -> Hidden:
+def _activation_fp8(a: Arguments) -> Activated:
     plan, factor = a.plan, a.scale_y_factor
     if factor is None:
         scale_y = a.scale_y
@@ -61,20 +61,20 @@ def _activation_fp8(a: Arguments) -> Hidden:
         q, x_scale, scale_y = quantize_fp8_predict(a.x, factor)
     w1, w1_scale = float8_weight(a.first())
     if not plan.fused:
-        y1 = linear_fp8(q, x_scale, w1, w1_scale, a.b1)
+        h = linear_fp8(q, x_scale, w1, w1_scale, a.b1)
         scaling: Scaling = "row" if scale_y is None or or_true(scale_y.numel() != 1) else "tensor"
         if plan.sparse:
-            return Hidden(*compress_fp8(y1, scale_y, scaling=scaling, **plan.function.options))
-        y, scale = quantize_fp8(plan.function(y1), scale_y, scaling)
-        return Hidden(y, None, scale)
+            return Activated(*compress_fp8(h, scale_y, scaling=scaling, **plan.function.options))
+        y, scale = quantize_fp8(plan.function(h), scale_y, scaling)
+        return Activated(y, None, scale)
     first = q, w1, x_scale, w1_scale, a.b1
     options = {"statistics": False, **plan.function.options}
     if plan.sparse:
         scaling_out: OutputScaling = "row" if scale_y is None else "given"
         values, meta, scale, *_ = linear_compress(*first, scale_y, scaling=scaling_out, **options)
         # The predicted scale is [T, 1] for any T, where the op's copy of a single token's is [1].
-        return Hidden(values, meta, scale if factor is None else scale_y)
+        return Activated(values, meta, scale if factor is None else scale_y)
     if scale_y is not None:
-        return Hidden(linear_relu2(*first, scale_y, **options)[0], None, scale_y)
+        return Activated(linear_relu2(*first, scale_y, **options)[0], None, scale_y)
     y, scale = quantize_fp8(linear_relu2(*first, out_dtype=torch.bfloat16, **options)[0])
-    return Hidden(y, None, scale)
+    return Activated(y, None, scale)

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sparse24.mlp.arguments import Arguments, Gradients, Hidden, Needed, Plan
+from sparse24.mlp.arguments import Activated, Arguments, Gradients, Needed, Plan
 from sparse24.mlp.backward import gradients
 from sparse24.mlp.checks import fail
 from sparse24.mlp.forward import activation, output
@@ -22,11 +22,11 @@ class FeedForward(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Run both layers."""
         a = Arguments(*arguments)
-        hidden = activation(a)
+        activated = activation(a)
         ctx.how = a.plan, a.recipe
         kept = a if ctx.needs_input_grad[1] or a.plan.recompute else a._replace(x=None)
-        ctx.save_for_backward(*what_is_saved(kept, hidden))
-        return output(a, hidden)
+        ctx.save_for_backward(*what_is_saved(kept, activated))
+        return output(a, activated)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -37,18 +37,18 @@ class FeedForward(torch.autograd.Function):
         return all_gradients(gradients_of_saved(ctx.how, ctx.needs_input_grad, grad, ctx.saved_tensors))
 
 
-def what_is_saved(a: Arguments, hidden: Hidden) -> tuple[Tensor | None, ...]:
+def what_is_saved(a: Arguments, activated: Activated) -> tuple[Tensor | None, ...]:
     """List the tensors that the backward pass takes: x and the weights, and the activation or what it is made of."""
     if a.plan.recompute:
         return *a._replace(b2=None).tensors(), None, None, None
-    return *a._replace(b1=None, b2=None, scale_y=None, scale_y_factor=None).tensors(), *hidden
+    return *a._replace(b1=None, b2=None, scale_y=None, scale_y_factor=None).tensors(), *activated
 
 
 def gradients_of_saved(
     how: tuple[Plan, Recipe], needed: tuple[bool, ...], grad: Tensor, saved: tuple[Tensor | None, ...]
 ) -> Gradients:
     """Run the backward pass with `what_is_saved`; `needed` is of all arguments."""
-    return gradients(Arguments(*saved[:-3], *how), Hidden(*saved[-3:]), Needed(*needed[: len(Needed._fields)]), grad)
+    return gradients(Arguments(*saved[:-3], *how), Activated(*saved[-3:]), Needed(*needed[: len(Needed._fields)]), grad)
 
 
 def all_gradients(found: Gradients) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from sparse24.mlp.arguments import Arguments, Hidden, Plan
+from sparse24.mlp.arguments import Activated, Arguments, Plan
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import all_gradients, gradients_of_saved, refuse_second_derivatives, what_is_saved
 from sparse24.ops.forward_mode import in_torch_func, refuse_forward_mode, refuse_tangents
@@ -30,17 +30,17 @@ class TransformedFeedForward(torch.autograd.Function):
     def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
         """Run both layers."""
         a = Arguments(*arguments)
-        hidden = activation(a)
-        return output(a, hidden), *hidden
+        activated = activation(a)
+        return output(a, activated), *activated
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
         """Save what the backward pass takes."""
-        a, hidden = Arguments(*inputs), Hidden(*outputs[1:])
+        a, activated = Arguments(*inputs), Activated(*outputs[1:])
         ctx.how = a.plan, a.recipe
-        ctx.mark_non_differentiable(*(t for t in hidden if t is not None))
+        ctx.mark_non_differentiable(*(t for t in activated if t is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*what_is_saved(a, hidden))
+        ctx.save_for_backward(*what_is_saved(a, activated))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_hidden: None) -> tuple[Tensor | None, ...]:

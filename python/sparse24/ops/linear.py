@@ -227,13 +227,18 @@ def _check_linear(
     out = w.shape[0]
     check_optional_scale(op, "scale_x", scale_x, x.shape[0], "rows of x", "x", x)
     check_optional_scale(op, "scale_w", scale_w, out, "rows of w", "x", x)
-    hidden = torch.bfloat16 if x.dtype == FP8 else x.dtype
+    pre_activation = torch.bfloat16 if x.dtype == FP8 else x.dtype
     if bias is not None:
         check_device(op, "bias", bias, "x", x)
-        check_exact_dtype(op, "bias", bias, hidden)
+        check_exact_dtype(op, "bias", bias, pre_activation)
         check_vector(op, "bias", bias, out, "rows of w")
     stored = x.dtype if out_dtype is None else out_dtype
-    expect(stored in (hidden, FP8), op, f"out_dtype to be {name_of(hidden)} or float8_e4m3fn", name_of(stored))
+    expect(
+        stored in (pre_activation, FP8),
+        op,
+        f"out_dtype to be {name_of(pre_activation)} or float8_e4m3fn",
+        name_of(stored),
+    )
     return stored
 
 

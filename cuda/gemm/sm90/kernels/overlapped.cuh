@@ -41,14 +41,14 @@ struct WholeTiles {
 // The tiles of the last wave may be split into quarters of their columns. Mainloop: its load() brings parts of B too
 // (mainloops/permuted_n_mainloop.cuh).
 template <class Mainloop, class WholeEpilogue>
-struct QuarterTiles {
+struct SplitTiles {
   static constexpr int kParts = 4, kColumns = cute::size<1>(typename Mainloop::TileShape{}) / kParts;
   using Mma = DenseMma<Mainloop, kColumns>;
   using Epilogue = typename WholeEpilogue::template WithColumns<kColumns>;
 };
 
 // Mainloop: one for two warpgroups that CUTLASS builds, of which this kernel takes the loads and the types. Mma: what
-// multiplies its stages (mainloops/dense_mma.cuh). Split: WholeTiles or QuarterTiles, as the scheduler has it.
+// multiplies its stages (mainloops/dense_mma.cuh). Split: WholeTiles or SplitTiles, as the scheduler has it.
 template <class Mainloop_, class Mma, class Epilogue, class Split, class Scheduler>
 class OverlappedGemm {
  public:

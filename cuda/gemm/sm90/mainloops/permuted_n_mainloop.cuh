@@ -24,7 +24,7 @@ struct PermutedNMainloop : Base {
 
   using Arguments = typename Base::Arguments;
   struct Params : Base::Params {
-    typename Copies::Params of_w;
+    typename Copies::Params w_params;
   };
 
   template <class ProblemShape>
@@ -36,7 +36,7 @@ struct PermutedNMainloop : Base {
 
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
     cute::prefetch_tma_descriptor(params.tma_load_a.get_tma_descriptor());
-    Copies::prefetch(params.of_w);
+    Copies::prefetch(params.w_params);
   }
 
   // kRows are the rows of B that a tile has, or a part of one, which coord then counts.
@@ -62,7 +62,7 @@ struct PermutedNMainloop : Base {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
       if constexpr (!Copies::kShared) copy_a_to(barrier, *k_tile, write.index());
-      Copies::template load<kRows>(params.of_w, barrier,
+      Copies::template load<kRows>(params.w_params, barrier,
                                    raw_pointer_cast(shared.smem_B.data()) + write.index() * kTileElements, int(n),
                                    int(*k_tile) * kTileK, int(rank_in_cluster));
       if constexpr (Copies::kShared) copy_a_to(barrier, *k_tile, write.index());

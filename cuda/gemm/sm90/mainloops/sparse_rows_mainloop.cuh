@@ -32,7 +32,7 @@ struct SparseRowsMainloop : Base {
     RowsOfB rows;
   };
   struct Params : Base::Params {
-    typename Rows::Params of_b;
+    typename Rows::Params b_params;
   };
 
   template <class ProblemShape>
@@ -43,7 +43,7 @@ struct SparseRowsMainloop : Base {
   CUTLASS_DEVICE static void prefetch_tma_descriptors(Params const& params) {
     cute::prefetch_tma_descriptor(params.tma_load_a.get_tma_descriptor());
     cute::prefetch_tma_descriptor(params.tma_load_e.get_tma_descriptor());
-    Rows::prefetch(params.of_b);
+    Rows::prefetch(params.b_params);
   }
 
   template <class TensorA, class TensorB, class TensorE, class KTileIterator, class BlockCoord>
@@ -66,8 +66,8 @@ struct SparseRowsMainloop : Base {
       pipeline.producer_acquire(write);
       auto* barrier = pipeline.producer_get_barrier(write);
       // B first: the other CTA waits for its half.
-      Rows::load(params.of_b, barrier, raw_pointer_cast(shared.smem_B.begin()) + write.index() * kStageElements, int(n),
-                 int(l), int(*k_tile), int(rank_in_cluster));
+      Rows::load(params.b_params, barrier, raw_pointer_cast(shared.smem_B.begin()) + write.index() * kStageElements,
+                 int(n), int(l), int(*k_tile), int(rank_in_cluster));
       copy(params.tma_load_a.with(*barrier, 0), from_a(_, _, _, *k_tile), to_a(_, _, _, write.index()));
       copy(params.tma_load_e.with(*barrier, 0), from_e(_, _, _, *k_tile), to_e(_, _, _, write.index()));
     }

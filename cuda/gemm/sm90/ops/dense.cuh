@@ -44,7 +44,7 @@ template <class Tile, class Epilogue>
 struct DenseKernelOf<Tile, Epilogue, false> {
   using Stages = OverlappedStages<Epilogue>;
   template <class Mainloop>
-  using Kernel = OverlappedGemm<Mainloop, DenseMma<Mainloop, Tile::kN>, Epilogue, QuarterTiles<Mainloop, Epilogue>,
+  using Kernel = OverlappedGemm<Mainloop, DenseMma<Mainloop, Tile::kN>, Epilogue, SplitTiles<Mainloop, Epilogue>,
                                 SchedulerOf<Tile::kScheduler, Tile::kClusterM, Tile::kClusterN, 4>>;
 };
 

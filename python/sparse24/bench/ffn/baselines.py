@@ -61,17 +61,17 @@ def quantize(x: torch.Tensor, per_row: bool) -> tuple[torch.Tensor, torch.Tensor
     return (x.float() * scale.reciprocal()).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
-def pruned_relu2(pre: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """relu(pre)^2 with the two largest of each four of a row, zeros elsewhere; with a scale as float8. Compile it.
+def pruned_relu2(pre_activation: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """relu(h)^2 with the two largest of each four of a row, zeros elsewhere; with a scale as float8. Compile it.
 
     torch's cuSPARSELt compression takes a matrix that is 2:4 already. Of equals the lower index stays.
     """
-    root = F.relu(pre.reshape(-1, 4)).unbind(-1)
+    root = F.relu(pre_activation.reshape(-1, 4)).unbind(-1)
     kept = []
     for i, mine in enumerate(root):
         larger = [(other >= mine if j < i else other > mine).int() for j, other in enumerate(root) if j != i]
         kept.append(torch.where(larger[0] + larger[1] + larger[2] < 2, mine, torch.zeros_like(mine)))
-    pruned = torch.stack(kept, dim=-1).view(pre.shape)
+    pruned = torch.stack(kept, dim=-1).view(pre_activation.shape)
     if scale is None:
         return pruned.square()
     return (pruned.float().square() * scale.reciprocal()).clamp(max=FP8_MAX).to(FP8)

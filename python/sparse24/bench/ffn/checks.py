@@ -42,7 +42,7 @@ class Expected:
     Parameters
     ----------
     dtype : {"bf16", "fp8"}
-    pre : torch.Tensor
+    pre_activation : torch.Tensor
         [tokens, d_ff], the first GEMM's 16-bit output.
     w2 : torch.Tensor
         [d_model, d_ff], the second weight as this precision stores it, dequantised.
@@ -53,9 +53,9 @@ class Expected:
     """
 
     def __init__(
-        self, dtype: str, pre: torch.Tensor, w2: torch.Tensor, b2: torch.Tensor | None, rows: torch.Tensor
+        self, dtype: str, pre_activation: torch.Tensor, w2: torch.Tensor, b2: torch.Tensor | None, rows: torch.Tensor
     ) -> None:
-        y = reference.relu2(pre[rows])
+        y = reference.relu2(pre_activation[rows])
         bias = 0 if b2 is None else b2.double()
         self.rows = rows
         self.limit = BOUNDS[dtype]

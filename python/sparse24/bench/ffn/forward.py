@@ -73,16 +73,16 @@ class Operands:
 def compilations(tokens: int, d_model: int, d_ff: int, bias: bool) -> list[Job]:
     """What `bf16` and `fp8` have compiled, as they call it; `pruned_relu2` first, which all sizes share."""
     fp8, fp32 = reference.FP8, torch.float32
-    x, pre, one = Operand((tokens, d_model)), Operand((tokens, d_ff)), Operand((1, 1), fp32)
+    x, pre_activation, one = Operand((tokens, d_model)), Operand((tokens, d_ff)), Operand((1, 1), fp32)
     up, down = (d_ff, d_model), (d_model, d_ff)
     biases = (Operand((d_ff,)), Operand((d_model,))) if bias else (None, None)
     rows = (Operand(up, fp8), Operand((d_ff, 1), fp32), Operand(down, fp8), Operand((d_model, 1), fp32))
     tensors = (Operand(up, fp8), one, Operand(down, fp8), one)
     # The output, and [tokens, d_ff] in 16 bits twice, in fp8 twice.
-    workspace = x.bytes + 3 * pre.bytes
+    workspace = x.bytes + 3 * pre_activation.bytes
     return [
-        Job(baselines.pruned_relu2, (pre,), workspace, dynamic=True),
-        Job(baselines.pruned_relu2, (pre, Operand((1,), fp32)), workspace, dynamic=True),
+        Job(baselines.pruned_relu2, (pre_activation,), workspace, dynamic=True),
+        Job(baselines.pruned_relu2, (pre_activation, Operand((1,), fp32)), workspace, dynamic=True),
         Job(baselines.mlp, (x, Operand(up), Operand(down), *biases), workspace),
         Job(baselines.mlp_fp8_rows, (x, *rows, *biases), workspace),
         Job(baselines.mlp_fp8_tensor, (x, *tensors, *biases), workspace),
@@ -93,12 +93,12 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
     x, w1, w2, b1, b2, rows = vars(ffn).values()
     weights = (w1, w2, b1, b2)
     run_compiled = compiled(baselines.mlp, options)
-    pre = F.linear(x, w1, b1)
-    y = F.relu(pre).square()
-    values, meta = sparse24.compress(pre, RELU2)
+    pre_activation = F.linear(x, w1, b1)
+    y = F.relu(pre_activation).square()
+    values, meta = sparse24.compress(pre_activation, RELU2)
     exact = reference.product(x[rows], w1.t()) + (0 if b1 is None else b1.double())
     exact_y = exact.relu().square()
-    expected = Expected("bf16", pre, w2, b2, rows)
+    expected = Expected("bf16", pre_activation, w2, b2, rows)
     limit = BOUNDS["bf16"]
 
     def check_first(output: torch.Tensor) -> dict[str, float]:
@@ -121,7 +121,7 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
 
     def cusparselt() -> list[Case]:
         prune = compiled(baselines.pruned_relu2, options, dynamic=True)
-        second = baselines.CuSparseLt(prune(pre), w2.t())
+        second = baselines.CuSparseLt(prune(pre_activation), w2.t())
 
         def forward(_: int) -> torch.Tensor:
             return baselines.dequantise(second.compress_and_multiply(prune(F.linear(x, w1, b1))), None, b2)
@@ -156,20 +156,20 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     run_rows = compiled(baselines.mlp_fp8_rows, options)
     run_tensor = compiled(baselines.mlp_fp8_tensor, options)
     xq, scale_x = sparse24.quantize_fp8(x)
-    pre = up_projection(x, q1, b1, fp8=True, w1_scale=s1)
-    values, meta, scale_y = sparse24.compress_fp8(pre, None, RELU2)
-    static, factor = calibrated(pre, xq, scale_x)
+    pre_activation = up_projection(x, q1, b1, fp8=True, w1_scale=s1)
+    values, meta, scale_y = sparse24.compress_fp8(pre_activation, None, RELU2)
+    static, factor = calibrated(pre_activation, xq, scale_x)
     # As nn.ReLU2MLP has it from its weights; it does not hold with a bias.
     bound = sparse24.bounding_factor(q1, s1) if b1 is None else None
     exact = reference.product(xq.bfloat16()[rows], q1.t()) * scale_x[rows] * s1.t() + (0 if b1 is None else b1.double())
     exact_y = exact.relu().square()
-    expected = Expected("fp8", pre, q2.double() * s2, b2, rows)
-    # One scale per tensor makes other weights and another pre-activation.
+    expected = Expected("fp8", pre_activation, q2.double() * s2, b2, rows)
+    # One scale per tensor makes other weights and another pre_activation-activation.
     xt, scale_xt = baselines.quantize(x, per_row=False)
     pre_tensor = baselines.scaled_mm(xt, t1.t(), scale_xt, u1, b1)
     expected_tensor = Expected("fp8", pre_tensor, t2.double() * u2, b2, rows)
-    expected_static = Expected("fp8", pre, t2.double() * u2, b2, rows)
-    yq, scale_yq = baselines.quantize(F.relu(pre).square(), per_row=True)
+    expected_static = Expected("fp8", pre_activation, t2.double() * u2, b2, rows)
+    yq, scale_yq = baselines.quantize(F.relu(pre_activation).square(), per_row=True)
     yt, scale_yt = baselines.quantize(F.relu(pre_tensor).square(), per_row=False)
     del pre_tensor, xt
     limit = BOUNDS["fp8"]
@@ -221,7 +221,7 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
 
     def cusparselt() -> list[Case]:
         prune = compiled(baselines.pruned_relu2, options, dynamic=True)
-        second = baselines.CuSparseLt(prune(pre, static), t2.t())
+        second = baselines.CuSparseLt(prune(pre_activation, static), t2.t())
         scale = static * u2.reshape(1)
 
         def forward(_: int) -> torch.Tensor:
@@ -260,9 +260,11 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     ]
 
 
-def calibrated(pre: torch.Tensor, xq: torch.Tensor, scale_x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def calibrated(
+    pre_activation: torch.Tensor, xq: torch.Tensor, scale_x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What a calibration on this very batch finds: one scale of the activation, and the factor of |x_row|^2."""
-    scale_rows = pre.amax(dim=1, keepdim=True).float().relu().square() / reference.FP8_MAX
+    scale_rows = pre_activation.amax(dim=1, keepdim=True).float().relu().square() / reference.FP8_MAX
     squares = (xq.bfloat16() * scale_x).square().sum(dim=1, keepdim=True)
     return scale_rows.amax().reshape(1), (scale_rows / squares).amax().reshape(1)
 
