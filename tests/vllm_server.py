@@ -58,7 +58,15 @@ def save_model(name: str, folder: Path) -> None:
     kind = CLASSES[name.removesuffix("_fp8")]
     sizes = dict(SIZES)
     if name == "nemotron_h":  # attention and networks alone: its other layers need kernels
-        sizes |= {"layers_block_type": ["attention", "mlp"], "head_dim": 64}
+        sizes |= {
+            "layers_block_type": ["mamba", "mlp", "attention", "mlp"],
+            "head_dim": 64,
+            "num_hidden_layers": 4,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 64,
+            "ssm_state_size": 64,
+            "n_groups": 1,
+        }
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes))
     model = model.to(torch.bfloat16)
     with torch.no_grad():

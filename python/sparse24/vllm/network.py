@@ -59,9 +59,7 @@ class Network:
         if scale_x is None:
             x, scale_x = quantize_fp8(x, self.up.input_scale.view(1), "tensor")
         scale_y = self.down.input_scale.view(1)
-        y, meta, *_ = linear_compress(
-            x, w1, scale_x, scale_1, self.up.bias, scale_y, out_dtype=FP8, statistics=False
-        )
+        y, meta, *_ = linear_compress(x, w1, scale_x, scale_1, self.up.bias, scale_y, out_dtype=FP8, statistics=False)
         return mm(y, meta, w2.t(), scale_y, scale_2, bias, out_dtype=self.dtype)
 
     def runs_sparse(self, tokens: int) -> bool:

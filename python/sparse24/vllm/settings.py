@@ -44,5 +44,5 @@ class Settings:
         return any(fnmatchcase(name, pattern) for pattern in self.dense)
 
     def as_dict(self) -> dict[str, object]:
-        """What a cache of compiled graphs has to know, as JSON has it."""
+        """Name what a cache of compiled graphs has to know, as JSON has it."""
         return {**asdict(self), "dense": list(self.dense)}

@@ -22,7 +22,7 @@ ORDER = (
     ("analyze",),
     ("linear", "training", "_convert_forward"),  # older names, and collections
     ("sparse24",),  # the front door, sparse24/__init__.py
-    ("demo", "bench"),
+    ("demo", "bench", "vllm", "layers"),  # layers: for the package kernels
     ("cli",),
     ("__main__",),
 )
