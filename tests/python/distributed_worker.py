@@ -4,9 +4,12 @@ import contextlib
 import functools
 import pickle
 import traceback
+import types
 import warnings
 from datetime import timedelta
+from unittest import mock
 
+import megatron_like
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional_collectives
@@ -23,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 import sparse24
 
 WORLD = 2
+EXACT = {"min_tokens": 0, "recipe": sparse24.Recipe(weight_gradients="dense")}
 
 
 class Ranks:
@@ -205,3 +209,21 @@ def tensor_parallel_plan(rank, kind):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         return network(batch()).detach().clone(), [str(w.message) for w in caught]
+
+
+def megatron(rank, sequence_parallel, bias):
+    """Output, gradients and output bias of the page's class; the dense output, and that of the class it is made of."""
+    megatron_like.install()
+    kind = execute(sections()["Megatron"], {})["SparseMLP"]
+    x, w1, w2, b1, b2 = megatron_like.network(bias)
+    config = types.SimpleNamespace(sequence_parallel=sequence_parallel, gated_linear_unit=False)
+    mlp = kind(config, w1, b1, w2, b2)
+    x = (x.chunk(WORLD)[rank] if sequence_parallel else x).clone().requires_grad_()
+    with CountOps() as ops, mock.patch.object(sparse24, "relu2_mlp", functools.partial(sparse24.relu2_mlp, **EXACT)):
+        out, output_bias = mlp(x)
+        out.square().sum().backward()
+    weights = [mlp.linear_fc1.weight, mlp.linear_fc2.weight, *([mlp.linear_fc1.bias] if bias else [])]
+    mlp.sparse = False
+    dense, theirs = mlp(x)[0].detach(), super(kind, mlp).forward(x)[0].detach()
+    actual = [out.detach(), x.grad, *(w.grad for w in weights)]
+    return actual, None if output_bias is None else output_bias.detach(), dense, theirs, ops.sparse

@@ -1,8 +1,12 @@
 """The code of the guide (docs/guide) and of the README, by section."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from convert_models import CountOps
 
 ROOT = Path(__file__).parents[2]
 GUIDE, README = ROOT / "docs" / "guide", ROOT / "README.md"
@@ -36,3 +40,19 @@ def execute(blocks: list[Block], namespace: dict) -> dict:
     for document, line, code in blocks:
         exec(compile("\n" * (line - 1) + code, document, "exec"), namespace)
     return namespace
+
+
+def run(section: str) -> tuple[dict, CountOps]:
+    """The variables that a recipe leaves, and how many sparse products it took."""
+    with CountOps() as ops:
+        return execute(sections()[section], {"__name__": "__main__"}), ops
+
+
+def torchrun(section, tmp_path, processes):
+    """What a recipe prints."""
+    script = tmp_path / "recipe.py"
+    script.write_text("\n".join(block.code for block in sections()[section]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -20,7 +20,7 @@ ORDER = (
     ("nn",),
     ("convert", "schedule"),
     ("analyze",),
-    ("linear", "training", "_convert_forward"),  # older names, and collections
+    ("linear", "training", "_convert_forward", "callbacks"),  # older names, collections, loops of others
     ("sparse24",),  # the front door, sparse24/__init__.py
     ("demo", "bench", "vllm", "layers"),  # layers: for the package kernels
     ("cli",),

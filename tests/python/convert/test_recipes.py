@@ -1,17 +1,16 @@
 """docs/guide: each program runs as it stands there, and does what its text says; and so does the README."""
 
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from compare import assert_same_bits
-from convert_models import EXACT, CountOps, D, Inline, Stack, assert_near, masked, randomize, relu2
+from convert_models import CountOps, D, Inline, Stack, assert_near, masked, randomize, relu2
 from data import normal
-from recipes import README, execute, sections
+from recipes import README, execute, run, sections, torchrun
 
 import sparse24
 
@@ -29,25 +28,10 @@ def no_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def run(section):
-    """The variables that a recipe leaves, and how many sparse products it took."""
-    with CountOps() as ops:
-        return execute(sections()[section], {"__name__": "__main__"}), ops
-
-
-def torchrun(section, tmp_path, processes):
-    """What a recipe prints."""
-    script = tmp_path / "recipe.py"
-    script.write_text("\n".join(block.code for block in sections()[section]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_every_recipe_is_tested():
-    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
-    names = {section: section.lower().replace(" ", "_") for section in sections()}
+    code = "".join(page.read_text() for page in Path(__file__).parent.glob("test_recipes*.py"))
+    tested = set(re.findall(r"^def test_(\w+)", code, re.MULTILINE))
+    names = {section: section.lower().replace(" ", "_").replace("'", "") for section in sections()}
     assert set(names.values()) <= tested, f"docs/guide: {set(names.values()) - tested} without a test"
 
 
@@ -157,25 +141,6 @@ def test_nanochat():
         n["orig_model"](n["x"])
     assert ops.sparse == 2
     torch._dynamo.reset()
-
-
-def test_torchtitan():
-    converter_class = execute(sections()["TorchTitan"], {})["Sparse24Converter"]
-    converter = converter_class(sparse24.Schedule(4, dense_warmup_steps=2), EXACT)
-    with pytest.raises(RuntimeError, match="nothing to convert"):
-        converter.convert(torch.nn.Linear(4, 4))
-    model = randomize(Stack(Inline(), Inline()))
-    x = normal(21, D, dtype=torch.float32)
-    keys = list(model.state_dict())
-    converter.convert(model)
-    assert list(model.state_dict()) == keys
-    sparse = []
-    for _ in range(4):
-        with CountOps() as ops:
-            model(x)
-        sparse.append(ops.sparse)
-        converter.post_optimizer_hook([torch.nn.Linear(4, 4), model])  # two parts of a pipeline
-    assert sparse == [0, 0, 2, 2]
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
