@@ -2,7 +2,7 @@
 
 A row is a size that was measured: how many times as fast as the fastest that plain torch offers in that precision
 (compiled or not; fp8 by row or by tensor) the network is when it runs sparse, as `convert` makes it run: in fp8 with
-exact scales.
+exact scales. Of few tokens: when it runs prepared for decoding.
 """
 
 from __future__ import annotations
@@ -17,24 +17,31 @@ from sparse24.bench import results
 OURS = {
     ("forward", "bf16"): ("sparse24",),
     ("forward", "fp8"): ("sparse24_fused",),
+    ("decode", "bf16"): ("sparse24",),
+    ("decode", "fp8"): ("sparse24",),
     ("training", "bf16"): ("sparse24", "sparse24_compiled"),
     ("training", "fp8"): ("sparse24_fp8", "sparse24_fp8_compiled"),
 }
-BENCHES = {"ffn_forward": "forward", "ffn_training": "training"}
+#: By bench: its race, and the pass that it measures.
+BENCHES = {
+    "ffn_forward": ("forward", "forward"),
+    "ffn_few_tokens": ("forward", "decode"),
+    "ffn_training": ("training", "training"),
+}
 
 
 def rows(records: Iterable[results.Record]) -> list[list[object]]:
     """Pass, precision, tokens, d_model, d_ff and speed-up, in order."""
     found = []
-    usual = [r for r in records if r["bench"] in BENCHES and r["race"] == BENCHES[r["bench"]] and results.usual(r)]
-    for problem in results.group(r for r in usual if r["median_us"]).values():
-        for (race, dtype), variants in OURS.items():
-            mine = [r for r in problem if (r["race"], r["dtype"]) == (race, dtype)]
+    usual = [r for r in records if r["bench"] in BENCHES and results.usual(r) and r["median_us"]]
+    for problem in results.group(r for r in usual if r["race"] == BENCHES[r["bench"]][0]).values():
+        for (kind, dtype), variants in OURS.items():
+            mine = [r for r in problem if (BENCHES[r["bench"]][1], r["dtype"]) == (kind, dtype)]
             ours = min((r["median_us"] for r in mine if r["variant"] in variants), default=None)
             theirs = min((r["median_us"] for r in mine if r["variant"] in TORCH[dtype]), default=None)
             if ours and theirs:
                 size = [mine[0][name] for name in ("tokens", "d_model", "d_ff")]
-                found.append([race, dtype, *size, round(theirs / ours, 3)])
+                found.append([kind, dtype, *size, round(theirs / ours, 3)])
     return sorted(found)
 
 

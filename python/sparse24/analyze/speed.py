@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sparse24._options import whole_number
 from sparse24.format import FEATURES
-from sparse24.mlp import pays
+from sparse24.mlp.choice import few_tokens, pays
 
 PRECISIONS = ("bf16", "fp8")
 #: By how much a size may differ from one that was measured.
@@ -56,12 +56,19 @@ def speedup(phase: str, dtype: str, tokens: int, d_model: int, d_ff: int, d_out:
     """How many times as fast as with torch.compile in the same precision a network of these sizes is by default.
 
     1.0 where `relu2_mlp` runs it dense. Else that of the nearest size that was measured, which differs by a factor of
-    four at most; None if there is none.
+    four at most; None if there is none. Decoding: of a network that is prepared for it, where that was measured.
     """
-    fp8 = dtype == "fp8"
+    fp8, size = dtype == "fp8", (tokens, d_model, d_ff)
+    if phase == "decode" and 0 < tokens <= few_tokens(d_ff, d_out, fp8=fp8):
+        prepared = _nearest("decode", dtype, size)
+        if prepared is not None:
+            return prepared
     if d_ff % FEATURES[fp8] or not pays(tokens, d_ff, d_out, fp8=fp8):
         return 1.0
-    race, size = "training" if phase == "training" else "forward", (tokens, d_model, d_ff)
+    return _nearest("training" if phase == "training" else "forward", dtype, size)
+
+
+def _nearest(race: str, dtype: str, size: tuple[int, ...]) -> float | None:
     rows = [r for r in _table()[1] if (r.race, r.dtype) == (race, dtype)]
     near = min(rows, key=lambda r: _distance(r.size, size), default=None)
     if near is None or any(abs(math.log(a / b, _FACTOR)) > 1 for a, b in zip(near.size, size, strict=True)):

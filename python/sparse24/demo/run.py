@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sparse24 import env
-from sparse24.analyze import activation_stats
+from sparse24.analyze import ModelReport, analyze_model
 from sparse24.demo import speed
 from sparse24.demo.data import even_windows, read_corpus
 from sparse24.demo.model import BYTES, FFN, GPT, SMALL, DenseMLP
 from sparse24.demo.training import TrainConfig, train
 from sparse24.demo.verdict import gain, verdict
 from sparse24.demo.verify import Check, verify_ffn
-from sparse24.mlp import Precision, relu2_mlp, up_projection
+from sparse24.mlp import Precision, relu2_mlp
 from sparse24.terminal import percent, progress, table
 
 _HELD_OUT_WINDOWS = 32
@@ -64,7 +64,7 @@ def _run(settings: Settings, device: torch.device, start: float) -> int:
 
     windows = even_windows(corpus.held_out, _HELD_OUT_WINDOWS, SMALL.sequence + 1).to(device)
     losses = _losses(model, windows)
-    layers = _layers(model, windows[:_ANALYZED_WINDOWS])
+    layers = list(_analyze(model, windows[:_ANALYZED_WINDOWS]).layers.values())
     checks = _verify(model, windows[:_ANALYZED_WINDOWS])
     timings = _speed(settings.seed, device)
     checks += [(f"{timing.shape.name}: ", check) for timing in timings for check in timing.checks]
@@ -158,11 +158,8 @@ def _losses(model: GPT, windows: Tensor) -> dict[str, float]:
     return losses
 
 
-def _layers(model: GPT, windows: Tensor) -> list[dict[str, Any]]:
-    layers = []
-    for block, x in zip(model.blocks, model.ffn_inputs(windows), strict=True):
-        w1, w2 = block.mlp.up_proj.weight.detach().bfloat16(), block.mlp.down_proj.weight.detach()
-        layers.append(activation_stats(up_projection(x.bfloat16(), w1), w2).as_dict())
+def _analyze(model: GPT, windows: Tensor) -> ModelReport:
+    report = analyze_model(model, [windows])
     print("\nActivations on held-out text, in %: what 2:4 along features drops; tokens: what 2:4 along tokens drops of")
     print("the rest (only weight gradients would use it).")
     columns = {
@@ -174,9 +171,11 @@ def _layers(model: GPT, windows: Tensor) -> list[dict[str, Any]]:
         "tokens: non-zeros": "token_nonzeros_dropped",
         "tokens: energy": "token_energy_dropped",
     }
+    layers = report.layers.values()
     rows = [(str(i), *(percent(layer[key]) for key in columns.values())) for i, layer in enumerate(layers)]
     print(table(("layer", *columns), rows))
-    return layers
+    print(f"sparse24.analyze_model says: {report.verdict}.")
+    return report
 
 
 def _verify(model: GPT, windows: Tensor) -> list[tuple[str, Check]]:

@@ -1,6 +1,8 @@
 """analyze_model: which networks it looks at, on which tokens, and that the model is what it was."""
 
+import io
 import itertools
+import sys
 from collections import UserDict
 
 import pytest
@@ -206,6 +208,23 @@ def test_a_model_without_networks_gives_an_empty_report():
     report = sparse24.analyze_model(nn.Linear(D, D), [batch()])
     assert report.layers == report.decisions == {} and "no squared-ReLU" in report.verdict
     assert report.verdict in report.table()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_how_far_it_is_on_a_terminal(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    sparse24.analyze_model(model(), [batch(), batch(1)], max_tokens=2 * TOKENS)
+    assert f"{2 * TOKENS}/{2 * TOKENS}" in shown.getvalue() and "tokens" in shown.getvalue()
+    silent = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", silent)
+    sparse24.analyze_model(model(), [batch()])
+    assert not silent.getvalue() and not capsys.readouterr().out
 
 
 class Parts(nn.Module):

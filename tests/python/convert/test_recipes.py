@@ -79,6 +79,16 @@ def test_quick_start(capsys):
     assert capsys.readouterr().out == "50% zeros; pruning drops 19% of the other entries\n"
 
 
+def test_analyze_in_a_program(capsys):
+    n, _ = run("Analyze in a program")
+    report, names = n["report"], [f"layers.{i}" for i in range(4)]
+    assert list(report.layers) == names and all(layer["tokens"] == 2048 for layer in report.layers.values())
+    assert report.decisions == {name: name != "layers.0" for name in names}
+    assert n["done"].converted == names[1:] and n["done"].skipped == {"layers.0": "decided against"}
+    printed = capsys.readouterr().out
+    assert report.verdict in printed and "layers.0 drops 19 % of non-zeros: keep it dense" in report.verdict
+
+
 def test_own_module(capsys):
     n, ops = run("Own module")
     assert ops.sparse == 4 and n["x"].grad is not None
