@@ -8,12 +8,12 @@ COLUMNS = {
     "feature_energy_dropped": ("energy", "energy dropped"),
     "output_error": ("error", "output error"),
     "token_nonzeros_dropped": ("tokens", "dropped along tokens"),
-    "split_permuted_token_nonzeros_dropped": ("recipe", "the same, default recipe"),
+    "split_permuted_token_nonzeros_dropped": ("recipe", "dropped, default recipe"),
     "fp8_underflow": ("fp8", "zero in fp8"),
     "features_never_active": ("dead", "dead features"),
     "features_active_8_tokens": ("by 8", "features lit by 8 tokens"),
-    "features_active_64_tokens": ("by 64", "by 64 tokens"),
-    "features_active_128_tokens": ("by 128", "by 128 tokens"),
+    "features_active_64_tokens": ("by 64", "features lit by 64"),
+    "features_active_128_tokens": ("by 128", "features lit by 128"),
 }
 #: What the short names mean.
 MEANING = """\

@@ -29,8 +29,8 @@ def draw(layers: Mapping[str, Mapping[str, Any]], verdict: str, path: Path) -> N
     _heat_map(figure.add_subplot(grid[0]), names, rows)
     _groups(figure.add_subplot(grid[1]), names, rows)
     _densities(figure, figure.add_subplot(grid[2]), names, rows)
-    figure.suptitle("Feed-forward networks under 2:4\n" + _wrapped(verdict), fontsize=9)
     figure.tight_layout()
+    figure.suptitle("Feed-forward networks under 2:4\n" + _wrapped(verdict), fontsize=9, y=1.0, va="bottom")
     with matplotlib.rc_context({"svg.hashsalt": "sparse24", "svg.fonttype": "none"}):
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None, bbox_inches="tight")
 

@@ -51,17 +51,19 @@ class Watched:
         """Add the activation that the network has for tokens [T, D]."""
         up, down = (owner_of(self.module, layer.name) for layer in (self.up, self.down))
         first, second = self.weights()
-        w2 = second.weight if second.scale is None else second.weight.float() * second.scale.reshape(-1, 1)
-        for part in x.split(CHUNK):
-            scale = None if second.scale is None else getattr(down, "input_scale", None)
-            factor = None if first.scale is None else factor_of(up, scale)
-            if factor is not None:
-                scale = quantize_fp8_predict(part, factor)[2]
-            fp8 = first.scale is not None
+        fp8, dtype = first.scale is not None, x.dtype
+        w2 = second.weight.float() * second.scale.reshape(-1, 1) if second.scale is not None else second.weight
+        scale = getattr(down, "input_scale", None) if fp8 else None
+        factor = factor_of(up, scale) if fp8 else None
+        if fp8 and first.weight.is_cuda:
+            dtype = torch.bfloat16  # the kernels quantise 16 bits
+        # Also to where the weights are: a module may bring its input there.
+        for part in x.to(first.weight.device, dtype).split(CHUNK):
+            predicted = scale if factor is None else quantize_fp8_predict(part, factor)[2]
             y1 = up_projection(part, first.weight, first.bias, fp8=fp8, w1_scale=first.scale)
             if self.threshold:
                 y1 = ActivationFunction("relu", self.threshold)(y1)
-            counts.add(y1, w2, scale)
+            counts.add(y1, w2, predicted)
 
 
 class Networks(NamedTuple):
@@ -89,7 +91,10 @@ def networks_of(model: nn.Module) -> Networks:
         if isinstance(module, ReLU2MLP):
             layers = Layer("up_proj"), Layer("down_proj")
             watched[name] = Watched(name, module, *layers, "ReLU2MLP", module.threshold)
-    in_order = [watched[name] for name, _ in model.named_modules() if name in watched]
+    for name, network in watched.items():
+        if any(weights.weight.is_meta for weights in network.weights()):
+            skipped[name] = "its weights are on the meta device"
+    in_order = [watched[name] for name, _ in model.named_modules() if name in watched and name not in skipped]
     return Networks(in_order, skipped, near_misses(model, {*watched, *skipped}, others))
 
 

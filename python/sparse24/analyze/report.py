@@ -15,6 +15,8 @@ from sparse24.terminal import percent, table
 
 #: A layer is kept dense where 2:4 drops more of the non-zeros, or changes its output by more, than this.
 MOST_DROPPED, MOST_ERROR = 0.08, 0.05
+#: Zeros of a network that was not trained.
+_RANDOM = (0.4, 0.6)
 #: Layers that a verdict names.
 _NAMED = 3
 
@@ -61,6 +63,8 @@ class ModelReport:
         parts = [f"convert {chosen} of {len(self.layers) + len(self.skipped)}"]
         if chosen:
             parts.append(self._expectation())
+        elif self.layers and all(_RANDOM[0] < layer["zeros"] < _RANDOM[1] for layer in self.layers.values()):
+            parts.append("half of all activations are zeros, as before training: train dense first")
         parts += self._kept_dense()
         if self.skipped:
             parts.append(f"{len(self.skipped)} cannot be converted ({next(iter(self.skipped.values()))})")

@@ -35,8 +35,8 @@ def expected(network, x):
 
 
 @torch.no_grad()
-def test_the_keys_and_numbers_are_those_of_activation_stats():
-    net, x = model(), batch()
+def test_the_keys_and_numbers_are_those_of_activation_stats(device):
+    net, x = model().to(device), batch().to(device)
     report = sparse24.analyze_model(net, [x])
     assert list(report.layers) == ["layers.0", "layers.1", "layers.2"] and not report.skipped
     stream = x
@@ -166,12 +166,13 @@ def test_a_threshold_of_a_conversion_counts():
     assert sparse24.analyze_model(net, [batch()]).layers["layers.0"]["zeros"] > zeros + 0.1
 
 
-def test_float8_is_judged_with_its_own_scales():
+def test_float8_is_judged_with_its_own_scales(device):
     """A bounded scale is far above the largest value: more becomes zero than under a scale per row."""
     torch.manual_seed(0)
-    mlp = sparse24.nn.ReLU2MLP(D, HIDDEN)
-    usual = sparse24.analyze_model(mlp, [batch()])
-    quantized = sparse24.analyze_model(mlp.quantize_(), [batch()])
+    mlp = sparse24.nn.ReLU2MLP(D, HIDDEN, device=device, dtype=torch.bfloat16)
+    x = batch().to(device, torch.bfloat16)
+    usual = sparse24.analyze_model(mlp, [x])
+    quantized = sparse24.analyze_model(mlp.quantize_(), [x])
     assert (usual.precision, quantized.precision) == ("bf16", "fp8")
     assert quantized.layers[""]["fp8_underflow"] > usual.layers[""]["fp8_underflow"]
     assert quantized.layers[""]["fp8_saturated"] == 0
@@ -184,13 +185,15 @@ def test_what_cannot_be_looked_at_is_named():
             super().__init__()
             self.used, self.unused = randomize(Inline()), Inline()
             self.gelu = Inline(activation=nn.functional.gelu)
+            self.offloaded = Inline().to("meta")
 
         def forward(self, x):
             return self.gelu(self.used(x))
 
     report = sparse24.analyze_model(Two(), [batch()])
     assert list(report.layers) == ["used"] and report.skipped["unused"] == "no batch reached it"
-    assert set(report.skipped) == {"unused", "gelu"}
+    assert set(report.skipped) == {"unused", "gelu", "offloaded"}
+    assert report.skipped["offloaded"] == "its weights are on the meta device"
     with pytest.raises(RuntimeError, match="expected batches to reach the feed-forward networks of model"):
         sparse24.analyze_model(Unreached(), [batch()])
 

@@ -57,6 +57,13 @@ def test_a_verdict_is_a_sentence_however_many_layers_there_are():
     assert "expect" not in text
 
 
+def test_random_weights_are_recognised():
+    sentence = "convert 0 of 2; half of all activations are zeros, as before training: train dense first; a drops 20 %"
+    layers = {name: layer(dropped=0.2) for name in "ab"}
+    assert ModelReport({name: {**made, "zeros": 0.5} for name, made in layers.items()}).verdict.startswith(sentence)
+    assert "before training" not in ModelReport({name: {**made, "zeros": 0.7} for name, made in layers.items()}).verdict
+
+
 def test_small_networks_are_expected_to_run_dense():
     small = ModelReport({"mlp": layer(d_model=128, d_ff=512)})
     assert "expect no speed-up: for such sizes and numbers of tokens relu2_mlp runs dense" in small.verdict
