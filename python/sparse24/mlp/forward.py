@@ -34,7 +34,10 @@ def output(a: Arguments, activated: Activated) -> Tensor:
         return F.linear(values, a.w2, a.b2) if meta is None else mm(values, meta, a.w2.t(), bias=a.b2)
     w, w_scale = float8_weight(a.second())
     if meta is None:
-        return linear_fp8(values, scale, w, w_scale, a.b2).to(a.x.dtype)
+        out = linear_fp8(values, scale, w, w_scale, a.b2)
+        # A cast to the same dtype is the same tensor, and a function that returns one twice, as Dynamo of torch 2.11
+        # returns all that it makes, gets the gradient of the other.
+        return out if out.dtype == a.x.dtype else out.to(a.x.dtype)
     return mm(values, meta, w.t(), scale, w_scale, a.b2, out_dtype=a.x.dtype)
 
 
