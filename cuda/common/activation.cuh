@@ -23,7 +23,7 @@ __device__ __forceinline__ float relu(float x) {
   asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
   return y;
 }
-// The same of a pair, rounded as by pack2, in one instruction. Never a negative zero.
+// Packs a pair as pack2 rounds it, with max(x, 0) of both in the same instruction. It never gives a negative zero.
 __device__ __forceinline__ uint32_t pack2_relu(__nv_bfloat16, float lo, float hi) {
   uint32_t pair;
   asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(hi), "f"(lo));
@@ -36,14 +36,14 @@ __device__ __forceinline__ uint32_t pack2_relu(__half, float lo, float hi) {
 }
 #endif
 
-// The square of one of two of T, in fp32.
+// Returns the square of one of two numbers of T, in fp32.
 template <class T>
 __device__ __forceinline__ float square(uint32_t word, int i) {
   const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
   return __fmul_rn(x, x);
 }
-// The squares of both, each rounded once: what pack2 makes of the squares in fp32, which are exact where that
-// matters (below 2^-134 a bfloat16 is zero either way).
+// Returns the squares of both, each rounded once. That is what pack2 makes of the squares in fp32, which are exact
+// where it matters (below 2^-134 a bfloat16 is zero either way).
 template <class T>
 __device__ __forceinline__ uint32_t square2(uint32_t word) {
   using P = typename Pair<T>::type;
@@ -52,7 +52,7 @@ __device__ __forceinline__ uint32_t square2(uint32_t word) {
   return reinterpret_cast<const uint32_t&>(square);
 }
 
-// The largest number of 16 bits that does not exceed a float that is not negative, as bits.
+// Returns the bits of the largest number of 16 bits that does not exceed a float, which is not negative.
 __device__ __forceinline__ uint32_t largest_up_to(__nv_bfloat16, float x) { return uint32_t(__float_as_int(x)) >> 16; }
 __device__ __forceinline__ uint32_t largest_up_to(__half, float x) { return __half_as_ushort(__float2half_rz(x)); }
 
@@ -64,8 +64,8 @@ __device__ __forceinline__ uint32_t mask_above(float threshold, uint32_t magnitu
   return spread_signs(magnitudes + 0x7fff7fffu - 0x10001u * largest_up_to(T{}, threshold));
 }
 
-// Of kernels that read h, of T, from memory. Each has kernels of its own, with a threshold too: they are bound by
-// instructions as much as by memory.
+// An activation of kernels that read h, of T, from memory. Each has kernels of its own, with a threshold too, because
+// they are bound by instructions as much as by memory.
 template <class T_, Activation kKind, bool kThreshold = false>
 struct ElementwiseActivation {
   using T = T_;
@@ -77,7 +77,7 @@ struct ElementwiseActivation {
 
   explicit ElementwiseActivation(const ActivationArgs& args) : threshold(args.threshold) {}
 
-  // Eight elements of h; zeros for those that do not exceed the threshold.
+  // Loads eight elements of h, with zeros for those that do not exceed the threshold.
   __device__ __forceinline__ Vec8 load(const void* p) const {
     Vec8 v = load16(p);
     if constexpr (kThreshold) {
@@ -87,7 +87,7 @@ struct ElementwiseActivation {
     return v;
   }
 
-  // The magnitudes of the roots of two.
+  // Returns the magnitudes of the roots of two elements.
   __device__ __forceinline__ static uint32_t magnitudes(uint32_t word) {
     P x = reinterpret_cast<const P&>(word);
     if constexpr (kKind == Activation::kNone) x = __habs2(x);
@@ -95,13 +95,13 @@ struct ElementwiseActivation {
     return reinterpret_cast<const uint32_t&>(m);
   }
 
-  // y of one of two elements, or of their magnitudes: in fp32.
+  // Returns y of one of two elements, or of their magnitudes, in fp32.
   __device__ __forceinline__ static float value(uint32_t word, int i) {
     if constexpr (kKind == Activation::kRelu2) return square<T>(word, i);
     const float x = to_float(T{}, uint16_t(i ? word >> 16 : word));
     return kKind == Activation::kNone ? x : relu(x);
   }
-  // Of both, in T.
+  // Returns y of both, in T.
   __device__ __forceinline__ static uint32_t values(uint32_t word) {
     if constexpr (kKind == Activation::kNone) return word;
     if constexpr (kKind == Activation::kRelu) {
@@ -110,8 +110,8 @@ struct ElementwiseActivation {
     return pack2(T{}, value(word, 0), value(word, 1));
   }
 
-  // The largest of `so_far` and of two elements, both lanes apart, so that activated_max has the largest |y|: y grows
-  // with h. NaN does not count.
+  // Returns the largest of `so_far` and of two elements, both lanes apart. y grows with h, so that activated_max makes
+  // the largest |y| of it. NaN does not count.
   __device__ __forceinline__ static P max(P so_far, uint32_t word) {
     P x = reinterpret_cast<const P&>(word);
     if constexpr (kKind == Activation::kNone) x = __habs2(x);
@@ -128,7 +128,7 @@ struct ElementwiseActivation {
   }
 };
 
-// f of the ElementwiseActivation of T that is asked for.
+// Calls f with the ElementwiseActivation of T that is asked for.
 template <class T, class F>
 void dispatch_activation(const ActivationArgs& args, F&& f) {
   const bool above = args.threshold > 0;
@@ -143,8 +143,8 @@ void dispatch_activation(const ActivationArgs& args, F&& f) {
   }
 }
 
-// Of the epilogues of the first GEMM, which have h as accumulators and round it to T. It is a choice at run time: a
-// kernel for each would take a minute of compilation.
+// The activation of the epilogues of the first GEMM, which have h as accumulators and round it to T. It is a choice at
+// run time, because a kernel for each would take a minute of compilation.
 struct EpilogueActivation {
   Activation kind;  // kRelu: y is its own root
 
@@ -152,12 +152,12 @@ struct EpilogueActivation {
 
   static EpilogueActivation of(const ActivationArgs& args) { return {args.kind, args.threshold}; }
 
-  // The roots of two accumulators.
+  // Returns the roots of two accumulators.
   template <class T>
   __device__ __forceinline__ static uint32_t pack(float lo, float hi) {
     return pack2_relu(T{}, lo, hi);
   }
-  // What packing leaves to do, of all words of a thread, so that it is decided once.
+  // Does what packing leaves to do, for all words of a thread, so that it is decided once.
   template <class T, int kBlocks>
   __device__ __forceinline__ void finish(uint32_t (&roots)[kBlocks][2]) const {
     if (threshold == 0.f) return;
@@ -174,7 +174,7 @@ struct EpilogueActivation {
   __device__ __forceinline__ bool is_general() const {
     return !kHasRoots<T> && kind == Activation::kRelu;
   }
-  // y of the roots in a word: of both in T, of one in fp32.
+  // Return y of the roots in a word: of both in T, of one in fp32.
   template <class T, bool kGeneral>
   __device__ __forceinline__ uint32_t values(uint32_t roots) const {
     return keeps_roots<T, kGeneral>() ? roots : square2<T>(roots);

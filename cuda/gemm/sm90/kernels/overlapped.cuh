@@ -28,18 +28,18 @@
 
 namespace sparse24::cuda {
 
-// As many stages as fit beside the epilogue's operands; barriers and alignment take less than 1 KB.
+// So many stages fit beside the epilogue's operands; barriers and alignment take less than 1 KB.
 template <class Epilogue>
 using OverlappedStages = cutlass::gemm::collective::StageCountAutoCarveout<
     static_cast<int>(sizeof(OperandStages<typename Epilogue::Operands>)) + 1024>;
 
-// No tile is split.
+// The split of a kernel that splits no tile.
 struct WholeTiles {
   static constexpr int kParts = 1;
 };
 
-// The tiles of the last wave may be split into quarters of their columns. Mainloop: its load() brings parts of B too
-// (mainloops/permuted_n_mainloop.cuh).
+// The split of a kernel whose scheduler may split the tiles of the last wave, into quarters of their columns. The
+// load() of its Mainloop brings parts of B too (mainloops/permuted_n_mainloop.cuh).
 template <class Mainloop, class WholeEpilogue>
 struct SplitTiles {
   static constexpr int kParts = 4, kColumns = cute::size<1>(typename Mainloop::TileShape{}) / kParts;
@@ -153,7 +153,7 @@ class OverlappedGemm {
   }
 
  private:
-  // There is at least one for each step: what lies beyond K is read as zeros.
+  // Returns the number of K tiles, which is at least one for each step: what lies beyond K is read as zeros.
   CUTLASS_DEVICE static int k_tiles(Params const& params) {
     return cute::max(cute::ceil_div(cute::get<2>(params.problem), cute::get<2>(TileShape{})), int(Epilogue::kSteps));
   }
@@ -188,7 +188,7 @@ class OverlappedGemm {
     mainloop.load_tail(pipeline, state);
   }
 
-  // Another fetches what the epilogue multiplies with and adds.
+  // Another fetches the operands of the epilogue.
   CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, EpiloguePipeline& pipeline) {
     const Scheduler scheduler(params.scheduler);
     auto state = cutlass::make_producer_start_state<EpiloguePipeline>();
