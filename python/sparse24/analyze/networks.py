@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from sparse24.analyze.counts import CHUNK, Counts
 from sparse24.convert.call import arguments_of
+from sparse24.convert.conversion import Layer, Weights, weights_of
 from sparse24.convert.find import find_networks
-from sparse24.convert.forward import Layer, Weights, disabled, weights_of
+from sparse24.convert.forward import disabled
 from sparse24.convert.layers import owner_of
 from sparse24.convert.near import near_misses
 from sparse24.convert.problems import precision_problem

@@ -9,8 +9,9 @@ from torch import nn
 
 from sparse24._options import boolean, whole_number
 from sparse24.convert.call import called_children
+from sparse24.convert.conversion import Conversion
 from sparse24.convert.find import find_networks
-from sparse24.convert.forward import Conversion, install, uninstall
+from sparse24.convert.forward import install, uninstall
 from sparse24.convert.layers import layers_of
 from sparse24.convert.near import near_misses
 from sparse24.convert.problems import precision_problem
@@ -41,6 +42,17 @@ class ConvertConfig:
     threshold : float
         As in `sparse24.relu2_mlp`. A converted module then computes something else than before: for models that are
         trained with it.
+    decode : bool
+        For models that generate: few tokens without gradients run exactly, without pruning and without reading the
+        weights of neurons that are zero, as `sparse24.nn.ReLU2MLP.prepare_decode_` says. Each module keeps a copy of
+        its second weight for it, as many bytes again, unless it stores that by neuron already, as a parameter
+        [F, D_out].
+
+    Notes
+    -----
+    "fp8" of weights that are not float8 keeps float8 copies of both in evaluation, a byte for each entry, and with
+    `decode` one more of the second; training quantises in each call. They are made at conversion, or in the first call
+    in evaluation, and follow the weights as those of `prepare_decode_` do.
 
     Raises
     ------
@@ -54,6 +66,7 @@ class ConvertConfig:
     recompute: bool = False
     decisions: Mapping[str, bool | str] = field(default_factory=dict)
     threshold: float = 0
+    decode: bool = False
 
     def __post_init__(self) -> None:
         modes = ", ".join(f'"{name}"' for name in _PRECISION)
@@ -66,6 +79,7 @@ class ConvertConfig:
         if self.min_tokens is not None:
             object.__setattr__(self, "min_tokens", whole_number("ConvertConfig", "min_tokens", self.min_tokens))
         object.__setattr__(self, "recompute", boolean("ConvertConfig", "recompute", self.recompute))
+        object.__setattr__(self, "decode", boolean("ConvertConfig", "decode", self.decode))
         object.__setattr__(self, "threshold", threshold_of("ConvertConfig", self.threshold))
         for name, decision in self.decisions.items():
             if not isinstance(decision, bool) and decision not in _PRECISION:
@@ -194,7 +208,9 @@ def convert(
     if unknown:
         fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
 
-    options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("dtype", "decisions")}
+    options = {
+        f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("dtype", "decisions", "decode")
+    }
     options = {name: value for name, value in options.items() if value != getattr(ConvertConfig, name)}
     options.update((name, repr(value)) for name, value in options.items() if isinstance(value, float))  # threshold_of
     looked_at = sum(bool(m._modules) or len(layers_of(m)) > 1 for m in model.modules())
@@ -214,7 +230,9 @@ def convert(
             report.skipped[name] = problem
             continue
         seen = look(module, called_children(module))
-        conversion = Conversion(network.up, network.down, seen, precision, options, network.in_training)
+        sizes = network.d, network.f, network.d_out
+        how = precision, options, sizes, network.in_training, config.decode
+        conversion = Conversion(network.up, network.down, seen, *how)
         conversions.append((name, module, conversion))
     try:
         for name, module, conversion in conversions:

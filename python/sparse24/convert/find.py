@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sparse24.convert.call import called_children
-from sparse24.convert.forward import Layer
+from sparse24.convert.conversion import Layer
 from sparse24.convert.layers import is_called, is_parameter, layers_of, named_pair, weight_of
 from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.probe import probe

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse24.convert.call import arguments_of, method_of
-from sparse24.convert.forward import Layer
+from sparse24.convert.conversion import Layer
 from sparse24.convert.layers import owner_of
 from sparse24.format import FP8, LARGEST_FP8
 from sparse24.nn.children import ACCELERATE

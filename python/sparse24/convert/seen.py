@@ -22,7 +22,7 @@ _IGNORED = {
     *nn.Module().__dict__,
     *dir(nn.Module),
     *ACCELERATE,
-    *("_sparse24", "sparse", "sparse24_enabled", "scales_known", "refresh_scales"),
+    *("_sparse24", "_copies", "sparse", "sparse24_enabled", "scales_known", "refresh_scales"),
     *("_is_hf_initialized", "gradient_checkpointing", "_gradient_checkpointing_func"),
 }
 #: In place of a value: there is a method of this name in the class, and nothing in the instance.

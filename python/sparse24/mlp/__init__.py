@@ -208,7 +208,6 @@ def relu2_mlp(
     inference = not (learns or transformed)
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
-    scales = w1_scale, w2_scale, scale_y, scale_y_factor
     if w2_rows is not None:
         check_w2_rows(w2_rows, w2)
         if inference and runs_few(tokens.shape[0], *w2_rows.shape, fp8=w1_scale is not None, is_cuda=x.is_cuda):

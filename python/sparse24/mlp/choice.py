@@ -15,8 +15,9 @@ DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
 #: slowest beside that for one.
 FEW_TOKENS = 512
 
-# By bits of the weights, d_model and d_ff.
+# By bits of the weights, d_model and d_ff; and what was looked up for others.
 _few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
+_found: dict[tuple[int, int, int], int] = {}
 
 
 def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
@@ -56,7 +57,14 @@ def few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
     """
     key = (8 if fp8 else 16, d_out, d_ff)
     tokens = _few.get(key)
-    return _nearest(*key) if tokens is None else tokens
+    if tokens is not None:
+        return tokens
+    if torch.compiler.is_compiling():  # sizes may be symbols
+        return _nearest(*key)
+    tokens = _found.get(key)
+    if tokens is None:
+        tokens = _found[key] = _nearest(*key)
+    return tokens
 
 
 def _nearest(bits: int, d_out: int, d_ff: int) -> int:

@@ -8,11 +8,24 @@ from torch import Tensor, nn
 from sparse24._options import boolean, whole_number
 from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
+from sparse24.mlp.arguments import Weight
 from sparse24.mlp.checks import check_fp8_sizes
+from sparse24.mlp.decode import decoded, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
 from sparse24.nn.quantized_state import quantized, state_for_float, state_for_quantized
+from sparse24.nn.weight_copies import (
+    Copies,
+    bytes_of_copies,
+    drop_copies,
+    follow,
+    follow_traced,
+    is_by_neuron,
+    put_copies,
+    renew_when_loaded,
+    without_copies,
+)
 from sparse24.ops.activation import ActivationFunction, threshold_of
 from sparse24.recipe import Recipe
 
@@ -75,6 +88,8 @@ class ReLU2MLP(nn.Module):
     sparse: bool = True
     scales_known: bool = False
     _threshold = "0.0"  # of modules that were saved without one
+    _decodes = False
+    _copies = None
 
     def __init__(
         self,
@@ -117,7 +132,7 @@ class ReLU2MLP(nn.Module):
 
         Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a bias it is computed.
         """
-        up, down = self.up_proj, self.down_proj
+        up, down = self._modules["up_proj"], self._modules["down_proj"]
         problem = _layer_problem("up_proj", up) or _layer_problem("down_proj", down)
         moved = is_moved(up)
         if problem is None and moved and up.weight.device != down.weight.device:
@@ -132,17 +147,25 @@ class ReLU2MLP(nn.Module):
         return delayed_scales.refresh(self, "delayed_scales")
 
     def _run(self, x: Tensor, scale_y: Tensor | None) -> Tensor:
-        up, down = self.up_proj, self.down_proj
+        up, down = self._modules["up_proj"], self._modules["down_proj"]
+        first, second = (Weight(layer.weight, getattr(layer, "weight_scale", None)) for layer in (up, down))
+        rows = self._rows(second.values) if self._decodes else None
+        if rows is not None and type(x) is Tensor and not torch.compiler.is_compiling():
+            if not learns(x, first.values, second.values, up.bias, down.bias):
+                rows_and_scale = Weight(rows, second.scale)
+                out = decoded(x, first, rows_and_scale, up.bias, down.bias, self.threshold)
+                if out is not None:
+                    return out
         scales, known = delayed_scales.for_step(self, "delayed_scales") if self.sparse else (None, False)
         return relu2_mlp(
             x,
-            up.weight,
-            down.weight,
+            first.values,
+            second.values,
             up.bias,
             down.bias,
             precision=self.precision,
-            w1_scale=getattr(up, "weight_scale", None),
-            w2_scale=getattr(down, "weight_scale", None),
+            w1_scale=first.scale,
+            w2_scale=second.scale,
             scale_y=scale_y,
             scale_y_factor=factor_of(up, scale_y),
             min_tokens=self.min_tokens,
@@ -152,7 +175,14 @@ class ReLU2MLP(nn.Module):
             threshold=self.threshold,
             delayed_scales=scales,
             scales_known=known,
+            w2_rows=rows,
         )
+
+    def _rows(self, w2: Tensor) -> Tensor | None:
+        """Give the second weight by neuron, if that is at hand."""
+        if is_by_neuron(w2):
+            return w2.t()
+        return self._buffers["w2_rows"] if follow(self, (w2,)) else None
 
     def _call_layers(self, x: Tensor) -> Tensor:
         device_type, activation = x.device.type, ActivationFunction("relu2", self.threshold)
@@ -164,6 +194,57 @@ class ReLU2MLP(nn.Module):
             return self.down_proj(activation(self.up_proj(x)))
         with torch.autocast(device_type, x.dtype):
             return self.down_proj(activation(self.up_proj(x)))
+
+    @torch.no_grad()
+    def prepare_decode_(self) -> "ReLU2MLP":
+        """Keep the second weight by neuron as well, so that few tokens run exactly and fast. In place; returns self.
+
+        Calls without gradients and with few tokens (`sparse24.mlp.few_tokens`) then run as `sparse24.relu2_mlp` does
+        with `w2_rows`: nothing is pruned, and the rows of neurons that are zero are not read. The copy, a buffer
+        ``w2_rows`` [F, D_out] that is not in the state_dict, takes as many bytes as the second weight. None is made
+        where the weight is stored so already, as the transpose of a contiguous [F, D_out].
+
+        The copy follows the weight: loading a state, `quantize_`, moving and casting the module make it again at once,
+        and a call after the weight was changed in place makes it again first. Changes through ``weight.data`` escape
+        that: call `prepare_decode_` again. So they do in a graph that is compiled or captured, which cannot look; but a
+        compiled one stops using the copy once an optimizer of torch has made a step, until a call that is not compiled,
+        or `prepare_decode_`, has made it again. If the weight is replaced, or FSDP gathers it for the call, the module
+        runs as without the copy.
+
+        Raises
+        ------
+        RuntimeError
+            A layer is hooked, patched, replaced or distributed, or its weight was made in inference mode, where tensors
+            count no changes. Nothing has changed then.
+        """
+        for name in _LAYERS:
+            child = getattr(self, name)
+            problem = _layer_problem(name, child)
+            if problem is None and child.weight.is_inference():
+                problem = f"the weight of {name} was made in inference mode"
+            if problem is not None:
+                raise RuntimeError(
+                    f"sparse24.nn.ReLU2MLP: expected layers whose weights can be copied to decode with, got: {problem}"
+                )
+        self._decodes = True
+        put_copies(self)
+        renew_when_loaded(self)
+        return self
+
+    def _what_to_copy(self) -> Copies | None:
+        child = self._modules.get("down_proj")
+        if not self._decodes or _layer_problem("down_proj", child) is not None or is_by_neuron(child.weight):
+            return None
+        return Copies(lambda: {"w2_rows": child.weight.t()}, (child.weight,))
+
+    _follow_traced = follow_traced
+
+    def __getstate__(self):
+        return without_copies(self, self.__dict__)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        put_copies(self)
 
     @torch.no_grad()
     def quantize_(self) -> "ReLU2MLP":
@@ -191,6 +272,7 @@ class ReLU2MLP(nn.Module):
         check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
         for name, layer in [(name, QuantizedLinear(child)) for name, child in children.items()]:
             setattr(self, name, layer)
+        put_copies(self)
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -216,8 +298,10 @@ class ReLU2MLP(nn.Module):
 
     def _apply(self, fn, recurse=True):
         before = self._buffers.get("delayed_scales")
+        drop_copies(self)
         super()._apply(fn, recurse)
         delayed_scales.keep(self, "delayed_scales", before)
+        put_copies(self)
         return self
 
     def extra_repr(self) -> str:
@@ -225,6 +309,8 @@ class ReLU2MLP(nn.Module):
         options = {"min_tokens": self.min_tokens, "recipe": self.recipe, "recompute": self.recompute or None}
         options["threshold"] = self.threshold or None
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        if self._decodes:
+            given.append(f"decode ({bytes_of_copies(self) / 1e6:.1f} MB of copies)")
         return ", ".join([f"precision={self.precision}", *given])
 
 

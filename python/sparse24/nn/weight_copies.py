@@ -1,108 +1,165 @@
-"""Copies of weights in the form that inference wants, beside the weights themselves: by neuron, or in float8.
+"""Copies of weights in a form that inference wants, beside the weights: by neuron, or in float8.
 
-They are buffers of the module outside of its state_dict, and follow the weights: whoever uses them asks first whether
-the weights have changed in place, by their version counters, and then they are made again. Weights that are other
-tensors than at that time (sharded, or replaced) make them useless.
+They are buffers of the module outside of its state_dict, and follow the weights. Whoever uses them asks first whether
+something was written to the weights, which count their versions, and then they are made again. They are of no use
+where the weights are other tensors than then: replaced, or gathered by FSDP for a while, without a new version.
+
+A compiled graph cannot ask. It is asked for while it is traced, and guards on what is known of optimizers.
 """
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-Sources = tuple[Tensor, ...]
 
-_live: "weakref.WeakSet[WeightCopies]" = weakref.WeakSet()
+class Copies(NamedTuple):
+    """What to make: the copies by the names of their buffers, and the weights that they are of."""
+
+    make: Callable[[], Mapping[str, Tensor]]
+    sources: tuple[Tensor, ...]
 
 
-class WeightCopies:
-    """What a module's copies were made of.
-
-    A copy of it knows nothing: copied modules make theirs again.
+class Record:
+    """What the weights were when the copies were made.
 
     Attributes
     ----------
     fresh : bool
-        False once an optimizer has changed the weights since. Compiled graphs guard on it, because they cannot look at
-        version counters.
+        False if an optimizer has changed the weights since, or they are others.
     """
 
-    def __init__(self) -> None:
-        self.fresh = False
-        self.seen: tuple[tuple[Any, int, int], ...] = ()
+    def __init__(self, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
+        self.fresh, self.names = True, names
+        self.seen = tuple((weakref.ref(t), t._version, t.data_ptr()) for t in sources)
         _live.add(self)
+        if not _hooks:
+            _hooks.append(register_optimizer_step_post_hook(_after_step))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return WeightCopies, ()
-
-    def note(self, sources: Sources) -> None:
-        """Take the copies for those of `sources` as they are now."""
-        self.seen = tuple((weakref.ref(t), _version(t), t.data_ptr()) for t in sources)
-        self.fresh = True
-
-    def unchanged(self, sources: Sources) -> bool:
-        """Whether nothing has been written to `sources` since."""
+    def is_of(self, sources: tuple[Tensor, ...]) -> bool:
+        """Whether the copies are of these tensors, whatever these held."""
         return len(self.seen) == len(sources) and all(
-            ref() is t and t._version == version and t.data_ptr() == pointer
-            for (ref, version, pointer), t in zip(self.seen, sources, strict=True)
+            seen[0]() is t for seen, t in zip(self.seen, sources, strict=True)
         )
 
-    def are_of(self, sources: Sources) -> bool:
-        """Whether they are of these tensors, whatever these held then."""
-        return len(self.seen) == len(sources) and all(
-            ref() is t for (ref, *_), t in zip(self.seen, sources, strict=True)
-        )
+    def holds(self, sources: tuple[Tensor, ...]) -> bool:
+        """Whether the copies are of these tensors as they are now."""
+        for (ref, version, pointer), t in zip(self.seen, sources, strict=True):
+            if ref() is not t or t._version != version or t.data_ptr() != pointer:
+                return False
+        return True
 
 
-def versions_problem(weight: Tensor) -> str | None:
-    """Why changes of a weight would go unseen."""
-    return "made in inference mode, where tensors count no versions" if weight.is_inference() else None
+_live: "weakref.WeakSet[Record]" = weakref.WeakSet()
+_hooks: list[Any] = []
 
 
-@torch.no_grad()
-def put_copies(module: nn.Module, copies: WeightCopies, made: Mapping[str, Tensor], sources: Sources) -> None:
-    """Make `made`, of `sources`, the copies of a module: in place where there are some, which graphs may have captured."""
-    with torch.inference_mode(False):
+def _after_step(*_: Any) -> None:
+    for record in list(_live):
+        if record.fresh and any((t := ref()) is None or t._version != version for ref, version, _ in record.seen):
+            record.fresh = False
+
+
+def put_copies(module: Any) -> None:
+    """Make the copies that `_what_to_copy` of a module tells: in place where there are some, which graphs may hold."""
+    with torch.inference_mode(False), torch.no_grad():  # in this order: the first switches gradients on
+        found: Copies | None = module._what_to_copy()
+        if found is None or any(t.is_meta or t.is_inference() for t in found.sources):
+            drop_copies(module)
+            return
+        made = found.make()
         for name, value in made.items():
             old = module._buffers.get(name)
             if old is not None and (old.shape, old.dtype, old.device) == (value.shape, value.dtype, value.device):
                 old.copy_(value)
             else:
-                module._buffers[name] = value.detach().clone(memory_format=torch.contiguous_format)
+                module._buffers[name] = value.clone(memory_format=torch.contiguous_format)
                 module._non_persistent_buffers_set.add(name)
-    copies.note(sources)
-    _watch_optimizers()
+        module.__dict__["_copies"] = Record(tuple(made), found.sources)
 
 
-def drop_copies(module: nn.Module, names: tuple[str, ...]) -> None:
+def renew_when_loaded(module: nn.Module) -> None:
+    """Have the copies made again whenever a state was loaded."""
+    if _after_loading not in module._load_state_dict_post_hooks.values():
+        module.register_load_state_dict_post_hook(_after_loading)
+
+
+def stop_renewing(module: nn.Module) -> None:
+    """Undo `renew_when_loaded`."""
+    hooks = module._load_state_dict_post_hooks
+    for key in [key for key, hook in hooks.items() if hook is _after_loading]:
+        del hooks[key]
+
+
+def _after_loading(module: Any, _keys: Any) -> None:
+    put_copies(module)
+
+
+def drop_copies(module: nn.Module) -> None:
     """Remove them."""
-    for name in names:
+    record = module.__dict__.pop("_copies", None)
+    for name in () if record is None else record.names:
         module._buffers.pop(name, None)
         module._non_persistent_buffers_set.discard(name)
 
 
-def bytes_of(module: nn.Module, names: tuple[str, ...]) -> int:
+def follow(module: Any, sources: tuple[Tensor, ...]) -> bool:
+    """Whether there are copies that hold what the weights do, made again where these have changed in place.
+
+    While a compiler traces, it is what `follow_traced` of the module's class found.
+    """
+    record = module._copies
+    if record is None:
+        return False
+    if torch.compiler.is_compiling():
+        module._follow_traced()
+        return record.fresh
+    return record.holds(sources) or _renewed(module, record, sources)
+
+
+def _renewed(module: Any, record: Record, sources: tuple[Tensor, ...]) -> bool:
+    if not record.is_of(sources):
+        record.fresh = False
+        return False
+    put_copies(module)
+    return True
+
+
+def _follow_traced(module: Any) -> bool:
+    """Follow while a graph is traced: a method of the modules, which runs there and then and leaves no trace."""
+    record = module._copies
+    if record.fresh and not torch.compiler.is_exporting():  # there weights are fake
+        sources = module._what_to_copy().sources
+        if not record.holds(sources):
+            _renewed(module, record, sources)
+    return True
+
+
+# As `torch.compiler.assume_constant_result` marks it, which takes seconds to import. Dynamo finds it by its name.
+_follow_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+follow_traced = _follow_traced
+
+
+def bytes_of_copies(module: nn.Module) -> int:
     """Count what they take."""
-    found = [module._buffers.get(name) for name in names]
-    return sum(t.numel() * t.element_size() for t in found if t is not None)
+    record = module.__dict__.get("_copies")
+    return sum(module._buffers[name].nbytes for name in (() if record is None else record.names))
 
 
-def _version(t: Tensor) -> int:
-    return 0 if t.is_inference() else t._version
+def without_copies(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Give the state of a module for a copy or a file: copies of the weights are made again from these."""
+    record = module.__dict__.get("_copies")
+    if record is None:
+        return state
+    state = {name: value for name, value in state.items() if name != "_copies"}
+    state["_buffers"] = {name: t for name, t in state["_buffers"].items() if name not in record.names}
+    state["_non_persistent_buffers_set"] = state["_non_persistent_buffers_set"] - set(record.names)
+    return state
 
 
-_watching: list[Any] = []
-
-
-def _watch_optimizers() -> None:
-    if not _watching:
-        _watching.append(register_optimizer_step_post_hook(_after_step))
-
-
-def _after_step(*_: Any) -> None:
-    for copies in list(_live):
-        if copies.fresh and any((t := ref()) is None or _version(t) != version for ref, version, _ in copies.seen):
-            copies.fresh = False
+def is_by_neuron(w: Tensor) -> bool:
+    """Whether a second weight [D_out, F] is stored [F, D_out] already, so that it needs no copy."""
+    return w.stride(0) == 1 and w.stride(1) == w.shape[0]

@@ -146,12 +146,18 @@ def test_the_table():
         assert few_tokens(row["d_ff"], row["d_model"], fp8=row["bits"] == 8) == row["tokens"]
 
 
+@pytest.fixture(autouse=True)
+def no_numbers_from_before(monkeypatch):
+    monkeypatch.setattr(choice, "_found", {})
+
+
 def test_the_number_of_the_nearest_network(monkeypatch):
     monkeypatch.setattr(choice, "_few", {(16, 1024, 4096): 2, (16, 4096, 16384): 8, (8, 4096, 4096): 32})
     sizes = [(4096, 1024), (4096, 2000), (8192, 2049), (100000, 9000), (64, 16), (0, 16), (16, 0)]
     assert [few_tokens(*size) for size in sizes] == [2, 2, 8, 8, 2, 0, 0]
     assert few_tokens(64, 64, fp8=True) == 32
     monkeypatch.setattr(choice, "_few", {})
+    monkeypatch.setattr(choice, "_found", {})
     assert few_tokens(4096, 1024) == 0
 
 

@@ -1,0 +1,80 @@
+"""What is known of a converted module: its two layers, and how it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sparse24.convert.seen import Seen
+from sparse24.format import FP8
+from sparse24.mlp import Precision
+
+#: The buffer of a module whose training steps are float8 throughout (`sparse24.nn.delayed_scales`).
+SCALES = "_sparse24_scales"
+
+
+class Layer(NamedTuple):
+    """Where a weight is: a child's, or a parameter of the network itself, stored [in, out] if `transposed`."""
+
+    name: str
+    transposed: bool = False
+
+
+class Weights(NamedTuple):
+    """What `relu2_mlp` takes of one layer, and the tensor that the layer stores."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    stored: Tensor
+
+
+def weights_of(owner: Any, layer: Layer) -> Weights:
+    """Read the weights of one layer, as `torch.nn.Linear` stores them; a scale only where the weight is float8."""
+    if isinstance(owner, Tensor):
+        return Weights(owner.t() if layer.transposed else owner, None, None, owner)
+    parameters = owner._parameters
+    weight = parameters.get("weight")
+    if weight is None:  # a buffer, or what a subclass computes
+        weight = owner.weight
+    bias = parameters["bias"] if "bias" in parameters else getattr(owner, "bias", None)
+    scale = getattr(owner, "weight_scale", None) if weight.dtype == FP8 else None
+    return Weights(weight, bias, scale, weight)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What the forward of a converted module needs to know.
+
+    Attributes
+    ----------
+    up, down : Layer
+        The two weights.
+    seen : Seen
+        The module at conversion: where that does not hold any more, it runs its own forward.
+    precision
+        As in `relu2_mlp`.
+    sizes : tuple of int
+        Features of the input, of the hidden layer, and of the output.
+    in_training : bool
+        Whether it is the same network in training.
+    decode : bool
+        Whether it keeps the second weight by neuron for few tokens.
+    options : mapping of str to object
+        Further arguments of `relu2_mlp` that are not its default, by name.
+    """
+
+    up: Layer
+    down: Layer
+    seen: Seen
+    precision: Precision
+    options: Mapping[str, Any]
+    sizes: tuple[int, int, int]
+    in_training: bool = True
+    decode: bool = False
+
+    def __str__(self) -> str:
+        options = sorted(self.options.items(), key=lambda option: option[0] == "recipe")  # the longest comes last
+        decode = ["decode=True"] if self.decode else []
+        return ", ".join([f"precision={self.precision}", *decode, *(f"{name}={value}" for name, value in options)])

@@ -1,0 +1,177 @@
+"""What a converted module computes: the network, from the weights of the layers that it does not call."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from sparse24._symbolic import known
+from sparse24.convert.conversion import SCALES, Conversion, Layer, Weights, weights_of
+from sparse24.convert.layers import owner_of
+from sparse24.convert.seen import difference
+from sparse24.format import FP8
+from sparse24.mlp import pays, relu2_mlp
+from sparse24.mlp.arguments import Weight
+from sparse24.mlp.choice import runs_few
+from sparse24.mlp.decode import decoded, learns
+from sparse24.mlp.scale import factor_of
+from sparse24.nn import delayed_scales
+from sparse24.nn.children import is_moved, run_moved, weight_problem
+from sparse24.nn.quantized_state import quantized
+from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
+from sparse24.ops.few_tokens import MAX_TOKENS
+
+
+def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str | None:
+    """Compute the network; or say why this call has to run the original forward, or None where that is the fastest."""
+    if _runs_as_before(module, conversion, x):
+        return None
+    problem = difference(module, conversion.seen)
+    if problem is None and not conversion.in_training and _trains(module):
+        problem = "in training it computes something else, as dropout does"
+    if problem is not None:
+        return problem
+    up, down = _owner(module, conversion.up), _owner(module, conversion.down)
+    first, second = weights_of(up, conversion.up), weights_of(down, conversion.down)
+    moved = is_moved(up)
+    problem = weight_problem(conversion.up.name, first.weight) or weight_problem(conversion.down.name, second.weight)
+    if problem is not None:
+        return problem
+    rows = None
+    if _copies_help(conversion, first) and not learns(x, first.weight, second.weight, first.bias, second.bias):
+        first, second, rows = _for_inference(module, conversion, first, second)
+        if rows is not None and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
+            weights = Weight(first.weight, first.scale), Weight(rows, second.scale)
+            out = decoded(x, *weights, first.bias, second.bias, float(conversion.options.get("threshold", 0)))
+            if out is not None:
+                return out
+    problem = _input_problem(x, first.weight.device if moved else None)
+    if problem is None and moved and first.weight.device != second.weight.device:
+        problem = "its layers are on different devices"
+    if problem is not None:
+        return problem
+    # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
+    scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
+    factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
+
+    scales, known_scales = delayed_scales.for_step(module, SCALES) if module.sparse else (None, False)
+
+    def network(x: Tensor) -> Tensor:
+        return relu2_mlp(
+            x,
+            first.weight,
+            second.weight,
+            first.bias,
+            second.bias,
+            precision=conversion.precision,
+            w1_scale=first.scale,
+            w2_scale=second.scale,
+            scale_y=scale_y,
+            scale_y_factor=factor,
+            sparse=module.sparse,
+            delayed_scales=scales,
+            scales_known=known_scales,
+            w2_rows=rows,
+            **conversion.options,
+        )
+
+    return run_moved(up, down, x, network) if moved else network(x)
+
+
+def _runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
+    """Whether the call is dense, in 16 bits and by few tokens: then what the module did before is the fastest."""
+    options = conversion.options
+    if conversion.precision == "fp8" or "threshold" in options or "recompute" in options or type(x) is not Tensor:
+        return False
+    d, d_ff, d_out = conversion.sizes
+    tokens = x.numel() // max(d, 1)
+    if not known(tokens <= MAX_TOKENS):
+        return False
+    least = options.get("min_tokens")
+    enough = tokens >= least if least is not None else not x.is_cuda or pays(tokens, d_ff, d_out)
+    if enough:
+        return False
+    if conversion.decode and runs_few(tokens, d_ff, d_out, fp8=False, is_cuda=x.is_cuda):
+        return False
+    if x.dtype == torch.float16 and torch.is_grad_enabled():  # training keeps roots
+        return False
+    dtype = weights_of(_owner(module, conversion.up), conversion.up).weight.dtype
+    return dtype == x.dtype or (dtype != FP8 and torch.is_autocast_enabled(x.device.type))
+
+
+def wants_copies(module: Any, conversion: Conversion) -> bool:
+    """Whether a module keeps copies of its weights, or will in evaluation."""
+    return _copies_help(conversion, weights_of(_owner(module, conversion.up), conversion.up))
+
+
+def what_to_copy(self: Any) -> Copies | None:
+    """Tell what a converted module copies: see `sparse24.nn.weight_copies`."""
+    conversion = self._sparse24
+    first, second = (weights_of(_owner(self, layer), layer) for layer in (conversion.up, conversion.down))
+    if not _copies_help(conversion, first) or (self.training and not conversion.decode):
+        return None
+    if any(weight_problem("", t.weight) for t in (first, second)):
+        return None
+    quantises = _quantises(conversion, first)
+    if not quantises and is_by_neuron(second.weight):
+        return None
+
+    def make() -> dict[str, Tensor]:
+        made, w2 = {}, second.weight
+        for number, weights in enumerate((first, second) if quantises else (), start=1):
+            of_weight = quantized(weights.weight)
+            made[f"sparse24_w{number}"] = w2 = of_weight["weight"]
+            made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
+        return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
+
+    return Copies(make, (first.stored, second.stored) if quantises else (second.stored,))
+
+
+def _quantises(conversion: Conversion, first: Weights) -> bool:
+    return conversion.precision == "fp8" and first.scale is None
+
+
+def _copies_help(conversion: Conversion, first: Weights) -> bool:
+    return conversion.decode or _quantises(conversion, first)
+
+
+def _for_inference(
+    module: Any, conversion: Conversion, first: Weights, second: Weights
+) -> tuple[Weights, Weights, Tensor | None]:
+    """Give the weights as inference wants them: quantised before the call, and the second one by neuron as well."""
+    quantises = _quantises(conversion, first)
+    if module._copies is None:
+        if not quantises and is_by_neuron(second.weight):
+            return first, second, second.weight.t()
+        if not torch.compiler.is_compiling():
+            put_copies(module)
+    if not follow(module, (first.stored, second.stored) if quantises else (second.stored,)):
+        return first, second, None
+    copies = module._buffers
+    if quantises:
+        first = first._replace(weight=copies["sparse24_w1"], scale=copies["sparse24_w1_scale"])
+        second = second._replace(weight=copies["sparse24_w2"], scale=copies["sparse24_w2_scale"])
+    return first, second, copies["sparse24_w2_rows"] if conversion.decode else None
+
+
+def _owner(module: nn.Module, layer: Layer) -> Any:
+    child = module._modules.get(layer.name)
+    return owner_of(module, layer.name) if child is None else child
+
+
+def _trains(module: nn.Module) -> bool:
+    return module.training or any(child is not None and _trains(child) for child in module._modules.values())
+
+
+def _input_problem(x: Any, device: torch.device | None = None) -> str | None:
+    if type(x) is not Tensor and (not isinstance(x, Tensor) or is_traceable_wrapper_subclass(x)):
+        return f"the input is a {type(x).__name__}"
+    device_type = (device or x.device).type
+    if device_type not in ("cpu", "cuda", "meta"):
+        return f"the input is on {device_type}"
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
+    if dtype in (torch.bfloat16, torch.float16) or (dtype == torch.float32 and device_type != "cuda"):
+        return None
+    return f"the input is {dtype} on {device_type}"

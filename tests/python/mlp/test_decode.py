@@ -1,0 +1,272 @@
+"""ReLU2MLP.prepare_decode_: few tokens are exact, and the copy of the second weight follows it or is not used."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from compare import assert_same_bits
+from small_network import HIDDEN, OUT, D, tokens
+from torch import nn
+
+import sparse24
+from sparse24.mlp import choice, few_tokens
+from sparse24.nn import weight_copies
+
+
+@pytest.fixture(autouse=True)
+def all_are_few(monkeypatch):
+    """On CUDA too, whatever was measured."""
+    monkeypatch.setattr(choice, "_few", {(16, OUT, HIDDEN): 64, (8, OUT, HIDDEN): 64})
+    assert few_tokens(HIDDEN, OUT) == 64
+
+
+def module(device, dtype=torch.bfloat16, **options):
+    torch.manual_seed(0)
+    return sparse24.nn.ReLU2MLP(D, HIDDEN, OUT, **options, device=device, dtype=dtype, min_tokens=0)
+
+
+@torch.no_grad()
+def exactly(m, x):
+    up, down = m.up_proj, m.down_proj
+    scales = (getattr(layer, "weight_scale", None) for layer in (up, down))
+    biases = (None if b is None else b.to(x.dtype) for b in (up.bias, down.bias))
+    rows = down.weight.t().contiguous()
+    return sparse24.relu2_mlp_few(x, up.weight, rows, *biases, *scales, m.threshold)
+
+
+def assert_exact(m, x):
+    with torch.no_grad():
+        assert_same_bits(m(x), exactly(m, x))
+
+
+def assert_as_without(m, x):
+    """It runs as a module that was not prepared: 2:4."""
+    up, down = m.up_proj, m.down_proj
+    with torch.no_grad():
+        assert_same_bits(m(x), sparse24.relu2_mlp(x, up.weight, down.weight, up.bias, down.bias, min_tokens=0))
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"threshold": 0.25}], ids=str)
+@pytest.mark.parametrize("quantised", ["no", "before", "after"])
+@pytest.mark.parametrize("count", [0, 1, 63, 64])
+def test_few_tokens_are_exact(device, dtype, count, quantised, options):
+    m = module(device, dtype, **options)
+    state = list(m.state_dict())
+    if quantised == "before":
+        m.quantize_()
+    assert m.prepare_decode_() is m
+    if quantised == "after":
+        m.quantize_()
+    x = tokens(count, dtype, device)
+    assert_exact(m, x)
+    if count:
+        with torch.no_grad():
+            assert m(x.unsqueeze(0)).shape == (1, count, OUT)
+    if quantised == "no":
+        assert list(m.state_dict()) == state
+    assert "decode" in repr(m)
+
+
+def test_more_tokens_and_gradients_run_as_without(device):
+    m = module(device).prepare_decode_()
+    assert_as_without(m, tokens(65, torch.bfloat16, device))
+    x = tokens(9, torch.bfloat16, device)
+    expected = sparse24.relu2_mlp(x, m.up_proj.weight, m.down_proj.weight, min_tokens=0)
+    assert_same_bits(m(x), expected)
+    with torch.autocast(device, torch.float16), torch.no_grad():
+        half = copy.deepcopy(m).half()
+        assert_same_bits(m(x), exactly(half, x.half()))
+
+
+def test_special_numbers(device):
+    m = module(device, bias=True).prepare_decode_()
+    x = tokens(4, torch.bfloat16, device)
+    with torch.no_grad():
+        m.up_proj.bias.fill_(-1000)
+        m.down_proj.weight.fill_(torch.nan)
+        assert_same_bits(m(x), m.down_proj.bias.expand(4, OUT).contiguous())  # no neuron is active
+        m.up_proj.bias.fill_(1000)
+        assert m(x).isnan().all()
+        m.down_proj.weight.fill_(torch.inf)
+        assert (m(x) == torch.inf).all()
+
+
+CHANGES = {
+    "in place": lambda m: m.down_proj.weight.mul_(2),
+    "first layer": lambda m: m.up_proj.weight.mul_(2),
+    "other data": lambda m: setattr(m.down_proj.weight, "data", m.down_proj.weight * 3),
+    "loaded": lambda m: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}),
+    "assigned": lambda m: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}, assign=True),
+    "cast": lambda m: m.half().bfloat16(),
+    "moved": lambda m: m.to("cpu").to(m.down_proj.weight.device),
+    "layer loaded": lambda m: m.down_proj.load_state_dict({"weight": m.down_proj.weight * 2}),
+    "quantised": lambda m: m.quantize_(),
+    "quantised, then changed": lambda m: m.quantize_().down_proj.weight.copy_(m.down_proj.weight.flip(0)),
+    "quantised, then cast": lambda m: m.quantize_().float().bfloat16(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_copy_follows_the_weight(device, change):
+    m = module(device).prepare_decode_()
+    x = tokens(5, torch.bfloat16, device)
+    assert_exact(m, x)
+    with torch.no_grad():
+        before = m(x)
+        CHANGES[change](m)
+        assert change in ("cast", "moved") or not torch.equal(m(x), before)
+    assert_exact(m, x)
+
+
+def test_the_copy_stays_where_it_is(device):
+    """A captured graph holds its address."""
+    m = module(device).prepare_decode_()
+    pointer = m.w2_rows.data_ptr()
+    with torch.no_grad():
+        m.down_proj.weight.mul_(2)
+    assert_exact(m, tokens(1, torch.bfloat16, device))
+    m.load_state_dict(m.state_dict())
+    m.prepare_decode_()
+    assert m.w2_rows.data_ptr() == pointer and not m.w2_rows.requires_grad
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_copies_of_the_module(device, quantised):
+    m = module(device).prepare_decode_()
+    m = m.quantize_() if quantised else m
+    x = tokens(3, torch.bfloat16, device)
+    saved = io.BytesIO()
+    torch.save(m, saved)
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=False)
+    for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), loaded):
+        assert other.w2_rows is not m.w2_rows
+        assert_exact(other, x)
+        with torch.no_grad():
+            other.down_proj.weight.copy_(other.down_proj.weight.flip(0))
+        assert_exact(other, x)
+    assert_exact(m, x)
+
+
+def test_other_weights_are_not_those_of_the_copy(device):
+    m = module(device).prepare_decode_()
+    x = tokens(3, torch.bfloat16, device)
+    m.down_proj.weight = nn.Parameter(m.down_proj.weight.detach() * 2)
+    assert_as_without(m, x)
+    assert_exact(m.prepare_decode_(), x)
+    weights = {name: t.detach() * 2 for name, t in m.named_parameters()}
+    with torch.no_grad():
+        got = torch.func.functional_call(m, weights, x)
+    expected = sparse24.relu2_mlp(x, weights["up_proj.weight"], weights["down_proj.weight"], min_tokens=0)
+    assert_same_bits(got, expected)
+
+
+def test_no_copy_where_the_weight_is_by_neuron_already(device):
+    m = module(device)
+    m.down_proj.weight = nn.Parameter(m.down_proj.weight.detach().t().contiguous().t())
+    m.prepare_decode_()
+    assert not dict(m.named_buffers())
+    x = tokens(3, torch.bfloat16, device)
+    assert_exact(m, x)
+    with torch.no_grad():
+        m.down_proj.weight.mul_(2)
+    assert_exact(m, x)
+
+
+def test_memory(device):
+    m = module(device).prepare_decode_()
+    assert weight_copies.bytes_of_copies(m) == 2 * HIDDEN * OUT
+    assert weight_copies.bytes_of_copies(m.quantize_()) == HIDDEN * OUT
+
+
+def test_meta_weights(device):
+    m = module("meta").prepare_decode_().to_empty(device=device)
+    with torch.no_grad():
+        for p in m.parameters():
+            p.normal_()
+    assert_exact(m, tokens(3, torch.bfloat16, device))
+
+
+def test_refusals():
+    m = module("cpu")
+    m.down_proj.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="expected layers whose weights can be copied.*down_proj has hooks"):
+        m.prepare_decode_()
+    with torch.inference_mode():
+        m = module("cpu")
+        with pytest.raises(RuntimeError, match="the weight of up_proj was made in inference mode"):
+            m.prepare_decode_()
+        assert not dict(m.named_buffers())
+        assert m(tokens(3, torch.bfloat16, "cpu")).shape == (3, OUT)
+
+
+def count_graphs(m):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    return torch.compile(m, backend=backend, fullgraph=True), graphs
+
+
+@torch.no_grad()
+def test_compiled(device):
+    """It looks while it is traced; a step of an optimizer is noticed, once."""
+    m = module("meta").prepare_decode_().to_empty(device=device)
+    for p in m.parameters():
+        p.normal_()
+    compiled, graphs = count_graphs(m)
+    x = tokens(3, torch.bfloat16, device)
+    assert_same_bits(compiled(x), exactly(m, x))
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.5)
+    for _ in range(3):
+        for p in m.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        expected = sparse24.relu2_mlp(x, m.up_proj.weight, m.down_proj.weight, min_tokens=0)
+        assert_same_bits(compiled(x), expected)
+    assert_exact(m, x)
+    assert_same_bits(compiled(x), exactly(m, x))
+    assert len(graphs) == 2
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported(device, strict):
+    m = module(device).prepare_decode_()
+    x = tokens(3, torch.bfloat16, device)
+    exported = torch.export.export(m, (x,), strict=strict).module()
+    assert_same_bits(exported(x), exactly(m, x))
+    assert_exact(m, x)
+
+
+def test_inference_mode(device):
+    m = module(device).prepare_decode_()
+    x = tokens(3, torch.bfloat16, device)
+    with torch.inference_mode():
+        assert_same_bits(m(x), exactly(m, x))
+        m.down_proj.weight.mul_(2)
+        assert_same_bits(m(x), exactly(m, x))
+    assert_exact(m, x)
+
+
+@torch.no_grad()
+def test_cuda_graph(cuda):
+    """Replayed with other data, and after the weights have changed and the copy was made again."""
+    m = module(cuda).prepare_decode_()
+    x = torch.zeros(2, D, dtype=torch.bfloat16, device=cuda)
+    m(x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = m(x)
+    for seed in range(3):
+        x.copy_(tokens(2, torch.bfloat16, cuda, seed=seed))
+        m.down_proj.weight.mul_(1.5)
+        m.prepare_decode_()
+        graph.replay()
+        assert_same_bits(out, exactly(m, x))
