@@ -80,7 +80,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str | None:
 
 
 def _runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
-    """Whether the call is dense, in 16 bits and by few tokens: then what the module did before is the fastest."""
+    """Whether a call for inference is dense, in 16 bits and by few tokens: what the module did before is fastest."""
     options = conversion.options
     if conversion.precision == "fp8" or "threshold" in options or "recompute" in options or type(x) is not Tensor:
         return False
@@ -94,9 +94,10 @@ def _runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
         return False
     if conversion.decode and runs_few(tokens, d_ff, d_out, fp8=False, is_cuda=x.is_cuda):
         return False
-    if x.dtype == torch.float16 and torch.is_grad_enabled():  # training keeps roots
+    first, second = (weights_of(_owner(module, layer), layer) for layer in (conversion.up, conversion.down))
+    if learns(x, first.weight, second.weight, first.bias, second.bias):
         return False
-    dtype = weights_of(_owner(module, conversion.up), conversion.up).weight.dtype
+    dtype = first.weight.dtype
     return dtype == x.dtype or (dtype != FP8 and torch.is_autocast_enabled(x.device.type))
 
 

@@ -202,9 +202,10 @@ def test_compiled(device, kind, dynamic):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("how", [{}, {"recompute": True}, {"threshold": 0.1}], ids=str)
+@torch.no_grad()
+@pytest.mark.parametrize("how", [{}, {"threshold": 0.1}], ids=str)
 def test_dense_by_few_tokens_runs_what_it_ran_before(device, how):
-    """The same functions of torch, and no more on the host; where there is more to it, it computes the network."""
+    """The same functions of torch; where there is more to it, it computes the network."""
     module, _ = build(device, lambda: WithModule(bias=True), sparse24.ConvertConfig(min_tokens=65, **how))
     calls = []
     module.act_fn.register_forward_hook(lambda *_: calls.append(1))  # which another forward would not call
@@ -213,10 +214,8 @@ def test_dense_by_few_tokens_runs_what_it_ran_before(device, how):
         with pytest.warns(UserWarning, match="act_fn has hooks"):
             module(x)
     else:
-        module(x).sum().backward()
+        module(x)
     assert calls == [1]
-    with pytest.warns(UserWarning, match="act_fn has hooks") if not how else torch.no_grad():
-        module(torch.cat((x, x)))
 
 
 @torch.no_grad()
