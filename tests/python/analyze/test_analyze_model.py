@@ -174,7 +174,7 @@ def test_float8_is_judged_with_its_own_scales(device):
     usual = sparse24.analyze_model(mlp, [x])
     quantized = sparse24.analyze_model(mlp.quantize_(), [x])
     assert (usual.precision, quantized.precision) == ("bf16", "fp8")
-    assert quantized.layers[""]["fp8_underflow"] > usual.layers[""]["fp8_underflow"]
+    assert quantized.layers[""]["fp8_underflow"] > 2 * usual.layers[""]["fp8_underflow"]
     assert quantized.layers[""]["fp8_saturated"] == 0
     assert quantized.layers[""]["zeros"] == pytest.approx(usual.layers[""]["zeros"], abs=0.02)
 
