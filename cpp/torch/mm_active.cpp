@@ -73,7 +73,7 @@ Tensor mm_active(const Tensor& y, const Tensor& w, const std::optional<Tensor>& 
   args.y = activation.const_data_ptr();
   args.w = weight.const_data_ptr();
   args.out = result.mutable_data_ptr();
-  std::optional<Tensor> scale, added;
+  std::optional<Tensor> scale, added, workspace;
   if (scale_w) {
     scale = as_contiguous(*scale_w);
     args.scale_w = scale->const_data_ptr<float>();
@@ -83,6 +83,10 @@ Tensor mm_active(const Tensor& y, const Tensor& w, const std::optional<Tensor>& 
     added = as_contiguous(*bias);
     args.bias = added->const_data_ptr();
     args.bias_dtype = bias->scalar_type() == ScalarType::Float ? DType::kFloat32 : args.dtype;
+  }
+  if (y.is_cuda()) {
+    workspace = new_empty(y, {cuda::mm_active_workspace(args)}, ScalarType::Byte);
+    args.workspace = workspace->mutable_data_ptr();
   }
   scope.run(SPARSE24_KERNELS(mm_active), args);
   return result;

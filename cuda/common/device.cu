@@ -30,11 +30,22 @@ Known read(int device) {
   return {{facts.sm_count, 10 * properties.major + properties.minor}, find_device(facts)};
 }
 
+// Makes the device's context current in this thread. A thread that has not called the runtime yet, such as one of
+// autograd's whose memory all came from the allocator's cache, has none, and then the driver refuses to encode a tensor
+// map. Every op asks for facts of the device before it does.
+void use_context(int device) {
+  thread_local int used = -1;
+  if (used == device) return;
+  check_cuda(cudaSetDevice(device), "cudaSetDevice");
+  used = device;
+}
+
 // Of the current device, read once.
 Known known_device() {
   static std::mutex mutex;
   static std::array<Known, 64> known{};
   const int device = current_device();
+  use_context(device);
   check(device < int(known.size()), "sparse24: expected a device index below ", known.size(), ", got ", device);
   const std::lock_guard<std::mutex> lock(mutex);
   if (known[device].info.sm_count == 0) known[device] = read(device);

@@ -1,4 +1,4 @@
-// Asynchronous copies to shared memory, clusters, and the order of dependent launches: the PTX behind them.
+// Asynchronous copies to shared memory, loads, and the order of dependent launches: the PTX behind them.
 #pragma once
 
 #include <cstdint>
@@ -29,37 +29,43 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
   return v;
 }
 
+// ---- with a predicate: where lanes differ, a branch around each access would cost more than the access ----
+
+// What load_once gives where `exists` is not zero; v stays where it is, and then nothing is read.
+__device__ __forceinline__ uint4 load_once_if(uint32_t exists, uint4 v, const void* p) {
+  asm volatile(
+      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %5, 0;\n\t"
+      "@exists ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(p), "r"(exists));
+  return v;
+}
+// The same of what a kernel before this one may still have written when this one started.
+__device__ __forceinline__ uint4 load_if(uint32_t exists, uint4 v, const void* p) {
+  asm volatile(
+      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %5, 0;\n\t"
+      "@exists ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(p), "r"(exists)
+      : "memory");
+  return v;
+}
+// Brings 128 bytes to the second-level cache, and 16 of them to where nobody needs them: prefetch.global.L2 would do
+// without, but a warp's takes many times as long.
+__device__ __forceinline__ void prefetch_if(uint32_t exists, uint32_t to, const void* p) {
+  asm volatile(
+      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %2, 0;\n\t"
+      "@exists cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n\t}" ::"r"(to),
+      "l"(p), "r"(exists));
+}
+
 __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
 }
-// ---- clusters
-// ---------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// All threads of the cluster are here, and see what the others have written to shared memory before.
-__device__ __forceinline__ void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-}
-// Four floats of the shared memory of block `rank`, at the place that `address` is in this block's.
-__device__ __forceinline__ float4 load_cluster4(uint32_t address, uint32_t rank) {
-  float4 v;
-  asm volatile(
-      "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %4, %5;\n\t"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n\t}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(address), "r"(rank)
-      : "memory");
-  return v;
-}
-
-// ---- dependent launches
-// -----------------------------------------------------------------------------------------------
+// ---- dependent launches ----
 
 // The kernel behind this one may start; it waits for the results.
 __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -40,7 +40,7 @@ void launch(int tile, const LinearFewArgs& args, cudaStream_t stream) {
     // One block a multiprocessor, none without a row.
     const int64_t blocks = std::min<int64_t>(device_info().sm_count, args.out);
     constexpr auto kKernel = linear_few_kernel<T, W, Tile>;
-    launch_few<kKernel>("linear_few", blocks, Tile::kThreads, int(shared_bytes<Tile>(args)), 1, false, args, stream);
+    launch_few<kKernel>("linear_few", blocks, Tile::kThreads, int(shared_bytes<Tile>(args)), false, args, stream);
   });
 }
 
@@ -85,8 +85,12 @@ void linear_few(const LinearFewArgs& args, cudaStream_t stream) {
 }
 
 void relu2_mlp_few(const Relu2MlpFewArgs& args, cudaStream_t stream) {
-  linear_few(args.first, stream);
-  mm_active_tile(select_active_tile(args.second), true, args.second, stream);
+  LinearFewArgs first = args.first;
+  const ActiveArrivals arrivals = active_arrivals(args.second);
+  first.zeros = arrivals.data;
+  first.zero_count = arrivals.count;
+  linear_few(first, stream);
+  launch_mm_active(first.out > 0, args.second, stream);
 }
 
 }  // namespace sparse24::cuda

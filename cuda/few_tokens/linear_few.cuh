@@ -7,6 +7,7 @@
 #pragma once
 
 #include "few_tokens/asynchronous.cuh"
+#include "few_tokens/mma.cuh"
 #include "few_tokens/weights.cuh"
 #include "sparse24/relu2_mlp_few.h"
 
@@ -51,20 +52,6 @@ struct LinearShape {
   }
 };
 
-__device__ __forceinline__ void multiply(__nv_bfloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                         uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void multiply(__half, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // Eight consecutive elements of what a lane has loaded of w, the first eight or the next ones, as pairs of T.
 template <class T, class W>
 __device__ __forceinline__ void to_pairs(const uint4& v, int half, uint32_t (&pairs)[4]) {
@@ -86,6 +73,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t x_at = shared_address(shared);
 
+  if (blockIdx.x == 0) {
+    for (int i = threadIdx.x; i < args.zero_count; i += Tile::kThreads) args.zeros[i] = 0;
+  }
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int group = warp / Tile::kSlices, slice = warp % Tile::kSlices, row8 = lane / 4, quad = lane % 4;
   const int tokens = int(args.tokens), in = int(args.in);

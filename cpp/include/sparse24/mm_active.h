@@ -23,6 +23,7 @@ struct MmActiveArgs {
   DType bias_dtype;
   void* out;  ///< [tokens, out_features], contiguous
   DType out_dtype;
+  void* workspace;  ///< on a GPU, cuda::mm_active_workspace bytes, aligned to 128 bytes; not used on the CPU
 };
 
 /// The most tokens of a call on a GPU.
@@ -38,7 +39,9 @@ namespace cpu {
 void mm_active(const MmActiveArgs& args);
 }
 namespace cuda {
+/// The bytes of a call's workspace.
+int64_t mm_active_workspace(const MmActiveArgs& args);
 void mm_active(const MmActiveArgs& args, cudaStream_t stream);
-}
+}  // namespace cuda
 
 }  // namespace sparse24

@@ -155,6 +155,28 @@ def test_many_threads(device):
 
 
 @ALL_CASES
+def test_first_call_of_a_thread(cuda, case):
+    """A thread that has called nothing yet has no context, and with memory from the cache nothing has made it one."""
+    from threading import Thread
+
+    sample = make_or_skip(case, cuda)
+    expected, results = sample.run(), []
+    sample.run()  # so that the allocator has memory for one more
+
+    def call():
+        try:
+            results.append(sample.run())
+        except RuntimeError as error:
+            results.append(error)
+
+    thread = Thread(target=call)
+    thread.start()
+    thread.join()
+    assert not isinstance(results[0], RuntimeError), results[0]
+    assert_same_results(results[0], expected)
+
+
+@ALL_CASES
 def test_runs_on_the_current_stream(cuda, case):
     """Behind a delay and a write on a side stream, the op sees the written data."""
     sample, other = make_or_skip(case, cuda), case.make(cuda, seed=9)
