@@ -8,9 +8,11 @@ namespace sparse24 {
 
 /// out = y @ (w * scale_w) + bias, in which rows of w that no token uses are not read.
 ///
-/// The sum of an element of out is a chain of float32 multiply-adds over the neurons of a slice, in ascending order and
-/// without those whose y is zero; then eight slices in order, from zero, and then the eight sums of eight in order. So
-/// it depends on the row of y alone, and the order on `features` alone.
+/// An entry of y that is zero adds nothing, whatever the weight is. Sums are float32. On the CPU a sum is a chain of
+/// multiply-adds over the neurons of a slice, in ascending order and without those whose y is zero; then eight slices in
+/// order, from zero, and then the eight sums of eight in order. On a GPU it is one of tensor cores, 16 neurons at a
+/// time, over the slice of a warp; then eight warps in order, and then the blocks in order. Both orders depend on
+/// `features`, `out_features` and the weight's type alone, so a row of out depends on its row of y alone.
 struct MmActiveArgs {
   const void* y;  ///< [tokens, features], contiguous
   DType dtype;    ///< of y
@@ -28,7 +30,7 @@ struct MmActiveArgs {
 
 /// The most tokens of a call on a GPU.
 inline constexpr int64_t kMaxActiveTokens = 64;
-/// Slices of the neurons that are summed apart.
+/// Slices of the neurons that the CPU sums apart.
 inline constexpr int64_t kActiveSlices = 64;
 /// Slices whose sums are added before those of others: the square root of their number.
 inline constexpr int64_t kActiveGroup = 8;
