@@ -32,7 +32,7 @@ from sparse24.format import FP8
 from sparse24.nn import ReLU2MLP
 
 #: Weights with more entries are not tried at their own sizes where nothing says squared ReLU.
-_LARGE = 2**22
+_LARGE = 2**18
 #: Children that are no reason; dropout that drops anything is one of its own.
 _SAYS_NOTHING = (nn.Linear, nn.Dropout, nn.Identity)
 

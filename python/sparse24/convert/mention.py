@@ -51,10 +51,18 @@ def _squares_relu(functions: tuple[types.FunctionType, ...], has_relu: bool) -> 
     for function in functions:
         code = function.__code__
         names |= {*code.co_names, function.__name__}
-        squares = squares or any(i.opname == "BINARY_POWER" or i.argrepr in ("**", "**=") for i in dis.Bytecode(code))
+        squares = squares or _has_square(code)
     called = {function.__name__ for function in functions}
     # Many networks call their second ReLU relu2: such a child is known by its class.
     if any(_NAME.search(name) and (name in called or not name.startswith("relu2")) for name in names):
         return True
     relu = has_relu or any(name.lower().strip("_") == "relu" for name in names)
     return relu and (squares or bool(names & _SQUARES))
+
+
+def _has_square(code: types.CodeType) -> bool:
+    """Whether something is raised to the power of 2, written as a number."""
+    instructions = list(dis.Bytecode(code))
+    powers = ("**", "**=")
+    pairs = zip(instructions, instructions[1:], strict=False)
+    return any((i.argrepr in powers or "_POWER" in i.opname) and before.argval == 2 for before, i in pairs)

@@ -23,6 +23,8 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, tor
 _TOLERANCE_FP8 = 0.15
 #: Of the inputs. Squared ReLU looks the same at every magnitude, and nothing that is smoother at zero does.
 _MAGNITUDES = (2.0**-6, 1.0, 8.0)
+#: What is raised where sizes are not those that a module insists on.
+_OF_SIZES = (RuntimeError, ValueError, AssertionError, IndexError)
 
 
 def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) -> Network | Mismatch:
@@ -44,7 +46,7 @@ def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) ->
     Network or Mismatch
         One of `networks`, or why it is none of them.
     """
-    error = ""
+    errors: list[Exception] = []
     mismatch: Mismatch | None = None
     for small in (True, False) if own_sizes else (True,):  # a module may insist on its own sizes
         for network in networks:
@@ -52,7 +54,7 @@ def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) ->
                 try:
                     found = _try(module, network.smaller() if small else network, dtype, x_dtype)
                 except Exception as caught:  # of the module, and it may be anything
-                    error = f"its forward does not run: {type(caught).__name__}: {str(caught).partition(chr(10))[0]}"
+                    errors.append(caught)
                     continue
                 if isinstance(found, bool):
                     return replace(network, in_training=found)
@@ -60,7 +62,10 @@ def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) ->
                 break  # it runs in this dtype: the answer holds
         if mismatch:
             return mismatch
-    return Mismatch(error, False)
+        if not isinstance(errors[0], _OF_SIZES) or isinstance(errors[0], NotImplementedError):
+            break
+    text = str(errors[0]).partition("\n")[0]
+    return Mismatch(f"its forward does not run: {type(errors[0]).__name__}: {text}", False)
 
 
 def _dtypes(module: nn.Module, network: Network) -> Iterator[tuple[torch.dtype, torch.dtype]]:

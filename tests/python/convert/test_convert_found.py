@@ -248,3 +248,17 @@ def test_large_modules_are_not_tried_at_their_size():
         model = Watched(4096)
     report = sparse24.convert(model, quiet=True)
     assert not report.converted and not report.skipped and sizes and max(sizes) < 100
+
+
+def test_what_fails_otherwise_than_by_sizes_is_tried_small_only():
+    """It would fail at its own, too, which may take long. The reason is the first."""
+    sizes = []
+
+    class Needs(TwoLayers):
+        def forward(self, x, residual):
+            sizes.append(self.fc1.weight.shape[0])
+            return super().forward(x) + residual
+
+    report = sparse24.convert(Needs(("fc1", "fc2"), d=256, hidden=1024), quiet=True)
+    assert report.skipped[""].startswith("its forward does not run: TypeError: unsupported operand")
+    assert sizes and max(sizes) < 100

@@ -88,6 +88,7 @@ NEITHER = {
     "gate": lambda: nn.Sequential(nn.Linear(D, 16), nn.ReLU(), nn.Linear(16, D), nn.Sigmoid()),
     "classifier": lambda: nn.Sequential(nn.Linear(D, 10), nn.Linear(10, 3), nn.Softmax(-1)),
     "residual network": lambda: ResNet(),
+    "indexer": lambda: Indexer(),
 }
 
 
@@ -101,6 +102,17 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         return self.relu2(self.conv2(self.relu1(self.conv1(x))))
+
+
+class Indexer(nn.Module):
+    """Three layers, a ReLU, and a power that is no square, as of attention that chooses its keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.wq, self.wk, self.weights = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 4)
+
+    def forward(self, x):
+        return self.weights(x) @ F.relu(self.wq(x) @ self.wk(x).mT * D**-0.5)
 
 
 @pytest.mark.parametrize("name", NEITHER)
