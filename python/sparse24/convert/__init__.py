@@ -96,6 +96,8 @@ class ConvertReport:
         Names of the modules.
     skipped : dict of str to str
         Names of further feed-forward networks, and why each was left as it is.
+    evaluation_only : list of str
+        Which of the converted run as before conversion in training, where they have dropout or the like.
     near_misses : dict of str to str
         Names of modules whose code mentions squared ReLU, and why each is no feed-forward network of two layers.
     looked_at : int
@@ -104,11 +106,14 @@ class ConvertReport:
 
     converted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    evaluation_only: list[str] = field(default_factory=list)
     near_misses: dict[str, str] = field(default_factory=dict)
     looked_at: int = 0
 
     def __str__(self) -> str:
         text = f"sparse24: converted {len(self.converted)} of {len(self.converted) + len(self.skipped)}"
+        if self.evaluation_only:
+            text += f" ({len(self.evaluation_only)} in evaluation only: in training they have dropout or the like)"
         if self.skipped:
             counts = Counter(self.skipped.values())
             reasons = [reason if len(counts) == 1 else f"{count}: {reason}" for reason, count in counts.most_common()]
@@ -239,6 +244,7 @@ def convert(
             problem = install(module, conversion)
             if problem is None:
                 report.converted.append(name)
+                report.evaluation_only += [] if conversion.in_training else [name]
             else:
                 report.skipped[name] = problem
     except BaseException:  # an interrupt: all or nothing

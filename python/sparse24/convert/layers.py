@@ -56,12 +56,12 @@ def layers_of(module: nn.Module) -> list[str]:
     """
     if isinstance(module, torch.jit.ScriptModule):
         return []
-    names = [name for name, p in module._parameters.items() if _is_matrix(p)]
+    names = [name for name, p in module._parameters.items() if is_matrix(p)]
     for name, child in module._modules.items():
         if child is None or isinstance(child, torch.jit.ScriptModule):
             continue
         weight = child._parameters.get("weight", child._buffers.get("weight"))
-        if _is_matrix(weight) and (isinstance(child, nn.Linear) or weight.dtype == FP8):
+        if is_matrix(weight) and (isinstance(child, nn.Linear) or weight.dtype == FP8):
             names.append(name)
         elif is_list(child):
             names += [f"{name}.{inner}" for inner in layers_of(child)]
@@ -81,5 +81,6 @@ def is_called(module: nn.Module | None) -> bool:
     return not of_torch or is_list(module) or called_children(module) is not None
 
 
-def _is_matrix(weight: Tensor | None) -> bool:
+def is_matrix(weight: Tensor | None) -> bool:
+    """Whether a parameter is two-dimensional; one without a size yet is not."""
     return weight is not None and not is_lazy(weight) and torch.Tensor.dim(weight) == 2

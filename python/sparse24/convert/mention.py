@@ -37,11 +37,11 @@ def _functions(kind: type[nn.Module]) -> Iterator[types.FunctionType]:
         return
     yield forward
     for name in forward.__code__.co_names:
-        yield from filter(_is_code, (getattr(kind, name, None), forward.__globals__.get(name)))
+        yield from filter(_is_code, (inspect.getattr_static(kind, name, None), forward.__globals__.get(name)))
 
 
 def _is_code(value: object) -> bool:
-    return isinstance(value, types.FunctionType) and not value.__module__.startswith("torch.")
+    return isinstance(value, types.FunctionType) and not str(value.__module__).startswith("torch.")
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """Near misses: modules whose code speaks of squared ReLU, and which are no network of two layers."""
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sparse24.convert.call import arguments_of
-from sparse24.convert.layers import is_list, layers_of
+from sparse24.convert.layers import is_list, is_matrix, layers_of
 from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.problems import PATCHED, not_linear
 from sparse24.nn import ReLU2MLP
@@ -56,18 +57,18 @@ def _reason(module: nn.Module) -> str | None:
         return f"it has {len(layers)} {'layer' if len(layers) == 1 else 'layers'} ({', '.join(layers[:4])})"
     for name, child in module.named_children():
         weight = child._parameters.get("weight")
-        if weight is not None and weight.dim() == 2 and not isinstance(child, (nn.Linear, nn.Embedding)):
+        if is_matrix(weight) and not isinstance(child, (nn.Linear, nn.Embedding)):
             return not_linear(name, child)
     return "its weights are arguments of its forward" if _takes_weights(module) else None
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Those that it owns itself, also in lists."""
-    owned = {name: p for name, p in module._parameters.items() if p is not None}
+    """Those that it owns itself, also in lists, and that have sizes."""
+    owned = dict(module._parameters)
     for name, child in module._modules.items():
         if child is not None and is_list(child):
-            owned |= {f"{name}.{inner}": p for inner, p in child._parameters.items() if p is not None}
-    return owned
+            owned |= {f"{name}.{inner}": p for inner, p in child._parameters.items()}
+    return {name: p for name, p in owned.items() if p is not None and not is_lazy(p)}
 
 
 def _takes_weights(module: nn.Module) -> bool:

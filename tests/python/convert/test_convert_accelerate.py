@@ -8,8 +8,9 @@ import copy
 import pytest
 import torch
 from compare import assert_same_bits
-from convert_models import EXACT, BothParameters, CountOps, D, Inline, Stack, WithModule, randomize
+from convert_models import EXACT, BothParameters, CountOps, D, Inline, Stack, WithModule, randomize, relu2
 from data import normal
+from found_models import InList, encoder, feed_forward
 
 import sparse24
 from sparse24.nn import ReLU2MLP
@@ -90,6 +91,26 @@ def test_each_network_runs_where_its_weights_are(make, io_same_device):
         return
     out, calls = sparse_calls(network, x)
     assert calls == 1 and out.is_meta and out.shape == x.shape
+
+
+@pytest.mark.parametrize("first", ["convert", "dispatch"])
+@pytest.mark.parametrize(
+    "make",
+    [feed_forward, InList, lambda: encoder(activation=relu2, dropout=0.0)],
+    ids=["Sequential", "list", "encoder"],
+)
+def test_networks_of_any_name_under_hooks(make, first):
+    model, x = make(), normal(3, 7, D, dtype=torch.float32, seed=5)
+    alone = copy.deepcopy(model)
+    names = sparse24.convert(alone, EXACT, quiet=True).converted
+    if first == "dispatch":
+        dispatch(model, io_same_device=True)
+    assert sparse24.convert(model, EXACT, quiet=True).converted == names
+    if first == "convert":
+        dispatch(model, io_same_device=True)
+    out, calls = sparse_calls(model, x)
+    assert calls == len(names)
+    assert_same_bits(out, alone(x))
 
 
 def test_module_under_hooks(expected):

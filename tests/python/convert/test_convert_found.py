@@ -173,7 +173,10 @@ def test_dropout(make, reason):
     module, x = make(), inputs().float()
     assert sparse24.convert(module, EXACT, quiet=True).skipped == {"": reason}
     module.eval()
-    assert sparse24.convert(module, EXACT, quiet=True).converted == [""]
+    report = sparse24.convert(module, EXACT, quiet=True)
+    assert report.converted == report.evaluation_only == [""]
+    text = "sparse24: converted 1 of 1 (1 in evaluation only: in training they have dropout or the like)"
+    assert str(report) == text
     with CountOps() as ops:
         module(x)
     assert ops.sparse == 1
@@ -262,3 +265,41 @@ def test_what_fails_otherwise_than_by_sizes_is_tried_small_only():
     report = sparse24.convert(Needs(("fc1", "fc2"), d=256, hidden=1024), quiet=True)
     assert report.skipped[""].startswith("its forward does not run: TypeError: unsupported operand")
     assert sizes and max(sizes) < 100
+
+
+class Odd(nn.Module):
+    """Weights without a size yet, a property that raises, an attribute that is itself, a list of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2 = nn.LazyLinear(HIDDEN), nn.LazyLinear(D)
+        self.bank = nn.UninitializedParameter()
+        self.loop = []
+        self.loop.append(self.loop)
+        self.squared_relu = "squared_relu"
+
+    @property
+    def trouble(self):
+        raise RuntimeError("not now")
+
+    def forward(self, x):
+        return self.trouble or self.w2(torch.relu(self.w1(x)) ** 2)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_odd_modules_are_survived():
+    model = nn.ModuleDict(
+        {
+            "lazy": nn.Sequential(nn.LazyLinear(HIDDEN), SquaredReLU(), nn.LazyLinear(D)),
+            "odd": Odd(),
+            "empty": nn.Module(),
+            "none": nn.Sequential(nn.Linear(D, HIDDEN), nn.Linear(HIDDEN, D)),
+            "lists": nn.ModuleList([nn.Linear(D, HIDDEN), nn.Linear(HIDDEN, D)]),
+            "weights": nn.ParameterList([torch.zeros(HIDDEN, D), torch.zeros(D, HIDDEN)]),
+            "scripted": torch.jit.script(feed_forward()),
+            "network": TwoLayers(),
+        }
+    )
+    model["none"].register_module("missing", None)
+    report = sparse24.convert(model, quiet=True)
+    assert report.converted == ["network"] and not report.skipped
