@@ -10,6 +10,7 @@ COMMANDS = {
     "mm": "cases.mm",
     "ffn_forward": "cases.ffn_forward",
     "ffn_training": "cases.ffn_training",
+    "ffn_few_tokens": "cases.ffn_few_tokens",
     "models": "cases.models",
     "train_gpt": "training.train_gpt",
     "accuracy": "studies.accuracy",

@@ -22,6 +22,7 @@ VARIANTS = {
     "fused_dense": Variant("fused dense", "#4a5561"),
     "scaled_mm_row": Variant("torch._scaled_mm by row, compiled", "#f0c27b"),
     "scaled_mm_tensor": Variant("torch._scaled_mm by tensor, compiled", "#d98a1f"),
+    "scaled_mm_static": Variant("torch._scaled_mm, given scales, compiled", "#b36b0e"),
     "_scaled_mm row-wise": Variant("torch._scaled_mm by row", "#f0c27b"),
     "_scaled_mm tensor-wise": Variant("torch._scaled_mm by tensor", "#d98a1f"),
     "fused_dense_fp8": Variant("fused dense, fp8", "#8a5a12"),

@@ -125,3 +125,21 @@ def mlp_fp8_tensor(
     y = F.relu(scaled_mm(xq, w1.t(), scale_x, scale1, b1)).square()
     yq, scale_y = quantize(y, per_row=False)
     return scaled_mm(yq, w2.t(), scale_y, scale2, b2)
+
+
+def mlp_fp8_static(
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    scale1: torch.Tensor,
+    w2: torch.Tensor,
+    scale2: torch.Tensor,
+    scale_x: torch.Tensor,
+    scale_y: torch.Tensor,
+    b1: torch.Tensor | None = None,
+    b2: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The FFN with one scale per tensor, those of x and the activation from calibration."""
+    xq = (x.float() * scale_x.reciprocal()).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    y = F.relu(scaled_mm(xq, w1.t(), scale_x, scale1, b1)).square()
+    yq = (y.float() * scale_y.reciprocal()).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    return scaled_mm(yq, w2.t(), scale_y, scale2, b2)

@@ -1,0 +1,272 @@
+"""The variants of the squared-ReLU FFN for few tokens, in bf16 and with float8 weights, in CUDA graphs.
+
+Ours: `sparse24`, a module after `prepare_decode_` (in fp8 after `quantize_` too) as it comes; and what it chooses from,
+`sparse24_few` (`relu2_mlp_few`) and `sparse24_dense` (relu2_mlp run dense). Rivals: `eager`, `torch_compile` and
+`fused_dense` (linear_relu2, and a dense second GEMM); in fp8 `scaled_mm_row` and `scaled_mm_tensor`, which compute the
+scales of x and of the activation in the call, `scaled_mm_static`, which has both given, and `fused_dense`. All weights
+are quantised before. Every variant is captured once, and its graph is replayed: hosts do not count.
+
+Beside it stands what the host spends on a call without a graph (`eager_host_us`); on ours also that of a converted
+module of torch's layers, and of the same module before conversion (`converted_host_us`, `before_host_us`).
+
+Verified against a float64 second GEMM of the activation that a first GEMM gives, in each variant's own weights. What
+runs 2:4 is compared with the pruned activation.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sparse24
+from sparse24.bench import reference
+from sparse24.bench.ffn import baselines
+from sparse24.bench.ffn.checks import Expected
+from sparse24.bench.ffn.forward import Operands, calibrated
+from sparse24.bench.harness import Case, Problem, attempt, compiled
+from sparse24.bench.inputs import Sparsity, biases, step_inputs
+from sparse24.bench.options import Options
+from sparse24.bench.precompile import Job, Operand
+from sparse24.bench.sizes import Size
+from sparse24.mlp import pays, up_projection
+from sparse24.mlp.choice import runs_few
+from sparse24.ops.few_tokens import MAX_TOKENS
+
+#: Calls before a capture, and calls whose host time is taken.
+WARM_UP, HOST_CALLS = 3, 15
+DENSE = 1 << 30  # as `min_tokens`
+
+
+class Before(nn.Module):
+    """An FFN as models have it, which `convert` takes."""
+
+    def __init__(self, ffn: Operands) -> None:
+        super().__init__()
+        bias = ffn.b1 is not None
+        with torch.device("meta"):
+            self.up_proj = nn.Linear(*reversed(ffn.w1.shape), bias=bias)
+            self.down_proj = nn.Linear(*reversed(ffn.w2.shape), bias=bias)
+        fill(self, ffn)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.relu(self.up_proj(x)).square())
+
+
+def fill(module: Any, ffn: Operands) -> None:
+    """Give a module the weights of the problem."""
+    pairs = ((module.up_proj, ffn.w1, ffn.b1), (module.down_proj, ffn.w2, ffn.b2))
+    for layer, weight, bias in pairs:
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+def prepared(ffn: Operands, fp8: bool) -> sparse24.nn.ReLU2MLP:
+    """Make the module that is measured."""
+    d_ff, d_model = ffn.w1.shape
+    module = sparse24.nn.ReLU2MLP(d_model, d_ff, bias=ffn.b1 is not None, device="meta", dtype=torch.bfloat16)
+    fill(module, ffn)
+    return (module.quantize_() if fp8 else module).prepare_decode_()
+
+
+def compilations(tokens: int, d_model: int, d_ff: int, bias: bool) -> list[Job]:
+    """What `bf16` and `fp8` have compiled, as they call it."""
+    fp8, fp32 = reference.FP8, torch.float32
+    x, one = Operand((tokens, d_model)), Operand((1, 1), fp32)
+    up, down = (d_ff, d_model), (d_model, d_ff)
+    both = (Operand((d_ff,)), Operand((d_model,))) if bias else (None, None)
+    rows = (Operand(up, fp8), Operand((d_ff, 1), fp32), Operand(down, fp8), Operand((d_model, 1), fp32))
+    tensors = (Operand(up, fp8), one, Operand(down, fp8), one)
+    return [
+        Job(baselines.mlp, (x, Operand(up), Operand(down), *both)),
+        Job(baselines.mlp_fp8_rows, (x, *rows, *both)),
+        Job(baselines.mlp_fp8_tensor, (x, *tensors, *both)),
+        Job(baselines.mlp_fp8_static, (x, *tensors, one, one, *both)),
+    ]
+
+
+def bf16(ffn: Operands, options: Options) -> list[Case]:
+    x, w1, w2, b1, b2, rows = vars(ffn).values()
+    run_compiled = compiled(baselines.mlp, options)
+    expected = Expected("bf16", F.linear(x, w1, b1), w2, b2, rows)
+    module = prepared(ffn, fp8=False)
+    w2_rows = w2.t().contiguous()
+
+    def fused_dense() -> torch.Tensor:
+        return F.linear(sparse24.linear_relu2(x, w1, bias=b1, statistics=False)[0], w2, b2)
+
+    def dense() -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=DENSE)
+
+    check = expected.check_dense
+    cases = [
+        case("eager", "bf16", lambda: baselines.mlp(x, w1, w2, b1, b2), check),
+        case("torch_compile", "bf16", lambda: run_compiled(x, w1, w2, b1, b2), check),
+        case("fused_dense", "bf16", fused_dense, check),
+        case("sparse24_dense", "bf16", dense, check, "part"),
+    ]
+    few = partial(sparse24.relu2_mlp_few, x, w1, w2_rows, b1, b2)
+    return cases + ours(ffn, "bf16", module, few, {"few": check, "dense": check, "2:4": expected.check_sparse})
+
+
+def fp8(ffn: Operands, options: Options) -> list[Case]:
+    x, w1, w2, b1, b2, rows = vars(ffn).values()
+    module = prepared(ffn, fp8=True)
+    up, down = module.up_proj, module.down_proj
+    q1, s1, q2, s2 = up.weight, up.weight_scale, down.weight, down.weight_scale
+    (t1, u1), (t2, u2) = baselines.quantize(w1, per_row=False), baselines.quantize(w2, per_row=False)
+    run_rows = compiled(baselines.mlp_fp8_rows, options)
+    run_tensor = compiled(baselines.mlp_fp8_tensor, options)
+    run_static = compiled(baselines.mlp_fp8_static, options)
+    xq, scale_x = sparse24.quantize_fp8(x)
+    pre = up_projection(x, q1, b1, fp8=True, w1_scale=s1)
+    static, _ = calibrated(pre, xq, scale_x)
+    bound = None if b1 is not None else up.scale_y_factor
+    expected = Expected("fp8", pre, q2.double() * s2.reshape(-1, 1), b2, rows)
+    xt, scale_xt = baselines.quantize(x, per_row=False)
+    pre_tensor = baselines.scaled_mm(xt, t1.t(), scale_xt, u1, b1)
+    tensor = Expected("fp8", pre_tensor, t2.double() * u2, b2, rows)
+    scale_yt = static.reshape(1, 1)
+    # Exactly what few tokens give: float8 weights, and no rounding of x and of the activation but to 16 bits.
+    wide = (q1.float() * s1.reshape(-1, 1)).double(), q2.double() * s2.reshape(-1, 1)
+    exact = Expected("bf16", (x.double() @ wide[0].t() + (0 if b1 is None else b1)).bfloat16(), wide[1], b2, rows)
+    rows1, rows2 = s1.reshape(-1, 1), s2.reshape(-1, 1)
+
+    def by_row() -> torch.Tensor:
+        return run_rows(x, q1, rows1, q2, rows2, b1, b2)
+
+    def fused_dense() -> torch.Tensor:
+        q, s = sparse24.quantize_fp8(x)
+        hidden = sparse24.linear_relu2(q, q1, s, s1, b1, static, statistics=False)[0]
+        return baselines.scaled_mm(hidden, t2.t(), scale_yt, u2, b2)
+
+    def dense() -> torch.Tensor:
+        scales = {"w1_scale": s1, "w2_scale": s2, "scale_y_factor": bound}
+        return sparse24.relu2_mlp(x, q1, q2, b1, b2, **scales, min_tokens=DENSE)
+
+    def by_tensor() -> torch.Tensor:
+        return run_tensor(x, t1, u1, t2, u2, b1, b2)
+
+    def by_static() -> torch.Tensor:
+        return run_static(x, t1, u1, t2, u2, scale_xt, scale_yt, b1, b2)
+
+    few = partial(sparse24.relu2_mlp_few, x, q1, down.weight.t().contiguous(), b1, b2, s1, s2)
+    fused = Expected("fp8", pre, t2.double() * u2, b2, rows)
+    cases = [
+        case("scaled_mm_row", "fp8", by_row, expected.check_dense),
+        case("scaled_mm_tensor", "fp8", by_tensor, tensor.check_dense),
+        case("scaled_mm_static", "fp8", by_static, tensor.check_dense),
+        case("fused_dense", "fp8", fused_dense, fused.check_dense),
+        case("sparse24_dense", "fp8", dense, expected.check_dense, "part"),
+    ]
+    # The activation's scale bounds it, where there is no bias: small rows have fewer bits, as with one for all.
+    sparse = partial(expected.check_sparse, rival=fused if b1 is None else None)
+    return cases + ours(
+        ffn, "fp8", module, few, {"few": exact.check_dense, "dense": expected.check_dense, "2:4": sparse}
+    )
+
+
+def ours(
+    ffn: Operands,
+    dtype: str,
+    module: sparse24.nn.ReLU2MLP,
+    few: Callable[[], torch.Tensor],
+    checks: dict[str, Callable[[torch.Tensor], dict[str, float]]],
+) -> list[Case]:
+    """The module as it runs, and `relu2_mlp_few` alone where that takes so many tokens; checks by what runs."""
+    tokens, (d_ff, d_model) = ffn.x.shape[0], ffn.w1.shape
+    how = {"fp8": dtype == "fp8"}
+    is_few = runs_few(tokens, d_ff, d_model, is_cuda=ffn.x.is_cuda, **how)
+    dense = tokens <= MAX_TOKENS or (ffn.x.is_cuda and not pays(tokens, d_ff, d_model, **how))
+    runs = "few" if is_few else "dense" if dense else "2:4"
+    facts: dict[str, Any] = {"runs": runs}
+    before = Before(ffn)
+    facts["before_host_us"] = host_us(lambda: before(ffn.x), ffn.x.device)
+    config = sparse24.ConvertConfig(dtype=dtype, decode=True)  # type: ignore[arg-type]
+    sparse24.convert(before, config, quiet=True)
+    facts["converted_host_us"] = host_us(lambda: before(ffn.x), ffn.x.device)
+    cases = [case("sparse24", dtype, lambda: module(ffn.x), checks[runs], "sparse24", **facts)]
+    if tokens <= MAX_TOKENS:
+        cases.append(case("sparse24_few", dtype, few, checks["few"], "part"))
+    return cases
+
+
+def case(
+    variant: str,
+    dtype: str,
+    run: Callable[[], torch.Tensor],
+    check: Callable[[torch.Tensor], dict[str, float] | None],
+    role: str = "dense",
+    **facts: Any,
+) -> Case:
+    """A variant in a CUDA graph, with the host time of its calls without one."""
+
+    def build() -> Case:
+        with torch.inference_mode():
+            device = run().device
+            facts["eager_host_us"] = host_us(run, device)
+            return Case(variant, dtype, graphed(run, device), check, role, facts=facts)
+
+    return attempt(build, variant=variant, dtype=dtype, role=role)[0]
+
+
+def graphed(run: Callable[[], torch.Tensor], device: torch.device) -> Callable[[int], torch.Tensor]:
+    """Capture `run`, and replay it; on the CPU run it."""
+    if device.type != "cuda":
+        return torch.inference_mode()(lambda _: run())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    out.fill_(torch.nan)  # what a replay does not write shows
+
+    def replay(_: int) -> torch.Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
+@torch.inference_mode()
+def host_us(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """Median time until a call returns, with an idle device in front of it."""
+    times = []
+    for _ in range(WARM_UP + HOST_CALLS):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times[WARM_UP:])
+
+
+def problem(size: Size, sparsity: Sparsity, options: Options) -> Problem:
+    """All variants of one size, number of tokens and pattern of zeros."""
+    place = {"device": options.device, "seed": options.seed}
+    x, w1, w2, _ = step_inputs(*size[:3], sparsity, **place)
+    b1, b2 = biases(size.d_ff, size.d_model, **place) if size.bias else (None, None)
+    ffn = Operands(x, w1, w2, b1, b2, torch.arange(size.tokens, device=options.device))
+    active = F.linear(x, w1, b1) > 0
+    cases = []
+    for dtype, build in (("bf16", bf16), ("fp8", fp8)):
+        cases += attempt(partial(build, ffn, options), variant="sparse24", dtype=dtype, role="sparse24")
+    for one in cases:
+        one.flops = 4.0 * size.tokens * size.d_model * size.d_ff
+    facts: dict[str, Any] = {"graphs": options.device.type == "cuda"}
+    facts["union"] = active.any(0).double().mean().item()  # share of neurons that some token uses
+    facts |= {"model": size.model} if size.model else {}
+    facts |= {"bias": True} if size.bias else {}
+    zeros = 1 - active.double().mean().item()
+    return Problem(*size[:3], zeros, cases, sparsity.name, facts=facts)
