@@ -90,30 +90,31 @@ class Counts:
 
     def _add_entries(self, y2: Tensor, kept: Tensor, columns: slice) -> None:
         nonzero = y2 > 0
-        counts = nonzero.unflatten(-1, (-1, 4)).sum(dim=-1)
-        self.active[columns] += nonzero.sum(0)
-        self._add("zeros", (y2 == 0).sum())
-        self._add("nonzeros", nonzero.sum())
-        self._add("feature nonzeros dropped", (nonzero & (kept == 0)).sum())
+        counts = nonzero.view(torch.int8).unflatten(-1, (-1, 4)).sum(dim=-1, dtype=torch.int8)
+        active = _count(nonzero, 0)
+        self.active[columns] += active
+        self._add("zeros", _count(y2 == 0))
+        self._add("nonzeros", active.sum())
+        self._add("feature nonzeros dropped", _count(nonzero & (kept == 0)))
         energy_dropped, energy = _energies(y2, kept)
         self._add("energy", energy)
         self._add("feature energy dropped", energy_dropped)
         self._add("groups", counts.numel())
-        self._add("feature groups over 2", (counts > 2).sum())
+        self._add("feature groups over 2", _count(counts > 2))
         for number in range(5):
-            self._add(f"groups of {number}", (counts == number).sum())
+            self._add(f"groups of {number}", _count(counts == number))
         for size in TILES:
             # Whole tiles; fewer tokens than one are one.
-            tiles = nonzero[: max(1, len(nonzero) // size) * size].split(size)
-            lit = torch.stack([tile.any(0) for tile in tiles])
-            self._add(f"active in {size}", lit.sum())
+            whole = len(nonzero) // size * size
+            lit = nonzero[:whole].unflatten(0, (-1, size)).any(1) if whole else nonzero.any(0)
+            self._add(f"active in {size}", _count(lit))
             self._add(f"tiles of {size}", lit.numel())
 
     def _add_fp8(self, y2: Tensor, scale: Tensor) -> None:
         scaled = y2 / scale
         quantized = scaled.clamp(max=LARGEST_FP8).to(torch.float8_e4m3fn).float()
-        self._add("fp8 saturated", (scaled > _FP8_SATURATES).sum())
-        self._add("fp8 underflow", ((y2 > 0) & (quantized == 0)).sum())
+        self._add("fp8 saturated", _count(scaled > _FP8_SATURATES))
+        self._add("fp8 underflow", _count((y2 > 0) & (quantized == 0)))
 
     def _add_along_tokens(self, of_features: dict[str, Tensor]) -> None:
         """Add sums of each feature; with the split, of all but those that the most tokens use."""
@@ -132,16 +133,22 @@ class Counts:
 
 def _along_tokens(kept: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Tell what 2:4 along tokens drops of each feature of what 2:4 along features kept, [T, F]; named as sums are."""
-    yield "kept", (kept > 0).sum(0)
+    yield "kept", _count(kept > 0, 0)
     yield "kept energy", kept.double().square().sum(0)
     yield "token groups", torch.full((kept.shape[1],), -(-len(kept) // 4), device=kept.device)
     for order, arrange in ORDERS.items():
         # Tokens are padded with zeros to whole groups, as the ops do.
         padded = torch.nn.functional.pad(arrange(kept), (0, 0, 0, -len(kept) % 4))
         dropped = torch.where(top2_mask(padded, dim=0), 0, padded)
-        yield f"{order} groups over 2", ((padded > 0).unflatten(0, (-1, 4)).sum(1) > 2).sum(0)
-        yield f"{order} nonzeros dropped", (dropped > 0).sum(0)
+        counts = (padded > 0).view(torch.int8).unflatten(0, (-1, 4)).sum(1, dtype=torch.int8)
+        yield f"{order} groups over 2", _count(counts > 2, 0)
+        yield f"{order} nonzeros dropped", _count(dropped > 0, 0)
         yield f"{order} energy dropped", dropped.double().square().sum(0)
+
+
+def _count(mask: Tensor, dim: int | None = None) -> Tensor:
+    """Count what is True, all or along a dimension. A plain sum of a mask would make a matrix of int64 first."""
+    return mask.count_nonzero() if dim is None else mask.view(torch.int8).sum(dim, dtype=torch.int32)
 
 
 def _slabs(tokens: int, features: int) -> Iterator[slice]:

@@ -31,6 +31,6 @@ def top2_mask(y: Tensor, dim: int = -1) -> Tensor:
     for i in range(4):
         for j in range(i + 1, 4):
             larger = keys[j] > keys[i]
-            ahead[i] += larger
-            ahead[j] += ~larger
+            ahead[i] += larger.view(torch.int8)
+            ahead[j] += (~larger).view(torch.int8)
     return torch.stack([count < 2 for count in ahead], dim + 1).flatten(dim, dim + 1)
