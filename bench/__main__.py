@@ -12,6 +12,7 @@ COMMANDS = {
     "ffn_training": "cases.ffn_training",
     "ffn_few_tokens": "cases.ffn_few_tokens",
     "models": "cases.models",
+    "generate": "cases.generate",
     "train_gpt": "training.train_gpt",
     "accuracy": "studies.accuracy",
     "token_direction": "studies.token_direction",

@@ -1,0 +1,33 @@
+"""The benchmark of generation: every variant is verified, a wrong one is not timed."""
+
+import json
+
+import pytest
+from benches import run
+
+import sparse24
+
+SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee", "--modes", "static")
+pytest.importorskip("transformers")
+
+
+def test_all_variants_are_verified(tmp_path):
+    out = tmp_path / "generate.json"
+    printed = run("generate", *SMOKE, "--batches", "1,2", "--out", out)
+    assert "6 records, 0 of them not verified" in printed
+    records = json.loads(out.read_text())
+    variants = {("dense", "bf16", "dense"), ("sparse24", "bf16", "sparse24"), ("sparse24_fp8", "fp8", "sparse24")}
+    assert {(r["variant"], r["dtype"], r["role"]) for r in records} == variants
+    assert {(r["bench"], r["race"], r["batch"]) for r in records} == {("generate", "static", b) for b in (1, 2)}
+    assert all(r["verified"] and r["rel_error"] < (0.15 if r["dtype"] == "fp8" else 0.02) for r in records)
+    assert all(0.85 < r["zeros"] < 0.95 for r in records)
+
+
+def test_a_wrong_network_has_no_time(tmp_path, monkeypatch):
+    right = sparse24.relu2_mlp_few
+    monkeypatch.setattr("sparse24.mlp.decode.relu2_mlp_few", lambda *a: right(*a) * 1.5)
+    out = tmp_path / "generate.json"
+    run("generate", *SMOKE, "--batches", "1", "--out", out, status=1)
+    records = {r["variant"]: r for r in json.loads(out.read_text())}
+    assert records["dense"]["verified"] and not records["sparse24"]["verified"]
+    assert records["sparse24"]["median_us"] is None
