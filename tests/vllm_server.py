@@ -154,6 +154,8 @@ def run(folder: Path, case: str, mode: str) -> dict:
         "VLLM_PLUGINS": "sparse24",
         **MODES[mode],
     }
+    if "tensor_parallel_size" in options:
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # a core for each rank
     log = folder / f"{case}-{mode}.log"
     with log.open("w") as out:
         command = [sys.executable, __file__, "--job", job]
