@@ -305,6 +305,14 @@ def test_settings():
     assert Settings.of_environment({**on, "SPARSE24_VLLM_DENSE": "a.*, b,"}).dense == ("a.*", "b")
 
 
+def test_the_first_number_of_tokens_that_runs_sparse(engine):
+    mlp = MLP()
+    ours = attached(engine, mlp)
+    for number, sparse in ((31, False), (32, True)):
+        x = tokens(number)
+        assert torch.equal(ours(x), mlp(x)) != sparse
+
+
 def test_default_number_of_tokens(engine):
     """On CUDA the rule is that of the library."""
     from sparse24.vllm.network import Network
