@@ -232,7 +232,7 @@ def graphed(run: Callable[[], torch.Tensor], device: torch.device) -> Callable[[
         out = run()
     out.fill_(torch.nan)  # what a replay does not write shows
 
-    def replay(_: int) -> torch.Tensor:
+    def replay(_: int, operands: object = run) -> torch.Tensor:  # which live as long as the graph that reads them
         graph.replay()
         return out
 
