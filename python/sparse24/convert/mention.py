@@ -5,11 +5,11 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Iterator
 
 from torch import nn
 
 _NAME = re.compile(r"relu_?(2|sq)|(sq|squared|square)_?relu", re.IGNORECASE)
+_ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 _SQUARES = {"square", "square_", "pow", "pow_"}
 
 
@@ -26,18 +26,21 @@ def mentions_relu2(module: nn.Module) -> bool:
             return True
         if isinstance(value, str) and not name.startswith("_") and _NAME.search(value):
             return True
-    return _squares_relu(tuple(_functions(type(module))), any(issubclass(kind, nn.ReLU) for kind in kinds))
+    forward = getattr(type(module), "forward", None)
+    functions = _functions(type(module), forward) if isinstance(forward, types.FunctionType) else ()
+    return _squares_relu(functions, any(issubclass(kind, nn.ReLU) for kind in kinds))
 
 
-def _functions(kind: type[nn.Module]) -> Iterator[types.FunctionType]:
+@functools.cache
+def _functions(kind: type[nn.Module], forward: types.FunctionType) -> tuple[types.FunctionType, ...]:
     """List the forward of a class, and what it calls by name: methods of the class and functions of its file."""
-    forward = getattr(kind, "forward", None)
-    forward = forward and inspect.unwrap(forward)
+    forward = inspect.unwrap(forward)  # type: ignore[assignment]
     if not _is_code(forward):
-        return
-    yield forward
-    for name in forward.__code__.co_names:
-        yield from filter(_is_code, (inspect.getattr_static(kind, name, None), forward.__globals__.get(name)))
+        return ()
+    instructions = list(dis.Bytecode(forward.__code__))
+    found = [inspect.getattr_static(kind, i.argval, None) for i in instructions if i.opname.startswith(_ATTRIBUTES)]
+    found += [forward.__globals__.get(i.argval) for i in instructions if i.opname.startswith("LOAD_GLOBAL")]
+    return (forward, *filter(_is_code, found))
 
 
 def _is_code(value: object) -> bool:

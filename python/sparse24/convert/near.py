@@ -28,7 +28,7 @@ def near_misses(model: nn.Module, found: set[str], others: dict[str, str]) -> di
     for name in found:
         explained |= _around(name)
     for name, module in reversed(list(model.named_modules())):
-        inside = any(name == f or f == "" or name.startswith(f"{f}.") for f in found)
+        inside = name in found or not found.isdisjoint(_around(name))
         if inside or name in explained or isinstance(module, ReLU2MLP) or not mentions_relu2(module):
             continue
         reason = others.get(name) or _reason(module)
