@@ -122,9 +122,10 @@ class ConvertReport:
             text += f": none of {self.looked_at} {'modules' if self.looked_at > 1 else 'module'} has {_LOOKED_FOR}"
         if self.near_misses:
             text += "\nnear misses, of which parts can run `sparse24.relu2_mlp`:"
-            for reason, count in Counter(self.near_misses.values()).items():
-                first = next(name for name, found in self.near_misses.items() if found == reason) or "the model"
-                text += f"\n  {first}{f' and {count - 1} more' if count > 1 else ''}: {reason}"
+            for reason in dict.fromkeys(self.near_misses.values()):
+                names = [name or "the model" for name, found in self.near_misses.items() if found == reason]
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                text += f"\n  {', '.join(names[:3])}{more}: {reason}"
         return text
 
 

@@ -229,13 +229,13 @@ def test_near_misses(name):
 
 
 def test_the_text_says_what_was_looked_for(capsys):
-    report = sparse24.convert(Stack(Bank(), Three(), Three(), Attention()))
+    report = sparse24.convert(Stack(Bank(), *(Three() for _ in range(5)), Attention()))
     text = (
-        "sparse24: converted 0 of 0: none of 5 modules has two linear layers or weights, [F, D] and [D_out, F], and a "
+        "sparse24: converted 0 of 0: none of 8 modules has two linear layers or weights, [F, D] and [D_out, F], and a "
         "squared ReLU between them\n"
         "near misses, of which parts can run `sparse24.relu2_mlp`:\n"
         f"  layers.0: a bank of weights: mlp_bank [3, 2, {HIDDEN}, {D}]\n"
-        "  layers.1 and 1 more: it has 3 layers (a, b, c)"
+        "  layers.1, layers.2, layers.3 and 2 more: it has 3 layers (a, b, c)"
     )
     assert str(report) == text and capsys.readouterr().out == text + "\n"
 
