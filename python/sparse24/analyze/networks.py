@@ -128,11 +128,14 @@ def _hook(network: Watched, given: Callable[[Watched, Tensor], None]) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode without gradients; every module gets its own mode back."""
+    """Run in evaluation mode, without gradients and as if nothing were compiled, which calls no hooks of later.
+
+    Every module gets its own mode back.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in modes:

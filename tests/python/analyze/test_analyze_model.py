@@ -145,6 +145,18 @@ def test_the_model_is_what_it_was():
     assert sum(hooks) == 1 and torch.is_grad_enabled()
 
 
+def test_compiled_models_are_looked_at():
+    """Whole and in parts; and they are compiled afterwards as they were."""
+    net = Stack(randomize(Inline()), randomize(Inline()))
+    whole = torch.compile(net, backend="eager")
+    net.layers[1].compile(backend="eager")
+    expected = whole(batch())
+    report = sparse24.analyze_model(whole, [batch()])
+    assert [layer["tokens"] for layer in report.layers.values()] == [TOKENS, TOKENS]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(whole(batch()), expected)
+
+
 def test_converted_networks_and_modules_of_the_library_are_looked_at():
     net = model()
     before = sparse24.analyze_model(net, [batch()])
