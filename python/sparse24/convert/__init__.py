@@ -37,7 +37,7 @@ class ConvertConfig:
     recipe, min_tokens, recompute
         As in `sparse24.relu2_mlp`.
     decisions : mapping of str to (bool or {"auto", "bf16", "fp8"})
-        For modules by name, as an analysis of the layers decides: False leaves one out, True and modules without an
+        For modules by name, as `sparse24.analyze_model` decides: False leaves one out, True and modules without an
         entry are converted with `dtype`, a string replaces `dtype`.
     threshold : float
         As in `sparse24.relu2_mlp`. A converted module then computes something else than before: for models that are
