@@ -1,5 +1,7 @@
 """Near misses: modules whose code speaks of squared ReLU, and which are no network of two layers."""
 
+import re
+
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -9,6 +11,8 @@ from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.problems import PATCHED, not_linear
 from sparse24.nn import ReLU2MLP
 from sparse24.nn.children import runs_own_forward
+
+_WEIGHT = re.compile(r"^w\d*$|weight|w_|_w|fc|proj|up|down|lin", re.IGNORECASE)
 
 
 def near_misses(model: nn.Module, found: set[str], others: dict[str, str]) -> dict[str, str]:
@@ -72,7 +76,9 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _takes_weights(module: nn.Module) -> bool:
+    """Whether two further arguments have to be given, under names of weights: keys and values of attention are none."""
     try:
-        return len(arguments_of(type(module).forward).required) >= 2
+        required = arguments_of(type(module).forward).required
     except (TypeError, ValueError):  # a forward without a signature
         return False
+    return sum(_WEIGHT.search(name) is not None for name in required) >= 2

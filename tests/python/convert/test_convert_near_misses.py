@@ -89,6 +89,7 @@ NEITHER = {
     "classifier": lambda: nn.Sequential(nn.Linear(D, 10), nn.Linear(10, 3), nn.Softmax(-1)),
     "a second ReLU": lambda: SecondReLU(),
     "indexer": lambda: Indexer(),
+    "attention with squared ReLU": lambda: Attend(),
 }
 
 
@@ -113,6 +114,13 @@ class Indexer(nn.Module):
 
     def forward(self, x):
         return self.weights(x) @ F.relu(self.wq(x) @ self.wk(x).mT * D**-0.5)
+
+
+class Attend(nn.Module):
+    """Attention with squared ReLU in the place of its softmax."""
+
+    def forward(self, q, k, v):
+        return F.relu(q @ k.mT).square() @ v
 
 
 @pytest.mark.parametrize("name", NEITHER)
