@@ -3,52 +3,18 @@
 #include "sparse24/linear_gradient_fp8.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "core/buffer.h"
+#include "reference/gradient_fp8.h"
 #include "reference/groups.h"
 #include "reference/numeric.h"
-#include "reference/product.h"
 #include "sparse24/compress.h"
 
 namespace sparse24::cpu {
 namespace {
 
-using Codes = std::vector<uint8_t>;
 constexpr DType kFp8 = DType::kFloat8E4M3;
-
-/// Computes dy [tokens, features] in bfloat16, unscaled.
-std::vector<uint16_t> multiply(const LinearGradientFp8Args& args) {
-  auto dy = make_buffer<uint16_t>(args.tokens * args.features);
-  const std::vector<float> w = widen<E4M3>(args.w, args.in, args.features, Major::kColumn, args.in);
-  for_each_sum(args.tokens, args.features, args.in, dense_products<E4M3>(args.grad, args.ld_grad, w, args.features),
-               [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
-                 for (int64_t f = f_begin; f < f_end; ++f) {
-                   dy[static_cast<size_t>(r * args.features + f)] = float_to_bfloat16(sums[f - f_begin]);
-                 }
-               });
-  return dy;
-}
-
-/// Writes the kept codes of dh, and its statistics.
-void differentiate(const LinearGradientFp8Args& args, const std::vector<uint16_t>& kept_dy) {
-  const auto* y = static_cast<const uint8_t*>(args.y);
-  auto* dh = static_cast<uint8_t*>(args.dh);
-  const float to_dh = *args.scale_grad * *args.scale_w * std::sqrt(*args.scale_y);
-  const float to_code = to_dh * (1.0f / usable_scale(*args.scale_dh));
-  float largest = 0.0f;
-  for (int64_t i = 0; i < args.tokens * args.features / 2; ++i) {
-    const float root = std::sqrt(e4m3_to_float(y[i]));
-    const float product = bfloat16_to_float(kept_dy[static_cast<size_t>(i)]) * (2.0f * root);
-    const float scaled = product * to_code;
-    dh[i] = float_to_e4m3(scaled);
-    largest = std::fmax(largest, std::fabs(product));
-    *args.saturated += std::fabs(scaled) > kLargestE4M3;
-  }
-  const float amax = largest * to_dh;
-  if (amax > 0.0f) *args.amax = amax;  // NaN, as infinity times a scale of zero is, does not count
-}
 
 /// Compresses codes with groups of features once more with groups of tokens, and stores their dense features.
 void turn(const LinearGradientFp8Args& args, const void* values, const TokenCompressed& out, void* hot) {
@@ -85,14 +51,14 @@ void turn(const LinearGradientFp8Args& args, const void* values, const TokenComp
 }  // namespace
 
 void linear_gradient_fp8(const LinearGradientFp8Args& args) {
-  const std::vector<uint16_t> dy = multiply(args);
+  const std::vector<uint16_t> dy = multiply_fp8(args);
   auto kept = make_buffer<uint16_t>(args.tokens * args.features / 2);
   // The separate step reads metadata in the layout of its values.
   const Operand own = Operand::of(args.tokens, args.features, DType::kBFloat16, Dim::kFeatures);
   auto meta = make_buffer<uint8_t>(own.meta_bytes());
   convert_meta(args.meta, Operand::of(args.tokens, args.features, kFp8, Dim::kFeatures), meta.data(), own);
   compress_like({dy.data(), DType::kBFloat16, args.tokens, args.features, Dim::kFeatures, meta.data(), kept.data()});
-  differentiate(args, kept);
+  differentiate_fp8(args, kept);
   turn(args, args.dh, args.dh_tokens, args.dh_hot);
   turn(args, args.y, args.y_tokens, args.y_hot);
 }

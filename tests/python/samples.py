@@ -76,7 +76,7 @@ class Case:
             return Sample("quantize_fp8", (laid_out(x), None, "row"))
         if self.op == "quantize_fp8_both":
             return Sample("quantize_fp8_both", (laid_out(x), None, self.interleaved))
-        if self.op == "linear_gradient_fp8":
+        if self.op in ("linear_gradient_fp8", "linear_relu2_gradient_fp8"):
             return self._gradient_fp8(device, layout, x, seed)
         if self.op in ("linear_relu2", "linear_compress"):
             return self._linear(device, laid_out, seed)
@@ -162,6 +162,9 @@ class Case:
         one = torch.ones(1, device=device)
         values, meta, scale = sparse24.compress_fp8(x, None, "relu2", scaling="tensor")
         grad, w = (integers(n, 48, dtype=FP8, seed=seed + n).to(device) for n in (ROWS, COLS))
+        if self.op == "linear_relu2_gradient_fp8":
+            y, scale = sparse24.quantize_fp8(torch.relu(x).square(), None, "tensor")
+            return Sample(self.op, (*(relayout(t, layout) for t in (grad, w, y)), one, one, scale, 32 * one))
         hot = torch.tensor([0, 5, 6, 95], device=device) if self.hot else None
         operands = (relayout(t, layout) for t in (grad, w, values))
         return Sample(self.op, (*operands, meta, one, one, scale, 32 * one, self.interleaved, hot))
@@ -197,6 +200,7 @@ def _cases() -> list[Case]:
     for op in ("quantize_fp8_both", "linear_gradient_fp8"):
         cases += [Case(op, FP8, -1, differentiable=False, interleaved=order) for order in (False, True)]
     cases.append(Case("linear_gradient_fp8", FP8, -1, differentiable=False, hot=True))
+    cases.append(Case("linear_relu2_gradient_fp8", FP8, -1, differentiable=False))
     for dtype in (torch.float16, torch.float32):
         for op in ("linear_relu2", "linear_compress"):
             cases.append(Case(op, dtype, -1, roots=True))

@@ -14,6 +14,7 @@
 #include "sparse24/linear_gradient.h"
 #include "sparse24/linear_gradient_fp8.h"
 #include "sparse24/linear_relu2_gradient.h"
+#include "sparse24/linear_relu2_gradient_fp8.h"
 #include "sparse24/mm.h"
 #include "sparse24/mm_active.h"
 #include "sparse24/put_features.h"

@@ -233,8 +233,10 @@ def relu2_mlp(
     b1, b2 = _cast(b1, torch.bfloat16 if fp8 else dtype), _cast(b2, dtype)
     roots = learns and dtype == torch.float16 and not fp8
     function = RELU2 if above == 0 else ActivationFunction("relu2", above)
+    fp8_weight_gradients = fp8 and recipe.fp8_weight_gradients
     recipe = recipe if sparse else DENSE
-    plan = Plan(function, fp8, sparse, fused, roots, recompute or not recipe.reuse_mask)
+    again = recompute or not recipe.reuse_mask
+    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients)
     as_one = learns and (fp8 or sparse or recompute or roots)
     if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives

@@ -25,6 +25,8 @@ class Plan(NamedTuple):
     roots: bool = False
     #: The backward pass computes the activation again, from x.
     recompute: bool = False
+    #: fp8: the products of the weight gradients are to be float8 too (`Recipe.fp8_weight_gradients`).
+    fp8_weight_gradients: bool = False
 
     @property
     def stored(self) -> ActivationFunction:

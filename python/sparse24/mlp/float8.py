@@ -38,6 +38,15 @@ def linear_fp8(x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Ten
     )
 
 
+def cast(out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast what an autograd function returns.
+
+    A cast to the dtype that it has is the same tensor. A function that returns one twice, as Dynamo of torch 2.11
+    returns all that it makes, gets the gradient of the other: zeros.
+    """
+    return out if out.dtype == dtype else out.to(dtype)
+
+
 def _aligned(t: Tensor) -> Tensor:
     """Return t, or a copy: `torch._scaled_mm` reads all operands as if they were contiguous and began at 16 bytes.
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sparse24._symbolic import or_true
 from sparse24.mlp.arguments import Activated, Arguments
-from sparse24.mlp.float8 import float8_weight, linear_fp8
+from sparse24.mlp.float8 import cast, float8_weight, linear_fp8
 from sparse24.ops import (
     OutputScaling,
     Scaling,
@@ -34,10 +34,7 @@ def output(a: Arguments, activated: Activated) -> Tensor:
         return F.linear(values, a.w2, a.b2) if meta is None else mm(values, meta, a.w2.t(), bias=a.b2)
     w, w_scale = float8_weight(a.second())
     if meta is None:
-        out = linear_fp8(values, scale, w, w_scale, a.b2)
-        # A cast to the same dtype is the same tensor, and a function that returns one twice, as Dynamo of torch 2.11
-        # returns all that it makes, gets the gradient of the other.
-        return out if out.dtype == a.x.dtype else out.to(a.x.dtype)
+        return cast(linear_fp8(values, scale, w, w_scale, a.b2), a.x.dtype)
     return mm(values, meta, w.t(), scale, w_scale, a.b2, out_dtype=a.x.dtype)
 
 

@@ -11,6 +11,8 @@ rows and along columns, so each is quantised once and written in both orders (`q
 tokens leave the epilogue that makes dh. One scale a matrix, known before: then codes pass from one direction to the
 other unchanged, and nothing waits for a maximum.
 
+Where it runs dense, as in the warm-up of training, y and dh are transposed whole (`linear_relu2_gradient_fp8`).
+
 Scales that are known before are those of the step before (delayed): `next_scales` says how they follow. Without them
 all are exact: both dense products then run twice, once to find the largest number.
 """
@@ -19,12 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse24._autocast import without_autocast
 from sparse24.format import LARGEST_FP8
 from sparse24.mlp.arguments import Arguments, Gradients, Needed, Plan
 from sparse24.mlp.backward import again
-from sparse24.mlp.float8 import linear_fp8
+from sparse24.mlp.float8 import cast, linear_fp8
 from sparse24.mlp.function import refuse_second_derivatives
 from sparse24.mlp.tokens import distinct_features, put_rows
 from sparse24.ops import (
@@ -33,6 +36,8 @@ from sparse24.ops import (
     feature_counts,
     linear_compress,
     linear_gradient_fp8,
+    linear_relu2,
+    linear_relu2_gradient_fp8,
     mm,
     quantize_fp8_both,
 )
@@ -73,10 +78,9 @@ class StepArguments(NamedTuple):
 def runs_float8(a: Arguments) -> bool:
     """Tell whether a step runs so: the recipe says it, and there is all of it to run, with scales of its own."""
     plan, recipe = a.plan, a.recipe
-    wanted = plan.fp8 and plan.sparse and recipe.fp8_weight_gradients
-    sparse = recipe.weight_gradients == "sparse" and recipe.reuse_mask and not recipe.residual
+    fits = not plan.sparse or (recipe.weight_gradients == "sparse" and recipe.reuse_mask and not recipe.residual)
     own = a.w1_scale is None and a.w2_scale is None and a.scale_y is None and a.scale_y_factor is None
-    return wanted and sparse and own and a.w1.requires_grad and a.w2.requires_grad
+    return plan.fp8_weight_gradients and fits and own and a.w1.requires_grad and a.w2.requires_grad
 
 
 def of_step(a: Arguments, delayed: Tensor | None, known: bool) -> StepArguments:
@@ -92,10 +96,13 @@ class _Saved(NamedTuple):
     w2: Tensor  # codes [F, P]
     values: Tensor | None
     meta: Tensor | None
-    scales: Tensor  # [4]: of x, w1, w2 and y
+    scale_x: Tensor
+    scale_w1: Tensor
+    scale_w2: Tensor
+    scale_y: Tensor
     amax: Tensor  # [2]: of x and y
     b1: Tensor | None  # to compute again
-    used: Tensor | None  # the delayed scales of this step
+    used: Tensor | None  # the delayed scales of this step, as `_aligned` has them
     hot_features: Tensor | None
 
 
@@ -107,23 +114,25 @@ class FeedForwardFp8(torch.autograd.Function):
         """Run both layers."""
         a = StepArguments(*arguments)
         # A copy: other calls may replace them before this one's backward pass.
-        used = a.delayed.clone() if a.delayed is not None and a.known else None
-        x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), a.recipe.permute_tokens)
+        used = _aligned(a.delayed) if a.delayed is not None and a.known else None
+        x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
         w1, w1_t, scale_w1, _ = quantize_fp8_both(a.w1)
         w2, w2_t, scale_w2, _ = quantize_fp8_both(a.w2)
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
         if scale_y is None:
-            largest = linear_compress(*first, torch.ones_like(scale_x), **a.plan.function.options)[3]
-            scale_y = _exact(largest)
-        values, meta, scale_y, amax_y, _ = linear_compress(*first, scale_y, **a.plan.function.options)
-        out = mm(values, meta, w2.t(), scale_y, scale_w2, a.b2, out_dtype=a.x.dtype)
-
-        scales, amax = torch.cat((scale_x, scale_w1, scale_w2, scale_y)), torch.cat((amax_x, amax_y))
-        if a.plan.recompute:
-            saved = _Saved(a.x, a.w1, w2_t, None, None, scales, amax, a.b1, used, a.hot_features)
+            scale_y = _exact(_activation(a.plan, first, torch.ones_like(scale_x), statistics=True)[2])
+        values, meta, amax_y = _activation(a.plan, first, scale_y, statistics=True)
+        if meta is None:
+            out = cast(linear_fp8(values, scale_y, w2, scale_w2, a.b2), a.x.dtype)
         else:
-            saved = _Saved(x_t, w1_t, w2_t, values, meta, scales, amax, None, used, a.hot_features)
+            out = mm(values, meta, w2.t(), scale_y, scale_w2, a.b2, out_dtype=a.x.dtype)
+
+        scales, amax = (scale_x, scale_w1, scale_w2, scale_y), torch.cat((amax_x, amax_y))
+        if a.plan.recompute:
+            saved = _Saved(a.x, a.w1, w2_t, None, None, *scales, amax, a.b1, used, a.hot_features)
+        else:
+            saved = _Saved(x_t, w1_t, w2_t, values, meta, *scales, amax, None, used, a.hot_features)
         ctx.save_for_backward(*saved)
         ctx.how = a.plan, a.recipe, a.x.dtype
         ctx.delayed = a.delayed
@@ -138,56 +147,117 @@ class FeedForwardFp8(torch.autograd.Function):
         with without_autocast(grad.device.type):
             found, amax = _gradients(*ctx.how, saved, Needed(*ctx.needs_input_grad[:5]), grad.contiguous())
             if ctx.delayed is not None:
-                used = torch.zeros_like(amax) if saved.used is None else saved.used
+                used = torch.zeros_like(amax) if saved.used is None else saved.used[:, 0]
                 ctx.delayed.copy_(next_scales(used, amax))
         return *found, *(None,) * (len(StepArguments._fields) - len(found))
+
+
+def _activation(
+    plan: Plan, first: tuple[Tensor | None, ...], scale_y: Tensor, *, statistics: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Compute codes of the activation, their positions where it is 2:4, and the largest number."""
+    options = {"statistics": statistics, **plan.function.options}
+    if plan.sparse:
+        values, meta, _, amax, _ = linear_compress(*first, scale_y, **options)
+        return values, meta, amax
+    y, amax, _ = linear_relu2(*first, scale_y, **options)
+    return y, None, amax
 
 
 def _gradients(
     plan: Plan, recipe: Recipe, dtype: torch.dtype, saved: _Saved, needed: Needed, grad: Tensor
 ) -> tuple[Gradients, Tensor]:
     """Compute the gradients, and the largest magnitudes [4] of x, y, grad and dh."""
-    permuted = recipe.permute_tokens
-    scale_x, scale_w1, scale_w2, scale_y = saved.scales.split(1)
-    x_t, w1_t, values, meta = saved.x, saved.w1, saved.values, saved.meta
-    if values is None or meta is None:
-        x, x_t, *_ = quantize_fp8_both(again(saved.x), scale_x, permuted)
-        w1, w1_t, *_ = quantize_fp8_both(saved.w1, scale_w1)
-        options = {"statistics": False, **plan.function.options}
-        values, meta, *_ = linear_compress(x, w1, scale_x, scale_w1, saved.b1, scale_y, **options)
-    features, hot = saved.w2.shape[0], saved.hot_features
+    permuted = _permuted(plan, recipe)
+    if saved.values is None:
+        x, x_t, *_ = quantize_fp8_both(again(saved.x), saved.scale_x, permuted)
+        w1, w1_t, *_ = quantize_fp8_both(saved.w1, saved.scale_w1)
+        first = x, w1, saved.scale_x, saved.scale_w1, saved.b1
+        values, meta, _ = _activation(plan, first, saved.scale_y, statistics=False)
+        saved = saved._replace(x=x_t, w1=w1_t, values=values, meta=meta)
+    q, q_t, scale_grad, amax_grad = quantize_fp8_both(grad, _at(saved.used, 2), permuted)
+    of_output = _Gradient(q, q_t, scale_grad)
+    if plan.sparse:
+        found, amax_dh = _sparse(saved, recipe, needed, of_output, dtype)
+    else:
+        found, amax_dh = _dense(saved, needed, of_output, dtype)
+    db2 = grad.sum(0, dtype=torch.float32).to(dtype) if needed.b2 else None
+    return found._replace(b2=db2), torch.cat((saved.amax, amax_grad, amax_dh))
+
+
+class _Gradient(NamedTuple):
+    """The gradient of the output: codes [T, D_out], and [D_out, P]."""
+
+    values: Tensor
+    transposed: Tensor
+    scale: Tensor
+
+
+def _sparse(
+    saved: _Saved, recipe: Recipe, needed: Needed, grad: _Gradient, dtype: torch.dtype
+) -> tuple[Gradients, Tensor]:
+    """Compute the gradients of a 2:4 activation, and the largest number of dh."""
+    values, meta, hot = saved.values, saved.meta, saved.hot_features
+    features, scale_y = saved.w2.shape[0], saved.scale_y
     if hot is not None:
         hot = distinct_features(hot, features)
     elif count := recipe.hot_features(features):
         hot = densest_features(feature_counts(values, meta, fp8_meta=True), count)
-
-    q, q_t, scale_grad, amax_grad = quantize_fp8_both(grad, _at(saved.used, 2), permuted)
-    columns = q.shape[1]
-    # The transpose of a weight has its columns padded to 32.
-    operands = q, saved.w2[:, :columns], values, meta, scale_grad, scale_w2, scale_y
+    operands = grad.values, _columns(saved.w2, grad.values), values, meta, grad.scale, saved.scale_w2, scale_y
     scale_dh = _at(saved.used, 3)
     if scale_dh is None:
         scale_dh = _exact(linear_gradient_fp8(*operands, torch.ones_like(scale_y))[-2])
-    of_dh, dh_tokens, dh_meta, y_tokens, y_meta, y_hot, dh_hot, amax_dh, _ = linear_gradient_fp8(
-        *operands, scale_dh, permuted, hot
+    of_dh, dh_tokens, dh_meta, y_tokens, y_meta, y_hot, dh_hot, amax, _ = linear_gradient_fp8(
+        *operands, scale_dh, recipe.permute_tokens, hot
     )
-    dx = mm(of_dh, meta, w1_t.t(), scale_dh, scale_w1, out_dtype=dtype) if needed.x else None
-    dw1 = mm(dh_tokens, dh_meta, x_t.t(), scale_dh, scale_x, dim=-2, out_dtype=dtype)
-    dw2 = mm(y_tokens, y_meta, q_t.t(), scale_y, scale_grad, dim=-2, out_dtype=dtype, transpose_out=True)
+    dx = mm(of_dh, meta, saved.w1.t(), scale_dh, saved.scale_w1, out_dtype=dtype) if needed.x else None
+    dw1 = mm(dh_tokens, dh_meta, saved.x.t(), scale_dh, saved.scale_x, dim=-2, out_dtype=dtype)
+    right = grad.transposed.t(), scale_y, grad.scale
+    dw2 = mm(y_tokens, y_meta, *right, dim=-2, out_dtype=dtype, transpose_out=True)
     if hot is not None:
-        put_rows(dw1, hot, linear_fp8(dh_hot, scale_dh, x_t, scale_x, None).to(dtype))
-        put_rows(dw2, hot, linear_fp8(q_t, scale_grad, y_hot, scale_y, None).to(dtype), transpose=True)
-    db1 = None
-    if needed.b1:
-        dh = decompress(of_dh, meta, q.shape[0], features).to(dtype)
-        db1 = (dh.sum(0, dtype=torch.float32) * scale_dh).to(torch.bfloat16)
-    db2 = grad.sum(0, dtype=torch.float32).to(dtype) if needed.b2 else None
-    return Gradients(dx, dw1, dw2, db1, db2), torch.cat((saved.amax, amax_grad, amax_dh))
+        put_rows(dw1, hot, linear_fp8(dh_hot, scale_dh, saved.x, saved.scale_x, None).to(dtype))
+        put_rows(dw2, hot, linear_fp8(grad.transposed, grad.scale, y_hot, scale_y, None).to(dtype), transpose=True)
+    dense = decompress(of_dh, meta, grad.values.shape[0], features) if needed.b1 else None
+    return Gradients(dx, dw1, dw2, _sum(dense, scale_dh, dtype)), amax
 
 
-def _at(scales: Tensor | None, index: int) -> Tensor | None:
+def _dense(saved: _Saved, needed: Needed, grad: _Gradient, dtype: torch.dtype) -> tuple[Gradients, Tensor]:
+    """Compute the gradients of a dense activation, and the largest number of dh."""
+    scale_y = saved.scale_y
+    operands = grad.values, _columns(saved.w2, grad.values), saved.values, grad.scale, saved.scale_w2, scale_y
+    scale_dh = _at(saved.used, 3)
+    if scale_dh is None:
+        scale_dh = _exact(linear_relu2_gradient_fp8(*operands, torch.ones_like(scale_y))[-2])
+    dh, dh_t, y_t, amax, _ = linear_relu2_gradient_fp8(*operands, scale_dh)
+    dx = linear_fp8(dh, scale_dh, _columns(saved.w1, dh), saved.scale_w1, None).to(dtype) if needed.x else None
+    dw1 = linear_fp8(dh_t, scale_dh, saved.x, saved.scale_x, None).to(dtype)
+    dw2 = linear_fp8(grad.transposed, grad.scale, y_t, scale_y, None).to(dtype)
+    return Gradients(dx, dw1, dw2, _sum(dh if needed.b1 else None, scale_dh, dtype)), amax
+
+
+def _permuted(plan: Plan, recipe: Recipe) -> bool:
+    """Whether tokens are in the order of groups that lie a quarter apart: dense products have no groups."""
+    return plan.sparse and recipe.permute_tokens
+
+
+def _columns(transposed: Tensor, like: Tensor) -> Tensor:
+    """Return a transpose without the columns that `quantize_fp8_both` has added."""
+    return transposed[:, : like.shape[1]]
+
+
+def _sum(codes: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Column sums in float32, in the dtype of the first bias."""
+    return None if codes is None else (codes.to(dtype).sum(0, dtype=torch.float32) * scale).to(torch.bfloat16)
+
+
+def _aligned(scales: Tensor) -> Tensor:
+    """Copy scales [4] to places that are 16 bytes apart, as cuBLAS wants addresses: the first column of [4, 4]."""
+    return F.pad(scales.unsqueeze(1), (0, 3))
+
+
+def _at(used: Tensor | None, index: int) -> Tensor | None:
     """Return one of the delayed scales, if there are any."""
-    return None if scales is None else scales[index : index + 1]
+    return None if used is None else used[index, :1]
 
 
 def _exact(amax: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ class ReLU2MLP(nn.Module):
                 out = decoded(x, first, rows_and_scale, up.bias, down.bias, self.threshold)
                 if out is not None:
                     return out
-        scales, known = delayed_scales.for_step(self, "delayed_scales") if self.sparse else (None, False)
+        scales, known = delayed_scales.for_step(self, "delayed_scales")
         return relu2_mlp(
             x,
             first.values,

@@ -5,11 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse24.format import FP8, Operand, feature_alignment
+from sparse24.format import FP8, Operand, feature_alignment, token_padding, up
 from sparse24.ops.arguments import refuse_non_tensors
 from sparse24.ops.checks import (
     check_device,
-    check_dtype,
     check_exact_dtype,
     check_meta,
     check_scale,
@@ -18,7 +17,7 @@ from sparse24.ops.checks import (
 )
 from sparse24.ops.registration import ROUNDING, define
 
-__all__ = ["linear_gradient_fp8"]
+__all__ = ["linear_gradient_fp8", "linear_relu2_gradient_fp8"]
 
 
 def linear_gradient_fp8(
@@ -101,10 +100,93 @@ def linear_gradient_fp8(
         raise
 
 
+def linear_relu2_gradient_fp8(
+    grad: Tensor,
+    w: Tensor,
+    y: Tensor,
+    scale_grad: Tensor,
+    scale_w: Tensor,
+    scale_y: Tensor,
+    scale_dh: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute what `linear_relu2_gradient` does of float8 operands, as float8, and transpose what the products want so.
+
+    Formulas and scales are those of `linear_gradient_fp8`, for all entries.
+
+    Parameters
+    ----------
+    grad : Tensor [T, D]
+        The gradient of ``y @ w``, float8_e4m3fn. D: a multiple of 16.
+    w : Tensor [F, D]
+        The *transpose* of what ``torch.nn.Linear`` stores, float8_e4m3fn. F: a multiple of 16.
+    y : Tensor [T, F]
+        ``relu(h)^2``, float8_e4m3fn: of `linear_relu2`.
+    scale_grad, scale_w, scale_y, scale_dh : Tensor [1]
+        Dequantising multipliers, float32; y's is not negative.
+
+    Returns
+    -------
+    dh : Tensor [T, F]
+        Codes of dh.
+    dh_transposed, y_transposed : Tensor [F, P]
+        The codes of both, transposed; P is T rounded up to a multiple of 32, with zeros from T on.
+    amax : Tensor [1]
+        float32, ``max |dh|``, NaN not counted.
+    saturated : Tensor [1]
+        int32, how many entries of dh exceed 448 times their scale.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, device or rank; sizes that do not fit each other; backward, which is not defined.
+
+    Notes
+    -----
+    On CUDA the last T % 128 rows of grad are copied where T is not a multiple of 32.
+
+    Source: the dense counterpart of Haziza et al. 2025, arXiv 2503.16672.
+
+    Examples
+    --------
+    >>> grad, w, y, one = torch.ones(4, 16), torch.ones(32, 16), torch.ones(4, 32), torch.ones(1)
+    >>> grad, w, y = (t.to(torch.float8_e4m3fn) for t in (grad, w, y))
+    >>> dh, dh_transposed, *_ = sparse24.linear_relu2_gradient_fp8(grad, w, y, one, one, one, one)
+    >>> assert (dh.float() == 32).all() and torch.equal(dh_transposed.float()[:, :4], dh.float().t())
+    """
+    arguments = grad, w, y, scale_grad, scale_w, scale_y, scale_dh
+    try:
+        return _linear_relu2_gradient_fp8(*arguments)
+    except RuntimeError:
+        refuse_non_tensors(_linear_relu2_gradient_fp8, *arguments)
+        raise
+
+
 def _check_fp8(op: str, name: str, t: Tensor, grad: Tensor) -> None:
     check_device(op, name, t, "grad", grad)
     check_sizes(op, name, t, 2)
     check_exact_dtype(op, name, t, FP8)
+
+
+def _check_product(op: str, grad: Tensor, w: Tensor, multiple: int) -> tuple[int, int]:
+    """Check grad and w, and return the sizes of ``grad @ w.T``."""
+    check_sizes(op, "grad", grad, 2)
+    check_exact_dtype(op, "grad", grad, FP8)
+    rows, depth = grad.shape
+    expect(depth % 16 == 0, op, "grad to have a multiple of 16 columns", depth)
+    _check_fp8(op, "w", w, grad)
+    expect(w.shape[1] == depth, op, f"w to have {depth} columns (columns of grad)", w.shape[1])
+    expect(w.shape[0] % multiple == 0, op, f"w to have a multiple of {multiple} rows", w.shape[0])
+    return rows, w.shape[0]
+
+
+def _check_scales(op: str, grad: Tensor, *scales: Tensor) -> None:
+    for name, scale in zip(("scale_grad", "scale_w", "scale_y", "scale_dh"), scales, strict=True):
+        check_device(op, name, scale, "grad", grad)
+        check_scale(op, name, scale, 1, "one scale")
+
+
+def _statistics(grad: Tensor) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(1, dtype=torch.float32), grad.new_empty(1, dtype=torch.int32)
 
 
 def _fake_linear_gradient_fp8(
@@ -120,24 +202,14 @@ def _fake_linear_gradient_fp8(
     hot: Tensor | None,
 ) -> tuple[Tensor, ...]:
     op = "linear_gradient_fp8"
-    check_sizes(op, "grad", grad, 2)
-    check_dtype(op, "grad", grad, (FP8,))
-    rows, depth = grad.shape
-    expect(depth % 16 == 0, op, "grad to have a multiple of 16 columns", depth)
-    _check_fp8(op, "w", w, grad)
-    expect(w.shape[1] == depth, op, f"w to have {depth} columns (columns of grad)", w.shape[1])
-    features, multiple = w.shape[0], feature_alignment(FP8, -1)
-    expect(features % multiple == 0, op, f"w to have a multiple of {multiple} rows", features)
+    rows, features = _check_product(op, grad, w, feature_alignment(FP8, -1))
     _check_fp8(op, "values", values, grad)
     expect(values.shape[0] == rows, op, f"values to have {rows} rows (rows of grad)", values.shape[0])
     half = features // 2
     expect(values.shape[1] == half, op, f"values to have {half} columns (half the rows of w)", values.shape[1])
     check_device(op, "meta", meta, "grad", grad)
     check_meta(op, meta, Operand.of(rows, features, FP8, -1))
-    scales = {"scale_grad": scale_grad, "scale_w": scale_w, "scale_y": scale_y, "scale_dh": scale_dh}
-    for name, scale in scales.items():
-        check_device(op, name, scale, "grad", grad)
-        check_scale(op, name, scale, 1, "one scale")
+    _check_scales(op, grad, scale_grad, scale_w, scale_y, scale_dh)
     hot_count = 0
     if hot is not None:
         check_device(op, "hot", hot, "grad", grad)
@@ -152,8 +224,20 @@ def _fake_linear_gradient_fp8(
         return grad.new_empty(a.values_shape), grad.new_empty(a.meta_bytes, dtype=torch.uint8)
 
     y_hot, dh_hot = (grad.new_empty(hot_count, 2 * a.values_shape[1]) for _ in range(2))
-    statistics = grad.new_empty(1, dtype=torch.float32), grad.new_empty(1, dtype=torch.int32)
-    return grad.new_empty(rows, half), *along_tokens(), *along_tokens(), y_hot, dh_hot, *statistics
+    return grad.new_empty(rows, half), *along_tokens(), *along_tokens(), y_hot, dh_hot, *_statistics(grad)
+
+
+def _fake_linear_relu2_gradient_fp8(
+    grad: Tensor, w: Tensor, y: Tensor, scale_grad: Tensor, scale_w: Tensor, scale_y: Tensor, scale_dh: Tensor
+) -> tuple[Tensor, ...]:
+    op = "linear_relu2_gradient_fp8"
+    rows, features = _check_product(op, grad, w, 16)
+    _check_fp8(op, "y", y, grad)
+    expect(y.shape[0] == rows, op, f"y to have {rows} rows (rows of grad)", y.shape[0])
+    expect(y.shape[1] == features, op, f"y to have {features} columns (rows of w)", y.shape[1])
+    _check_scales(op, grad, scale_grad, scale_w, scale_y, scale_dh)
+    transposed = (grad.new_empty(features, up(rows, token_padding(FP8))) for _ in range(2))
+    return grad.new_empty(rows, features), *transposed, *_statistics(grad)
 
 
 def _flops(grad: torch.Size, w: torch.Size, *_args: Any, **_kwargs: Any) -> int:
@@ -162,3 +246,6 @@ def _flops(grad: torch.Size, w: torch.Size, *_args: Any, **_kwargs: Any) -> int:
 
 
 _linear_gradient_fp8 = define("linear_gradient_fp8", _fake_linear_gradient_fp8, no_backward=ROUNDING, flops=_flops)
+_linear_relu2_gradient_fp8 = define(
+    "linear_relu2_gradient_fp8", _fake_linear_relu2_gradient_fp8, no_backward=ROUNDING, flops=_flops
+)

@@ -67,12 +67,7 @@ void compare(GradientFp8Case c, Order order = Order::kForward) {
                                        dh.data<uint8_t>(),
                                        {y_tokens.params(), dh_tokens.params()},
                                        c.interleaved ? int(c.tokens / 4) : 0,
-                                       &c.scales[0],
-                                       &c.scales[1],
-                                       &c.scales[2],
-                                       &c.scales[3],
-                                       &amax,
-                                       &saturated,
+                                       {&c.scales[0], &c.scales[1], &c.scales[2], &c.scales[3], &amax, &saturated},
                                        slot_of.data<int32_t>(),
                                        {y_hot.data<uint8_t>(), dh_hot.data<uint8_t>()}};
   // Beyond the last row and column there is what must reach nothing.

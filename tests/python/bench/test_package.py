@@ -179,6 +179,9 @@ def test_schemas():
         "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor y_hot, "
         "Tensor dh_hot, Tensor amax, Tensor saturated)",
         "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor",
+        "linear_relu2_gradient_fp8": "(Tensor grad, Tensor w, Tensor y, Tensor scale_grad, Tensor scale_w, "
+        "Tensor scale_y, Tensor scale_dh) -> (Tensor dh, Tensor dh_transposed, Tensor y_transposed, Tensor amax, "
+        "Tensor saturated)",
         "mm_active": "(Tensor y, Tensor w, Tensor? scale_w=None, Tensor? bias=None, *, ScalarType? out_dtype=None) "
         "-> Tensor",
         "relu2_mlp_few": "(Tensor x, Tensor w1, Tensor w2_rows, Tensor? b1=None, Tensor? b2=None, "

@@ -49,7 +49,8 @@ def network(tokens: int, fp8: bool) -> list[torch.Tensor]:
     scales = one, one, one, one
     pattern = ops.compress_fp8(x.new_empty(tokens, 96), None)[1]
     back_fp8 = ops.linear_gradient_fp8(both[0], torch.empty(96, 32, dtype=FP8), eight, pattern, *scales, True, hot)
-    some_fp8 = *both, *back_fp8
+    dense_fp8 = ops.linear_relu2_gradient_fp8(both[0], torch.empty(96, 32, dtype=FP8), eight.repeat(1, 2), *scales)
+    some_fp8 = *both, *back_fp8, *dense_fp8
     return [few, small, values, y, out, gradients, dense, like, counts, some, *back, dense_back, *given, *some_fp8]
 
 

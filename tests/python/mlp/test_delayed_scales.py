@@ -93,7 +93,7 @@ def test_casts_and_new_memory(device):
 
 
 def test_compiled_with_a_schedule(device):
-    """Dense phases and the first sparse step are graphs of their own; then nothing is traced again."""
+    """The first step and both phases are graphs of their own; then nothing is traced again."""
     torch._dynamo.reset()
     module = make(device)
     eager, counter = copy.deepcopy(module), CompileCounterWithBackend("aot_eager")

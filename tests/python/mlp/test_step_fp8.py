@@ -82,6 +82,28 @@ def test_it_is_the_documented_step(device, tokens, recipe):
         assert a.dtype == torch.bfloat16 and error <= (4e-3 if name in ("out", "w2", "b2") else 4e-2), (name, error)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 129, 257])
+def test_the_dense_phase_is_the_documented_step(device, tokens):
+    """All six products of float8 codes, nothing pruned."""
+    *leaves, grad = operands(tokens, torch.bfloat16, device)
+    x, w1, w2, b1, b2 = leaves
+    h = (rounded(x) @ rounded(w1).t() + b1.float()).relu().to(torch.bfloat16).float()
+    y, gq = rounded(h.square()), rounded(grad)
+    dh = rounded((gq @ rounded(w2)).to(torch.bfloat16).float() * 2 * y.sqrt())
+    expected = (
+        y @ rounded(w2).t() + b2.float(),
+        dh @ rounded(w1),
+        dh.t() @ rounded(x),
+        gq.t() @ y,
+        dh.sum(0),
+        grad.sum(0),
+    )
+    actual = run(leaves, grad, precision="fp8", recipe=RECIPE, sparse=False)
+    for name, a, e in zip(("out", *NAMES), actual, expected, strict=True):
+        error = (a.float() - e.float()).norm() / e.float().norm()
+        assert a.dtype == torch.bfloat16 and error <= 4e-2, (name, error)
+
+
 @pytest.mark.parametrize("delayed", [False, True], ids=["exact", "delayed"])
 def test_errors_are_those_of_dense_float8(device, delayed):
     """Against float64 with the mask fixed: at most 1.1 of the error of dense products of the same operands."""
@@ -185,8 +207,21 @@ def test_a_checkpointed_step_uses_the_scales_of_its_forward(device, compiled):
     assert_same_steps(steps(ffn, device), steps(network, device))
 
 
-def test_recomputed_steps_are_the_same(device):
-    assert_same_steps(steps(lambda *a: network(*a, recompute=True), device), steps(network, device))
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_recomputed_steps_are_the_same(device, sparse):
+    again = steps(lambda *a: network(*a, recompute=True, sparse=sparse), device)
+    assert_same_steps(again, steps(lambda *a: network(*a, sparse=sparse), device))
+
+
+def test_features_that_no_sparse_kernel_takes(device):
+    """Multiples of 16 that are not of 32 run dense, in the first weight and in the second."""
+    x, w1, w2, _, _, grad = operands(65, torch.bfloat16, device)
+    x, w1, w2 = (t.requires_grad_() for t in (x, w1[:144].clone(), w2[:, :144].clone()))
+    options = {"precision": "fp8", "min_tokens": 0}
+    one = torch.autograd.grad(sparse24.relu2_mlp(x, w1, w2, recipe=RECIPE, **options), (x, w1, w2), grad)
+    other = torch.autograd.grad(sparse24.relu2_mlp(x, w1, w2, **options), (x, w1, w2), grad)
+    for a, e in zip(one, other, strict=True):
+        assert (a.float() - e.float()).norm() <= 0.12 * e.float().norm()
 
 
 def test_two_forward_passes_before_their_backward_passes(device):

@@ -1,15 +1,11 @@
 // The epilogue of linear_gradient_fp8: dh = dy * 2 sqrt(y) at the entries that the forward pass kept, as float8, and
 // both y and dh once more with two of four along tokens.
 //
-// Rows, columns and the exchange of features for tokens are those of epilogues/gradient.cuh. dy is rounded to bfloat16
-// before anything else, because accumulators leave no registers. Codes are held two blocks a word: of a token and of a
+// Rows, columns and the exchange of features for tokens are those of epilogues/gradient.cuh. Codes are held two blocks a word: of a token and of a
 // group of four features, the kept pair of block b in the low half and that of b + 1 in the high one.
 #pragma once
 
-#include <cuda_fp8.h>
-
-#include "common/float8.cuh"
-#include "gemm/sm90/epilogues/gradient.cuh"
+#include "gemm/sm90/epilogues/derivative_fp8.cuh"
 #include "gemm/sm90/epilogues/tokens_fp8.cuh"
 #include "sparse24/linear_gradient_fp8.h"
 
@@ -23,9 +19,7 @@ struct GradientFp8Params {
   uint8_t* dh;
   TokenParams along_tokens[2];  // y and dh
   int quarter;                  // of the tokens; 0: not interleaved
-  const float *scale_grad, *scale_w, *scale_y, *scale_dh;
-  float* amax;
-  int32_t* saturated;
+  DerivativeFp8 derivative;
   const int32_t* slots;  // [features], the row of `hot` that a feature has, or -1; null: no such rows
   uint8_t* hot[2];  // [slots, round_up(tokens, 32)] of y and of dh: all tokens of a feature, in the order of the rows
 };
@@ -34,7 +28,6 @@ template <int kTileM, int kTileN>
 class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
   using Base = EpilogueBase<GradientFp8Params, NoStorage>;
   using Base::p_;
-  using T = __nv_bfloat16;  // of dy
 
  public:
   using Base::Base;
@@ -53,20 +46,11 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     const int lane = lane_of_tile();
     const int group = get<0>(block_coord) * kTileGroups + thread_idx / 32 * 8 + lane / 4;
     const int n = get<1>(block_coord) * kTileN;
-    Traded parts[kParts];
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kParts; ++i) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int j = 0; j < 4 * kBlocks; ++j) {
-        const int b = j / 4, token = j % 4;
-        const auto of = [&](int c) { return acc(make_coord(c, token % 2, i * kBlocks + b), token / 2, 0); };
-        parts[i].of[b][token] = pack2(T{}, of(0), of(1));
-      }
-    }
-    compiler_fence();
+    TradedPart parts[kParts];
+    round_accumulators(acc, parts);
     const Tokens tokens = tokens_of(group, lane);
     Forward next = load(tokens, n, lane);
-    Seen seen{to_dh() * __frcp_rn(usable_scale(*p_.scale_dh))};
+    DerivativeFp8::Seen seen = p_.derivative.begin();
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kParts; ++i) trade_features_for_tokens(parts[i].of, lane);
     // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
@@ -88,26 +72,11 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
       CUTLASS_PRAGMA_UNROLL
       for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
     }
-    collect(seen, lane);
+    p_.derivative.collect(seen, lane);
   }
 
  private:
-  static constexpr int kPartColumns = 64, kBlocks = kPartColumns / 8;
-
-  // dy of 64 columns, features traded for tokens.
-  struct Traded {
-    uint32_t of[kBlocks][4];
-  };
-
-  // What a number of dy times its root is multiplied with before it is rounded, and what was seen of those products.
-  struct Seen {
-    float to_code;
-    float largest = 0.f;
-    int saturated = 0;
-  };
-  CUTLASS_DEVICE float to_dh() const {
-    return __fmul_rn(__fmul_rn(*p_.scale_grad, *p_.scale_w), __fsqrt_rn(*p_.scale_y));
-  }
+  static constexpr int kPartColumns = TradedPart::kColumns, kBlocks = TradedPart::kBlocks;
 
   // The two tokens whose features a lane has when they are traded.
   struct Tokens {
@@ -194,12 +163,12 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
 
   // Codes of dh of what y keeps.
   CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Tokens const& tokens, int feature,
-                                    Codes& dh, Seen& seen) const {
+                                    Codes& dh, DerivativeFp8::Seen& seen) const {
     constexpr int kBatch = 4;  // pairs whose roots are taken in step: two blocks of both tokens
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < kBlocks; b += kBatch / 2) {
       uint32_t kept[kBatch];
-      float factors[2 * kBatch];
+      uint16_t of_y[kBatch], codes[kBatch];
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < kBatch; ++i) {
         const int s = i % 2, block = b + i / 2;
@@ -207,31 +176,11 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
         // theirs.
         const bool valid = tokens.place + s < p_.tokens && feature + 8 * block < p_.features;
         kept[i] = valid ? y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) : 0u;
-        const auto codes = __nv_fp8x2_storage_t(y.codes[s][b / 2] >> 16 * (i / 2));
-        const __half2_raw numbers = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
-        factors[2 * i] = to_float(__half{}, numbers.x);
-        factors[2 * i + 1] = to_float(__half{}, numbers.y);
+        of_y[i] = uint16_t(y.codes[s][b / 2] >> 16 * (i / 2));
       }
-      twice_roots<__half>(factors, /*roots=*/false);
+      DerivativeFp8::apply(kept, of_y, codes, seen);
       CUTLASS_PRAGMA_UNROLL
-      for (int s = 0; s < 2; ++s) {
-        uint16_t codes[2];
-        CUTLASS_PRAGMA_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          const int i = 2 * j + s;
-          float scaled[2];
-          CUTLASS_PRAGMA_UNROLL
-          for (int c = 0; c < 2; ++c) {
-            const float of_dy = to_float(T{}, uint16_t(kept[i] >> 16 * c));
-            const float product = __fmul_rn(of_dy, factors[2 * i + c]);
-            seen.largest = fmaxf(seen.largest, fabsf(product));
-            scaled[c] = __fmul_rn(product, seen.to_code);
-            seen.saturated += fabsf(scaled[c]) > kLargestE4M3;
-          }
-          codes[j] = to_e4m3x2(scaled[0], scaled[1]);
-        }
-        dh[s][b / 2] = pack16(codes[0], codes[1]);
-      }
+      for (int s = 0; s < 2; ++s) dh[s][b / 2] = pack16(codes[s], codes[s + 2]);
     }
   }
 
@@ -326,16 +275,6 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
         }
       }
     }
-  }
-
-  CUTLASS_DEVICE void collect(Seen const& seen, int lane) const {
-    const float largest = warp_max(seen.largest);
-    const int saturated = __reduce_add_sync(0xffffffffu, seen.saturated);
-    if (lane != 0) return;
-    // NaN, as infinity times a scale of zero is, does not count.
-    const float amax = __fmul_rn(largest, to_dh());
-    if (amax > 0.f) atomicMax(reinterpret_cast<int*>(p_.amax), __float_as_int(amax));
-    if (saturated > 0) atomicAdd(p_.saturated, saturated);
   }
 };
 

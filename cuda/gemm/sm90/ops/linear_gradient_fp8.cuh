@@ -29,12 +29,7 @@ void launch_linear_gradient_fp8_sm90(const LinearGradientFp8Args& args, const Ge
       writable(args.dh),
       {{args.y_tokens.values, args.y_tokens.meta}, {args.dh_tokens.values, args.dh_tokens.meta}},
       int(args.quarter()),
-      args.scale_grad,
-      args.scale_w,
-      args.scale_y,
-      args.scale_dh,
-      args.amax,
-      args.saturated,
+      {args.scale_grad, args.scale_w, args.scale_y, args.scale_dh, args.amax, args.saturated},
       args.hot_count > 0 ? args.hot_slots : nullptr,
       {writable(args.y_hot), writable(args.dh_hot)}};
   // Rows of grad between the tokens of a group, and between groups.
