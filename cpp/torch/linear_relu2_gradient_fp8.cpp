@@ -4,9 +4,11 @@
 
 namespace sparse24::torch_ops {
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_relu2_gradient_fp8(
-    const Tensor& grad, const Tensor& w, const Tensor& y, const Tensor& scale_grad, const Tensor& scale_w,
-    const Tensor& scale_y, const Tensor& scale_dh) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_relu2_gradient_fp8(const Tensor& grad, const Tensor& w,
+                                                                             const Tensor& y, const Tensor& scale_grad,
+                                                                             const Tensor& scale_w,
+                                                                             const Tensor& scale_y,
+                                                                             const Tensor& scale_dh) {
   constexpr OpName op = "sparse24.linear_relu2_gradient_fp8";
   constexpr int64_t kMultiple = 16;  // rows of y and dh are 16-byte aligned
   auto args = check_fp8_product<LinearRelu2GradientFp8Args>(op, grad, w, kMultiple);

@@ -3,8 +3,6 @@
 // Non-negative floats order like their bits, so atomicMax on the bits is exact and does not depend on the order.
 #pragma once
 
-#include <algorithm>
-
 #include "common/activation.cuh"
 #include "common/float8.cuh"
 #include "common/launch.cuh"
@@ -19,20 +17,35 @@ __device__ __forceinline__ void atomic_max(float* target, float v) {
   atomicMax(reinterpret_cast<int*>(target), __float_as_int(v));
 }
 
+inline constexpr int kAmaxVectors = 8;  // vectors of a thread
+
 // Computes amax[0] over all of x, which has a multiple of 8 elements.
 template <class A>
 __global__ void __launch_bounds__(kAmaxThreads)
     amax_tensor(const typename A::T* x, int64_t vectors, float* amax, A activation) {
+  __shared__ float largest[kAmaxThreads / 32];
+  const int64_t first = int64_t{blockIdx.x} * kAmaxVectors * kAmaxThreads + threadIdx.x;
   typename A::P m{};
-  for (int64_t i = int64_t{blockIdx.x} * kAmaxThreads + threadIdx.x; i < vectors;
-       i += int64_t{gridDim.x} * kAmaxThreads) {
-    m = activation.max(m, activation.load(x + 8 * i));
+#pragma unroll
+  for (int i = 0; i < kAmaxVectors; ++i) {
+    const int64_t at = first + i * kAmaxThreads;
+    if (at < vectors) m = activation.max(m, activation.load(x + 8 * at));
   }
   const float v = warp_max(activation.activated_max(m));
-  if (threadIdx.x % 32 == 0) atomic_max(amax, v);
+  if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = v;
+  __syncthreads();
+  // All blocks write to one place: one of them all, and only what is larger than what is there.
+  if (threadIdx.x >= 32) return;
+  const float of_block = warp_max(largest[threadIdx.x % (kAmaxThreads / 32)]);
+  if (threadIdx.x == 0 && of_block > *static_cast<volatile float*>(amax)) atomic_max(amax, of_block);
 }
 
-inline constexpr int kAmaxVectors = 8;  // vectors of a thread
+template <class A>
+void run_amax_tensor(const A& activation, const typename A::T* x, int64_t vectors, float* amax, cudaStream_t stream) {
+  amax_tensor<A><<<unsigned(ceil_div(vectors, kAmaxVectors * kAmaxThreads)), kAmaxThreads, 0, stream>>>(
+      x, vectors, amax, activation);
+  check_launch("amax_tensor");
+}
 
 // Computes amax[r] over the columns of x [rows, cols], where cols is a multiple of 8.
 template <class A>
@@ -101,10 +114,7 @@ void compute_scale(const A& activation, const typename A::T* x, int64_t rows, in
           x, rows, cols, scale, int(column_blocks), activation);
       check_launch("amax_columns");
     } else {
-      const int64_t vectors = rows * cols / 8;
-      const int64_t blocks = std::min<int64_t>(ceil_div(vectors, kAmaxThreads * 8), 4096);
-      amax_tensor<A><<<blocks, kAmaxThreads, 0, stream>>>(x, vectors, scale, activation);
-      check_launch("amax_tensor");
+      run_amax_tensor(activation, x, rows * cols / 8, scale, stream);
     }
   }
   amax_to_scale<<<ceil_div(count, kAmaxThreads), kAmaxThreads, 0, stream>>>(scale, count);

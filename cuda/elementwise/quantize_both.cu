@@ -3,8 +3,6 @@
 // A CTA owns 128 rows in the order of the transpose (32 groups of four) and 128 columns. A thread owns one group and 16
 // columns, c .. c + 7 and c + 64 .. c + 71: it transposes 4 x 4 codes in registers, so that shared memory turns words,
 // four rows each, and lines of 128 bytes leave it.
-#include <algorithm>
-
 #include "common/activation.cuh"
 #include "common/dispatch.cuh"
 #include "common/float8.cuh"
@@ -115,12 +113,9 @@ __global__ void scale_of_nothing(const float* given, float* scale) { *scale = gi
 
 template <class T>
 void run(const QuantizeBothArgs& args, cudaStream_t stream) {
-  const int64_t vectors = args.rows * args.cols / 8;
   if (!args.given_scale) {
-    const int64_t blocks = std::min<int64_t>(ceil_div(vectors, kAmaxThreads * 8), 4096);
-    amax_tensor<Raw<T>><<<unsigned(blocks), kAmaxThreads, 0, stream>>>(static_cast<const T*>(args.x), vectors,
-                                                                       args.amax, Raw<T>(Activation::kNone));
-    check_launch("amax_tensor");
+    run_amax_tensor(Raw<T>(Activation::kNone), static_cast<const T*>(args.x), args.rows * args.cols / 8, args.amax,
+                    stream);
   }
   const int64_t column_tiles = ceil_div(args.cols, kColumns), ld_qt = args.ld_qt();
   const auto blocks = unsigned(ceil_div(args.rows, kRows) * column_tiles);

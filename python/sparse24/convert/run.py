@@ -55,7 +55,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str | None:
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
 
-    scales, known_scales = delayed_scales.for_step(module, SCALES) if module.sparse else (None, False)
+    scales, known_scales = delayed_scales.for_step(module, SCALES)
 
     def network(x: Tensor) -> Tensor:
         return relu2_mlp(

@@ -1,8 +1,9 @@
 // The epilogue of linear_gradient_fp8: dh = dy * 2 sqrt(y) at the entries that the forward pass kept, as float8, and
 // both y and dh once more with two of four along tokens.
 //
-// Rows, columns and the exchange of features for tokens are those of epilogues/gradient.cuh. Codes are held two blocks a word: of a token and of a
-// group of four features, the kept pair of block b in the low half and that of b + 1 in the high one.
+// Rows, columns and the exchange of features for tokens are those of epilogues/gradient.cuh. Codes are held two blocks
+// a word: of a token and of a group of four features, the kept pair of block b in the low half and that of b + 1 in the
+// high one.
 #pragma once
 
 #include "gemm/sm90/epilogues/derivative_fp8.cuh"

@@ -3,7 +3,8 @@
 //
 // Rows, columns and the exchange of features for tokens are those of epilogues/gradient.cuh: after it a lane has four
 // features of two tokens, a word of codes. Exchanged back, with two blocks a word, it has two features of each block of
-// four tokens, and a transpose of 4 x 4 bytes makes words of four tokens: the eight lanes with a feature write a sector.
+// four tokens, and a transpose of 4 x 4 bytes makes words of four tokens: the eight lanes with a feature write a
+// sector.
 #pragma once
 
 #include "gemm/sm90/epilogues/derivative_fp8.cuh"
@@ -74,7 +75,8 @@ class Relu2GradientFp8Epilogue : public EpilogueBase<Relu2GradientFp8Params, NoS
 
   CUTLASS_DEVICE static void exchange(Codes& w, bool high) {
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 2 * kBlocks; i += 2) transpose_pair<2>(w[i / kBlocks][i % kBlocks], w[i / kBlocks][i % kBlocks + 1], high);
+    for (int i = 0; i < 2 * kBlocks; i += 2)
+      transpose_pair<2>(w[i / kBlocks][i % kBlocks], w[i / kBlocks][i % kBlocks + 1], high);
   }
   // Word 2 b + j is group j of block b of four; afterwards block b + 4 j of eight.
   CUTLASS_DEVICE static void arrange(Codes const& memory, Codes& blocks, int lane) {
@@ -152,7 +154,8 @@ class Relu2GradientFp8Epilogue : public EpilogueBase<Relu2GradientFp8Params, NoS
     const int64_t pitch = round_up(p_.tokens, 32);
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < kBlocks; b += 2) {
-      // Features 0 and 1 of both blocks, then 2 and 3, of each token; traded, two features of each block of four tokens.
+      // Features 0 and 1 of both blocks, then 2 and 3, of each token; traded, two features of each block of four
+      // tokens.
       uint32_t w[1][4];
       CUTLASS_PRAGMA_UNROLL
       for (int s = 0; s < 2; ++s) {

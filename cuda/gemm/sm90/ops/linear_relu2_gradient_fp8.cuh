@@ -13,9 +13,9 @@ void launch_linear_relu2_gradient_fp8_sm90(const LinearRelu2GradientFp8Args& arg
                                            cudaStream_t stream) {
   using Tile = DenseTile<kLinearGradientTile>;
   using Epilogue = Relu2GradientFp8Epilogue<Tile::kM, Tile::kN>;
-  using Gemm = DenseSm90<kDType, Major::kColumn, Tile,
-                         cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<Epilogue>,
-                         GroupedRowsMainloop>;
+  using Gemm =
+      DenseSm90<kDType, Major::kColumn, Tile,
+                cutlass::epilogue::collective::detail::Sm90TmaWarpSpecializedAdapter<Epilogue>, GroupedRowsMainloop>;
   const Relu2GradientFp8Params epilogue{
       int(args.tokens),
       int(args.features),
