@@ -6,11 +6,11 @@ from collections import defaultdict
 
 from bench.reporting.plots.products import DTYPES
 from sparse24.bench import results
-from sparse24.bench.drawing import at_one, finish, plt
+from sparse24.bench.drawing import at_one, finish, pattern_name, plt
 
 LOSING = "#616e7c"
-#: In the order of the lines: one for each FFN, or for each pattern.
-COLOURS = ("#12408f", "#2f6fde", "#8db4f5", "#7b4fd0", "#c9b6ee", "#4b9b6e", "#d98a1f", "#c2554d")
+#: Lines are no variants, and have none of their colours: those of FFNs, and of patterns and shares of zeros.
+COLOURS = ("viridis", "plasma")
 #: The FFNs of the first row: those that were measured with patterns or with most numbers of tokens.
 MOST_LINES = 6
 
@@ -35,7 +35,7 @@ def draw(records: list[results.Record]) -> plt.Figure | None:
     )
     for row, panels in enumerate(rows):
         for axis, dtype in zip(axes[row], dtypes, strict=True):
-            _panel(axis, panels[dtype])
+            _panel(axis, panels[dtype], COLOURS[row])
             weights = "bf16 weights" if dtype == "bf16" else "float8 weights"
             what = "90 % independent zeros" if row == 0 else _ffn_of_patterns(records)
             axis.set_title(f"{weights}, {what}", fontsize=9)
@@ -46,16 +46,17 @@ def draw(records: list[results.Record]) -> plt.Figure | None:
     return finish(figure, records)
 
 
-def _panel(axis: plt.Axes, lines: dict[str, Line]) -> None:
-    for colour, (name, points) in zip(COLOURS, lines.items(), strict=False):
+def _panel(axis: plt.Axes, lines: dict[str, Line], colours: str) -> None:
+    for i, (name, points) in enumerate(lines.items()):
         tokens = sorted(points)
+        colour = plt.get_cmap(colours)(0.9 * i / max(1, len(lines) - 1))
         axis.plot(tokens, [points[t] for t in tokens], "o-", color=colour, markersize=3, linewidth=1.2, label=name)
     ticks = sorted({t for points in lines.values() for t in points})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(t) for t in ticks], fontsize=7)
     axis.minorticks_off()
     low = min(0.9, axis.get_ylim()[0])
-    axis.axhspan(low, 1.0, color=LOSING, alpha=0.15, linewidth=0, zorder=0)
+    axis.axhspan(low, 1.0, color=LOSING, alpha=0.15, linewidth=0, zorder=0, label="dense is faster")
     axis.set_ylim(bottom=low)
     axis.spines[["top", "right"]].set_visible(False)
     at_one(axis)
@@ -89,7 +90,7 @@ def _by_zeros(records: list[results.Record]) -> dict[str, Line]:
         if record["pattern"] == "iid":
             name = f"{5 * round(20 * record['zeros']):.0f} % independent"
         else:
-            name = f"recorded, {record['pattern'].removeprefix('pattern_')}"
+            name = f"as {pattern_name(record['pattern'])}"
         lines[name][record["tokens"]] = speedup
     return dict(sorted(lines.items()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparse24.bench import results, sizes
-from sparse24.bench.drawing import bars, finish, plt, size_label
+from sparse24.bench.drawing import bars, finish, pattern_name, plt, size_label
 from sparse24.bench.variants import VARIANTS
 
 NAMES = {
@@ -86,5 +86,4 @@ def _zeros(record: results.Record) -> str:
     share = f"{100 * record['zeros']:.0f} %"
     if record["pattern"] == "iid":
         return f"{share}\nindependent"
-    layer = record["pattern"].removeprefix("pattern_").removeprefix("layer")
-    return f"{share}\nas layer {int(layer) + 1} of a GPT" if layer.isdigit() else f"{share}\n{layer}"
+    return f"{share}\nas {pattern_name(record['pattern'])}"

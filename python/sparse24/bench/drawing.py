@@ -89,6 +89,13 @@ def size_label(record: results.Record) -> str:
     return f"{record['tokens']:,} tokens\n{shape[0]} x {shape[1]}\n{model.partition(',')[0]}"
 
 
+def pattern_name(pattern: str) -> str:
+    """Name zeros that were recorded: those of a layer of a GPT that was trained."""
+    name = pattern.removeprefix("pattern_")
+    layer = name.removeprefix("layer")
+    return f"layer {int(layer) + 1} of a GPT" if layer.isdigit() else name
+
+
 def at_one(axis: plt.Axes) -> None:
     """Where ours and theirs are equally fast."""
     axis.axhline(1.0, color="black", linewidth=0.7, zorder=1)

@@ -144,5 +144,10 @@ def test_the_drawing(tmp_path):
     results.write_json(tmp_path / "ffn_few_tokens.json", records)
     assert "nothing to draw for ffn_forward" in benches.run("plot", tmp_path)
     drawn = (tmp_path / "ffn_few_tokens.svg").read_text()
-    for text in ("bf16 weights, 90 % independent zeros", "float8 weights, 4096 x 16384", "recorded, layer5"):
+    for text in (
+        "bf16 weights, 90 % independent zeros",
+        "float8 weights, 4096 x 16384",
+        "as layer 6 of a GPT",
+        "dense is faster",
+    ):
         assert text in drawn
