@@ -32,7 +32,10 @@ FORWARD = {
 }
 #: Beside it where relu2_mlp runs dense by itself.
 BY_DEFAULT = "sparse24_fallback"
-TRAINING = {"torch_compile", "scaled_mm_tensor", "fused_dense", "sparse24", "sparse24_compiled", "sparse24_fp8"}
+TRAINING = {
+    *("torch_compile", "scaled_mm_tensor", "fused_dense", "fused_dense_fp8"),
+    *("sparse24", "sparse24_compiled", "sparse24_fp8"),
+}
 #: Seconds of timing for one problem, before samples are cut to the fewest.
 SECONDS = 2.0
 

@@ -32,7 +32,7 @@ def test_measures_verified_networks_and_writes_them(tmp_path, capsys):
     assert names["ffn_forward", "bf16"] >= {"torch_compile", "fused_dense", "sparse24"}
     assert names["ffn_forward", "fp8"] >= {"scaled_mm_row", "scaled_mm_tensor", "fused_dense", "sparse24"}
     assert names["ffn_training", "bf16"] >= {"torch_compile", "fused_dense", "sparse24"}
-    assert names["ffn_training", "fp8"] >= {"scaled_mm_tensor", "sparse24_fp8"}
+    assert names["ffn_training", "fp8"] >= {"scaled_mm_tensor", "fused_dense_fp8", "sparse24_fp8"}
     said = capsys.readouterr().out
     for pass_ in verdict.PASSES.values():
         for dtype in ("bf16", "fp8"):

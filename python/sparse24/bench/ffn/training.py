@@ -3,10 +3,12 @@
 Variants of the races "training" (forward and backward) and "forward" (with what backward needs saved): `sparse24`
 (relu2_mlp with the default recipe), `sparse24_compiled` (the same as part of a compiled model), `sparse24_no_split`
 (without the densest features' dense product), `sparse24_large_split` (with that of 5 % of them, not 2 %),
-`sparse24_dense_dw` (weight gradients by dense GEMMs), `sparse24_fp8` (the forward pass and dx in fp8 with scales of
-rows, weights quantised inside, as each optimizer step makes it necessary), `torch_compile`, `fused_dense` (relu^2 and
-its derivative in epilogues of GEMMs, only y saved) and `scaled_mm_tensor` (torch.compile, all six GEMMs in fp8, weights
-quantised inside too).
+`sparse24_dense_dw` (weight gradients by dense GEMMs), `sparse24_fp8` (all six GEMMs in fp8, with the scales of the step
+before, weights quantised inside, as each optimizer step makes it necessary), `sparse24_fp8_16bit_dw` (the weight
+gradients in bf16, and scales of rows), `torch_compile`, `fused_dense` (relu^2 and its derivative in epilogues of GEMMs,
+only y saved), `fused_dense_fp8` (the dense step with our quantisation and scales: relu^2, its derivative and the
+transposes of y and dh in epilogues) and `scaled_mm_tensor` (torch.compile, all six GEMMs in fp8, weights quantised
+inside too).
 
 Verified against float64 with the mask held fixed: outputs and gradients of sparse24 may have twice the error of torch's
 bf16 under the same mask, and in fp8 what its mantissa costs. masks.py finds the masks; the weight gradients of
@@ -194,6 +196,7 @@ def dense(step: Step, options: Options) -> list[Case]:
         *step.cases("torch_compile", "bf16", "dense", compiled(baselines.mlp, options), check("bf16")),
         *step.cases("fused_dense", "bf16", "dense", training_baselines.FusedDense.apply, check("bf16")),
         *step.cases("scaled_mm_tensor", "fp8", "dense", compiled(training_baselines.mlp_float8, options), check("fp8")),
+        *step.cases("fused_dense_fp8", "fp8", "dense", delayed_fp8(step, sparse=False), check("fp8")),
     ]
 
 
@@ -215,7 +218,11 @@ def sparse(step: Step, options: Options, ablations: bool) -> list[Case]:
     cases = [
         *step.cases("sparse24", "bf16", "sparse24", default_ffn, check),
         *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(default_ffn, options), check),
-        *step.cases("sparse24_fp8", "fp8", "sparse24", fp8_ffn, lambda out: expect(out, exact, [BOUNDS["fp8"]] * 4)),
+        *(
+            case
+            for variant, ffn in (("sparse24_fp8", delayed_fp8(step)), ("sparse24_fp8_16bit_dw", fp8_ffn))
+            for case in step.cases(variant, "fp8", "sparse24", ffn, lambda out: expect(out, exact, [BOUNDS["fp8"]] * 4))
+        ),
     ]
     if not ablations:
         return cases
@@ -242,6 +249,19 @@ def default_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Te
 
 def fp8_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
     return sparse24.relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0)
+
+
+def delayed_fp8(step: Step, sparse: bool = True) -> FFN:
+    """All six products in float8, with the scales that a first, exact step leaves; each step replaces them."""
+    scales = torch.zeros(4, device=step.dy.device)
+    recipe = sparse24.Recipe(fp8_weight_gradients=True)
+    options: dict[str, Any] = {"precision": "fp8", "min_tokens": 0, "recipe": recipe, "sparse": sparse}
+
+    def ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, known: bool = True) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w1, w2, delayed_scales=scales, scales_known=known, **options)
+
+    step.training(partial(ffn, known=False))
+    return ffn
 
 
 def check_tokens(
