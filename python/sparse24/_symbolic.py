@@ -28,3 +28,9 @@ def known(condition: bool) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)
+
+
+def exporting() -> bool:
+    """Whether a program is exported, which has one graph for all sizes."""
+    # Not torch.compiler.is_exporting(): Dynamo of torch 2.11 takes it for true.
+    return torch.compiler._is_exporting_flag

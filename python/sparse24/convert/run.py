@@ -94,9 +94,11 @@ def _runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
         return False
     if conversion.decode and runs_few(tokens, d_ff, d_out, fp8=False, is_cuda=x.is_cuda):
         return False
-    first, second = (weights_of(_owner(module, layer), layer) for layer in (conversion.up, conversion.down))
-    if learns(x, first.weight, second.weight, first.bias, second.bias):
-        return False
+    first = weights_of(_owner(module, conversion.up), conversion.up)
+    if torch.is_grad_enabled():
+        second = weights_of(_owner(module, conversion.down), conversion.down)
+        if learns(x, first.weight, second.weight, first.bias, second.bias):
+            return False
     dtype = first.weight.dtype
     return dtype == x.dtype or (dtype != FP8 and torch.is_autocast_enabled(x.device.type))
 

@@ -200,10 +200,9 @@ def relu2_mlp(
     above = threshold_of("relu2_mlp", threshold)
     compiling = torch.compiler.is_compiling()
     transformed = in_torch_func() or (not compiling and in_forward_mode())
-    if compiling or x.dim() != 2 or x.dtype != dtype:  # Dynamo knows what requires a gradient in torch.func of results
-        tokens = (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)).to(dtype)
-    else:
-        tokens = x
+    tokens = x.unsqueeze(0) if x.dim() == 1 else x if x.dim() == 2 and not compiling else x.flatten(0, -2)
+    # While compiling always: Dynamo knows what requires a gradient in torch.func of results alone.
+    tokens = tokens.to(dtype) if compiling or x.dtype != dtype else tokens
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (tokens, w1, w2, b1, b2))
     inference = not (learns or transformed)
     check_scale_y(scale_y, tokens, fp8)

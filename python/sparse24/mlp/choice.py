@@ -3,7 +3,7 @@
 import torch
 
 from sparse24 import _C
-from sparse24._symbolic import known, or_false, or_true
+from sparse24._symbolic import exporting, known, or_false, or_true
 from sparse24.ops.few_tokens import MAX_TOKENS
 
 #: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
@@ -91,5 +91,4 @@ def runs_few(tokens: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) ->
 
 
 def _at_most(tokens: int, most: int) -> bool:
-    # What is exported is one graph for any number of tokens.
-    return known(tokens <= most) if torch.compiler.is_exporting() else or_false(tokens <= most)
+    return known(tokens <= most) if exporting() else or_false(tokens <= most)

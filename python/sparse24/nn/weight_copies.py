@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sparse24._symbolic import exporting
+
 
 class Copies(NamedTuple):
     """What to make: the copies by the names of their buffers, and the weights that they are of."""
@@ -131,7 +133,7 @@ def _renewed(module: Any, record: Record, sources: tuple[Tensor, ...]) -> bool:
 def _follow_traced(module: Any) -> bool:
     """Follow while a graph is traced: a method of the modules, which runs there and then and leaves no trace."""
     record = module._copies
-    if record.fresh and not torch.compiler.is_exporting():  # there weights are fake
+    if record.fresh and not exporting():  # there weights are fake
         sources = module._what_to_copy().sources
         if not record.holds(sources):
             _renewed(module, record, sources)

@@ -139,6 +139,14 @@ def test_transformers(capsys):
     assert n["state"].keys() == n["model"].state_dict().keys()
 
 
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_decoding(capsys):
+    pytest.importorskip("transformers")
+    n, ops = run("Decoding")
+    assert ops.sparse == 0 and ops.calls["sparse24.relu2_mlp_few.default"] == 2 * 8 + 2  # two networks, eight words
+    assert n["after"].shape == (1, 24) and capsys.readouterr().out == "sparse24: converted 2 of 2\n"
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's own modules
 def test_nanochat():
     torch._dynamo.reset()

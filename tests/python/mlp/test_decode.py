@@ -94,17 +94,17 @@ def test_special_numbers(device):
 
 
 CHANGES = {
-    "in place": lambda m: m.down_proj.weight.mul_(2),
-    "first layer": lambda m: m.up_proj.weight.mul_(2),
-    "other data": lambda m: setattr(m.down_proj.weight, "data", m.down_proj.weight * 3),
-    "loaded": lambda m: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}),
-    "assigned": lambda m: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}, assign=True),
-    "cast": lambda m: m.half().bfloat16(),
-    "moved": lambda m: m.to("cpu").to(m.down_proj.weight.device),
-    "layer loaded": lambda m: m.down_proj.load_state_dict({"weight": m.down_proj.weight * 2}),
-    "quantised": lambda m: m.quantize_(),
-    "quantised, then changed": lambda m: m.quantize_().down_proj.weight.copy_(m.down_proj.weight.flip(0)),
-    "quantised, then cast": lambda m: m.quantize_().float().bfloat16(),
+    "in place": lambda m, _: m.down_proj.weight.mul_(2),
+    "first layer": lambda m, _: m.up_proj.weight.mul_(2),
+    "other data": lambda m, _: setattr(m.down_proj.weight, "data", m.down_proj.weight * 3),
+    "loaded": lambda m, _: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}),
+    "assigned": lambda m, _: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}, assign=True),
+    "cast": lambda m, _: m.half().bfloat16(),
+    "moved": lambda m, device: m.to("cpu").to(device),
+    "layer loaded": lambda m, _: m.down_proj.load_state_dict({"weight": m.down_proj.weight * 2}),
+    "quantised": lambda m, _: m.quantize_(),
+    "quantised, then changed": lambda m, _: m.quantize_().down_proj.weight.copy_(m.down_proj.weight.flip(0)),
+    "quantised, then cast": lambda m, _: m.quantize_().float().bfloat16(),
 }
 
 
@@ -115,7 +115,7 @@ def test_the_copy_follows_the_weight(device, change):
     assert_exact(m, x)
     with torch.no_grad():
         before = m(x)
-        CHANGES[change](m)
+        CHANGES[change](m, device)
         assert change in ("cast", "moved") or not torch.equal(m(x), before)
     assert_exact(m, x)
 
