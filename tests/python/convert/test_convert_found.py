@@ -1,6 +1,7 @@
 """Networks are found by what they compute: layers of any names, in lists, in Sequential, in layers of torch."""
 
 import copy
+import pickle
 import random
 
 import pytest
@@ -303,3 +304,19 @@ def test_odd_modules_are_survived():
     model["none"].register_module("missing", None)
     report = sparse24.convert(model, quiet=True)
     assert report.converted == ["network"] and not report.skipped
+
+
+@pytest.mark.parametrize("make", [feed_forward, InList, lambda: encoder(activation=relu2, dropout=0.0).layers[0]])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies(make, how):
+    """Converted, with the keys of the state_dict, and reverted to what they were."""
+    module, x = make(), normal(2, 11, D, dtype=torch.float32, seed=5)
+    keys, dense = list(module.state_dict()), module(x)
+    sparse24.convert(module, EXACT, quiet=True)
+    other = how(module)
+    assert list(other.state_dict()) == keys
+    with CountOps() as ops:
+        assert_same_bits(other(x), module(x))
+    assert ops.sparse == 2
+    assert sparse24.revert(other) == [""] and type(other) is type(make())
+    assert_same_bits(other(x), dense)
