@@ -13,6 +13,7 @@ COMMANDS = {
     "ffn_few_tokens": "cases.ffn_few_tokens",
     "models": "cases.models",
     "generate": "cases.generate",
+    "nanochat_step": "cases.nanochat_step",
     "train_gpt": "training.train_gpt",
     "accuracy": "studies.accuracy",
     "token_direction": "studies.token_direction",

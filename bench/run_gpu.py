@@ -34,7 +34,16 @@ from bench.gpu import assemble  # noqa: E402
 from bench.gpu.steps import Runner, Step, StepFailed  # noqa: E402
 
 DEFAULT_BENCHES = ("compress", "mm", "ffn_forward")
-BENCHES = (*DEFAULT_BENCHES, "tune_mm", "tune_linear", "ffn_training", "ffn_few_tokens", "models", "train_gpt")
+BENCHES = (
+    *DEFAULT_BENCHES,
+    "tune_mm",
+    "tune_linear",
+    "ffn_training",
+    "ffn_few_tokens",
+    "models",
+    "nanochat_step",
+    "train_gpt",
+)
 #: Compile every size anew: in parallel, before they time.
 COMPILING = ("ffn_forward", "ffn_training", "ffn_few_tokens")
 #: Each has a CUDA context, of about half a gigabyte.

@@ -44,6 +44,8 @@ class Case:
         Of one run of the *dense* computation: rates are dense-equivalent.
     bytes : float
         The fewest bytes one run can move: each input read once, each output written once.
+    tokens : int
+        Of one run, where users count tokens per second.
     """
 
     variant: str
@@ -54,6 +56,7 @@ class Case:
     race: str = "forward"
     flops: float = 0.0
     bytes: float = 0.0
+    tokens: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     output: Output | None = None
@@ -295,5 +298,7 @@ def _record(
             record["tflops_dense_equivalent"] = round(case.flops / seconds / 1e12, 1)
         if case.bytes:
             record["gb_per_s"] = round(case.bytes / seconds / 1e9, 1)
+        if case.tokens:
+            record["tokens_per_s"] = round(case.tokens / seconds, 1)
         record |= result.clocks
     return record | header

@@ -19,6 +19,10 @@ def table(records: list[Record]) -> str:
             text += f"{r['tflops_dense_equivalent']:>7.0f} TFLOP/s"
         if "gb_per_s" in r:
             text += f"{r['gb_per_s']:>7.0f} GB/s"
+        if "tokens_per_s" in r:
+            text += f"{r['tokens_per_s']:>10,.0f} tokens/s"
+        if "peak_gb" in r:
+            text += f"{r['peak_gb']:>6.1f} GB"
         if "share_of_copy" in r:
             text += f" {100 * r['share_of_copy']:>4.0f} % of copy"
         if "speedup_vs_best_dense" in r:
