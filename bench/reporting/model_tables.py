@@ -1,45 +1,98 @@
-"""The tables of whole models of others: training steps of nanochat."""
+"""The tables of whole models of others: training steps of nanochat, and generation with models of transformers."""
 
 from __future__ import annotations
 
-from bench.reporting.markdown import gain, size, table, zeros
+from collections.abc import Sequence
+
+from bench.reporting.markdown import gain, table
 from bench.reporting.origins import Origins
 from sparse24.bench import results
 
-#: What each variant is called in the table.
+#: By variant: its column, and the variant that it is compared with.
 STEPS = {
-    "bf16": "as it is",
-    "sparse24_bf16": "converted",
-    "fp8": "as it is",
-    "sparse24_fp8": "converted",
-    "sparse24_fp8_all": "converted, all products of its networks fp8",
+    "bf16": ("bf16", None),
+    "sparse24_bf16": ("converted", "bf16"),
+    "fp8": ("fp8", None),
+    "sparse24_fp8": ("converted, fp8", "fp8"),
+    "sparse24_fp8_16bit_dw": ("converted, fp8 but weight gradients", "fp8"),
+}
+GENERATING = {
+    "dense": ("as it is", None),
+    "sparse24": ("converted", "dense"),
+    "sparse24_fp8": ("converted, fp8", "dense"),
 }
 
 
+def all_tables(records: Sequence[results.Record]) -> list[str]:
+    """Those that there are records for."""
+    made = []
+    for bench, make in (("nanochat_step", steps), ("generate", generation)):
+        chosen = [r for r in records if r["bench"] == bench]
+        made += [make(chosen)] if chosen else []
+    return made
+
+
 def steps(records: list[results.Record]) -> str:
-    """From the records of bench "nanochat_step": a row per width and variant."""
+    """From the records of bench "nanochat_step": a row per width."""
     origins, rows = Origins(records), []
-    for race in results.group(records, "dtype").values():
-        dense = results.fastest(race, "dense")
-        for r in race:
-            row = [size(r) + origins.mark(r), zeros(r), r["dtype"], STEPS.get(r["variant"], r["variant"])]
-            if not r["median_us"]:
-                rows.append([*row, "not verified", "", "", "", ""])
-                continue
-            row += [f"{r['median_us'] / 1e3:.1f}", f"{r['tokens_per_s']:,.0f}"]
-            row.append(f"{r['peak_gb']:.1f}" if "peak_gb" in r else "")
-            hot = dense and dense.get("sustained_us") and r.get("sustained_us")
-            over = (
-                [gain(dense, r), gain(dense, r, "sustained_us") if hot else ""]
-                if dense and dense is not r
-                else ["", ""]
-            )
-            rows.append(row + over)
+    for race in results.group(records, "layers").values():
+        by_name = {r["variant"]: r for r in race}
+        first = race[0]
+        row = [f"{first['tokens']}, {first['d_model']}, {first['layers']}{origins.mark(first)}"]
+        for name, (_, rival) in STEPS.items():
+            row.append(_cell(by_name.get(name), by_name.get(rival or ""), _rate_and_memory))
+        rows.append(row)
+    title = (
+        f"**Whole training steps of nanochat's own GPT**, torch {records[0]['torch']}, {_zeros(records)}: forward, "
+        "backward and its own optimizer, compiled as its script does it, with torch's attention. fp8: its own float8 "
+        "layers, in converted models in all but the converted networks. Tokens per second, in brackets peak GB, and "
+        f"the speed-up over nanochat as it is in that precision. {origins.note()}"
+    )
+    return table(title, ["T, D, layers", *(name for name, _ in STEPS.values())], rows)
+
+
+def generation(records: list[results.Record]) -> str:
+    """From the records of bench "generate": a row per model and kind of cache, of each batch a column."""
+    origins, rows = Origins(records), []
+    batches = sorted({r["batch"] for r in records})
+    for model, race in dict.fromkeys((r["model"], r["race"]) for r in records):
+        mine = {(r["batch"], r["variant"]): r for r in records if (r["model"], r["race"]) == (model, race)}
+        first = next(iter(mine.values()))
+        row = [f"{model}, {race}{origins.mark(first)}"]
+        for batch in batches:
+            row += [
+                _cell(mine.get((batch, name)), mine.get((batch, rival or "")), _tokens_generated)
+                for name, (_, rival) in GENERATING.items()
+            ]
+        rows.append(row)
     first = records[0]
     title = (
-        f"**Whole steps of nanochat's own GPT**, {first['layers']} layers, torch {first['torch']}: forward, backward "
-        "and its own optimizer, compiled as its script does it, with torch's attention; fp8 is its own in all layers "
-        f"but the converted networks. Speed-ups are over nanochat as it is in the same precision. {origins.note()}"
+        f"**Tokens per second of transformers' `generate`**, {first['layers']} layers, torch {first['torch']}, "
+        f"{_zeros(records)}, with its own cache (eager) or a static one, which it compiles; converted with "
+        f"`decode=True`, and the speed-up over the model as it is in bf16. {origins.note()}"
     )
-    head = ["T, D, F", "zeros", "precision", "nanochat", "ms a step", "tokens/s", "peak GB", "speed-up", "back to back"]
-    return table(title, head, rows)
+    heads = [f"batch {batch}, {name}" for batch in batches for name, _ in GENERATING.values()]
+    return table(title, ["model", *heads], rows)
+
+
+def _cell(ours: results.Record | None, rival: results.Record | None, text) -> str:
+    """What `text` says of a record, and its speed-up."""
+    if ours is None:
+        return ""
+    if not ours["median_us"]:
+        return "not verified"
+    over = f", {gain(rival, ours)}" if rival and rival["median_us"] else ""
+    return text(ours) + over
+
+
+def _rate_and_memory(record: results.Record) -> str:
+    memory = f" ({record['peak_gb']:.1f})" if "peak_gb" in record else ""
+    return f"{record['tokens_per_s']:,.0f}{memory}"
+
+
+def _tokens_generated(record: results.Record) -> str:
+    return f"{record['batch'] / record['median_us'] * 1e6:,.0f}"
+
+
+def _zeros(records: list[results.Record]) -> str:
+    return f"random weights, {100 * sum(r['zeros'] for r in records) / len(records):.0f} % zeros"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.reporting import model_tables
 from bench.reporting.ffn_tables import by_default, compiled
 from bench.reporting.markdown import gain, table, us
 from bench.reporting.origins import Origins
@@ -32,7 +33,13 @@ CAPTION = (
 
 
 def headline(records: list[results.Record]) -> str:
-    """From the records of ffn_forward and ffn_training of one GPU: speed-ups, in brackets back to back."""
+    """From the records of one GPU: speed-ups of the FFN, and the tables of whole models."""
+    whole = model_tables.all_tables([r for r in records if results.usual(r)])
+    return "\n\n".join(filter(None, [_headline(records), *whole]))
+
+
+def _headline(records: list[results.Record]) -> str:
+    """From the records of ffn_forward and ffn_training: speed-ups, in brackets back to back."""
     records = _chosen(records)
     if not records:
         return ""

@@ -26,14 +26,15 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         ("gemm1", _gemm1_table),
         ("ffn_training", training_tables.step_table),
         ("models", _models_table),
-        ("nanochat_step", model_tables.steps),
         ("accuracy", _accuracy_table),
     ):
         # The FFN has a table of other shares of zeros; accuracy is that of a model's own.
         chosen = [r for r in (records if bench in ("ffn_forward", "accuracy") else usual) if r["bench"] == bench]
         if chosen:
             parts.append(make(chosen))
-    parts.append(ffn_tables.back_to_back([r for r in usual if r.get("sustained_us") and r["median_us"]]))
+    parts += model_tables.all_tables(usual)
+    hot = [r for r in usual if r.get("sustained_us") and r["median_us"] and r["bench"] != "nanochat_step"]
+    parts.append(ffn_tables.back_to_back(hot))
     if runs:
         parts.append(_gpt_table(runs))
     return "\n\n".join(filter(None, parts))

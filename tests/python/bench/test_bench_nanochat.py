@@ -17,7 +17,7 @@ VARIANTS = {
     "sparse24_bf16": ("sparse24", "bf16"),
     "fp8": ("dense", "fp8"),
     "sparse24_fp8": ("sparse24", "fp8"),
-    "sparse24_fp8_all": ("sparse24", "fp8"),
+    "sparse24_fp8_16bit_dw": ("sparse24", "fp8"),
 }
 
 
@@ -44,18 +44,18 @@ def check(printed, records):
     assert by_name["bf16"]["ffn_gradient_error"] == 0
     assert all(by_name[name]["ffn_gradient_error"] > 1e-3 for name in VARIANTS if name != "bf16")
     assert by_name["sparse24_bf16"]["best_dense"] == "bf16" and by_name["sparse24_fp8"]["best_dense"] == "fp8"
-    assert by_name["sparse24_fp8"]["loss"] != by_name["sparse24_fp8_all"]["loss"]
+    assert by_name["sparse24_fp8"]["loss"] != by_name["sparse24_fp8_16bit_dw"]["loss"]
 
 
 def test_all_variants_take_verified_steps(tmp_path):
     printed, records, out = steps(tmp_path, LIKE_IT)
     check(printed, records)
-    text = run("report", out)
-    title = "**Whole steps of nanochat's own GPT**"
-    table = [line.split(" | ") for line in text[text.index(title) :].splitlines() if line.startswith("| ")]
-    assert [row[2:4] for row in table[1:]] == [["bf16", "as it is"], ["bf16", "converted"]] + [
-        ["fp8", name] for name in ("as it is", "converted", "converted, all products of its networks fp8")
-    ]
+    table = run("report", out).partition("**Whole training steps of nanochat's own GPT**")[2].split("\n\n")[1]
+    head, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    assert head == ["T, D, layers", "bf16", "converted", "fp8", "converted, fp8", "converted, fp8 but weight gradients"]
+    ours, dense = (next(r for r in records if r["variant"] == name) for name in ("sparse24_fp8_16bit_dw", "fp8"))
+    assert row[0] == "64, 128, 2" and row[3] == f"{dense['tokens_per_s']:,.0f}"
+    assert row[5].replace("*", "") == f"{ours['tokens_per_s']:,.0f}, {dense['median_us'] / ours['median_us']:.2f}"
     assert "its optimizer says something" not in printed
 
 
