@@ -2,7 +2,7 @@
 
 from made_up_records import record
 
-from bench.reporting import summary, tables
+from bench.reporting import merge, summary, tables
 
 
 def generated(batch, variant, us, race="eager"):
@@ -52,3 +52,10 @@ def test_whole_models_stand_in_the_readme_and_among_all_tables():
         ]
         assert "6 layers" not in text and "8 layers" in text and "90 % zeros" in text
     assert "Back to back" not in tables.markdown(STEPS)
+
+
+def test_kinds_of_caches_are_measured_in_calls_of_their_own():
+    static = [generated(1, "dense", 3e3, race="static"), generated(1, "sparse24", 3e3, race="static")]
+    assert merge.merge([GENERATED, static]) == [*GENERATED, *static]
+    again = [r | {"median_us": 6e3} for r in GENERATED]
+    assert merge.merge([GENERATED, static, again]) == [*again, *static]
