@@ -162,7 +162,7 @@ def run(folder: Path, case: str, mode: str) -> dict:
         done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment, timeout=900)
     lines = log.read_text().splitlines()
     if done.returncode:
-        raise SystemExit("\n".join([*lines[-60:], f"{case}, {mode}: vLLM failed"]))
+        raise SystemExit("\n".join([*lines[-60:], f"{case}, {mode}: vLLM failed with status {done.returncode}"]))
     found = [line for line in lines if "squared-ReLU networks run 2:4" in line]
     expected = 0 if mode == "without" else len(names) * options.get("tensor_parallel_size", 1)
     assert len(found) == expected, f"{case}, {mode}: the plugin spoke {len(found)} times, not {expected}"

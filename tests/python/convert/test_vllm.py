@@ -313,11 +313,12 @@ def test_the_first_number_of_tokens_that_runs_sparse(engine):
         assert torch.equal(ours(x), mlp(x)) != sparse
 
 
-def test_default_number_of_tokens(engine):
-    """On CUDA the rule is that of the library."""
+@pytest.mark.parametrize("make", [MLP, lambda: quantized(True), lambda: quantized(False, static=False)])
+def test_default_number_of_tokens(engine, make):
+    """On CUDA the rule is that of the library; decoding runs as before in every precision."""
     from sparse24.vllm.network import Network
 
-    mlp = MLP()
+    mlp = make()
     network = Network(mlp.up_proj, mlp.down_proj, mlp.act_fn, None)
     network.f, network.d_out = 16384, 4096
     assert [network.runs_sparse(t) for t in (1, 298, 299, 8192)] == [False, False, True, True]
