@@ -12,11 +12,13 @@ from sparse24.convert.call import called_children
 from sparse24.convert.conversion import Conversion
 from sparse24.convert.find import find_networks
 from sparse24.convert.forward import install, uninstall
-from sparse24.convert.layers import layers_of
+from sparse24.convert.layers import layers_of, weight_of
 from sparse24.convert.near import near_misses
 from sparse24.convert.problems import precision_problem
+from sparse24.convert.run import dense_tokens
 from sparse24.convert.seen import look
 from sparse24.errors import fail
+from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.ops.activation import threshold_of
 from sparse24.recipe import Recipe
@@ -196,7 +198,8 @@ def convert(
     A converted module gets a class of its own, a subclass of what it was, and can be copied and pickled (not loaded
     without this library). It has two switches, read at each call and guarded on by `torch.compile`: `sparse` (False:
     dense in the same precision; `sparse24.Schedule` sets it) and `sparse24_enabled` (False: as before conversion).
-    `sparse24.disabled` switches all off for a while, `sparse24.revert` undoes the conversion.
+    `sparse24.disabled` switches all off for a while, `sparse24.revert` undoes the conversion. Calls for inference in 16
+    bits whose tokens are too few for 2:4 run the forward of before conversion, so that they are no slower on the host.
 
     Examples
     --------
@@ -236,8 +239,10 @@ def convert(
             report.skipped[name] = problem
             continue
         seen = look(module, called_children(module))
-        sizes = network.d, network.f, network.d_out
-        how = precision, options, sizes, network.in_training, config.decode
+        sizes = max(network.d, 1), network.f, network.d_out
+        float8 = weight_of(module, network.up.name).dtype == FP8
+        dense = dense_tokens(sizes, float8, precision, options, config.decode)
+        how = precision, options, sizes, dense, network.in_training, config.decode
         conversion = Conversion(network.up, network.down, seen, *how)
         conversions.append((name, module, conversion))
     try:

@@ -57,6 +57,8 @@ class Conversion:
         As in `relu2_mlp`.
     sizes : tuple of int
         Features of the input, of the hidden layer, and of the output.
+    dense : tuple of (int, int)
+        Between which numbers of tokens, exclusive, calls for inference run the forward of before: on the CPU, on CUDA.
     in_training : bool
         Whether it is the same network in training.
     decode : bool
@@ -71,6 +73,7 @@ class Conversion:
     precision: Precision
     options: Mapping[str, Any]
     sizes: tuple[int, int, int]
+    dense: tuple[tuple[int, int], tuple[int, int]]
     in_training: bool = True
     decode: bool = False
 

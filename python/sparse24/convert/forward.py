@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparse24.convert.call import arguments_of, method_of
 from sparse24.convert.conversion import SCALES, Conversion
-from sparse24.convert.run import run, wants_copies, what_to_copy
+from sparse24.convert.run import run, runs_as_before, wants_copies, what_to_copy
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_bound, warn_once
 from sparse24.nn.weight_copies import (
@@ -87,6 +87,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     method = method_of(base)
     original = getattr(base, method)
     arguments = arguments_of(original)
+    takes_more = bool(arguments.required)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         # Whoever makes another of a module's class (a slice of `torch.nn.Sequential`) means the class it was.
@@ -97,16 +98,17 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
-            alone = len(args) == 1 and not kwargs and not arguments.required
+            alone = len(args) == 1 and not kwargs and not takes_more
             x, further = (args[0], None) if alone else arguments.split(args, kwargs)
             if x is not None:
                 if getattr(base, method) is not original:
                     further = "its forward is patched in its class"
+                elif further is None and runs_as_before(self, conversion, x):
+                    return original(self, *args, **kwargs)
                 out = further or run(self, conversion, x)
-                if isinstance(out, str):
-                    warn_once(self, f"{base.__name__} runs as before conversion: {out}")
-                elif out is not None:
+                if not isinstance(out, str):
                     return out
+                warn_once(self, f"{base.__name__} runs as before conversion: {out}")
         return getattr(base, method)(self, *args, **kwargs)
 
     def reduce_ex(self: Any, protocol: Any) -> tuple[Any, ...]:

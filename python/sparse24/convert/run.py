@@ -1,5 +1,6 @@
 """What a converted module computes: the network, from the weights of the layers that it does not call."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,12 +9,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24._symbolic import known
 from sparse24.convert.conversion import SCALES, Conversion, Layer, Weights, weights_of
-from sparse24.convert.layers import owner_of
+from sparse24.convert.layers import owner_of, weight_of
 from sparse24.convert.seen import difference
 from sparse24.format import FP8
-from sparse24.mlp import pays, relu2_mlp
+from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
-from sparse24.mlp.choice import runs_few
+from sparse24.mlp.choice import few_tokens, tokens_that_pay
 from sparse24.mlp.decode import decoded, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
@@ -23,10 +24,8 @@ from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
 from sparse24.ops.few_tokens import MAX_TOKENS
 
 
-def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str | None:
-    """Compute the network; or say why this call has to run the original forward, or None where that is the fastest."""
-    if _runs_as_before(module, conversion, x):
-        return None
+def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
+    """Compute the network, or say why this call has to run the original forward."""
     problem = difference(module, conversion.seen)
     if problem is None and not conversion.in_training and _trains(module):
         problem = "in training it computes something else, as dropout does"
@@ -79,28 +78,47 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str | None:
     return run_moved(up, down, x, network) if moved else network(x)
 
 
-def _runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
-    """Whether a call for inference is dense, in 16 bits and by few tokens: what the module did before is fastest."""
-    options = conversion.options
-    if conversion.precision == "fp8" or "threshold" in options or "recompute" in options or type(x) is not Tensor:
-        return False
-    d, d_ff, d_out = conversion.sizes
-    tokens = x.numel() // max(d, 1)
-    if not known(tokens <= MAX_TOKENS):
-        return False
+def dense_tokens(
+    sizes: tuple[int, int, int], float8: bool, precision: Precision, options: Mapping[str, Any], decode: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Tell between which numbers of tokens a call for inference runs what the module ran before: on the CPU, on CUDA.
+
+    Where neither few tokens nor 2:4 pay nothing is faster, on the host too; with `decode` of float8 copies as well.
+    """
+    _, d_ff, d_out = sizes
+    if float8 or "threshold" in options or (precision == "fp8" and not decode):
+        return (0, 0), (0, 0)
     least = options.get("min_tokens")
-    enough = tokens >= least if least is not None else not x.is_cuda or pays(tokens, d_ff, d_out)
-    if enough:
+    ends = (0, tokens_that_pay(d_ff, d_out)) if least is None else (least, least)
+    if not decode:
+        return (-1, ends[0]), (-1, ends[1])
+    few = few_tokens(d_ff, d_out, fp8=precision == "fp8")
+    if precision == "fp8":
+        ends = 0, 0
+    return (MAX_TOKENS, ends[0]), (few, max(ends[1], MAX_TOKENS + 1))
+
+
+def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
+    """Whether a call is one of those between `dense_tokens`."""
+    if type(x) is not Tensor:
         return False
-    if conversion.decode and runs_few(tokens, d_ff, d_out, fp8=False, is_cuda=x.is_cuda):
+    low, high = conversion.dense[x.is_cuda]
+    tokens = x.numel() // conversion.sizes[0]
+    if torch.compiler.is_compiling():  # where the host does not count, and the fused epilogue gains a little
+        if not (known(low < tokens) and known(tokens < min(high, MAX_TOKENS + 1))):
+            return False
+    elif not low < tokens < high:
         return False
-    first = weights_of(_owner(module, conversion.up), conversion.up)
     if torch.is_grad_enabled():
-        second = weights_of(_owner(module, conversion.down), conversion.down)
+        first, second = (weights_of(_owner(module, layer), layer) for layer in (conversion.up, conversion.down))
         if learns(x, first.weight, second.weight, first.bias, second.bias):
             return False
-    dtype = first.weight.dtype
-    return dtype == x.dtype or (dtype != FP8 and torch.is_autocast_enabled(x.device.type))
+    child = module._modules.get(conversion.up.name)
+    weight = None if child is None else child._parameters.get("weight")
+    if weight is None:
+        weight = weight_of(module, conversion.up.name)
+    # A plain layer does not take another dtype, such as that of masters; autocast casts.
+    return weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
 
 
 def wants_copies(module: Any, conversion: Conversion) -> bool:

@@ -1,5 +1,7 @@
 """Which of its three ways a call of the network runs: 2:4, dense, or as `relu2_mlp_few`. Sizes decide, data do not."""
 
+from math import ceil
+
 import torch
 
 from sparse24 import _C
@@ -40,6 +42,11 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
         return True
     precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
     return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
+
+
+def tokens_that_pay(d_ff: int, d_out: int) -> int:
+    """From how many tokens on it `pays` in 16 bits."""
+    return ceil(DEFAULT_MIN_PRODUCTS["16bit"] / max(d_ff * d_out, 1))
 
 
 def few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:

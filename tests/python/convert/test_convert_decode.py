@@ -12,6 +12,7 @@ from oracle import FP8
 
 import sparse24
 from sparse24.convert.conversion import Weights
+from sparse24.convert.run import dense_tokens
 from sparse24.mlp import choice
 
 CONFIGS = {
@@ -216,6 +217,23 @@ def test_dense_by_few_tokens_runs_what_it_ran_before(device, how):
     else:
         module(x)
     assert calls == [1]
+
+
+def test_where_a_module_runs_as_before():
+    """By devices: below what pays in 16 bits; with decode from what is few up to 64 at least, in fp8 too."""
+    bf16, fp8 = "16bit", "fp8"
+    sizes = D, HIDDEN, D
+    choice._few[16, D, HIDDEN], choice._few[8, D, HIDDEN] = 8, 16
+    first = choice.tokens_that_pay(HIDDEN, D)
+    assert choice.pays(first, HIDDEN, D) and not choice.pays(first - 1, HIDDEN, D)
+    assert dense_tokens(sizes, False, bf16, {}, False) == ((-1, 0), (-1, first))
+    assert dense_tokens(sizes, False, bf16, {"min_tokens": 20}, False) == ((-1, 20), (-1, 20))
+    assert dense_tokens(sizes, False, bf16, {}, True) == ((64, 0), (8, first))
+    assert dense_tokens(sizes, False, bf16, {"min_tokens": 20}, True) == ((64, 20), (8, 65))
+    assert dense_tokens(sizes, False, fp8, {}, True) == ((64, 0), (16, 65))
+    never = (0, 0), (0, 0)
+    assert dense_tokens(sizes, False, fp8, {}, False) == dense_tokens(sizes, True, "auto", {}, True) == never
+    assert dense_tokens(sizes, False, bf16, {"threshold": "0.5"}, True) == never
 
 
 @torch.no_grad()
