@@ -102,7 +102,7 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
     """Whether a call is one of those between `dense_tokens`."""
     if type(x) is not Tensor:
         return False
-    low, high = conversion.dense[x.is_cuda]
+    low, high = conversion.dense[1 if x.is_cuda else 0]  # Dynamo of torch 2.11 takes no bool for an index
     tokens = x.numel() // conversion.sizes[0]
     if torch.compiler.is_compiling():  # where the host does not count, and the fused epilogue gains a little
         if not (known(low < tokens) and known(tokens < min(high, MAX_TOKENS + 1))):

@@ -1,9 +1,11 @@
 """The table of few tokens: made from records, and written as it stands."""
 
+import pytest
 from benches import run
 
+from bench.reporting.figure_values import RESULTS
 from bench.tuning import few_tokens
-from sparse24 import _C
+from sparse24 import _C, mlp
 from sparse24.bench import results
 
 FEW, DENSE = few_tokens.FEW, few_tokens.OTHERWISE
@@ -58,3 +60,22 @@ def test_the_file_is_what_it_writes(tmp_path, monkeypatch):
     changed = [line for line in after if line not in before]
     assert changed == [f'{{16, 4096, 16384, 32, "{new}"}},', f'{{16, 7777, 31108, 16, "{new}"}},']
     assert len(after) == len(before) + 1
+
+
+def test_no_choice_is_slower_than_dense():
+    """At the sizes of the records: the library's own table, against them."""
+    path = RESULTS / "h200" / "ffn_few_tokens.json"
+    if not path.exists():
+        pytest.skip("no records of few tokens yet")
+    times = {}
+    for r in results.read_json([path]):
+        if results.usual(r) and r["verified"] and r["median_us"] and r["tokens"] <= 64:
+            key = r["dtype"], r["d_model"], r["d_ff"], r["tokens"]
+            times.setdefault(key, {})[r["variant"]] = r["median_us"]
+    losses = {}
+    for (dtype, d_model, d_ff, tokens), us in times.items():
+        if {FEW, DENSE} <= us.keys():
+            few = tokens <= mlp.few_tokens(d_ff, d_model, fp8=dtype == "fp8")
+            losses[dtype, d_model, d_ff, tokens] = us[FEW if few else DENSE] / us[DENSE] - 1
+    assert len(losses) >= 40
+    assert max(losses.values()) <= 0.02, {key: loss for key, loss in losses.items() if loss > 0.02}
