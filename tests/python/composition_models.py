@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sparse24
+from sparse24.mlp import Precision
 
-#: `ReLU2MLP` in 16 bits (float32 on the CPU), in fp8, and a network that is converted.
+#: `ReLU2MLP` in 16 bits (float32 on the CPU), in fp8, and a network that is converted. "fp8_step", with all six products
+#: of a step in fp8, is none of them: its steps depend on those before.
 KINDS = ("module", "fp8", "converted")
+#: Nothing is pruned along tokens.
+FP8_STEP = sparse24.Recipe(fp8_weight_gradients=True, dense_features=1.0)
 #: For inference also `ReLU2MLP` with float8 weights.
 INFERENCE_KINDS = (*KINDS, "quantised")
 
@@ -21,9 +25,9 @@ def network(kind: str) -> nn.Module:
         return CLASSES[kind][0]()
     if kind == "converted":
         return Inline(bias=True)
-    return sparse24.nn.ReLU2MLP(
-        D, HIDDEN, bias=True, min_tokens=0, recipe=EXACT.recipe, precision="16bit" if kind == "module" else "fp8"
-    )
+    recipe = FP8_STEP if kind == "fp8_step" else EXACT.recipe
+    precision: Precision = "16bit" if kind == "module" else "fp8"
+    return sparse24.nn.ReLU2MLP(D, HIDDEN, bias=True, min_tokens=0, recipe=recipe, precision=precision)
 
 
 def dtype_of(device: str) -> torch.dtype:

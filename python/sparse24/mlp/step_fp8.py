@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse24._autocast import without_autocast
-from sparse24.format import LARGEST_FP8
+from sparse24.format import FP8
 from sparse24.mlp.arguments import Arguments, Gradients, Needed, Plan
 from sparse24.mlp.backward import again
 from sparse24.mlp.float8 import cast, linear_fp8
@@ -43,20 +43,21 @@ from sparse24.ops import (
 )
 from sparse24.recipe import Recipe
 
-#: A scale has room for magnitudes that are so many times those of the step before. Codes keep their digits over 15
-#: binades: one of them less costs nothing that is measured.
-HEADROOM = 2.0
-#: From one step to the next a scale shrinks to this at most, so that one quiet step does not make the next saturate.
-SHRINK = 0.5
-
 
 def next_scales(used: Tensor, amax: Tensor) -> Tensor:
     """Give the scales [4] of the next step from those of this one and the largest magnitudes that it saw.
 
+    They have room for twice those magnitudes, and shrink to a half at most, so that one quiet step does not make the
+    next one saturate.
+
     0 is a scale that is not known yet. A magnitude of 0, or one that is not finite, in a step that a gradient scaler
     skips, changes nothing.
     """
-    wanted = (amax * (HEADROOM / LARGEST_FP8)).maximum(used * SHRINK)
+    # Here and not beside the function: a float of the module is a symbol where a compiler takes sizes for some. Codes
+    # keep their digits over 15 binades, so that one of them less costs nothing.
+    # Of the same data, a power of two makes the bits of the exact scale.
+    headroom, shrink = 2.0, 0.5
+    wanted = (amax / torch.finfo(FP8).max * headroom).maximum(used * shrink)
     return torch.where((amax > 0) & amax.isfinite(), wanted, used)
 
 
@@ -262,4 +263,4 @@ def _at(used: Tensor | None, index: int) -> Tensor | None:
 
 def _exact(amax: Tensor) -> Tensor:
     """Return the scale that brings the largest magnitude to that of float8; 1 for zeros."""
-    return torch.where(amax > 0, amax / LARGEST_FP8, 1.0)
+    return torch.where(amax > 0, amax / torch.finfo(FP8).max, 1.0)

@@ -34,6 +34,16 @@ def test_fsdp2(ranks, kind, wrap):
     assert [sparse for _, sparse in actual] == [{"plain": 4, "checkpointed": 6, "compiled": None}[wrap]] * WORLD
 
 
+@pytest.mark.parametrize("wrap", ["plain", "checkpointed", "compiled"])
+def test_fsdp2_of_float8_steps(ranks, wrap):
+    """The first step of each rank, with exact scales of its own share."""
+    models = [build("fp8_step") for _ in range(WORLD)]
+    shares = [gradients(model, model, batch(rank)) for rank, model in enumerate(models)]
+    means = [sum(tensors) / WORLD for tensors in zip(*(s[2:] for s in shares), strict=True)]
+    actual = ranks(worker.sharded, "fp8_step", wrap)
+    assert_ranks_near([a for a, _ in actual], [[*share[:2], *means] for share in shares], 1e-2)
+
+
 def test_fsdp2_around_the_network_alone(ranks, kind):
     network = build(kind).layers[0]
     expected = averaged(network, lambda x: network(x).mul(2))

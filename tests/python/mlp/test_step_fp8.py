@@ -12,7 +12,7 @@ from training_reference import HIDDEN, NAMES, OUT, D, operands, run
 
 import sparse24
 from sparse24 import Recipe
-from sparse24.mlp.step_fp8 import HEADROOM, SHRINK, next_scales
+from sparse24.mlp.step_fp8 import next_scales
 
 # Dynamo makes an instance of torch.autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -130,7 +130,7 @@ def test_errors_are_those_of_dense_float8(device, delayed):
 
 def test_next_scales():
     used, amax = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([448.0, 0.448, 4.48, 0.0])
-    expected = torch.tensor([HEADROOM, SHRINK, 0.01 * HEADROOM, 0.0])
+    expected = torch.tensor([2.0, 0.5, 0.02, 0.0])  # twice the largest, half of what it was, nothing known
     torch.testing.assert_close(next_scales(used, amax), expected)
     assert next_scales(used, torch.tensor([torch.inf, torch.nan, 0.0, torch.inf])).tolist() == [1, 1, 0, 0]
 
@@ -194,6 +194,17 @@ def test_compiled_steps_are_the_same(device, backend):
     counter = CompileCounterWithBackend(backend)
     assert_same_steps(steps(torch.compile(network, backend=counter, fullgraph=True), device), steps(network, device))
     assert counter.frame_count == 2  # the first step, and the others
+
+
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "marked"])
+def test_compiled_for_any_number_of_tokens(device, dynamic):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(network, backend=counter, fullgraph=True, dynamic=dynamic)
+    for tokens in (64, 96, 131, 200):
+        assert_same_steps(steps(compiled, device, 2, tokens=tokens), steps(network, device, 2, tokens=tokens))
+    # Both forms of a step, and each once more where sizes become symbols.
+    assert counter.frame_count <= 4
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
