@@ -224,7 +224,7 @@ def relu2_mlp(
     if w2_rows is not None and inference and enough:
         enough = not may_be_few(tokens.shape[0])
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
-    if inference and not enough and known(tokens.shape[0] <= MAX_TOKENS):
+    if inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS):
         fused = fused and fp8  # torch's functions are the faster ones
     # Differentiable casts: float32 master weights get float32 gradients.
     w1 = w1 if w1_scale is not None else _cast(w1, dtype)

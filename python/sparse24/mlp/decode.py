@@ -40,6 +40,9 @@ def decoded(
         return None
     if (b1 is not None and b1.dtype != dtype) or (b2 is not None and b2.dtype != dtype):
         return None
+    place = x.get_device()
+    if w1.get_device() != place or w2_rows.get_device() != place:
+        return None
     d_ff, d = w1.shape
     if d == 0 or x.dim() == 0 or x.shape[-1] != d or in_torch_func() or in_forward_mode():
         return None
