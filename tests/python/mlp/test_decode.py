@@ -9,6 +9,7 @@ import torch
 from compare import assert_same_bits
 from small_network import HIDDEN, OUT, D, tokens
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import sparse24
 from sparse24.mlp import choice, few_tokens
@@ -194,6 +195,11 @@ def test_refusals():
     m.down_proj.register_forward_hook(lambda *_: None)
     with pytest.raises(RuntimeError, match="expected layers whose weights can be copied.*down_proj has hooks"):
         m.prepare_decode_()
+    m = module("cpu")
+    m.down_proj.weight = nn.Parameter(TwoTensor(m.down_proj.weight.detach(), m.down_proj.weight.detach()))
+    with pytest.raises(RuntimeError, match="the weight of down_proj is distributed or quantised"):
+        m.prepare_decode_()
+    assert m._buffers.get("w2_rows") is None and "decode" not in repr(m)
     with torch.inference_mode():
         m = module("cpu")
         with pytest.raises(RuntimeError, match="the weight of up_proj was made in inference mode"):
