@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 import sparse24
 from sparse24.mlp import Precision
 
-#: `ReLU2MLP` in 16 bits (float32 on the CPU), in fp8, and a network that is converted. "fp8_step", with all six products
-#: of a step in fp8, is none of them: its steps depend on those before.
+#: `ReLU2MLP` in 16 bits (float32 on the CPU), in fp8, and a network that is converted. "fp8_step", with all six
+#: products of a step in fp8, is none of them: its steps depend on those before.
 KINDS = ("module", "fp8", "converted")
 #: Nothing is pruned along tokens.
 FP8_STEP = sparse24.Recipe(fp8_weight_gradients=True, dense_features=1.0)
