@@ -31,6 +31,7 @@ def test_the_largest_number_up_to_which_it_is_nowhere_slower():
         *records(512, {8: (1, 2)}, pattern="layer5"),
         *records(256, {8: (1, 2)}, verified=False),
         *records(256, {8: (1, None)}),  # failed
+        *records(128, {1: (1, 2), 32: (1, 2)}),  # where it ends was not measured
     ]
     rows = few_tokens.rows_of(made, "a record")
     assert [tuple(row.values()) for row in rows] == [
@@ -47,8 +48,8 @@ def test_the_file_is_what_it_writes(tmp_path, monkeypatch):
     assert path.read_text() == few_tokens.TABLE.read_text()
 
     new, known = tmp_path / "new.json", _C.few_tokens_rows()[0]
-    times = {1: (1, 2), known["tokens"]: (1, 2), 32: (1, 2)}
-    results.write_json(new, records(known["d_model"], times) + records(7777, {16: (1, 2)}))
+    times = {1: (1, 2), known["tokens"]: (1, 2), 32: (1, 2), 64: (3, 2)}
+    results.write_json(new, records(known["d_model"], times) + records(7777, {16: (1, 2), 32: (3, 2)}))
     monkeypatch.setattr(few_tokens, "TABLE", path)
     monkeypatch.setattr(few_tokens, "ROOT", tmp_path)
     before = path.read_text().splitlines()
@@ -77,5 +78,5 @@ def test_no_choice_is_slower_than_dense():
         if {FEW, DENSE} <= us.keys():
             few = tokens <= mlp.few_tokens(d_ff, d_model, fp8=dtype == "fp8")
             losses[dtype, d_model, d_ff, tokens] = us[FEW if few else DENSE] / us[DENSE] - 1
-    assert len(losses) >= 40
+    assert len(losses) >= 30
     assert max(losses.values()) <= 0.02, {key: loss for key, loss in losses.items() if loss > 0.02}
