@@ -269,6 +269,20 @@ def whole_models() -> None:
 
         return values
 
+    def few(dtype: str, *tokens: int) -> Callable[[], str]:
+        def values() -> str:
+            ours = [r for r in records("h200", "ffn_few_tokens") if r["role"] == "sparse24" and results.usual(r)]
+            mine = [r for r in ours if r["dtype"] == dtype and r["tokens"] in tokens]
+            return span(r["speedup_vs_best_dense"] for r in mine)
+
+        return values
+
+    figure("few-bf16-1", few("bf16", 1))
+    figure("few-bf16-8", few("bf16", 8))
+    figure("few-bf16-16", few("bf16", 16))
+    figure("few-bf16-dense", few("bf16", 32, 64, 128))
+    figure("few-fp8-1", few("fp8", 1))
+    figure("few-fp8-dense", few("fp8", 16, 32, 64))
     figure("decode-bf16", decoding("bf16"))
     figure("decode-fp8", decoding("fp8"))
     figure("nanochat-bf16", nanochat("sparse24_bf16", "bf16"))
