@@ -51,7 +51,7 @@ VARIANTS = {
     "sparse24_bf16": ("bf16", "sparse24", "bf16", None, False),
     "fp8": ("fp8", "dense", None, None, True),
     "sparse24_fp8": ("fp8", "sparse24", "fp8", sparse24.Recipe(fp8_weight_gradients=True), True),
-    "sparse24_fp8_16bit_dw": ("fp8", "sparse24", "fp8", None, True),
+    "sparse24_fp8_16bit_dw": ("fp8", "sparse24", "fp8", sparse24.Recipe(fp8_weight_gradients=False), True),
 }
 
 

@@ -20,7 +20,7 @@ OURS = {
     ("decode", "bf16"): ("sparse24",),
     ("decode", "fp8"): ("sparse24",),
     ("training", "bf16"): ("sparse24", "sparse24_compiled"),
-    ("training", "fp8"): ("sparse24_fp8", "sparse24_fp8_compiled"),
+    ("training", "fp8"): ("sparse24_fp8", "sparse24_fp8_compiled", "sparse24_fp8_16bit_dw"),
 }
 #: By bench: its race, and the pass that it measures.
 BENCHES = {

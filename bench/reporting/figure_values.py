@@ -205,7 +205,7 @@ def training() -> None:
 
         return values
 
-    bf16, fp8 = ("bf16", "sparse24"), ("fp8", "sparse24_fp8")
+    bf16, fp8 = ("bf16", "sparse24"), ("fp8", "sparse24_fp8_16bit_dw")
     compile_, fused, dense_fp8 = ("bf16", "torch_compile"), ("bf16", FUSED), ("fp8", "scaled_mm_tensor")
     narrow, wide = (0, 1280), (1280, 1 << 20)
     for gpu in ("h200", "h100"):

@@ -174,9 +174,9 @@ def install(module: nn.Module, conversion: Conversion) -> str | None:
     except Exception as error:  # of a metaclass or of __init_subclass__, and it may be anything
         return f"its class cannot be extended: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     module.__dict__["_sparse24"] = conversion
-    recipe = conversion.options.get("recipe")
-    if recipe is not None and recipe.fp8_weight_gradients:
-        delayed_scales.register(module, SCALES, conversion.precision, recipe, persistent=False)
+    recipe, features = conversion.options.get("recipe"), conversion.sizes[0]
+    if delayed_scales.wanted(conversion.precision, recipe, features):
+        delayed_scales.register(module, SCALES, conversion.precision, recipe, features, persistent=False)
     put_copies(module)
     if wants_copies(module, conversion):
         renew_when_loaded(module)

@@ -116,7 +116,7 @@ class ReLU2MLP(nn.Module):
         self.threshold = threshold
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
-        delayed_scales.register(self, "delayed_scales", precision, recipe, persistent=True)
+        delayed_scales.register(self, "delayed_scales", precision, recipe, dim, persistent=True)
 
     @property
     def threshold(self) -> float:

@@ -19,11 +19,21 @@ from sparse24.mlp import Precision
 from sparse24.recipe import Recipe
 
 
-def register(module: Any, name: str, precision: Precision, recipe: Recipe | None, *, persistent: bool) -> None:
+def wanted(precision: Precision, recipe: Recipe | None, features: int) -> bool:
+    """Tell whether the steps of a network of so many input features use delayed scales."""
+    return precision == "fp8" and (Recipe() if recipe is None else recipe).has_fp8_weight_gradients(features)
+
+
+def register(
+    module: Any, name: str, precision: Precision, recipe: Recipe | None, features: int, *, persistent: bool
+) -> None:
     """Give a module the buffer if its steps use one, on the device of its first parameter."""
-    wanted = precision == "fp8" and recipe is not None and recipe.fp8_weight_gradients
     parameter = next(module.parameters(), None)
-    scales = torch.zeros(4, device=None if parameter is None else parameter.device) if wanted else None
+    scales = (
+        torch.zeros(4, device=None if parameter is None else parameter.device)
+        if wanted(precision, recipe, features)
+        else None
+    )
     module.register_buffer(name, scales, persistent=persistent)
 
 
@@ -39,7 +49,7 @@ def refresh(module: Any, name: str) -> bool:
 def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
     """Give the arguments `delayed_scales` and `scales_known` of `sparse24.relu2_mlp` for the next call."""
     scales = module._buffers.get(name)
-    if scales is None:
+    if scales is None or scales.is_meta:  # weights may have got memory without it
         return None, False
     known = module.scales_known
     if not known and not torch.compiler.is_compiling() and torch.is_grad_enabled():

@@ -117,6 +117,14 @@ def test_training_schedule(capsys):
     assert capsys.readouterr().out.startswith(f"dense to {losses[19]:.4f}, sparse to {losses[49]:.4f}, ")
 
 
+def test_float8(capsys):
+    n, ops = run("Float8")
+    assert ops.calls["sparse24.linear_gradient_fp8.default"] == 20
+    assert ops.calls["sparse24.linear_relu2_gradient_fp8.default"] == 10 + 1  # the first step looks for its scale
+    assert n["mlp"].scales_known and n["loss"].item() < 1
+    assert capsys.readouterr().out.startswith("loss ")
+
+
 def test_activation_checkpointing():
     n, ops = run("Activation checkpointing")
     assert ops.calls["sparse24.linear_compress.default"] == 1

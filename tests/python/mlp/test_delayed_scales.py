@@ -143,3 +143,26 @@ def test_converted(device):
     assert copy.deepcopy(ffn)[0].scales_known
     sparse24.revert(ffn)
     assert not ffn[0]._buffers and "scales_known" not in ffn[0].__dict__
+
+
+def test_what_is_default(device):
+    """All six products from 1,280 input features on, in modules, converted networks and the function."""
+    assert not sparse24.Recipe().has_fp8_weight_gradients(1279) and sparse24.Recipe().has_fp8_weight_gradients(1280)
+    for asked in (True, False):
+        assert sparse24.Recipe(fp8_weight_gradients=asked).has_fp8_weight_gradients(4096) is asked
+        assert sparse24.Recipe(fp8_weight_gradients=asked).has_fp8_weight_gradients(64) is asked
+    narrow, wide = (sparse24.nn.ReLU2MLP(dim, 32, precision="fp8", device="meta") for dim in (1264, 1280))
+    assert narrow.delayed_scales is None and wide.delayed_scales is not None
+    assert sparse24.nn.ReLU2MLP(1280, 32, device="meta").delayed_scales is None
+
+    g = torch.Generator().manual_seed(0)
+    x, w1, w2, grad = (
+        torch.randn(*s, generator=g).to(device, torch.bfloat16) for s in ((8, 1280), (32, 1280), (32, 32), (8, 32))
+    )
+    leaves = [t.requires_grad_() for t in (x, w1 / 36, w2 / 6)]
+    found = []
+    for recipe in (None, RECIPE, sparse24.Recipe(fp8_weight_gradients=False)):
+        out = sparse24.relu2_mlp(*leaves, precision="fp8", recipe=recipe, min_tokens=0)
+        found.append(torch.autograd.grad(out, leaves, grad))
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not torch.equal(found[0][1], found[2][1])

@@ -248,7 +248,8 @@ def default_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Te
 
 
 def fp8_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-    return sparse24.relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0)
+    recipe = sparse24.Recipe(fp8_weight_gradients=False)
+    return sparse24.relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0, recipe=recipe)
 
 
 def delayed_fp8(step: Step, sparse: bool = True) -> FFN:
