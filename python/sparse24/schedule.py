@@ -88,7 +88,7 @@ class Schedule:
         for module in modules:
             module.sparse = sparse
             # A compiled step cannot find out that its scales are known. Few steps wait for the device here: the first.
-            if not module.scales_known:
+            if not getattr(module, "scales_known", True):
                 module.refresh_scales()
         return sparse
 
