@@ -9,7 +9,7 @@ from sparse24.errors import fail
 #: Features that go through the dense product come in multiples of this: the width of a GEMM's tile.
 _FEATURE_MULTIPLE = 64
 #: From so many input features on all six products are float8 by default. 1,664 are the fewest that were measured (log
-#: 072); there the step takes 0.61 of the time, and 0.90 without delayed scales.
+#: 067); there the step takes 0.61 of the time, and 0.90 without delayed scales.
 _FP8_FEATURES = 1280
 
 
