@@ -64,9 +64,9 @@ def test_models_are_verified_before_and_after_conversion(tmp_path):
 def test_a_model_with_a_wrong_gradient_has_no_time(tmp_path, monkeypatch):
     """Of the first weights, by 6 %; the output is right."""
     pytest.importorskip("transformers")
-    from sparse24.convert import forward
+    from sparse24.convert import run as conversion_run
 
-    monkeypatch.setattr(forward, "relu2_mlp", with_first_gradient_times(1.06, forward.relu2_mlp))
+    monkeypatch.setattr(conversion_run, "relu2_mlp", with_first_gradient_times(1.06, conversion_run.relu2_mlp))
     monkeypatch.setattr(model_stacks, "SMOKE", model_stacks.SMOKE[:1])
     out = tmp_path / "records.json"
     run("models", *SMOKE, "--out", out, status=1)

@@ -91,6 +91,9 @@ def calls() -> dict[str, Call]:
             add("quantize_fp8", f"{r}x{c}-{scaling}-computed", numbers(r, c), None, scaling)
             add("quantize_fp8", f"{r}x{c}-{scaling}-given", numbers(r, c), scale, scaling)
         add("quantize_fp8_predict", f"{r}x{c}", numbers(r, c), torch.ones(1))
+        for interleaved in (False, True):
+            for given, scale in (("computed", None), ("given", torch.full((1,), 0.5))):
+                add("quantize_fp8_both", f"{r}x{c}-{interleaved}-{given}", numbers(r, c), scale, interleaved)
         for fp8_meta in (False, True):
             operands = kept(r, c, BF16), positions(r, c, FP8 if fp8_meta else BF16)
             name = f"{r}x{c}" + "-fp8_meta" * fp8_meta
@@ -114,7 +117,14 @@ def calls() -> dict[str, Call]:
                 add("linear_compress", f"{of_name}-float8-{given}", *fp8, scale, **options)
             add("linear_compress", f"{of_name}-float8-row", *fp8, None, scaling="row", **options)
         add("linear_relu2_gradient", name, numbers(t, d), numbers(d, f), numbers(t, f).abs())
+        both, scales = (numbers(t, d, dtype=FP8), numbers(f, d, dtype=FP8)), [torch.ones(1)] * 4
+        add("linear_relu2_gradient_fp8", name, *both, numbers(t, f).abs().to(FP8), *scales)
         for interleaved in (False, True):
+            for hot in (None, [], [0, 3][: 2 if f else 0]):
+                indices = None if hot is None else torch.tensor(hot, dtype=torch.int64)
+                of_name = f"{name}-{None if hot is None else len(hot)}-{interleaved}"
+                y = kept(t, f, FP8).to(BF16).abs().to(FP8), positions(t, f, FP8)
+                add("linear_gradient_fp8", of_name, *both, *y, *scales, interleaved, indices)
             for tokens, hot in ((False, None), (True, None), (True, []), (True, [0, 3][: 2 if f else 0])):
                 indices = None if hot is None else torch.tensor(hot, dtype=torch.int64)
                 of_name = f"{name}-{tokens}-{None if hot is None else len(hot)}" + "-interleaved" * interleaved
