@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _drawing()  # before anything is done
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        fail("analyze", "--device cuda where there is a CUDA device", "none")
     model, tokenize = load(args.model)
     model.to(device)
     batches = batches_of(model, tokenize, args.text, args.max_tokens)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -167,7 +168,9 @@ def decide(layer: Mapping[str, Any]) -> dict[str, Any]:
     """Decide whether to convert a layer: `convert`, and the `reason` against it."""
     dropped, error = layer["feature_nonzeros_dropped"], layer["output_error"]
     reason = ""
-    if dropped > MOST_DROPPED:
+    if math.isnan(dropped) or (error is not None and math.isnan(error)):
+        reason = "is not a number on some of these tokens"
+    elif dropped > MOST_DROPPED:
         reason = f"drops {percent(dropped, 0)} % of non-zeros"
     elif error is not None and error > MOST_ERROR:
         reason = f"changes its output by {percent(error, 0)} %"

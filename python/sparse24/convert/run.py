@@ -132,7 +132,7 @@ def what_to_copy(self: Any) -> Copies | None:
     first, second = (weights_of(_owner(self, layer), layer) for layer in (conversion.up, conversion.down))
     if not _copies_help(conversion, first) or (self.training and not conversion.decode):
         return None
-    if any(weight_problem("", t.weight) for t in (first, second)):
+    if any(weight_problem("", t.weight) or t.weight.dtype == torch.float64 for t in (first, second)):
         return None
     quantises = _quantises(conversion, first)
     if not quantises and is_by_neuron(second.weight):

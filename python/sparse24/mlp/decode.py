@@ -9,6 +9,8 @@ from sparse24.mlp.choice import runs_few
 from sparse24.ops.few_tokens import relu2_mlp_few
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
 
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 
 def learns(*tensors: Tensor | None) -> bool:
     """Whether a call with these is differentiated."""
@@ -34,7 +36,12 @@ def decoded(
     """
     w1, w2_rows = first.values, rows.values
     dtype, device = x.dtype, x.device.type
-    if device not in ("cpu", "cuda") or torch.is_autocast_enabled(device) or (dtype == torch.float32 and x.is_cuda):
+    if (
+        dtype not in _DTYPES
+        or device not in ("cpu", "cuda")
+        or torch.is_autocast_enabled(device)
+        or (dtype == torch.float32 and x.is_cuda)
+    ):
         return None
     if first.scale is None and not (w1.dtype == w2_rows.dtype == dtype):
         return None

@@ -148,8 +148,14 @@ class FeedForwardFp8(torch.autograd.Function):
         with without_autocast(grad.device.type):
             found, amax = _gradients(*ctx.how, saved, Needed(*ctx.needs_input_grad[:5]), grad.contiguous())
             if ctx.delayed is not None:
-                used = torch.zeros_like(amax) if saved.used is None else saved.used[:, 0]
-                ctx.delayed.copy_(next_scales(used, amax))
+                if saved.used is None:
+                    found_scales = next_scales(torch.zeros_like(amax), amax)
+                else:
+                    # Where another call's backward pass was here since this one's forward pass, the larger scale stays.
+                    used = saved.used[:, 0]
+                    found_scales = next_scales(used, amax)
+                    found_scales = torch.where(ctx.delayed == used, found_scales, found_scales.maximum(ctx.delayed))
+                ctx.delayed.copy_(found_scales)
         return *found, *(None,) * (len(StepArguments._fields) - len(found))
 
 

@@ -2,8 +2,9 @@
 
 The buffer [4] is float32 whatever the module is cast to, and zeros until a backward pass has written it: 0 is a scale
 that is not known. While there is one, steps use exact scales. Whether there is one the host has to read from the
-device. An eager forward pass does so until all are known, at most a few times in a run; what is traced or captured
-cannot, and takes what was known before: `refresh` reads for it.
+device. An eager forward pass does so until all are known, and ever more rarely: where no step writes them, as with one
+frozen weight, they never are. What is traced or captured cannot, and takes what was known before: `refresh` reads for
+it.
 
 Each rank keeps its own scales: gradients of different batches saturate at different magnitudes, and nothing is gained
 by waiting for the others. DDP broadcasts buffers unless it is told not to; the room above the largest magnitude of a
@@ -54,7 +55,9 @@ def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
     known = module.scales_known
     if not known and not torch.compiler.is_compiling() and torch.is_grad_enabled():
         capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
-        known = not capturing and refresh(module, name)
+        if not capturing:
+            calls = module.__dict__["_unknown_calls"] = module.__dict__.get("_unknown_calls", 0) + 1
+            known = calls & (calls - 1) == 0 and refresh(module, name)
     return scales, known
 
 

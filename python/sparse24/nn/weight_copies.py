@@ -32,10 +32,12 @@ class Record:
     ----------
     fresh : bool
         False if an optimizer has changed the weights since, or they are others.
+    stepped : bool
+        Whether an optimizer that has them has made a step since: fused ones write without a new version.
     """
 
     def __init__(self, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
-        self.fresh, self.names = True, names
+        self.fresh, self.stepped, self.names = True, False, names
         self.seen = tuple((weakref.ref(t), t._version, t.data_ptr()) for t in sources)
         _live.add(self)
         if not _hooks:
@@ -49,6 +51,8 @@ class Record:
 
     def holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors as they are now."""
+        if self.stepped:
+            return False
         for (ref, version, pointer), t in zip(self.seen, sources, strict=True):
             if ref() is not t or t._version != version or t.data_ptr() != pointer:
                 return False
@@ -59,10 +63,15 @@ _live: "weakref.WeakSet[Record]" = weakref.WeakSet()
 _hooks: list[Any] = []
 
 
-def _after_step(*_: Any) -> None:
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    stepped = {id(t) for group in optimizer.param_groups for t in group["params"]}
     for record in list(_live):
-        if record.fresh and any((t := ref()) is None or t._version != version for ref, version, _ in record.seen):
-            record.fresh = False
+        for ref, version, _ in record.seen:
+            t = ref()
+            if t is None or t._version != version:
+                record.fresh = False
+            elif id(t) in stepped or id(t._base) in stepped:
+                record.fresh, record.stepped = False, True
 
 
 def put_copies(module: Any) -> None:
@@ -127,7 +136,7 @@ def _renewed(module: Any, record: Record, sources: tuple[Tensor, ...]) -> bool:
         record.fresh = False
         return False
     put_copies(module)
-    return True
+    return module._copies is not None
 
 
 def _follow_traced(module: Any) -> bool:

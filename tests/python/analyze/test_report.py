@@ -80,6 +80,13 @@ def test_other_numbers_of_tokens():
     assert "(128 tokens)" in few.verdict and "(8,192 tokens)" in found.verdict
     with pytest.raises(RuntimeError, match=r"^sparse24\.ModelReport\.at: expected decode to be at least 0, got -1"):
         found.at(decode=-1)
+    with pytest.raises(RuntimeError, match=r"^sparse24\.ModelReport\.at: expected prefill to be at least 1, got 0"):
+        found.at(prefill=0)
+
+
+@pytest.mark.parametrize("numbers", [{"dropped": float("nan")}, {"error": float("nan")}], ids=str)
+def test_what_is_not_a_number_is_not_converted(numbers):
+    assert layer(**numbers)["reason"] == "is not a number on some of these tokens"
 
 
 @pytest.mark.parametrize("phase", ["prefill", "training"])

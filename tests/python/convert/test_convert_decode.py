@@ -299,3 +299,45 @@ def test_cuda_graph(cuda):
         graph.replay()
         assert_same_bits(out, expected)
         assert_same_bits(out, exactly(module, x, fp8=True))
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "once"])
+def test_fused_optimizers_are_followed(device, kind):
+    """They write to the weights without a new version."""
+    module, _ = build(device, config=CONFIGS.get(kind, FP8_ONCE))
+    x = normal(3, D, dtype=torch.bfloat16).to(device)
+    with torch.no_grad():
+        before = module(x)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    versions = [p._version for p in module.parameters()]
+    optimizer.step()
+    assert versions == [p._version for p in module.parameters()]
+    with torch.no_grad():
+        after = module(x)
+        again = copy.deepcopy(module)(x)
+    assert not torch.equal(after, before)
+    assert_same_bits(after, again)
+
+
+@torch.no_grad()
+def test_weights_that_change_before_a_call_in_training(device):
+    module, before = build(device, config=FP8_ONCE)
+    x = normal(70, D, dtype=torch.bfloat16).to(device)
+    module(x)
+    module.train()
+    module.up_proj.weight.mul_(2)
+    before.up_proj.weight.mul_(2)
+    sparse24.convert(before.train(), FP8_ONCE, quiet=True)
+    assert_same_bits(module(x), before(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [*CONFIGS, "once"])
+@pytest.mark.filterwarnings("ignore:sparse24")
+def test_float64_runs_as_before_conversion(kind):
+    module, before = build("cpu", config=CONFIGS.get(kind, FP8_ONCE))
+    x = normal(3, D, dtype=torch.float32).double()
+    module(x.bfloat16())
+    assert_same_bits(module.double()(x), before.double()(x))

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from training_reference import HIDDEN, OUT, D
 
 import sparse24
+from sparse24.nn import delayed_scales
 
 # Dynamo makes an instance of torch.autograd.Function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -166,3 +167,24 @@ def test_what_is_default(device):
         found.append(torch.autograd.grad(out, leaves, grad))
     assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     assert not torch.equal(found[0][1], found[2][1])
+
+
+def test_the_larger_of_two_calls_before_a_backward_pass_has_its_scale(device):
+    module = make(device)
+    x = torch.randn(64, D, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)
+    for _ in range(6):
+        small, large = module(x), module(8 * x)
+        (small.float().sum() + large.float().sum()).backward()
+    largest = module.delayed_scales[0].item() * 448 / (8 * x.abs().max().item())
+    assert 0.999 < largest < 2.001
+
+
+def test_scales_that_stay_unknown_are_seldom_read(device, monkeypatch):
+    """With one frozen weight no step writes them, and each read waits for the device."""
+    module = make(device)
+    module.up_proj.weight.requires_grad_(False)
+    reads = []
+    monkeypatch.setattr(delayed_scales, "refresh", lambda *_: reads.append(1) or False)
+    for _ in range(40):
+        module(torch.ones(4, D, dtype=torch.bfloat16, device=device))
+    assert len(reads) == 6
