@@ -21,8 +21,10 @@ from sparse24.format import FP8
 #: for TF32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 _TOLERANCE_FP8 = 0.15
-#: Of the inputs. Squared ReLU looks the same at every magnitude, and nothing that is smoother at zero does.
-_MAGNITUDES = (2.0**-6, 1.0, 8.0)
+#: Of the inputs. Squared ReLU looks the same at every magnitude, and nothing that is smoother at zero or bounded does.
+_MAGNITUDES = (2.0**-6, 1.0, 8.0, 128.0)
+#: Of inputs in types where sums of larger squares overflow.
+_SMALL_MAGNITUDES = {torch.float16: _MAGNITUDES[:3], FP8: (1.0,)}
 #: What is raised where sizes are not those that a module insists on.
 _OF_SIZES = (RuntimeError, ValueError, AssertionError, IndexError)
 
@@ -88,7 +90,8 @@ def _try(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch
     w1 = replace_weight(replica, network.up, normal(network.f, network.d).abs() / network.d, dtype, device)
     w2 = replace_weight(replica, network.down, normal(network.d_out, network.f), dtype, device)
     directions = torch.stack([-normal(network.d).abs(), normal(network.d).abs(), normal(network.d)])
-    magnitudes = torch.tensor((1.0,) if dtype == FP8 else _MAGNITUDES, dtype=torch.float64, device="cpu")
+    of_type = _SMALL_MAGNITUDES.get(FP8 if dtype == FP8 else x_dtype, _MAGNITUDES)
+    magnitudes = torch.tensor(of_type, dtype=torch.float64, device="cpu")
     x = (magnitudes.reshape(-1, 1, 1) * directions).to(x_dtype)  # [magnitudes, 3, d]
 
     in_training = True

@@ -127,6 +127,10 @@ REFUSALS = {
         lambda: Inline(activation=lambda h: relu2(h).clamp(max=6)),
         "its activation is zero for negative inputs, but not the square of positive ones",
     ),
+    "clipped at a thousand": (
+        lambda: Inline(activation=lambda h: relu2(h).clamp(max=1e3)),
+        "it does not compute W2 relu(W1 x)^2",
+    ),
     "square": (lambda: Inline(activation=torch.square), LEAKY),
     "linear": (lambda: Inline(activation=lambda h: h), "it has no activation between its layers"),
     "residual": (Residual, f"it adds {RESIDUAL}"),
