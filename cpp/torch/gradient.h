@@ -84,4 +84,24 @@ ProductOwners prepare_product(const Tensor& grad, const Tensor& w, Args& args) {
   return owners;
 }
 
+/// Owns what the arguments point to of the dense features.
+struct HotOwners {
+  Tensor hot, slots;
+};
+
+/// Points `args`, if it has dense features, to their indices, to the rows of y and dh that they get, and to the places
+/// where kernels note which row a feature has.
+template <class Args>
+HotOwners prepare_hot(const std::optional<Tensor>& hot, const Tensor& y_hot, const Tensor& dh_hot, Args& args) {
+  HotOwners owners;
+  if (args.hot_count == 0) return owners;
+  owners.hot = as_contiguous(*hot);
+  owners.slots = new_empty(y_hot, {y_hot.is_cuda() ? args.features : 0}, ScalarType::Int);
+  args.hot = owners.hot.template const_data_ptr<int64_t>();
+  args.hot_slots = owners.slots.template mutable_data_ptr<int32_t>();
+  args.y_hot = y_hot.mutable_data_ptr();
+  args.dh_hot = dh_hot.mutable_data_ptr();
+  return owners;
+}
+
 }  // namespace sparse24::torch_ops

@@ -59,15 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     args.y_tokens = {y_tokens.mutable_data_ptr(), y_meta.mutable_data_ptr<uint8_t>()};
     args.amax = amax.mutable_data_ptr<float>();
     args.saturated = saturated.mutable_data_ptr<int32_t>();
-    Tensor owned_hot, slots;
-    if (args.hot_count > 0) {
-      owned_hot = as_contiguous(*hot);
-      args.hot = owned_hot.const_data_ptr<int64_t>();
-      args.y_hot = y_hot.mutable_data_ptr();
-      args.dh_hot = dh_hot.mutable_data_ptr();
-      slots = new_empty(grad, {grad.is_cuda() ? args.features : 0}, ScalarType::Int);
-      args.hot_slots = slots.mutable_data_ptr<int32_t>();
-    }
+    const HotOwners hot_owners = prepare_hot(hot, y_hot, dh_hot, args);
     scope.run(SPARSE24_KERNELS(linear_gradient_fp8), args);
   }
   return {dh, dh_tokens, dh_meta, y_tokens, y_meta, y_hot, dh_hot, amax, saturated};
