@@ -7,6 +7,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
+import torch.distributed as dist
 from data import DTYPES
 
 # The tensors are small: a second thread gains little, and waits long for the first where the machine is busy.
@@ -14,6 +15,13 @@ torch.set_num_threads(1)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])
+needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
+needs_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+#: Of two processes: on the CPU, and on a GPU each.
+BACKENDS = [
+    pytest.param("gloo", marks=needs_gloo),
+    pytest.param("nccl", marks=[pytest.mark.gpu, needs_gpus]),
+]
 
 
 @pytest.fixture(params=["cpu", CUDA])
@@ -82,11 +90,17 @@ def poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """What two processes of a program that is started by itself use: on the CPU, or on a GPU each."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def ranks(request, tmp_path_factory):
     """Two processes for the functions of `distributed_worker`."""
     from distributed_worker import Ranks
 
-    ranks = Ranks(tmp_path_factory.mktemp("ranks") / "store")
+    ranks = Ranks(tmp_path_factory.mktemp("ranks"), request.param)
     yield ranks
     ranks.close()

@@ -1,4 +1,7 @@
-"""Two processes that run the same function, with a gloo process group between them, and the functions they run."""
+"""Two processes that run the same function, with a process group between them, and the functions they run.
+
+With gloo they run on the CPU in float32, with NCCL on a GPU each in bfloat16.
+"""
 
 import contextlib
 import functools
@@ -13,7 +16,7 @@ import megatron_like
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional_collectives
-from composition_models import build, inputs, layer_names
+from composition_models import build, dtype_of, inputs, layer_names
 from convert_models import HIDDEN, CountOps, D, assert_near, gradients
 from data import generator
 from recipes import execute, sections
@@ -21,34 +24,61 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import sparse24
 
 WORLD = 2
+#: Of a rank's models and batches.
+DEVICE = "cpu"
 EXACT = {"min_tokens": 0, "recipe": sparse24.Recipe(weight_gradients="dense")}
 
 
 class Ranks:
-    """The processes. Calling it runs a function of this file in both, and returns what they return."""
+    """The processes. Calling it runs a function of this file in both, and returns what they return, on `device`.
 
-    def __init__(self, store):
+    Attributes
+    ----------
+    device : {"cpu", "cuda"}
+        Where their models and batches are, and what the caller computes to compare with.
+    """
+
+    def __init__(self, folder, backend="gloo"):
+        self.folder, self.backend, self.starts = folder, backend, 0
+        self.device = "cuda" if backend == "nccl" else "cpu"
+        self._start()
+
+    def _start(self):
         context = torch.multiprocessing.get_context("spawn")
+        store = self.folder / f"store{self.starts}"
+        self.starts += 1
         self.pipes, self.processes = [], []
         for rank in range(WORLD):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(rank, str(store), theirs), daemon=True)
+            process = context.Process(target=_work, args=(rank, str(store), self.backend, theirs), daemon=True)
             process.start()
+            theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
 
     def __call__(self, function, *args, **kwargs):
-        for pipe in self.pipes:
-            pipe.send((function.__name__, args, kwargs))
-        results = [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]
+        try:
+            for pipe in self.pipes:
+                pipe.send((function.__name__, args, kwargs))
+            results = [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]
+        except (EOFError, OSError):  # where one waits for another in vain, NCCL ends the process
+            for process in self.processes:
+                process.kill()
+            self._start()
+            raise
         failed = [message for ok, message in results if not ok]
         assert not failed, "\n".join(failed)
-        return [result for _, result in results]
+        return tree_map_only(torch.Tensor, lambda t: t.to(self.device), [result for _, result in results])
+
+    def tolerance(self, of_float32):
+        """What a result may differ by: of sums over ranks on the CPU as given, on a GPU what bfloat16 costs."""
+        return max(of_float32, 1e-2) if self.device == "cuda" else of_float32
 
     def close(self):
         for pipe, process in zip(self.pipes, self.processes, strict=True):
@@ -56,30 +86,41 @@ class Ranks:
             process.join(60)
 
 
-def _work(rank, store, pipe):
+def _work(rank, store, backend, pipe):
+    global DEVICE
     torch.set_num_threads(1)
+    device = None
+    if backend == "nccl":
+        DEVICE, device = "cuda", torch.device("cuda", rank)
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+        backend,
+        store=dist.FileStore(store, WORLD),
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=60),
+        device_id=device,
     )
     while (job := pipe.recv()) is not None:
         name, args, kwargs = job
         try:
-            result = True, globals()[name](rank, *args, **kwargs)
+            result = True, tree_map_only(torch.Tensor, torch.Tensor.cpu, globals()[name](rank, *args, **kwargs))
         except Exception:
             result = False, f"rank {rank}:\n{traceback.format_exc()}"
         pipe.send_bytes(pickle.dumps(result))
     dist.destroy_process_group()
 
 
-def batch(rank: int | None = None) -> torch.Tensor:
+def batch(rank: int | None = None, device: str | None = None) -> torch.Tensor:
     """Every rank's share of the tokens, or all of them."""
-    x = inputs(batch=4)
+    x = inputs(DEVICE if device is None else device, batch=4)
     return x if rank is None else x.chunk(WORLD)[rank]
 
 
 def averaged(model, call=None):
     """What each rank has after the reduction: its own output and gradient of x, and mean gradients of the weights."""
-    shares = [[t.clone() for t in gradients(model, call or model, batch(rank))] for rank in range(WORLD)]
+    device = next(model.parameters()).device.type
+    shares = [[t.clone() for t in gradients(model, call or model, batch(rank, device))] for rank in range(WORLD)]
     means = [sum(tensors) / WORLD for tensors in zip(*(s[2:] for s in shares), strict=True)]
     return [[*share[:2], *means] for share in shares]
 
@@ -91,8 +132,7 @@ def assert_ranks_near(actual, expected, tolerance):
 
 @functools.cache
 def mesh():
-    """Of the CPU, also where there is a GPU."""
-    return dist.init_device_mesh("cpu", (WORLD,))
+    return dist.init_device_mesh(DEVICE, (WORLD,))
 
 
 def whole(tensors):
@@ -100,16 +140,16 @@ def whole(tensors):
     return [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
 
 
-def shard(model):
+def shard(model, **options):
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh())
-    fully_shard(model, mesh=mesh())
+        fully_shard(layer, mesh=mesh(), **options)
+    fully_shard(model, mesh=mesh(), **options)
     return model
 
 
 def sharded(rank, kind, wrap):
     """FSDP2: gradients of this rank's share, and how many sparse products it took."""
-    model = build(kind)
+    model = build(kind, DEVICE)
     for i, layer in enumerate(model.layers):
         if wrap == "checkpointed":
             model.layers[i] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
@@ -123,7 +163,7 @@ def sharded(rank, kind, wrap):
 
 def sharded_alone(rank, kind):
     """The network itself is what FSDP2 wraps, and warnings are errors; its output may be written to."""
-    network = build(kind).layers[0]
+    network = build(kind, DEVICE).layers[0]
     fully_shard(network, mesh=mesh())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -131,7 +171,7 @@ def sharded_alone(rank, kind):
 
 
 def sharded_with_mixed_precision(rank, kind):
-    model = build(kind)
+    model = build(kind, DEVICE, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh(), mp_policy=policy)
@@ -139,8 +179,9 @@ def sharded_with_mixed_precision(rank, kind):
 
 
 def sharded_training(rank, kind, steps):
-    """Dense, then sparse steps; the weights after them."""
-    model = shard(build(kind))
+    """Dense, then sparse steps; the weights after them, which are float32 also where products are in bfloat16."""
+    policy = MixedPrecisionPolicy(param_dtype=dtype_of(DEVICE), reduce_dtype=torch.float32)
+    model = shard(build(kind, DEVICE, torch.float32), mp_policy=policy)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     schedule = sparse24.Schedule(steps, dense_warmup_steps=1)
     for step in range(steps):
@@ -153,7 +194,7 @@ def sharded_training(rank, kind, steps):
 
 def sharded_children(rank, kind):
     """What happens if the layers of a network are wrapped one by one."""
-    network = build(kind).layers[0]
+    network = build(kind, DEVICE).layers[0]
     for child in network.children():
         fully_shard(child, mesh=mesh())
     with warnings.catch_warnings(record=True) as caught:
@@ -163,14 +204,14 @@ def sharded_children(rank, kind):
 
 def data_parallel(rank, kind, steps=1):
     """DDP: gradients of this rank's share, `steps` times as large with accumulation."""
-    model = build(kind)
+    model = build(kind, DEVICE)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
 
     def call(x):
         for _ in range(steps - 1):
             with wrapped.no_sync():
                 out = wrapped(x)
-                (out * torch.randn(out.shape, generator=generator(7))).sum().backward()
+                (out * torch.randn(out.shape, generator=generator(7)).to(out)).sum().backward()
         return wrapped(x)
 
     return gradients(model, call, batch(rank))
@@ -178,7 +219,7 @@ def data_parallel(rank, kind, steps=1):
 
 def input_of_a_collective(rank, kind):
     """x is a tensor that waits for its values, as sequence parallelism gathers it."""
-    network = build(kind).layers[0]
+    network = build(kind, DEVICE).layers[0]
     x = functional_collectives.all_gather_tensor(batch(rank), 0, mesh().get_group())
     assert type(x) is functional_collectives.AsyncCollectiveTensor
     with CountOps() as ops:
@@ -189,7 +230,7 @@ def input_of_a_collective(rank, kind):
 def tensor_parallel(rank, wrap, kind="module"):
     """The network of the recipe, with the plan that torch has for its layers: every rank sees all tokens."""
     parallel = execute(sections()["Tensor parallelism"][:1], {})["TensorParallelMLP"]
-    network = build(kind).layers[0]
+    network = build(kind, DEVICE).layers[0]
     network.__class__ = parallel
     parallelize_module(network, mesh(), {"up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()})
     assert network.up_proj.weight.to_local().shape == (HIDDEN // WORLD, D)
@@ -203,7 +244,7 @@ def tensor_parallel(rank, wrap, kind="module"):
 
 def tensor_parallel_plan(rank, kind):
     """The same plan for a network that does not know of it."""
-    network = build(kind).layers[0]
+    network = build(kind, DEVICE).layers[0]
     up, down = layer_names(kind)
     parallelize_module(network, mesh(), {up: ColwiseParallel(), down: RowwiseParallel()})
     with warnings.catch_warnings(record=True) as caught:
@@ -215,7 +256,7 @@ def megatron(rank, sequence_parallel, bias):
     """Output, gradients and output bias of the page's class; the dense output, and that of the class it is made of."""
     megatron_like.install()
     kind = execute(sections()["Megatron"], {})["SparseMLP"]
-    x, w1, w2, b1, b2 = megatron_like.network(bias)
+    x, w1, w2, b1, b2 = megatron_like.network(bias, DEVICE)
     config = types.SimpleNamespace(sequence_parallel=sequence_parallel, gated_linear_unit=False)
     mlp = kind(config, w1, b1, w2, b2)
     x = (x.chunk(WORLD)[rank] if sequence_parallel else x).clone().requires_grad_()

@@ -6,6 +6,7 @@ import types
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from composition_models import dtype_of
 from convert_models import HIDDEN, D
 from data import normal
 from torch import nn
@@ -78,6 +79,7 @@ class MLP(nn.Module):
         rank, world = dist.get_rank(), dist.get_world_size()
         self.linear_fc1 = ParallelLinear(w1.shape[0] // world, w1.shape[1], regions[0], b1 is not None, True)
         self.linear_fc2 = ParallelLinear(w2.shape[0], w2.shape[1] // world, regions[1], b2 is not None, False)
+        self.to(w1)
         with torch.no_grad():
             self.linear_fc1.weight.copy_(w1.chunk(world, 0)[rank])
             self.linear_fc2.weight.copy_(w2.chunk(world, 1)[rank])
@@ -93,11 +95,12 @@ class MLP(nn.Module):
         return self.linear_fc2(h)
 
 
-def network(bias):
+def network(bias, device="cpu"):
     """Input and weights of the whole network: x, w1, w2, b1, b2."""
     shapes = ((32, 2, D), (HIDDEN, D), (D, HIDDEN), (HIDDEN,), (D,))
     x, w1, w2, b1, b2 = (normal(*shape, dtype=torch.float32, seed=i) for i, shape in enumerate(shapes))
-    return x, w1 / 8, w2 / 12, *((b1, b2) if bias else (None, None))
+    tensors = (t.to(device, dtype_of(device)) for t in (x, w1 / 8, w2 / 12, b1, b2))
+    return [*tensors] if bias else [*tensors][:3] + [None, None]
 
 
 def install():

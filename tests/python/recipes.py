@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from convert_models import CountOps
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,13 @@ def run(section: str) -> tuple[dict, CountOps]:
     """The variables that a recipe leaves, and how many sparse products it took."""
     with CountOps() as ops:
         return execute(sections()[section], {"__name__": "__main__"}), ops
+
+
+def hide_gpu(request, monkeypatch) -> None:
+    """Have recipes run on the CPU where there is a GPU too: sizes are small. Not in tests of NCCL."""
+    if "nccl" not in getattr(request.node, "callspec", types.SimpleNamespace(params={})).params.values():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 def torchrun(section, tmp_path, processes):

@@ -1,4 +1,7 @@
-"""Converted modules under FSDP2, DDP and tensor parallelism: one process is enough for what the wrappers change."""
+"""Converted modules under FSDP2, DDP and tensor parallelism: one process is enough for what the wrappers change.
+
+With gloo on the CPU in float32, and where there is a GPU with NCCL in bfloat16.
+"""
 
 import copy
 
@@ -6,7 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from compare import assert_same_bits
-from convert_models import EXACT, CountOps, D, Inline, Stack, WithModule, assert_near, gradients, randomize
+from composition_models import assert_close, dtype_of
+from conftest import needs_gloo, needs_gpu
+from convert_models import EXACT, CountOps, D, Inline, Stack, WithModule, gradients, randomize
 from data import normal
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -14,51 +19,61 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import sparse24
 
-pytestmark = [
-    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo"),
-    pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 
 TENSOR_PARALLEL = {"c_fc": ColwiseParallel(), "c_proj": RowwiseParallel()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
+ONE_PROCESS = [pytest.param("gloo", marks=needs_gloo), pytest.param("nccl", marks=[pytest.mark.gpu, needs_gpu])]
+
+
+@pytest.fixture(scope="module", autouse=True, params=ONE_PROCESS)
+def process_group(request):
+    dist.init_process_group(request.param, store=dist.HashStore(), rank=0, world_size=1)
+    yield request.param
     dist.destroy_process_group()
 
 
 @pytest.fixture
-def mesh():
-    return dist.init_device_mesh("cpu", (1,))
+def device(process_group):
+    return "cuda" if process_group == "nccl" else "cpu"
 
 
 @pytest.fixture
-def model():
-    return randomize(Stack(Inline(), WithModule(bias=True)))
+def mesh(device):
+    return dist.init_device_mesh(device, (1,))
 
 
-def inputs():
-    return normal(21, D, dtype=torch.float32)
+@pytest.fixture
+def model(device):
+    return on(device, randomize(Stack(Inline(), WithModule(bias=True))))
 
 
-def test_sharded_after_conversion(mesh):
+@pytest.fixture
+def x(device):
+    return normal(21, D, dtype=dtype_of(device)).to(device)
+
+
+def on(device, module):
+    return module.to(device, dtype_of(device))
+
+
+def test_sharded_after_conversion(device, mesh, x):
     """A block gathers its weights before its forward, which then reads whole ones."""
-    model = randomize(Stack(Stack(Inline()), Stack(WithModule(bias=True))))
-    dense = model(inputs())
+    model = on(device, randomize(Stack(Stack(Inline()), Stack(WithModule(bias=True)))))
+    dense = model(x)
     sparse24.convert(model, EXACT, quiet=True)
-    expected = gradients(model, model, inputs())
+    expected = gradients(model, model, x)
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     with CountOps() as ops:
-        actual = gradients(model, model, inputs())
+        actual = gradients(model, model, x)
     assert ops.sparse == 4
     # The gathered weights lie at other addresses, which changes the order of sums in torch's own products.
-    assert_near([a.to_local() if isinstance(a, DTensor) else a for a in actual], expected, 1e-5)
+    assert_close([a.to_local() if isinstance(a, DTensor) else a for a in actual], expected)
     sparse24.revert(model)
-    assert_near([model(inputs())], [dense], 1e-5)
+    assert_close([model(x)], [dense])
 
 
 def test_revert_knows_what_sharding_made_of_the_class(model, mesh):
@@ -79,22 +94,22 @@ def test_sharded_before_conversion(model, mesh):
     }
 
 
-def test_sharded_children(model, mesh):
+def test_sharded_children(model, mesh, x):
     """Each child gathers its own weight in a hook, so the children have to be called."""
     model = model.layers[0]
-    expected = model(inputs())
+    expected = model(x)
     sparse24.convert(model, EXACT, quiet=True)
     for child in model.children():
         fully_shard(child, mesh=mesh)
     with pytest.warns(UserWarning, match="Inline runs as before conversion: c_fc is not a Linear any more"):
-        assert_same_bits(model(inputs()), expected)
+        assert_same_bits(model(x), expected)
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_tensor_parallel(mesh, before):
+def test_tensor_parallel(device, mesh, x, before):
     """The children own the collectives."""
-    module = randomize(Inline())
-    expected = copy.deepcopy(module)(inputs())
+    module = on(device, randomize(Inline()))
+    expected = copy.deepcopy(module)(x)
     if before:
         parallelize_module(module, mesh, TENSOR_PARALLEL)
         assert sparse24.convert(module, quiet=True).skipped == {"": "the weight of c_fc is a DTensor"}
@@ -102,15 +117,15 @@ def test_tensor_parallel(mesh, before):
     sparse24.convert(module, EXACT, quiet=True)
     parallelize_module(module, mesh, TENSOR_PARALLEL)
     with pytest.warns(UserWarning, match="Inline runs as before conversion: c_fc has hooks"):
-        assert_same_bits(module(inputs()), expected)
+        assert_same_bits(module(x), expected)
 
 
-def test_data_parallel(model):
+def test_data_parallel(model, x):
     sparse24.convert(model, EXACT, quiet=True)
-    expected = gradients(model, model, inputs())
+    expected = gradients(model, model, x)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     with CountOps() as ops:
-        actual = gradients(model, wrapped, inputs())
+        actual = gradients(model, wrapped, x)
     assert ops.sparse == 4
     for a, e in zip(actual, expected, strict=True):
         assert_same_bits(a, e)

@@ -5,7 +5,6 @@ from pathlib import Path
 import distributed_worker as worker
 import pytest
 import torch
-import torch.distributed as dist
 from compare import assert_same_bits
 from composition_models import assert_close, build, checkpointed, inputs, masked_gradients
 from convert_models import CountOps, assert_near, gradients
@@ -22,7 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
 ]
-needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
 
 #: Columns of the table, and the tests that are named after them.
 COLUMNS = {
@@ -75,33 +73,31 @@ def test_checkpointing(device, name):
     assert ops.sparse == 6  # the forward runs twice
 
 
-@needs_gloo
 @all_classes
 def test_fsdp2(ranks, name):
     """Blocks are sharded over two processes, and networks read gathered weights."""
-    expected = averaged(build(name))
+    expected = averaged(build(name, ranks.device))
     actual = ranks(worker.sharded, name, "plain")
-    assert_ranks_near([a for a, _ in actual], expected, 1e-5)
+    assert_ranks_near([a for a, _ in actual], expected, ranks.tolerance(1e-5))
     assert [sparse for _, sparse in actual] == [4] * WORLD
 
 
-@needs_gloo
 @pytest.mark.parametrize("name", ["ReLU2MLP"])
 def test_tensor_parallel(ranks, name):
     """As docs/guide/distributed.md has it."""
-    network = build(name).layers[0]
-    expected = gradients(network, network, batch())
-    assert_ranks_near(ranks(worker.tensor_parallel, "plain", name), [expected] * WORLD, 1e-5)
+    network = build(name, ranks.device).layers[0]
+    expected = gradients(network, network, batch(device=ranks.device))
+    actual = ranks(worker.tensor_parallel, "plain", name)
+    assert_ranks_near(actual, [expected] * WORLD, ranks.tolerance(1e-5))
 
 
-@needs_gloo
 @with_layers
 def test_tensor_parallel_dense(ranks, name):
     """A converted network under the plan for its layers runs as before conversion, and says so."""
     with sparse24.disabled():
-        expected = build(name).layers[0](batch()).detach()
+        expected = build(name, ranks.device).layers[0](batch(device=ranks.device)).detach()
     for out, messages in ranks(worker.tensor_parallel_plan, name):
-        assert_near([out], [expected], 1e-5)
+        assert_near([out], [expected], ranks.tolerance(1e-5))
         assert any("runs as before conversion" in m for m in messages)
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from compare import assert_same_bits
 from convert_models import CountOps, D, Inline, Stack, assert_near, masked, randomize, relu2
 from data import normal
-from recipes import README, execute, run, sections, torchrun
+from recipes import README, execute, hide_gpu, run, sections, torchrun
 
 import sparse24
 
@@ -22,10 +21,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch):
-    """Also where there is one: sizes are small, and two processes need two."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def no_gpu(request, monkeypatch):
+    hide_gpu(request, monkeypatch)
 
 
 def test_every_recipe_is_tested():
@@ -169,15 +166,13 @@ def test_nanochat():
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
-def test_fsdp2(tmp_path):
+def test_fsdp2(tmp_path, backend):
     """Two processes with half of the tokens each learn what one with all of them learns."""
     losses = [float(torchrun("FSDP2", tmp_path, n).removeprefix("loss ")) for n in (1, 2)]
     assert losses[0] < 1.0 and abs(losses[1] - losses[0]) < 0.02 * losses[0], losses
 
 
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch without gloo")
-def test_tensor_parallelism(tmp_path):
+def test_tensor_parallelism(tmp_path, backend):
     """The recipe compares its output with that of the whole network; the gradients are in test_distributed.py."""
     printed = torchrun("Tensor parallelism", tmp_path, 2)  # the ranks' lines may be mixed
     assert all(f"rank {rank}: [128, 64] of the gradient of W1" in printed for rank in range(2)), printed
