@@ -19,6 +19,7 @@ from sparse24.convert.forward import disabled
 from sparse24.env import build_info, print_env
 from sparse24.mlp import relu2_mlp
 from sparse24.mlp.scale import bounding_factor
+from sparse24.mlp.weights import prune24, soft_threshold24
 from sparse24.ops import functions as _functions
 from sparse24.ops.functions import *
 from sparse24.training import SAC_SAVE_OPS, Recipe, Schedule
@@ -42,7 +43,9 @@ __all__ = [
     "disabled",
     "nn",
     "print_env",
+    "prune24",
     "relu2_mlp",
     "revert",
+    "soft_threshold24",
 ]
 __all__ += _functions.__all__

@@ -1,4 +1,4 @@
-"""How the backward pass treats the token direction."""
+"""What of the network is sparse beside its activation: the token direction of the backward pass, and the weights."""
 
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Literal
@@ -12,10 +12,19 @@ _FEATURE_MULTIPLE = 64
 #: 067); there the step takes 0.61 of the time, and 0.90 without delayed scales.
 _FP8_FEATURES = 1280
 
+#: Which weights are 2:4.
+SparseWeights = Literal["none", "up", "both"]
+
+
+def check_sparse_weights(what: str, value: object) -> None:
+    """Check such a choice."""
+    if value not in ("none", "up", "both"):
+        fail(what, 'sparse_weights to be "none", "up" or "both"', f'"{value}"')
+
 
 @dataclass(unsafe_hash=True)
 class Recipe:
-    """Options of the backward pass of `sparse24.relu2_mlp` where it runs sparse.
+    """What is sparse in `sparse24.relu2_mlp`, where it runs sparse, beside the activation.
 
     The weight gradients are products over tokens. Their sparse operand, the activation or the gradient of the
     pre-activation, has to be 2:4 along *tokens*, and is pruned to that on top of the forward's mask along features.
@@ -49,6 +58,11 @@ class Recipe:
         With ``precision="fp8"``: whether the products of the weight gradients are float8 too, so that all six are,
         where both weights get a gradient, and "sparse", without `residual` and with `reuse_mask`. Otherwise they are in
         x's dtype. Default: for networks of 1,280 input features or more, where it is faster.
+    sparse_weights : {"none", "up", "both"}
+        "up": w1 enters every product as `sparse24.prune24` of it, in groups along its input features: five of six GEMMs
+        of a training step have a sparse operand. "both": w2 too, in groups along its output features: six of six. The
+        gradients are exact for the network with these weights, and pass straight through to all entries. With
+        ``sparse=False`` no weight is pruned; with few tokens, which run dense, they are.
 
     Raises
     ------
@@ -66,6 +80,7 @@ class Recipe:
     residual: bool = False
     reuse_mask: bool = True
     fp8_weight_gradients: bool | None = None
+    sparse_weights: SparseWeights = "none"
 
     # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
 
@@ -75,6 +90,7 @@ class Recipe:
         if not 0 <= self.dense_features <= 1:
             fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
         self.dense_features = float(self.dense_features)
+        check_sparse_weights("Recipe", self.sparse_weights)
         for name in ("permute_tokens", "residual", "reuse_mask"):
             setattr(self, name, boolean("Recipe", name, getattr(self, name)))
         if self.fp8_weight_gradients is not None:

@@ -39,6 +39,7 @@ from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
 from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
 from sparse24.mlp.transforms import run_transformed
+from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
 from sparse24.ops.few_tokens import MAX_TOKENS
@@ -120,7 +121,8 @@ def relu2_mlp(
         GEMM, then a compressing pass, which is slower but for some sizes of fp8. In sparse fp8 with neither `scale_y`
         nor `scale_y_factor` that saves one rounding of the activation, to bfloat16.
     recipe : Recipe, optional
-        How the backward pass treats the token direction. Default: ``Recipe()``.
+        What is sparse beside the activation: the products over tokens of the backward pass, and the weights. Default:
+        ``Recipe()``.
     hot_features : Tensor [H], optional
         int64: the features whose weight gradients are dense, H = ``recipe.hot_features(F)``. They may be those of an
         earlier step. Nothing can refuse what lies on a device: repeated indices and those that are not from 0 to F - 1
@@ -130,7 +132,7 @@ def relu2_mlp(
         Save x and the weights only, and run the first GEMM again in the backward pass. The same bits; dense in 16 bits
         the same up to the rounding of one product.
     sparse : bool
-        False: dense at the same precision.
+        False: dense at the same precision, with weights that are not pruned.
     threshold : float
         Finite, from 0: the activation is zero where the pre-activation does not exceed it, ``y = h^2 where h >
         threshold``; so is the gradient. What is kept is not shifted. It is compared in float32 with h as it is rounded.
@@ -199,6 +201,10 @@ def relu2_mlp(
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8)
     above = threshold_of("relu2_mlp", threshold)
+    if recipe.sparse_weights != "none":
+        check_groups(recipe.sparse_weights, w1, w2)
+        if sparse:
+            w1, w2, w2_rows = pruned_weights(recipe.sparse_weights, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
     compiling = torch.compiler.is_compiling()
     transformed = in_torch_func() or (not compiling and in_forward_mode())
     tokens = x.unsqueeze(0) if x.dim() == 1 else x if x.dim() == 2 and not compiling else x.flatten(0, -2)
