@@ -2,6 +2,7 @@
 
 `relu2_mlp` and `nn.ReLU2MLP` run a feed-forward network whose activation keeps two of each four neighbours. They are
 composed from ``torch.ops.sparse24.*``, which are here with their documentation: `sparse24.ops`.
+`relu2_experts` and `nn.ReLU2Experts` run many of them, the experts of a mixture, as one.
 `convert` makes the networks of an existing model run that way, `revert` and `disabled` undo it for good and for a
 while. `activation_stats` measures what pruning an activation drops, and `analyze_model` does so for all networks of a
 model; `build_info` and ``python -m sparse24 info`` tell what was built.
@@ -17,6 +18,7 @@ from sparse24.analyze import ActivationStats, ModelReport, activation_stats, ana
 from sparse24.convert import ConvertConfig, ConvertReport, convert, revert
 from sparse24.convert.forward import disabled
 from sparse24.env import build_info, print_env
+from sparse24.experts import relu2_experts
 from sparse24.mlp import relu2_mlp
 from sparse24.mlp.scale import bounding_factor
 from sparse24.mlp.weights import prune24, soft_threshold24
@@ -44,6 +46,7 @@ __all__ = [
     "nn",
     "print_env",
     "prune24",
+    "relu2_experts",
     "relu2_mlp",
     "revert",
     "soft_threshold24",

@@ -17,6 +17,7 @@ ORDER = (
     ("recipe",),
     ("ops",),
     ("mlp",),
+    ("experts",),
     ("nn",),
     ("convert", "schedule"),
     ("analyze",),

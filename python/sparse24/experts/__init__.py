@@ -1,0 +1,141 @@
+"""Squared-ReLU experts: many feed-forward networks, each for its own rows of one matrix.
+
+    y = 2:4 of max(x @ w1[e].T, 0)^2         e is the expert of the row
+    out = row_scale * (y @ w2[e].T)
+
+On CUDA all experts run together, and where their rows begin is data that the host never reads. On the CPU they run one
+after another, as `relu2_mlp` (`sparse24.experts.reference`).
+"""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from sparse24._autocast import without_autocast, without_autograd
+from sparse24.experts.arguments import Arguments
+from sparse24.experts.checks import check_columns, check_float8, check_operands, check_recipe, check_row_scale, fail
+from sparse24.experts.choice import pays
+from sparse24.experts.forward import activation, output
+from sparse24.experts.function import Experts
+from sparse24.experts.products import readable
+from sparse24.experts.reference import options_of, relu2_experts_reference
+from sparse24.format import FEATURES
+from sparse24.mlp import Precision
+from sparse24.mlp.arguments import Plan
+from sparse24.ops.activation import RELU2
+from sparse24.ops.forward_mode import in_torch_func, refuse_tangents
+from sparse24.recipe import Recipe
+
+_DEFAULT_RECIPE = Recipe()
+
+
+def relu2_experts(
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    offsets: Tensor,
+    *,
+    row_scale: Tensor | None = None,
+    precision: Precision = "auto",
+    w1_scale: Tensor | None = None,
+    w2_scale: Tensor | None = None,
+    recipe: Recipe | None = None,
+    sparse: bool = True,
+) -> Tensor:
+    """``row_scale * (max(x @ w1[e].T, 0)^2 @ w2[e].T)``, e the expert of each row, with the activation pruned to 2:4.
+
+    What ``relu2_mlp(x[a:b], w1[e], w2[e], min_tokens=0)`` gives for the rows a to b of each expert, times their
+    factors. The host does not wait for the device and never learns how many rows an expert has: a call can be captured
+    in a CUDA graph and replayed with other offsets.
+
+    On CUDA it runs dense, at the same precision and without pruning, with few rows per expert on average
+    (`sparse24.experts.pays`), and where F is not a multiple of 16 (16-bit) or 32 (fp8); and with `sparse` False.
+
+    Parameters
+    ----------
+    x : Tensor [S, D]
+        Rows sorted by expert. bfloat16 or float16; on the CPU also float32. Under autocast x and the weights are cast
+        to the autocast dtype.
+    w1 : Tensor [E, F, D]
+        The first weights, each as `torch.nn.Linear` stores it. Any floating dtype: float32 master weights are cast to
+        x's dtype, and get their gradients in float32. float8_e4m3fn needs `w1_scale`.
+    w2 : Tensor [E, D_out, F]
+        The second weights, likewise.
+    offsets : Tensor [E]
+        int32, on x's device: where the rows of each expert end, as `offs` of torch._grouped_mm. They ascend, and an
+        expert without rows repeats the number before it. Rows from the last one on belong to no expert: they give
+        zeros and get gradients of zero, and may hold anything, NaN too, in x and in the gradient. On the CPU other
+        offsets are refused. On CUDA nothing can refuse them: they read and write out of bounds.
+    row_scale : Tensor [S], optional
+        A factor for each row of the result, such as the router's weight: float32 or of x's dtype. Rows are multiplied
+        before they are rounded, or once more after it.
+    precision : {"auto", "16bit", "fp8"}
+        As in `sparse24.relu2_mlp`.
+    w1_scale : Tensor [E, F] or [E], optional
+        Dequantising multipliers of float8 weights, float32: one for each row, or one for each expert.
+    w2_scale : Tensor [E, D_out] or [E], optional
+        Likewise.
+    recipe : Recipe, optional
+        How the backward pass treats the direction of the rows; groups of them are formed within an expert. Default:
+        ``Recipe()``. `reuse_mask` must be True. On CUDA the products over rows are dense and exact.
+    sparse : bool
+        False: dense at the same precision.
+
+    Returns
+    -------
+    Tensor [S, D_out]
+        Of x's dtype (or the autocast dtype).
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.relu2_experts: expected <argument> <rule>, got <value>``. D, F and D_out have to be multiples of 16
+        in fp8, and of 8 on CUDA.
+
+    Notes
+    -----
+    Differentiable once with respect to x, w1, w2 and row_scale; float8 weights get no gradient. An expert without rows
+    gets zeros. On CUDA float16 goes through torch's products for it, which wait for the device.
+
+    Examples
+    --------
+    >>> x, offsets = torch.randn(6, 8), torch.tensor([4, 4, 6], dtype=torch.int32)
+    >>> w1, w2 = torch.randn(3, 32, 8), torch.randn(3, 8, 32)
+    >>> out = sparse24.relu2_experts(x, w1, w2, offsets)
+    >>> torch.testing.assert_close(out[:4], sparse24.relu2_mlp(x[:4], w1[0], w2[0]))
+    """
+    device_type = x.device.type if isinstance(x, Tensor) else "cpu"
+    autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else getattr(x, "dtype", None)
+    check_operands(x, w1, w2, offsets, dtype)
+    check_row_scale(row_scale, x, dtype)
+    fp8 = check_float8(precision, w1, w2, w1_scale, w2_scale)
+    recipe = _DEFAULT_RECIPE if recipe is None else recipe
+    check_recipe(recipe)
+    if in_torch_func():
+        fail("no transform of torch.func (relu2_mlp has them)", "one")
+    if not torch.compiler.is_compiling():
+        refuse_tangents("relu2_experts", (x, w1, w2, row_scale))
+
+    x = x.to(dtype)
+    w1, w2 = (w if w.dtype == torch.float8_e4m3fn else w.to(dtype) for w in (w1, w2))
+    needed = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w1, w2, row_scale)]
+    experts, features, _ = w1.shape
+    with without_autocast(device_type):
+        if not x.is_cuda:
+            operands = x, w1, w2, row_scale, offsets, w1_scale, w2_scale
+            return relu2_experts_reference(*operands, fp8, sparse, *options_of(recipe), needed)
+        check_columns(w1, w2, fp8)
+        x, w1, w2 = readable(x), readable(w1), readable(w2)
+        sparse = sparse and features % FEATURES[fp8] == 0 and pays(x.shape[0], experts, fp8=fp8)
+        plan = Plan(RELU2, fp8, sparse, roots=any(needed) and dtype == torch.float16 and not fp8)
+        return grouped(Arguments(x, w1, w2, row_scale, offsets, w1_scale, w2_scale, plan), any(needed))
+
+
+def grouped(arguments: Arguments, learns: bool) -> Tensor:
+    """Run all experts together."""
+    if learns:
+        return Experts.apply(*arguments)
+    with nullcontext() if torch.compiler.is_compiling() else without_autograd():
+        return output(arguments, activation(arguments))

@@ -1,0 +1,47 @@
+"""The backward pass of the experts.
+
+    dy = grad @ w2, of each row with the weights of its expert
+    dh = row_scale * dy * 2 sqrt(y)          at the entries that the forward kept
+    dx = dh @ w1
+    dw1, dw2 = dh.T @ x, (row_scale * grad).T @ y      over the rows of each expert
+    drow_scale = sum of y * dy over the features
+
+Products over rows are dense here, whatever the recipe says: exact under the forward's mask.
+"""
+
+import torch
+from torch import Tensor
+
+from sparse24._autocast import without_autocast
+from sparse24.experts.arguments import Arguments, Needed
+from sparse24.experts.forward import dense, root
+from sparse24.experts.products import by_expert, over_rows, readable, sixteen_bit, zero_beyond_
+from sparse24.mlp.arguments import Activated
+
+
+def gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of x, w1, w2 and row_scale that are needed, from that of the output [S, D_out]."""
+    with without_autocast(grad.device.type):
+        return _gradients(a, activated, needed, readable(grad))
+
+
+def _gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:
+    dtype, offsets = grad.dtype, a.offsets
+    dx = dw1 = dw2 = drow = None
+    if needed.x or needed.w1 or needed.row_scale:
+        dy = by_expert(grad, sixteen_bit(a.w2, a.w2_scale, dtype), offsets)
+        if needed.row_scale:
+            drow = zero_beyond_((dense(activated, a) * dy).sum(1, dtype=torch.float32), offsets).to(a.row_scale.dtype)
+    if needed.x or needed.w1:
+        factor = 2 * root(activated, a)
+        if a.row_scale is not None:
+            factor = factor * a.row_scale.unsqueeze(1)
+        dh = (dy * factor).to(dtype)
+        if needed.x:
+            dx = zero_beyond_(by_expert(dh, sixteen_bit(a.w1, a.w1_scale, dtype), offsets), offsets)
+        if needed.w1:
+            dw1 = over_rows(dh, a.x, offsets)
+    if needed.w2:
+        scaled = grad if a.row_scale is None else (grad * a.row_scale.unsqueeze(1)).to(dtype)
+        dw2 = over_rows(scaled, dense(activated, a), offsets)
+    return dx, dw1, dw2, drow

@@ -1,0 +1,19 @@
+"""Whether the experts run 2:4 or dense. Sizes decide: how the rows are spread is data on the device."""
+
+from sparse24._symbolic import or_true
+
+#: Rows per expert, on average, from which `relu2_experts` runs sparse on CUDA.
+MIN_ROWS = {"16bit": 256, "fp8": 256}
+
+
+def pays(rows: int, experts: int, *, fp8: bool = False) -> bool:
+    """Whether `relu2_experts` runs sparse by default on CUDA.
+
+    Parameters
+    ----------
+    rows, experts : int
+        Rows of x and experts of the weights.
+    fp8 : bool
+        The precision.
+    """
+    return or_true(rows >= MIN_ROWS["fp8" if fp8 else "16bit"] * experts)

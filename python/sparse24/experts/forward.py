@@ -1,0 +1,58 @@
+"""The two halves of the experts: x to the activation, and the activation to the output. They only compute."""
+
+from torch import Tensor
+
+from sparse24.experts.arguments import Arguments
+from sparse24.experts.products import by_expert, by_expert_fp8, float8_experts, zero_beyond_
+from sparse24.mlp.arguments import Activated
+from sparse24.ops import compress, compress_fp8, decompress, quantize_fp8
+
+
+def activation(a: Arguments) -> Activated:
+    """Compute the activation [S, F] of all experts, 2:4 along features where the plan is sparse, or its root."""
+    plan, stored = a.plan, a.plan.stored
+    if plan.fp8:
+        q, q_scale = quantize_fp8(a.x)
+        h = by_expert_fp8(q, q_scale, *float8_experts(a.w1, a.w1_scale), a.offsets)
+        if plan.sparse:
+            return Activated(*compress_fp8(h, None, **stored.options))
+        y, scale = quantize_fp8(stored(h))
+        return Activated(y, None, scale)
+    h = by_expert(a.x, a.w1.mT, a.offsets)
+    if plan.sparse:
+        return Activated(*compress(h, **stored.options), None)
+    return Activated(stored(h), None, None)
+
+
+def output(a: Arguments, activated: Activated) -> Tensor:
+    """Multiply the activation with the second weights, and each row with its factor: [S, D_out] of x's dtype."""
+    if activated.scale is None:
+        out = by_expert(dense(activated, a), a.w2.mT, a.offsets)
+    else:
+        y = _matrix(activated, a)
+        out = by_expert_fp8(y, activated.scale, *float8_experts(a.w2, a.w2_scale), a.offsets).to(a.x.dtype)
+    if a.row_scale is not None:
+        out.mul_(a.row_scale.unsqueeze(1))  # in float32 where the factors are, rounded once more
+    return zero_beyond_(out, a.offsets)
+
+
+def dense(activated: Activated, a: Arguments) -> Tensor:
+    """Return the activation itself [S, F], dense and in 16 bits (float32 on the CPU)."""
+    y = _matrix(activated, a)
+    if activated.scale is not None:
+        return (y.float() * activated.scale).to(a.x.dtype)
+    return y.square() if a.plan.roots else y
+
+
+def root(activated: Activated, a: Arguments) -> Tensor:
+    """Return ``max(h, 0)`` in float32 where the activation was kept, and zero elsewhere."""
+    if a.plan.roots:
+        return _matrix(activated, a).float()
+    return dense(activated, a).float().sqrt()
+
+
+def _matrix(activated: Activated, a: Arguments) -> Tensor:
+    values, meta, _ = activated
+    if meta is None:
+        return values
+    return decompress(values, meta, values.shape[0], a.w1.shape[1])
