@@ -146,7 +146,8 @@ def convert(
     small random weights computes ``W2 max(W1 x + b1, 0)^2 + b2``; also `torch.nn.Sequential`, layers in lists, and
     the network inside of `torch.nn.TransformerEncoderLayer` and `torch.nn.TransformerDecoderLayer`. So inlined
     activations are found, `torch.nn.Linear` subclasses that cast float32 weights too, and gated, leaky and smoothed
-    variants are not.
+    variants are not. It has to be that network for inputs of every shape, in every dtype that it takes, and in its
+    gradients.
 
     The report counts networks with an activation of the ReLU family, and modules whose layers have common names
     (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
@@ -190,7 +191,8 @@ def convert(
     before. It also runs as before conversion with inputs that the kernels do not take, such as float32 on CUDA without
     autocast, and with further arguments, unless they are None or their default. Hooks for all modules of the process
     see the network and not its children; hooks of accelerate that only move inputs to the weights are followed.
-    Conversion is whole or not at all: where it raises, nothing has changed.
+    Conversion is whole or not at all: where it raises, nothing has changed. A replica has other sizes than a large
+    module, and random weights and inputs: what a forward does at one size or for one value alone is not seen.
     Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
     activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
     quantised per token.

@@ -156,8 +156,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "sparse": True,
         # False: the module runs as before conversion.
         "sparse24_enabled": True,
-        # Whether its delayed scales are used (`sparse24.nn.ReLU2MLP`).
-        "scales_known": False,
+        **delayed_scales.ATTRIBUTES,
         "refresh_scales": refresh_scales,
         "_sparse24_converted": True,
         "_sparse24_base": base,
@@ -188,7 +187,7 @@ def uninstall(module: nn.Module) -> None:
     drop_copies(module)
     stop_renewing(module)
     _set_class(module, type(module)._sparse24_base)  # type: ignore[attr-defined]
-    for attribute in ("_sparse24", "sparse", "sparse24_enabled", "scales_known"):
+    for attribute in ("_sparse24", "sparse", "sparse24_enabled", *delayed_scales.ATTRIBUTES):
         module.__dict__.pop(attribute, None)
     if module._buffers.pop(SCALES, None) is not None:
         module._non_persistent_buffers_set.discard(SCALES)

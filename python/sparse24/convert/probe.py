@@ -1,32 +1,44 @@
 """Find out by running it what a module computes: ``W2 max(W1 x + b1, 0)^2 + b2``, or something else.
 
-What runs is a replica, whose weights are small random matrices: the module itself is not touched, zeros of an
-initialisation hide nothing, and weights on the meta device are no obstacle. The first weight is positive, so there are
-tokens that make all of the hidden layer negative. They must come out as *exact* zeros in every precision: no leak and
-no smoothing is small enough to pass.
+What runs is a replica of small sizes (`sparse24.convert.trial`): the module itself is not touched. Where that computes
+the network, it has to do so whatever shape its input has, in every dtype that it takes, and in its gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparse24.convert.layers import weight_of
-from sparse24.convert.reason import Mismatch, reason
-from sparse24.convert.replica import Network, device_of, make_replica, replace_bias, replace_weight, run
+from sparse24.convert.reason import Mismatch
+from sparse24.convert.replica import Network
+from sparse24.convert.trial import ROUGH, Trial
+from sparse24.errors import dtype_name
 from sparse24.format import FP8
 
-#: Largest error, in units of the same sum of magnitudes. float64 leaves room for a detour through float32, and float32
-#: for TF32.
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-_TOLERANCE_FP8 = 0.15
-#: Of the inputs. Squared ReLU looks the same at every magnitude, and nothing that is smoother at zero or bounded does.
-_MAGNITUDES = (2.0**-6, 1.0, 8.0, 128.0)
-#: Of inputs in types where sums of larger squares overflow.
-_SMALL_MAGNITUDES = {torch.float16: _MAGNITUDES[:3], FP8: (1.0,)}
 #: What is raised where sizes are not those that a module insists on.
 _OF_SIZES = (RuntimeError, ValueError, AssertionError, IndexError)
+#: Weights with more entries are not tried at their own sizes where smaller ones do.
+_QUICK = 2**18
+#: That a model may be cast to.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: How the tokens [magnitudes, 3, d] of a trial are arranged else: one, a list, transposed, so many that a module may
+#: cut them into parts.
+_ARRANGED: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x[0, 2],
+    lambda x: x[0, 2:],
+    lambda x: x[:1, 2:],
+    lambda x: x.flatten(0, 1),
+    lambda x: x.transpose(0, 1),
+    lambda x: x[None],
+    lambda x: x.flatten(0, 1).repeat(300, 1)[None],
+    lambda x: x.flatten(0, 1).repeat(300, 1)[:, None],
+)
+_SHAPE = "it computes something else for inputs of another shape"
+_SIZES = "it computes something else at its own sizes than at smaller ones"
+_GRADIENTS = "its gradients are not those of W2 relu(W1 x)^2, as where something is detached"
 
 
 def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) -> Network | Mismatch:
@@ -52,14 +64,16 @@ def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) ->
     mismatch: Mismatch | None = None
     for small in (True, False) if own_sizes else (True,):  # a module may insist on its own sizes
         for network in networks:
-            for dtype, x_dtype in _dtypes(module, network):
+            tried = network.smaller() if small else network
+            for dtypes in _dtypes(module, network):
                 try:
-                    found = _try(module, network.smaller() if small else network, dtype, x_dtype)
+                    found = _try(module, tried, *dtypes)
                 except Exception as caught:  # of the module, and it may be anything
                     errors.append(caught)
                     continue
                 if isinstance(found, bool):
-                    return replace(network, in_training=found)
+                    different = _difference(module, network, tried, dtypes)
+                    return different or replace(network, in_training=found)
                 mismatch = mismatch or found
                 break  # it runs in this dtype: the answer holds
         if mismatch:
@@ -78,43 +92,45 @@ def _dtypes(module: nn.Module, network: Network) -> Iterator[tuple[torch.dtype, 
     return iter([(torch.float64, torch.float64), (own, own), (own, torch.bfloat16)])
 
 
-def _try(module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype) -> bool | Mismatch:
+def _try(
+    module: nn.Module, network: Network, dtype: torch.dtype, x_dtype: torch.dtype, tolerance: float = 0
+) -> bool | Mismatch:
     """Whether a replica of the module with random weights is the network in training too; or how it differs."""
-    device = device_of(module)
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-    replica = make_replica(module)
-    w1 = replace_weight(replica, network.up, normal(network.f, network.d).abs() / network.d, dtype, device)
-    w2 = replace_weight(replica, network.down, normal(network.d_out, network.f), dtype, device)
-    directions = torch.stack([-normal(network.d).abs(), normal(network.d).abs(), normal(network.d)])
-    of_type = _SMALL_MAGNITUDES.get(FP8 if dtype == FP8 else x_dtype, _MAGNITUDES)
-    magnitudes = torch.tensor(of_type, dtype=torch.float64, device="cpu")
-    x = (magnitudes.reshape(-1, 1, 1) * directions).to(x_dtype)  # [magnitudes, 3, d]
-
     in_training = True
-    tolerance = _TOLERANCE_FP8 if dtype == FP8 else _TOLERANCE[x_dtype]
     for biases in (False, True):
-        b1 = replace_bias(replica, network.up, normal(network.f) * biases, x_dtype, device)
-        b2 = replace_bias(replica, network.down, normal(network.d_out) * biases, x_dtype, device)
-        h = x.double() @ w1.t() + b1
-        expected = h.clamp(min=0).square() @ w2.t() + b2
-        scale = (x.double().abs() @ w1.t() + b1.abs()).square() * (h > 0) @ w2.abs().t() + b2.abs()
+        trial = Trial(module, network, dtype, x_dtype, biases, tolerance)
         for training in (False, True):
-            out = run(replica, x.to(device, copy=True), training)
-            if not isinstance(out, Tensor) or out.shape != expected.shape:
-                return Mismatch(f"its forward returns {_describe(out)}", False)
-            out = out.double().cpu()
-            leaks = not biases and out[:, 0].count_nonzero() > 0
-            if leaks or not bool(((out - expected).abs() <= tolerance * scale).all()):
-                if training and not module.training:
-                    in_training = False
-                    continue
-                return reason(module, network, dtype, x_dtype, tolerance)
+            found = trial.mismatch(training)
+            if found and training and not module.training:
+                in_training = False
+            elif found:
+                return found
     return in_training
 
 
-def _describe(out: object) -> str:
-    return f"a tensor of shape {list(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+def _difference(
+    module: nn.Module, network: Network, tried: Network, dtypes: tuple[torch.dtype, torch.dtype]
+) -> Mismatch | None:
+    """Tell where a module that was the network in one trial is another. What it refuses to run says nothing."""
+    trial = Trial(module, tried, *dtypes, biases=True)
+    if any(_ran(lambda arranged=arranged: trial.mismatch(False, arranged)) for arranged in _ARRANGED):
+        return Mismatch(_SHAPE, True)
+    if dtypes[0] == torch.float64 and _ran(trial.gradients_differ):
+        return Mismatch(_GRADIENTS, True)
+    if tried != network and max(network.d, network.d_out) * network.f <= _QUICK:
+        if isinstance(_ran(lambda: _try(module, network, *dtypes)), Mismatch):
+            return Mismatch(_SIZES, True)
+    own = weight_of(module, network.up.name).dtype
+    for others in () if own == FP8 else [(own, torch.bfloat16), *((t, t) for t in _DTYPES)]:
+        found = None if others == dtypes else _ran(lambda others=others: _try(module, tried, *others, ROUGH))
+        if isinstance(found, Mismatch):
+            return Mismatch(f"in {dtype_name(others[1])} {found.reason}", True)
+    return None
+
+
+def _ran(call: Callable[[], Any]) -> Any:
+    """Call something that runs the module, which may refuse."""
+    try:
+        return call()
+    except Exception:  # of the module, and it may be anything
+        return None

@@ -32,6 +32,10 @@ class Network:
     d_out: int
     in_training: bool = True
 
+    def layers(self) -> tuple[Layer, Layer]:
+        """Give both."""
+        return self.up, self.down
+
     def smaller(self) -> "Network":
         """Shrink it to sizes that are quick to try. The hidden layer's differs from the others, which tells layouts."""
         return replace(self, d=32, f=80, d_out=32 if self.d_out == self.d else 48)
@@ -43,13 +47,14 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0) -> object:
-    """Call it, without gradients, and leave the state of random numbers as it was."""
+def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0, gradients: bool = False) -> object:
+    """Call it, and leave the state of random numbers as it was."""
     for module in replica.modules():
         module.training = training
     devices = [x.device] if x.is_cuda else []
     # Dropout without a module draws random numbers in training: it differs, and leaves no trace.
-    with torch.no_grad(), torch.random.fork_rng(devices), torch.autocast(x.device.type, enabled=False):
+    autocast = torch.autocast(x.device.type, enabled=False)
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices), autocast:
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed devices that are not restored
         if x.is_cuda:
             torch.cuda.default_generators[x.device.index].manual_seed(seed)

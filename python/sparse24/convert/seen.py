@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse24.nn import delayed_scales
 from sparse24.nn.children import ACCELERATE, call_problem
 
 #: Attributes of these types are compared by value.
@@ -22,7 +23,8 @@ _IGNORED = {
     *nn.Module().__dict__,
     *dir(nn.Module),
     *ACCELERATE,
-    *("_sparse24", "_copies", "sparse", "sparse24_enabled", "scales_known", "refresh_scales"),
+    *("_sparse24", "_copies", "sparse", "sparse24_enabled", "refresh_scales"),
+    *delayed_scales.ATTRIBUTES,
     *("_is_hf_initialized", "gradient_checkpointing", "_gradient_checkpointing_func"),
 }
 #: In place of a value: there is a method of this name in the class, and nothing in the instance.

@@ -83,10 +83,13 @@ class ReLU2MLP(nn.Module):
     scales_known : bool
         Whether they are used. An eager forward pass finds out by itself. A compiled one does not: it runs with exact
         scales, slower, until `refresh_scales` (which `sparse24.Schedule` calls) has found those of a step.
+    calls_with_unknown_scales : int
+        How many eager forward passes with gradients found that they are not: they look ever more rarely.
     """
 
     sparse: bool = True
-    scales_known: bool = False
+    scales_known: bool = delayed_scales.ATTRIBUTES["scales_known"]
+    calls_with_unknown_scales: int = delayed_scales.ATTRIBUTES["calls_with_unknown_scales"]
     _threshold = "0.0"  # of modules that were saved without one
     _decodes = False
     _copies = None

@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from sparse24.mlp import Precision
 from sparse24.recipe import Recipe
 
+#: What modules have beside the buffer, and its default: whether all of its scales are known, and how many eager forward
+#: passes with gradients found that they were not.
+ATTRIBUTES = {"scales_known": False, "calls_with_unknown_scales": 0}
+
 
 def wanted(precision: Precision, recipe: Recipe | None, features: int) -> bool:
     """Tell whether the steps of a network of so many input features use delayed scales."""
@@ -56,7 +60,8 @@ def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
     if not known and not torch.compiler.is_compiling() and torch.is_grad_enabled():
         capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
         if not capturing:
-            calls = module.__dict__["_unknown_calls"] = module.__dict__.get("_unknown_calls", 0) + 1
+            module.calls_with_unknown_scales += 1
+            calls = module.calls_with_unknown_scales
             known = calls & (calls - 1) == 0 and refresh(module, name)
     return scales, known
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from convert_models import EXACT, HIDDEN, CountOps, D, Inline, SquaredReLU, WithModule, randomize, relu2
 from data import normal
 from torch import nn
@@ -126,3 +127,112 @@ def test_autocast_decides_about_the_dtype(device):
     with torch.autocast(device, torch.bfloat16), CountOps() as ops:
         out = module(x)
     assert ops.sparse == 1 and out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("largest", [1e3, 1e5, torch.finfo(torch.float16).max, 1e30])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_what_is_bounded_is_another_network(device, largest, where):
+    """However large the bound is."""
+
+    def bounded(h):
+        return relu2(h.clamp(max=largest**0.5)) if where == "before" else relu2(h).clamp(max=largest)
+
+    reason = "it is not W2 relu(W1 x)^2 for large inputs, as where something is clipped"
+    assert convert(Inline(activation=bounded).to(device)) == reason
+
+
+SHAPE = "it computes something else for inputs of another shape"
+SIZES = "it computes something else at its own sizes than at smaller ones"
+LEAKY = "its activation is not zero for negative inputs, as that of a leaky or smoothed variant"
+BRANCHES = {
+    "one token": (lambda x: x.shape[-2] == 1, SHAPE),
+    "many tokens": (lambda x: x.shape[-2] > 4096, SHAPE),
+    "a large batch": (lambda x: x.dim() == 3 and x.shape[0] > 1000, SHAPE),
+    "a batch of one": (lambda x: x.shape[0] == 1, SHAPE),
+    "tokens without a batch": (lambda x: x.dim() == 2, SHAPE),
+    "one token alone": (lambda x: x.dim() == 1, SHAPE),
+    "four dimensions": (lambda x: x.dim() == 4, SHAPE),
+    "strides": (lambda x: not x.is_contiguous(), SHAPE),
+    "features": (lambda x: x.shape[-1] == D, SIZES),
+    **{str(t): (lambda x, t=t: x.dtype == t, f"in {str(t)[6:]} {LEAKY}") for t in (torch.bfloat16, torch.float16)},
+    "float32": (lambda x: x.dtype == torch.float32, f"in float32 {LEAKY}"),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_what_depends_on_its_input_is_another_network(device, name):
+    """On the shape, the sizes or the type of it: squared ReLU for some inputs, and something else for others."""
+    condition, reason = BRANCHES[name]
+
+    class Branching(Inline):
+        def forward(self, x):
+            h = self.c_fc(x)
+            return self.c_proj(F.gelu(h) if condition(x) else relu2(h))
+
+    assert convert(Branching().to(device)) == reason
+
+
+def test_outputs_have_the_type_of_the_input(device):
+    class Float(Inline):
+        def forward(self, x):
+            return super().forward(x).float()
+
+    assert convert(Float().to(device)) == "in bfloat16 its forward returns float32 for bfloat16"
+
+
+def test_what_cuts_its_input_into_parts_is_the_network(device):
+    """What it computes does not depend on the shape; what it refuses says nothing."""
+
+    class Parts(Inline):
+        def forward(self, x):
+            assert x.dim() == 3 and x.shape[0] < 100
+            parent = super().forward
+            return torch.cat([parent(part) for part in x.split(2, 1)], 1)
+
+    assert convert(Parts().to(device)) is None
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        return relu2(h)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def scaled(y):
+    return y.detach() + 0.5 * (y - y.detach())
+
+
+class DetachedInput(Inline):
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+OTHER_GRADIENTS = {
+    "detached activation": lambda: Inline(activation=lambda h: relu2(h).detach()),
+    "detached input": DetachedInput,
+    "straight through": lambda: Inline(activation=StraightThrough.apply),
+    "scaled": lambda: Inline(activation=lambda h: scaled(relu2(h))),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_GRADIENTS)
+def test_gradients_belong_to_the_network(device, name):
+    reason = "its gradients are not those of W2 relu(W1 x)^2, as where something is detached"
+    assert convert(OTHER_GRADIENTS[name]().to(device)) == reason
+
+
+def test_without_any_gradients_it_is_the_network(device):
+    """As code for inference alone is, also if conversion runs in inference mode."""
+
+    class Inference(Inline):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    assert convert(Inference().to(device)) is None
+    with torch.inference_mode():
+        assert convert(Inline().to(device)) is None

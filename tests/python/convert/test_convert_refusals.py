@@ -129,7 +129,7 @@ REFUSALS = {
     ),
     "clipped at a thousand": (
         lambda: Inline(activation=lambda h: relu2(h).clamp(max=1e3)),
-        "it does not compute W2 relu(W1 x)^2",
+        "it is not W2 relu(W1 x)^2 for large inputs, as where something is clipped",
     ),
     "square": (lambda: Inline(activation=torch.square), LEAKY),
     "linear": (lambda: Inline(activation=lambda h: h), "it has no activation between its layers"),

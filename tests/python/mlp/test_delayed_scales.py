@@ -1,6 +1,7 @@
 """Modules that keep the scales of their float8 steps: known when they are, saved, loaded, copied, cast and compiled."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_converted(device):
 
     torch.manual_seed(0)
     ffn = torch.nn.Sequential(FFN().to(device, torch.bfloat16))
-    keys = list(ffn.state_dict())
+    keys, attributes = list(ffn.state_dict()), set(vars(ffn[0]))
     config = sparse24.ConvertConfig(dtype="fp8", recipe=RECIPE, min_tokens=0)
     sparse24.convert(ffn, config, quiet=True)
     module = make(device, dtype=torch.bfloat16)
@@ -143,7 +144,13 @@ def test_converted(device):
     assert ffn[0].scales_known and list(ffn.state_dict()) == keys
     assert copy.deepcopy(ffn)[0].scales_known
     sparse24.revert(ffn)
-    assert not ffn[0]._buffers and "scales_known" not in ffn[0].__dict__
+    assert not ffn[0]._buffers and vars(ffn[0]).keys() == attributes
+    sparse24.convert(ffn, config, quiet=True)  # again: what it counts is no attribute that has changed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            ffn(x).backward(grad)
+    assert ffn[0].scales_known
 
 
 def test_what_is_default(device):
