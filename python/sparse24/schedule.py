@@ -8,7 +8,7 @@ from torch import nn
 
 from sparse24._options import whole_number
 from sparse24.errors import fail
-from sparse24.nn import ReLU2MLP
+from sparse24.nn import ReLU2Experts, ReLU2MLP
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Schedule:
         Parameters
         ----------
         model : Module
-            With `sparse24.nn.ReLU2MLP` modules or modules that were converted to run as one.
+            With `sparse24.nn.ReLU2MLP` or `sparse24.nn.ReLU2Experts` modules, or modules that were converted to run
+            as one.
         step : int
             Counted from 0.
 
@@ -95,5 +96,5 @@ class Schedule:
 
 def _feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
-        if isinstance(module, ReLU2MLP) or getattr(module, "_sparse24_converted", False):
+        if isinstance(module, (ReLU2MLP, ReLU2Experts)) or getattr(module, "_sparse24_converted", False):
             yield module

@@ -19,6 +19,7 @@ from sparse24.experts.choice import pays
 from sparse24.experts.forward import activation, output
 from sparse24.experts.function import Experts
 from sparse24.experts.products import readable
+from sparse24.experts.pruning import pruned
 from sparse24.experts.reference import options_of, relu2_experts_reference
 from sparse24.format import FEATURES
 from sparse24.mlp import Precision
@@ -78,7 +79,8 @@ def relu2_experts(
         Likewise.
     recipe : Recipe, optional
         How the backward pass treats the direction of the rows; groups of them are formed within an expert. Default:
-        ``Recipe()``. `reuse_mask` must be True. On CUDA the products over rows are dense and exact.
+        ``Recipe()``. `reuse_mask` must be True. Weights that it makes 2:4 are pruned in each call, and multiplied as
+        dense matrices. On CUDA the products over rows are dense and exact.
     sparse : bool
         False: dense at the same precision.
 
@@ -113,6 +115,8 @@ def relu2_experts(
     fp8 = check_float8(precision, w1, w2, w1_scale, w2_scale)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_recipe(recipe)
+    if recipe.sparse_weights != "none" and sparse:
+        w1, w2 = pruned(recipe.sparse_weights, w1, w2, w2_scale)
     if in_torch_func():
         fail("no transform of torch.func (relu2_mlp has them)", "one")
     if not torch.compiler.is_compiling():

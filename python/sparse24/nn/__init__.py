@@ -14,6 +14,7 @@ from sparse24.mlp.decode import decoded, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
+from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_state import quantized, state_for_float, state_for_quantized
 from sparse24.nn.weight_copies import (
     Copies,

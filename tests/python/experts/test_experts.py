@@ -222,3 +222,17 @@ def test_layouts(device):
         (torch.cat([w1, w1], 1)[:, :HIDDEN], w2),
     ):
         assert_same_bits(sparse24.relu2_experts(x, first, second, offsets), expected)
+
+
+@pytest.mark.parametrize("kind", ["up", "both"])
+@pytest.mark.parametrize("quantised", [False, True], ids=["sixteen_bit", "fp8"])
+def test_weights_that_a_recipe_prunes(kind, quantised):
+    x, offsets = rows(BF16, "cpu")
+    w1, w2 = weights(BF16, "cpu")
+    scales = {}
+    if quantised:
+        w1, w2, scales["w1_scale"], scales["w2_scale"] = float8(w1, w2)
+    recipe = sparse24.Recipe(sparse_weights=kind)
+    for sparse in (True, False):
+        out = sparse24.relu2_experts(x, w1, w2, offsets, **scales, recipe=recipe, sparse=sparse)
+        assert_same_bits(out, one_by_one(x, w1, w2, offsets, **scales, recipe=recipe, sparse=sparse))

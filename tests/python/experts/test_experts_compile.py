@@ -19,6 +19,9 @@ from sparse24.ops.activation import RELU2
 
 BF16 = torch.bfloat16
 
+# Dynamo makes an instance of each autograd function.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
 
 @pytest.fixture
 def counter():

@@ -1,0 +1,201 @@
+"""ReLU2Experts: relu2_experts with parameters of its own, and tokens that a router sends to several of them."""
+
+import copy
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_same_bits
+from data import normal
+from mixture import HIDDEN, OUT, D, rows
+
+import sparse24
+
+BF16 = torch.bfloat16
+EXPERTS, TOP = 6, 2
+
+# Dynamo makes an instance of each autograd function.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+def module(device, dtype=BF16, dim_out=OUT, **options):
+    torch.manual_seed(0)
+    return sparse24.nn.ReLU2Experts(EXPERTS, D, HIDDEN, dim_out, device=device, dtype=dtype, **options)
+
+
+def routing(tokens, device):
+    """Tokens, the experts of each (never the fourth), and factors."""
+    x = normal(tokens, D, dtype=BF16, seed=7).to(device)
+    scores = normal(tokens, EXPERTS, dtype=torch.float32, seed=8)
+    scores[:, 3] = -torch.inf
+    weights, index = scores.sigmoid().topk(TOP)
+    return x, index.to(device), weights.to(device)
+
+
+def one_at_a_time(m, x, index, weights):
+    """Every choice of every token on its own."""
+    out = x.new_zeros(len(x), m.down_proj.shape[1], dtype=torch.float32)
+    for t in range(len(x)):
+        for e, w in zip(index[t].tolist(), weights[t], strict=True):
+            if e < m.num_experts:
+                y = sparse24.relu2_mlp(x[t : t + 1], m.up_proj[e], m.down_proj[e], min_tokens=0)
+                out[t] = out[t] + (y * w)[0]
+    return out.to(x.dtype)
+
+
+def test_module_is_the_function(device, dtype):
+    m = module(device, dtype)
+    x, offsets = rows(dtype, device, (7, 0, 1, 30, 12, 4))
+    scale = normal(len(x), dtype=torch.float32, seed=4).to(device)
+    expected = sparse24.relu2_experts(x, m.up_proj, m.down_proj, offsets, row_scale=scale)
+    assert_same_bits(m(x, offsets, scale), expected)
+    m.sparse = False
+    expected = sparse24.relu2_experts(x, m.up_proj, m.down_proj, offsets, sparse=False)
+    assert_same_bits(m(x, offsets), expected)
+
+
+def test_names_and_shapes_of_the_state(device):
+    shapes = {name: tuple(p.shape) for name, p in module(device).named_parameters()}
+    assert shapes == {"up_proj": (EXPERTS, HIDDEN, D), "down_proj": (EXPERTS, OUT, HIDDEN)}
+    assert list(module(device).state_dict()) == list(shapes)
+    assert module(device, dim_out=None).down_proj.shape == (EXPERTS, D, HIDDEN)
+
+
+def test_what_it_prints():
+    text = repr(module("cpu", recipe=sparse24.Recipe("dense"), precision="fp8"))
+    assert f"{EXPERTS} experts, {D} -> {HIDDEN} -> {OUT}, precision=fp8, recipe=Recipe(" in text
+    assert "float8_e4m3fn" in repr(module("cpu").quantize_())
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 23])
+def test_tokens_of_a_router(device, tokens):
+    m = module(device)
+    x, index, weights = routing(tokens, device)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            m.routed(x, index, weights), one_at_a_time(m, x, index, weights), rtol=2e-2, atol=2e-2
+        )
+
+
+def test_an_index_beyond_the_experts_is_nobodys(device):
+    """As experts are that other devices have."""
+    m = module(device)
+    x, index, weights = routing(23, device)
+    index[::3, 0] = EXPERTS
+    index[1] = EXPERTS
+    with torch.no_grad():
+        out = m.routed(x, index, weights)
+        torch.testing.assert_close(out, one_at_a_time(m, x, index, weights), rtol=2e-2, atol=2e-2)
+    assert not out[1].any()
+
+
+def test_gradients_of_tokens_and_factors(device):
+    m = module(device)
+    x, index, weights = routing(23, device)
+    grad = normal(23, OUT, dtype=BF16, seed=9).to(device)
+    results = []
+    for run in (m.routed, lambda *t: one_at_a_time(m, *t)):
+        own = [t.detach().clone().requires_grad_() for t in (x, weights)]
+        out = run(own[0], index, own[1])
+        results.append(torch.autograd.grad(out, (*own, m.up_proj, m.down_proj), grad))
+    for name, a, b in zip(("x", "weights"), *results, strict=False):
+        torch.testing.assert_close(a, b, rtol=5e-2, atol=5e-2 * b.abs().max().item(), msg=name)
+    assert not results[0][2][3].any()  # nobody chose it
+
+
+def test_routing_is_compiled_whole(device):
+    torch._dynamo.reset()
+    m = module(device)
+    compiled = torch.compile(m.routed, backend="aot_eager", fullgraph=True, dynamic=True)
+    for tokens in (23, 40):
+        x, index, weights = routing(tokens, device)
+        x.requires_grad_()
+        grads = []
+        for run in (compiled, m.routed):
+            out = run(x, index, weights)
+            grads.append((out, *torch.autograd.grad(out.float().square().sum(), (x, m.up_proj, m.down_proj))))
+        for a, b in zip(*grads, strict=True):
+            assert_same_bits(a, b)
+    torch._dynamo.reset()
+
+
+def test_module_trains(device):
+    """A step of gradient descent lowers the loss."""
+    m = module(device, torch.float32)
+    x, index, weights = routing(64, device)
+    target = normal(64, OUT, dtype=BF16, seed=5).to(device)
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.5)
+    losses = []
+    for _ in range(5):
+        loss = F.mse_loss(m.routed(x, index, weights).float(), target.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_quantised(device):
+    m = module(device)
+    x, offsets = rows(BF16, device, (7, 0, 1, 30, 12, 4))
+    exact = m(x, offsets)
+    q = copy.deepcopy(m).quantize_()
+    assert not list(q.parameters())
+    assert {n: t.dtype for n, t in q.state_dict().items()} == {
+        "up_proj": torch.float8_e4m3fn,
+        "up_proj_scale": torch.float32,
+        "down_proj": torch.float8_e4m3fn,
+        "down_proj_scale": torch.float32,
+    }
+    out = q(x, offsets)
+    torch.testing.assert_close(out, exact, rtol=0.2, atol=0.1 * exact.abs().max().item())
+    assert q.quantize_() is q and q.half().up_proj.dtype == torch.float8_e4m3fn
+    assert q.up_proj_scale.dtype == torch.float32
+    assert_same_bits(q(x, offsets), out)
+
+
+def test_states_across_quantisation(device):
+    m = module(device)
+    q = copy.deepcopy(m).quantize_()
+    loaded = module(device).quantize_()
+    loaded.load_state_dict(m.state_dict())
+    for name, t in q.state_dict().items():
+        assert_same_bits(loaded.state_dict()[name], t)
+    back = module(device)
+    file = io.BytesIO()
+    torch.save(q.state_dict(), file)
+    file.seek(0)
+    back.load_state_dict(torch.load(file))
+    torch.testing.assert_close(back.up_proj, m.up_proj, rtol=0.07, atol=1e-2)
+    state = q.state_dict()
+    del state["up_proj_scale"]
+    with pytest.raises(RuntimeError, match="expected the state to have up_proj_scale beside float8 weights, got none"):
+        back.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"precision": "int4"}, 'precision to be .*, got "int4"'),
+        ({"num_experts": 0}, "num_experts to be at least 1, got 0"),
+    ],
+    ids=["precision", "experts"],
+)
+def test_refusals(options, sentence):
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.nn\.ReLU2Experts: expected {sentence}"):
+        sparse24.nn.ReLU2Experts(**{"num_experts": 2, "dim": 32, "hidden": 64, **options})
+
+
+def test_what_cannot_be_quantised_is_refused():
+    with pytest.raises(RuntimeError, match='expected precision to be "auto" or "fp8" to quantise, got "16bit"'):
+        module("cpu", precision="16bit").quantize_()
+    with pytest.raises(RuntimeError, match="expected multiples of 16 features to quantise, got 40"):
+        sparse24.nn.ReLU2Experts(2, 32, 40).quantize_()
+
+
+def test_a_schedule_sets_its_switch():
+    model = torch.nn.Sequential(module("cpu"))
+    schedule = sparse24.Schedule(10, dense_warmup_steps=4)
+    assert not schedule.apply(model, 0) and not model[0].sparse
+    assert schedule.apply(model, 4) and model[0].sparse
