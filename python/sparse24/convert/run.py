@@ -15,7 +15,7 @@ from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
 from sparse24.mlp.choice import few_tokens, tokens_that_pay
-from sparse24.mlp.decode import decoded, learns
+from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_moved, run_moved, weight_problem
@@ -37,23 +37,37 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     problem = weight_problem(conversion.up.name, first.weight) or weight_problem(conversion.down.name, second.weight)
     if problem is not None:
         return problem
+    infers = not learns(x, first.weight, second.weight, first.bias, second.bias)
     rows = None
-    if _copies_help(conversion, first) and not learns(x, first.weight, second.weight, first.bias, second.bias):
+    if infers and _copies_help(conversion, first):
         first, second, rows = _for_inference(module, conversion, first, second)
-        if rows is not None and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
-            weights = Weight(first.weight, first.scale), Weight(rows, second.scale)
-            out = decoded(x, *weights, first.bias, second.bias, float(conversion.options.get("threshold", 0)))
-            if out is not None:
-                return out
+    # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
+    scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
+    factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
+    if infers and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
+        options = conversion.options
+        out = inferred(
+            x,
+            Weight(first.weight, first.scale),
+            Weight(second.weight, second.scale),
+            rows,
+            first.bias,
+            second.bias,
+            precision=conversion.precision,
+            recipe=options.get("recipe"),
+            scale_y=scale_y,
+            scale_y_factor=factor,
+            threshold=float(options.get("threshold", 0)),
+            min_tokens=options.get("min_tokens"),
+            sparse=module.sparse,
+        )
+        if out is not None:
+            return out
     problem = _input_problem(x, first.weight.device if moved else None)
     if problem is None and moved and first.weight.device != second.weight.device:
         problem = "its layers are on different devices"
     if problem is not None:
         return problem
-    # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
-    scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
-    factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
-
     scales, known_scales = delayed_scales.for_step(module, SCALES)
 
     def network(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
 from sparse24.mlp.checks import check_fp8_sizes
-from sparse24.mlp.decode import decoded, learns
+from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
@@ -154,10 +154,24 @@ class ReLU2MLP(nn.Module):
         up, down = self._modules["up_proj"], self._modules["down_proj"]
         first, second = (Weight(layer.weight, getattr(layer, "weight_scale", None)) for layer in (up, down))
         rows = self._rows(second.values) if self._decodes else None
-        if rows is not None and type(x) is Tensor and not torch.compiler.is_compiling():
+        factor = factor_of(up, scale_y)
+        if type(x) is Tensor and not torch.compiler.is_compiling():
             if not learns(x, first.values, second.values, up.bias, down.bias):
-                rows_and_scale = Weight(rows, second.scale)
-                out = decoded(x, first, rows_and_scale, up.bias, down.bias, self.threshold)
+                out = inferred(
+                    x,
+                    first,
+                    second,
+                    rows,
+                    up.bias,
+                    down.bias,
+                    precision=self.precision,
+                    recipe=self.recipe,
+                    scale_y=scale_y,
+                    scale_y_factor=factor,
+                    threshold=self.threshold,
+                    min_tokens=self.min_tokens,
+                    sparse=self.sparse,
+                )
                 if out is not None:
                     return out
         scales, known = delayed_scales.for_step(self, "delayed_scales")
@@ -171,7 +185,7 @@ class ReLU2MLP(nn.Module):
             w1_scale=first.scale,
             w2_scale=second.scale,
             scale_y=scale_y,
-            scale_y_factor=factor_of(up, scale_y),
+            scale_y_factor=factor,
             min_tokens=self.min_tokens,
             recipe=self.recipe,
             recompute=self.recompute,

@@ -72,7 +72,7 @@ def test_a_wrong_variant_has_no_time(tmp_path, monkeypatch, wrong):
         return (out[0] * 0.5, *out[1:]) if isinstance(out, tuple) else out * 1.05
 
     if wrong == "relu2_mlp_few":
-        monkeypatch.setattr("sparse24.mlp.decode.relu2_mlp_few", changed)
+        monkeypatch.setattr("sparse24.mlp.inference.relu2_mlp_few", changed)
     else:
         monkeypatch.setattr(sparse24, wrong, lambda *a, **o: (torch.zeros_like(right(*a, **o)[0]),))
     out = tmp_path / "records.json"

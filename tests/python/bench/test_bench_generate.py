@@ -25,7 +25,7 @@ def test_all_variants_are_verified(tmp_path):
 
 def test_a_wrong_network_has_no_time(tmp_path, monkeypatch):
     right = sparse24.relu2_mlp_few
-    monkeypatch.setattr("sparse24.mlp.decode.relu2_mlp_few", lambda *a: right(*a) * 1.5)
+    monkeypatch.setattr("sparse24.mlp.inference.relu2_mlp_few", lambda *a: right(*a) * 1.5)
     out = tmp_path / "generate.json"
     run("generate", *SMOKE, "--batches", "1", "--out", out, status=1)
     records = {r["variant"]: r for r in json.loads(out.read_text())}

@@ -157,7 +157,7 @@ def _negated(t: Tensor) -> Tensor:
 
 
 def _sparse(t: Tensor) -> Tensor:
-    """``t.to_sparse()``, which torch has not for every dtype; torch warns where the checks are not asked for this way."""
+    """``t.to_sparse()``, which torch has not for every dtype; it warns unless checks are asked for this way."""
     there = t.to(torch.complex128) != 0
     with torch.sparse.check_sparse_tensor_invariants():
         return torch.sparse_coo_tensor(there.nonzero().t(), t[there], t.shape)

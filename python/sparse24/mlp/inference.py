@@ -1,0 +1,111 @@
+"""The network for inference as modules call it: with as little on the host as the checks allow."""
+
+import torch
+from torch import Tensor
+
+from sparse24._autocast import without_autograd
+from sparse24.format import FEATURES
+from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
+from sparse24.mlp.choice import may_be_few, pays, runs_few
+from sparse24.mlp.forward import activation, output
+from sparse24.ops.activation import RELU2, ActivationFunction
+from sparse24.ops.few_tokens import relu2_mlp_few
+from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
+from sparse24.recipe import Recipe
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether a call with these is differentiated."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def inferred(
+    x: Tensor,
+    first: Weight,
+    second: Weight,
+    rows: Tensor | None,
+    b1: Tensor | None,
+    b2: Tensor | None,
+    *,
+    precision: str,
+    recipe: Recipe | None,
+    scale_y: Tensor | None,
+    scale_y_factor: Tensor | None,
+    threshold: float,
+    min_tokens: int | None,
+    sparse: bool,
+) -> Tensor | None:
+    """Compute what `relu2_mlp` does, where that is `relu2_mlp_few` or 2:4 and nothing has to be cast.
+
+    None otherwise, for whatever reason: then `relu2_mlp` is to be called. The same of what does not fit, which it
+    refuses in its own words.
+
+    Parameters
+    ----------
+    x : Tensor
+        A plain tensor; the call is not differentiated, and not traced.
+    first, second : Weight
+        w1 and w2, with their scales where they are float8.
+    rows : Tensor, optional
+        `w2_rows`, with the scale of the second weight.
+    b1, b2, precision, recipe, scale_y, scale_y_factor, threshold, min_tokens, sparse
+        As in `relu2_mlp`.
+    """
+    w1, w2 = first.values, second.values
+    dtype, device = x.dtype, x.device.type
+    fp8 = first.scale is not None
+    if (
+        dtype not in _DTYPES
+        or device not in ("cpu", "cuda")
+        or torch.is_autocast_enabled(device)
+        or (dtype == torch.float32 and x.is_cuda)
+        or fp8 != (second.scale is not None)
+        or precision == ("16bit" if fp8 else "fp8")
+        or (recipe is not None and recipe.sparse_weights != "none")
+    ):
+        return None
+    if not fp8 and not (w1.dtype == w2.dtype == dtype and (rows is None or rows.dtype == dtype)):
+        return None
+    if (b1 is not None and b1.dtype != dtype) or (b2 is not None and b2.dtype != dtype):
+        return None
+    place = x.get_device()
+    if w1.get_device() != place or w2.get_device() != place or (rows is not None and rows.get_device() != place):
+        return None
+    d_ff, d = w1.shape
+    if d == 0 or x.dim() == 0 or x.shape[-1] != d or in_torch_func() or in_forward_mode():
+        return None
+    tokens, d_out = x.numel() // d, w2.shape[0]
+    if rows is not None and may_be_few(tokens):
+        if not runs_few(tokens, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
+            return None
+        with without_autograd():
+            return relu2_mlp_few(x, w1, rows, b1, b2, first.scale, second.scale, threshold)
+
+    if not sparse or tokens == 0 or x.dim() == 1 or w2.shape[1] != d_ff or d_ff % FEATURES[fp8] != 0:
+        return None
+    if fp8:
+        if d % 16 or d_out % 16 or (b1 is not None and dtype != torch.bfloat16) or not _is_number(scale_y, place):
+            return None
+    elif scale_y is not None or scale_y_factor is not None:
+        return None
+    if min_tokens is not None:
+        enough = tokens >= min_tokens
+    else:
+        one_scale = scale_y is not None and second.scale is not None and second.scale.numel() == 1
+        enough = not x.is_cuda or pays(tokens, d_ff, d_out, fp8=fp8, one_scale=one_scale)
+    if not enough:
+        return None
+    function = RELU2 if threshold == 0 else ActivationFunction("relu2", threshold)
+    plan = Plan(function, fp8, sparse=True, fused=True)
+    scales = first.scale, second.scale, scale_y, scale_y_factor
+    with without_autograd():
+        arguments = Arguments(x if x.dim() == 2 else x.flatten(0, -2), w1, w2, b1, b2, *scales, None, plan, DENSE)
+        out = output(arguments, activation(arguments))
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], d_out)
+
+
+def _is_number(scale: Tensor | None, place: int) -> bool:
+    """Whether a scale is missing, or one float32 number on the device."""
+    return scale is None or (scale.numel() == 1 and scale.dtype == torch.float32 and scale.get_device() == place)
