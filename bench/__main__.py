@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "cases.generate",
     "nanochat_step": "cases.nanochat_step",
     "train_gpt": "training.train_gpt",
+    "corpus": "training.corpus",
     "accuracy": "studies.accuracy",
     "token_direction": "studies.token_direction",
     "tune_mm": "tuning.mm",

@@ -35,8 +35,8 @@ def _of_one_gpu(records: list[results.Record]) -> str:
     parts += model_tables.all_tables(usual)
     hot = [r for r in usual if r.get("sustained_us") and r["median_us"] and r["bench"] != "nanochat_step"]
     parts.append(ffn_tables.back_to_back(hot))
-    if runs:
-        parts.append(_gpt_table(runs))
+    sizes = dict.fromkeys(r["config"]["size"]["dim"] for r in runs)
+    parts += [_gpt_table([r for r in runs if r["config"]["size"]["dim"] == dim]) for dim in sizes]
     return "\n\n".join(filter(None, parts))
 
 
@@ -144,8 +144,10 @@ def _models_table(records: list[results.Record]) -> str:
 def _gpt_table(records: list[results.Record]) -> str:
     first = records[0]
     commits = ", ".join(dict.fromkeys(r["commit"][:7] for r in records))
+    shape = first["config"]["size"]
     title = (
-        f"**A GPT in training**, 12 layers, 768 wide, {first['tokens'] / 1e6:.0f} million tokens of Python sources. "
+        f"**A GPT in training**, {shape['layers']} layers, {shape['dim']} wide, {first['tokens'] / 1e6:.0f} million "
+        "tokens of Python sources. "
         f"Loss on held-out text, mean over the seeds. Of commits {commits}: rates are those of the default recipe's "
         "runs alone, since the other recipes ran with older kernels in part; over the run's own dense steps, they are "
         "of one process"

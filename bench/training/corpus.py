@@ -2,13 +2,20 @@
 
 The `.py` files of the standard library and of site-packages, without exact duplicates, in an order that depends on
 their relative paths only. One file in 32 is held out, chosen by a hash of its path: no file is in both parts.
+
+    python -m bench corpus --out corpus.pt.xz --tokens 50003968 --folder SITE_PACKAGES ...
+
+keeps the tokens in a file, for a machine that has less text or that many runs share.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import hashlib
+import lzma
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +43,17 @@ class Corpus:
     digest: str
 
 
-def read(tokens: int, held_out_tokens: int, vocabulary: int, *, stdlib_only: bool = False) -> Corpus:
+def read(
+    tokens: int,
+    held_out_tokens: int,
+    vocabulary: int,
+    *,
+    stdlib_only: bool = False,
+    folders: Sequence[Path] = (),
+) -> Corpus:
     """About `tokens` tokens to train on (fewer where the machine has less text) and `held_out_tokens` to judge by.
+
+    `folders` are read after the machine's own; of files with one relative path the first is taken.
 
     `vocabulary` 256 takes bytes as they are; a larger one is a byte-pair encoding, learned from the training part by
     the package `tokenizers`.
@@ -46,7 +62,7 @@ def read(tokens: int, held_out_tokens: int, vocabulary: int, *, stdlib_only: boo
     wanted = [count * (1 if vocabulary == BYTES else 5) for count in (tokens, held_out_tokens)]
     parts: list[list[bytes]] = [[], []]
     sizes = [0, 0]
-    for path, text in _files(stdlib_only):
+    for path, text in _files(stdlib_only, folders):
         part = int(_digest(path.encode(), b"split")[:8], 16) % HELD_OUT_ONE_IN == 0
         if sizes[part] < wanted[part]:
             parts[part].append(text)
@@ -61,10 +77,43 @@ def read(tokens: int, held_out_tokens: int, vocabulary: int, *, stdlib_only: boo
     return Corpus(train, held_out, vocabulary, sum(map(len, parts)), round(ratio, 3), digest)
 
 
-def _files(stdlib_only: bool) -> Iterator[tuple[str, bytes]]:
+def write(corpus: Corpus, path: Path) -> None:
+    """Keep the tokens in a file, compressed where its name ends so."""
+    fields = dataclasses.asdict(corpus)
+    fields |= {name: fields[name].to(torch.uint16) for name in ("train", "held_out")}
+    with lzma.open(path, "wb") if path.suffix == ".xz" else path.open("wb") as file:
+        torch.save(fields, file)
+
+
+def load(path: Path) -> Corpus:
+    """Read what `write` has written."""
+    with lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb") as file:
+        fields = torch.load(file, weights_only=True)
+    fields |= {name: fields[name].to(torch.int32) for name in ("train", "held_out")}
+    return Corpus(**fields)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--held-out", type=int, default=256 * 1025)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--folder", type=Path, action="append", default=[], help="with text beside the machine's own")
+    args = parser.parse_args(argv)
+    corpus = read(args.tokens, args.held_out, args.vocabulary, folders=args.folder)
+    write(corpus, args.out)
+    print(
+        f"{args.out}: {corpus.train.numel():,} tokens of {corpus.files:,} files, {corpus.bytes_per_token} bytes each; "
+        f"digest {corpus.digest}"
+    )
+    return 0
+
+
+def _files(stdlib_only: bool, folders: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
     """Relative path and content of each file, shuffled by a hash of the path."""
-    folders = sysconfig.get_paths()
-    roots = [folders["stdlib"]] if stdlib_only else [folders["stdlib"], folders["purelib"], folders["platlib"]]
+    own = sysconfig.get_paths()
+    roots = [own["stdlib"]] if stdlib_only else [own["stdlib"], own["purelib"], own["platlib"], *folders]
     found: dict[str, Path] = {}
     for root in map(Path, dict.fromkeys(roots)):
         for path in root.rglob("*.py"):
@@ -111,7 +160,10 @@ def _byte_pairs(texts: list[bytes], vocabulary: int):
     tokenizer.train_from_iterator(sample, trainer)
 
     def encode(parts: list[bytes]) -> torch.Tensor:
-        encoded = tokenizer.encode_batch_fast([part.decode(errors="replace") for part in parts])
-        return torch.cat([torch.tensor([*one.ids, END], dtype=torch.int32) for one in encoded])
+        tokens = []
+        for i in range(0, len(parts), 256):  # what is encoded takes a hundred bytes a token
+            encoded = tokenizer.encode_batch_fast([part.decode(errors="replace") for part in parts[i : i + 256]])
+            tokens += [torch.tensor([*one.ids, END], dtype=torch.int32) for one in encoded]
+        return torch.cat(tokens)
 
     return encode

@@ -25,10 +25,12 @@ class Run:
     ffn: str
     recipe: str
     seed: int
+    precision: str = "bf16"
 
     @property
     def variant(self) -> str:
-        return f"sparse_{self.recipe}" if self.ffn == "sparse" else "dense"
+        name = f"sparse_{self.recipe}" if self.ffn == "sparse" else "dense"
+        return name if self.precision == "bf16" else f"{name}_{self.precision}"
 
     @property
     def name(self) -> str:
@@ -66,6 +68,7 @@ class Log:
             "variant": run.variant,
             "ffn": run.ffn,
             "recipe": run.recipe,
+            "precision": run.precision,
             "seed": run.seed,
             "complete": False,
             "verified": False,

@@ -18,6 +18,8 @@ import sparse24
 from bench.training.corpus import Corpus
 from bench.training.log import Log, Record, Run, Settings
 from sparse24.bench import reference
+from sparse24.bench.ffn.training_baselines import mlp_float8, quantize
+from sparse24.bench.reference import FP8
 from sparse24.demo.model import GPT, DenseMLP, learning_rate_at
 
 #: What an ablation changes of the default recipe.
@@ -76,7 +78,7 @@ def train(
         windows = next(batches)
         if step == first:
             log.pause()
-            log.verified(lambda windows=windows, sparse=sparse: verify(model, windows, sparse))
+            log.verified(lambda windows=windows, sparse=sparse: verify(model, windows, sparse, run.precision))
         loss = model(windows)
         if step == first and "error" not in log.record:
             log.verified(lambda loss=loss, windows=windows: verify_compiled(model, windows, loss))
@@ -108,13 +110,27 @@ def train(
 
 
 def build(run: Run, settings: Settings, vocabulary: int) -> GPT:
-    make = sparse_mlp(sparse24.Recipe(**RECIPES[run.recipe])) if run.ffn == "sparse" else DenseMLP
+    fp8 = run.precision == "fp8"
+    if run.ffn == "sparse":
+        make = sparse_mlp(sparse24.Recipe(**RECIPES[run.recipe], fp8_weight_gradients=fp8), run.precision)
+    else:
+        make = DenseFloat8MLP if fp8 else DenseMLP
     return GPT(settings.size, vocabulary, make, run.seed)
 
 
-def sparse_mlp(recipe: sparse24.Recipe) -> Callable[[int, int], nn.Module]:
+def sparse_mlp(recipe: sparse24.Recipe, precision: str) -> Callable[[int, int], nn.Module]:
     """Makes the FFNs of a sparse run: sparse for few tokens too, which is what is to be verified and evaluated."""
-    return lambda dim, hidden: sparse24.nn.ReLU2MLP(dim, hidden, recipe=recipe, min_tokens=0)
+    options = {"recipe": recipe, "min_tokens": 0, "precision": "fp8" if precision == "fp8" else "16bit"}
+    return lambda dim, hidden: sparse24.nn.ReLU2MLP(dim, hidden, **options)
+
+
+class DenseFloat8MLP(DenseMLP):
+    """The dense rival with all six products in float8, for torch.compile."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the FFN."""
+        w1, w2 = self.up_proj.weight.to(x.dtype), self.down_proj.weight.to(x.dtype)
+        return mlp_float8(x.flatten(0, -2), w1, w2).view_as(x)
 
 
 def schedule_start(schedule: sparse24.Schedule, steps: int) -> int:
@@ -136,23 +152,31 @@ def windows_of(tokens: torch.Tensor, settings: Settings, seed: int) -> Iterator[
         yield tokens[starts.to(tokens.device)[:, None] + offsets]
 
 
-def verify(model: GPT, windows: torch.Tensor, sparse: bool) -> Record:
-    """Each FFN against float64, pruned to 2:4 where it is sparse: at most twice the error of torch's bf16."""
+def verify(model: GPT, windows: torch.Tensor, sparse: bool, precision: str) -> Record:
+    """Each FFN against float64, pruned to 2:4 where it is sparse: at most twice the error of torch's precision."""
+    rounded = as_float8 if precision == "fp8" else lambda operand: operand
     errors, rivals, pruning = [], [], []
     for block, x in zip(model.blocks, model.ffn_inputs(windows), strict=True):
         x = x[:SAMPLE_TOKENS]
         # With gradients: the forward of training, which saves what its backward needs.
         out = block.mlp(x.clone().requires_grad_()).detach()
         w1, w2 = (w.weight.detach().to(model.dtype) for w in (block.mlp.up_proj, block.mlp.down_proj))
-        y, exact_y = F.relu(F.linear(x, w1)).square(), (x.double() @ w1.double().t()).relu_().square_()
+        y = F.relu(F.linear(rounded(x), rounded(w1))).square()
+        exact_y = (x.double() @ w1.double().t()).relu_().square_()
         dense = reference.product(exact_y, w2.t())
         if sparse:
             y, exact_y = reference.prune24(y, -1), reference.prune24(exact_y, -1)
         exact = reference.product(exact_y, w2.t())
-        rivals.append(reference.relative_error(F.linear(y, w2), exact))
+        rivals.append(reference.relative_error(F.linear(rounded(y), rounded(w2)), exact))
         pruning.append(reference.relative_error(exact, dense))
         errors.append(reference.expect_error(out, exact, 2 * rivals[-1] + reference.ABSOLUTE_SLACK))
     return {"ffn_error": errors, "ffn_error_of_torch": rivals, "pruning_error": pruning}
+
+
+def as_float8(x: torch.Tensor) -> torch.Tensor:
+    """What is left of a matrix in e4m3 with one scale."""
+    codes, scale = quantize(x, FP8)
+    return (codes.float() * scale).to(x.dtype)
 
 
 def verify_compiled(model: GPT, windows: torch.Tensor, loss: torch.Tensor) -> Record:

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "ffn_few_tokens": (few_tokens.draw, records("ffn_few_tokens")),
         "ffn_training": (training.draw, records("ffn_training")),
         "train_gpt": (gpt.draw, train_table.read(args.folder / "train_gpt")),
+        "train_gpt_1280": (gpt.draw, train_table.read(args.folder / "train_gpt_1280")),
     }
     written = 0
     for name, (draw, found) in drawings.items():

@@ -6,13 +6,16 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable
 
+from bench.reporting import train_table
 from sparse24.bench.drawing import FAINT, finish, plt
 from sparse24.bench.results import Record
 from sparse24.bench.variants import OURS, VARIANTS
 
 NAMES = {
-    "dense": "dense",
-    "sparse_default": "sparse24, default recipe",
+    "dense": "dense, bf16",
+    "dense_fp8": "dense, fp8: torch.compile, six products",
+    "sparse_default": "sparse24, bf16",
+    "sparse_default_fp8": "sparse24, fp8: six products",
     "sparse_large_split": "sparse24, 5 % dense features",
     "sparse_no_split": "sparse24, no dense features",
     "sparse_no_permutation": "sparse24, neighbouring tokens in a group",
@@ -20,7 +23,9 @@ NAMES = {
 }
 COLOURS = {
     "dense": "#4a5561",
+    "dense_fp8": VARIANTS["scaled_mm_tensor"].colour,
     "sparse_default": OURS,
+    "sparse_default_fp8": VARIANTS["sparse24_fp8"].colour,
     "sparse_large_split": "#e08bb0",
     "sparse_no_split": VARIANTS["sparse24_no_split"].colour,
     "sparse_no_permutation": "#c2554d",
@@ -35,21 +40,26 @@ def draw(runs: list[Record]) -> plt.Figure | None:
     if not runs:
         return None
     figure, axes = plt.subplots(3, 2, figsize=(10, 9))
-    dense = {r["seed"]: {step: loss for step, loss, _ in r["loss"]} for r in runs if r["ffn"] == "dense"}
+    dense = {seed: {step: loss for step, loss, _ in r["loss"]} for seed, r in train_table.dense_runs(runs).items()}
 
     def excess(run: Record) -> Points:
-        other = dense.get(run["seed"], {}) if run["ffn"] == "sparse" else {}
+        other = dense.get(run["seed"], {}) if run["variant"] != "dense" else {}
         return [(step, loss - other[step]) for step, loss, _ in run["loss"] if step in other]
 
     def looks(name: str) -> Callable[[Record], Points]:
         return lambda run: [(look["step"], 100 * statistics.mean(look[name])) for look in run["activations"]]
 
     panels = (
-        (axes[0, 0], lambda run: [(step, loss) for step, loss, _ in run["loss"]], "training loss", "step"),
+        (
+            axes[0, 0],
+            lambda run: [(tokens(run, step), loss) for step, loss, _ in run["loss"]],
+            "training loss",
+            "million tokens",
+        ),
         (axes[0, 1], excess, "training loss less that of the dense run of the same seed", "step"),
         (
             axes[1, 0],
-            lambda run: [(training_seconds(run, step), loss) for step, loss in run["held_out"]],
+            lambda run: [(train_table.training_seconds(run, step), loss) for step, loss in run["held_out"]],
             "held-out loss over training time",
             "seconds, at the rates of steady steps",
         ),
@@ -71,7 +81,7 @@ def draw(runs: list[Record]) -> plt.Figure | None:
     _zeros_by_layer(axes[1, 1], next((r for r in runs if r["variant"] == "sparse_default"), runs[0]))
     axes[0, 1].axhline(0, color="black", linewidth=0.6)
     switch = next((r["first_sparse_step"] for r in runs if r.get("first_sparse_step")), None)
-    for axis in axes.flat[[0, 1, 3, 4, 5]] if switch else ():
+    for axis in axes.flat[[1, 3, 4, 5]] if switch else ():
         axis.axvline(switch, color="black", linewidth=0.6, linestyle=":")
     if switch:
         axes[0, 1].annotate(
@@ -83,16 +93,9 @@ def draw(runs: list[Record]) -> plt.Figure | None:
     return finish(figure, runs)
 
 
-def training_seconds(run: Record, steps: int) -> float:
-    """Time of the first `steps` steps at the median rates of the phases: no compiling, no evaluation."""
-    counts: dict[str, int] = defaultdict(int)
-    switch = run.get("first_sparse_step")
-    counts["dense"] = steps if switch is None else min(steps, switch)
-    counts["sparse"] = steps - counts["dense"]
-    per_step = run["tokens"] / run["steps"]
-    rates = run["tokens_per_s"]
-    fallback = statistics.mean(rates.values()) if rates else float("nan")
-    return sum(count * per_step / rates.get(phase, fallback) for phase, count in counts.items() if count)
+def tokens(run: Record, steps: int) -> float:
+    """In millions."""
+    return steps * run["tokens"] / run["steps"] / 1e6
 
 
 def _band(axis: plt.Axes, lines: list[Points], name: str) -> None:

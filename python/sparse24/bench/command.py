@@ -75,7 +75,7 @@ class Plan:
         return replace(problem, cases=kept)
 
     def _training(self, size: Size, options: Options) -> Problem:
-        problem = training.problem(*size[:3], Sparsity(self.zeros), options, ablations=False)
+        problem = training.problem(*size[:3], Sparsity(self.zeros), options, variants=training.NO_ABLATIONS)
         kept = [case for case in problem.cases if case.race == "training" and case.variant in TRAINING]
         return replace(problem, cases=[case for case in kept if case.dtype in self.precisions])
 

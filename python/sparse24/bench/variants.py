@@ -37,6 +37,7 @@ VARIANTS = {
     "sparse24_no_split": Variant("sparse24, no dense features", "#12408f"),
     "sparse24_dense_dw": Variant("sparse24, dense weight gradients", "#bcd3fa"),
     "sparse24_fp8": Variant("sparse24, fp8", "#5b2fa8"),
+    "sparse24_fp8_compiled": Variant("sparse24, fp8, compiled", "#5b2fa8"),
     "sparse24_fp8_16bit_dw": Variant("sparse24, forward and dx in fp8", "#7b4fd0"),
 }
 

@@ -8,7 +8,9 @@ from benches import run
 
 import sparse24
 from bench.cases import model_stacks
+from bench.reporting import train_table
 from bench.studies import accuracy
+from bench.training import corpus
 from sparse24.bench.ffn import masks
 from sparse24.bench.reference import Unverified
 
@@ -148,6 +150,40 @@ def test_train_gpt_compares_runs_of_the_same_data_and_goes_on(tmp_path):
     assert 0 < shares[0] < shares[1]  # the densest features go through a dense product
 
     draw("train_gpt", tmp_path)
+
+
+def test_train_gpt_in_float8_is_compared_with_dense_float8(tmp_path):
+    """All six products in float8: the losses are those of bf16 up to rounding, and the table has dense fp8 too."""
+    runs = tmp_path / "train_gpt"
+    corpus_file = tmp_path / "corpus.pt.xz"
+    text = corpus.read(2560, 8 * 65, corpus.BYTES, stdlib_only=True)
+    corpus.write(text, corpus_file)
+    assert corpus.load(corpus_file).digest == text.digest
+    assert torch.equal(corpus.load(corpus_file).train, text.train)
+    printed = run(
+        "train_gpt", *SMOKE, "--seeds", "0", "--precision", "bf16,fp8", "--corpus", corpus_file, "--out", runs
+    )
+    assert "4 records, 0 of them not verified" in printed
+    names = ("dense", "dense_fp8", "sparse_default", "sparse_default_fp8")
+    records = {name: json.loads((runs / f"{name}_seed0.json").read_text()) for name in names}
+    losses = {name: torch.tensor([loss for _, loss, _ in r["loss"]]) for name, r in records.items()}
+    for name in names[1:]:
+        torch.testing.assert_close(losses[name], losses["dense"], rtol=5e-3, atol=0)
+    assert not torch.equal(losses["dense"], losses["dense_fp8"])
+    assert 0.02 < min(records["sparse_default_fp8"]["ffn_error"]) and max(records["sparse_default"]["ffn_error"]) < 0.02
+    head, _, *rows = next(part for part in printed.split("\n\n") if part.startswith("| FFN")).splitlines()
+    column = head.split(" | ").index("to dense fp8, in %")
+    filled = {row.split(" | ")[0].strip("| "): bool(row.split(" | ")[column].strip()) for row in rows}
+    assert filled == {name: name != "dense_fp8" for name in names}
+
+
+def test_time_to_a_loss_is_along_the_curve():
+    run = {"tokens": 1000, "steps": 10, "tokens_per_s": {"dense": 50.0, "sparse": 100.0}, "first_sparse_step": 5}
+    run["held_out"] = [[5, 4.0], [7, 3.0], [10, 2.0]]
+    assert train_table.training_seconds(run, 10) == 15
+    assert train_table.seconds_to(run, 3.5) == 11
+    assert train_table.seconds_to(run, 4.5) == 10
+    assert train_table.seconds_to(run, 1.9) is None
 
 
 def test_kept_entries_are_those_of_the_ffn(monkeypatch):

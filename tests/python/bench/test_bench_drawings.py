@@ -86,6 +86,8 @@ def test_a_colour_has_one_meaning_in_all_drawings():
     of_runs = dict(gpt.COLOURS)
     assert of_runs.pop("dense") == VARIANTS["fused_dense"].colour
     assert of_runs.pop("sparse_default") == VARIANTS["sparse24"].colour
+    assert of_runs.pop("dense_fp8") == VARIANTS["scaled_mm_tensor"].colour
+    assert of_runs.pop("sparse_default_fp8") == VARIANTS["sparse24_fp8"].colour
     assert of_runs.pop("sparse_no_split") == VARIANTS["sparse24_no_split"].colour
     colours = [*of_runs.values(), variant("another").colour]
     assert len(set(colours)) == len(colours) and not set(colours) & {v.colour for v in VARIANTS.values()}

@@ -56,7 +56,7 @@ class Graphs:
         return run
 
 
-@pytest.mark.parametrize("bench, arguments, most", [(ffn_forward, ["--zeros", "0.9"], 5), (ffn_training, [], 3)])
+@pytest.mark.parametrize("bench, arguments, most", [(ffn_forward, ["--zeros", "0.9"], 5), (ffn_training, [], 4)])
 def test_a_bench_compiles_nothing_that_workers_do_not(tmp_path, monkeypatch, bench, arguments, most):
     """What the jobs call is what the bench calls: function by function, and operand by operand."""
     monkeypatch.setattr(sizes, "QUICK", sizes.SMOKE[1:])

@@ -271,6 +271,7 @@ def test_runs_of_training_are_files_of_one_record(tmp_path):
     for (ffn, recipe), loss in losses.items():
         run = FACTS | {"bench": "train_gpt", "variant": f"{ffn}_{recipe}".rstrip("_"), "ffn": ffn, "recipe": recipe}
         run |= {"seed": 0, "complete": True, "verified": True, "held_out_loss": loss, "tokens": 20_000_000}
+        run |= {"config": {"size": {"layers": 12, "dim": 768}}}
         run |= {"tokens_per_s": {ffn: 1e6}, "peak_bytes": {ffn: 1e9}, "activations": [{"zeros": [0.9, 0.8]}]}
         paths.append(tmp_path / f"{run['variant']}_seed0.json")
         paths[-1].write_text(json.dumps(run))

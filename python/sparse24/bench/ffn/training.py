@@ -4,11 +4,11 @@ Variants of the races "training" (forward and backward) and "forward" (with what
 (relu2_mlp with the default recipe), `sparse24_compiled` (the same as part of a compiled model), `sparse24_no_split`
 (without the densest features' dense product), `sparse24_large_split` (with that of 5 % of them, not 2 %),
 `sparse24_dense_dw` (weight gradients by dense GEMMs), `sparse24_fp8` (all six GEMMs in fp8, with the scales of the step
-before, weights quantised inside, as each optimizer step makes it necessary), `sparse24_fp8_16bit_dw` (the weight
-gradients in bf16, and scales of rows), `torch_compile`, `fused_dense` (relu^2 and its derivative in epilogues of GEMMs,
-only y saved), `fused_dense_fp8` (the dense step with our quantisation and scales: relu^2, its derivative and the
-transposes of y and dh in epilogues) and `scaled_mm_tensor` (torch.compile, all six GEMMs in fp8, weights quantised
-inside too).
+before, weights quantised inside, as each optimizer step makes it necessary), `sparse24_fp8_compiled` (the same as part
+of a compiled model), `sparse24_fp8_16bit_dw` (the weight gradients in bf16, and scales of rows), `torch_compile`,
+`fused_dense` (relu^2 and its derivative in epilogues of GEMMs, only y saved), `fused_dense_fp8` (the dense step with
+our quantisation and scales: relu^2, its derivative and the transposes of y and dh in epilogues) and `scaled_mm_tensor`
+(torch.compile, all six GEMMs in fp8, weights quantised inside too).
 
 Verified against float64 with the mask held fixed: outputs and gradients of sparse24 may have twice the error of torch's
 bf16 under the same mask, and in fp8 what its mantissa costs. masks.py finds the masks; the weight gradients of
@@ -17,6 +17,9 @@ from those without that pruning.
 
 `saved_bytes` is what autograd holds between forward and backward: x and fp8 copies of weights included, weights not.
 `peak_bytes` is the most that a forward and backward allocate beside their inputs.
+
+With `FP8_ONLY` a problem has the race "training" of the variants in fp8 and of bf16's `torch_compile`, `fused_dense`
+and `sparse24`, the last one without a look at what it drops along tokens.
 """
 
 from __future__ import annotations
@@ -41,18 +44,28 @@ from sparse24.bench.precompile import Job, Operand
 BOUNDS = {"bf16": 2e-2, "fp8": 2e-1}
 NAMES = ("out", "dx", "dw1", "dw2")
 
+SIX_PRODUCTS = sparse24.Recipe(fp8_weight_gradients=True)
+
 Tensors = tuple[torch.Tensor, ...]
 
 
-def compilations(tokens: int, d_model: int, d_ff: int) -> list[Job]:
+#: Which variants a problem has.
+ALL, NO_ABLATIONS, FP8_ONLY = "all", "no ablations", "fp8 only"
+
+
+def compilations(tokens: int, d_model: int, d_ff: int, variants: str = ALL) -> list[Job]:
     """What `problem` has compiled, as it calls it."""
     operands = tuple(
         Operand(shape, requires_grad=True) for shape in ((tokens, d_model), (d_ff, d_model), (d_model, d_ff))
     )
     # Gradients, and of [tokens, d_ff] in 16 bits what is saved, its gradient, and copies.
     workspace = 2 * sum(operand.bytes for operand in operands) + 8 * Operand((tokens, d_ff)).bytes
-    functions = (baselines.mlp, training_baselines.mlp_float8, default_ffn)
-    return [Job(function, operands, workspace) for function in functions]
+    jobs = [
+        Job(baselines.mlp, operands, workspace),
+        Job(training_baselines.mlp_float8, operands, workspace),
+        Job(delayed_ffn, (*operands, Operand((4,), torch.float32)), workspace),
+    ]
+    return jobs if variants == FP8_ONLY else [*jobs, Job(default_ffn, operands, workspace)]
 
 
 def problem(
@@ -62,28 +75,27 @@ def problem(
     sparsity: Sparsity,
     options: Options,
     products: Callable[..., list[Case]] | None = None,
-    ablations: bool = True,
+    variants: str = ALL,
 ) -> Problem:
-    """All variants of one size; `products` makes cases of its GEMMs alone from x, w1, w2, dy.
-
-    `ablations`: other recipes than the default too.
-    """
+    """The variants of one size; `products` makes cases of its GEMMs alone from x, w1, w2, dy."""
     step = Step(*step_inputs(tokens, d_model, d_ff, sparsity, device=options.device, seed=options.seed))
     x, w1, w2 = step.plain
     zeros = 1 - torch.count_nonzero(F.linear(x, w1) > 0).item() / (tokens * d_ff)
     cases: list[Case] = []
     for build, names in (
         (partial(dense, step, options), {"variant": "torch_compile", "dtype": "bf16"}),
-        (partial(sparse, step, options, ablations), {"variant": "sparse24", "dtype": "bf16", "role": "sparse24"}),
+        (partial(sparse, step, options, variants), {"variant": "sparse24", "dtype": "bf16", "role": "sparse24"}),
     ):
         cases += attempt(build, **names, race="training")
     gemm = 2.0 * tokens * d_model * d_ff
+    if variants == FP8_ONLY:
+        cases = [case for case in cases if case.race == "training"]
     for case in cases:
         case.flops = (6 if case.race == "training" else 2) * gemm
     if products:
         build = partial(products, x, w1, w2, step.dy)
         cases += attempt(build, variant="sparse", dtype="bf16", role="sparse24", race="gemms")
-    return Problem(tokens, d_model, d_ff, zeros, cases, sparsity.name)
+    return Problem(tokens, d_model, d_ff, zeros, cases, sparsity.name, sustained=("training",))
 
 
 class Step:
@@ -196,11 +208,11 @@ def dense(step: Step, options: Options) -> list[Case]:
         *step.cases("torch_compile", "bf16", "dense", compiled(baselines.mlp, options), check("bf16")),
         *step.cases("fused_dense", "bf16", "dense", training_baselines.FusedDense.apply, check("bf16")),
         *step.cases("scaled_mm_tensor", "fp8", "dense", compiled(training_baselines.mlp_float8, options), check("fp8")),
-        *step.cases("fused_dense_fp8", "fp8", "dense", delayed_fp8(step, sparse=False), check("fp8")),
+        *step.cases("fused_dense_fp8", "fp8", "dense", delayed_fp8(step, dense_delayed_ffn), check("fp8")),
     ]
 
 
-def sparse(step: Step, options: Options, ablations: bool) -> list[Case]:
+def sparse(step: Step, options: Options, variants: str) -> list[Case]:
     no_split, large_split = (ffn_of(sparse24.Recipe(dense_features=share)) for share in (0.0, 0.05))
     dense_dw = ffn_of(sparse24.Recipe(weight_gradients="dense"))
 
@@ -210,21 +222,32 @@ def sparse(step: Step, options: Options, ablations: bool) -> list[Case]:
     limits = [2 * e + reference.ABSOLUTE_SLACK for e in step.errors_of_torch(exact, features)]
     hidden = step.exact_hidden()
     masks.check_features(features, hidden[0])
+
+    def roughly(output: Tensors) -> dict[str, float]:
+        return expect(output, exact, [BOUNDS["fp8"]] * len(NAMES))
+
+    cases = [
+        case
+        for variant, ffn in (
+            ("sparse24_fp8", delayed_fp8(step, delayed_ffn)),
+            ("sparse24_fp8_compiled", delayed_fp8(step, compiled(delayed_ffn, options))),
+            ("sparse24_fp8_16bit_dw", fp8_ffn),
+        )
+        for case in step.cases(variant, "fp8", "sparse24", ffn, roughly)
+    ]
+    if variants == FP8_ONLY:
+        return [*step.cases("sparse24", "bf16", "sparse24", default_ffn, roughly), *cases]
     check, *others = (
         check_tokens(step, ffn, features, hidden, exact)
-        for ffn in (default_ffn, *((no_split, large_split) if ablations else ()))
+        for ffn in (default_ffn, *((no_split, large_split) if variants == ALL else ()))
     )
     del hidden
     cases = [
         *step.cases("sparse24", "bf16", "sparse24", default_ffn, check),
         *step.cases("sparse24_compiled", "bf16", "sparse24", compiled(default_ffn, options), check),
-        *(
-            case
-            for variant, ffn in (("sparse24_fp8", delayed_fp8(step)), ("sparse24_fp8_16bit_dw", fp8_ffn))
-            for case in step.cases(variant, "fp8", "sparse24", ffn, lambda out: expect(out, exact, [BOUNDS["fp8"]] * 4))
-        ),
+        *cases,
     ]
-    if not ablations:
+    if variants == NO_ABLATIONS:
         return cases
     check_no_split, check_large_split = others
     return [
@@ -252,17 +275,26 @@ def fp8_ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor
     return sparse24.relu2_mlp(x, w1, w2, precision="fp8", min_tokens=0, recipe=recipe)
 
 
-def delayed_fp8(step: Step, sparse: bool = True) -> FFN:
-    """All six products in float8, with the scales that a first, exact step leaves; each step replaces them."""
+def delayed_ffn(
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, scales: torch.Tensor, known: bool = True, sparse: bool = True
+) -> torch.Tensor:
+    """All six products in float8; `scales` are those of the step before, if they are known."""
+    options: dict[str, Any] = {"precision": "fp8", "min_tokens": 0, "recipe": SIX_PRODUCTS, "sparse": sparse}
+    return sparse24.relu2_mlp(x, w1, w2, delayed_scales=scales, scales_known=known, **options)
+
+
+def dense_delayed_ffn(
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, scales: torch.Tensor, known: bool = True
+) -> torch.Tensor:
+    return delayed_ffn(x, w1, w2, scales, known, sparse=False)
+
+
+def delayed_fp8(step: Step, ffn: Callable[..., torch.Tensor]) -> FFN:
+    """With the scales that a first, exact step leaves; each step replaces them."""
     scales = torch.zeros(4, device=step.dy.device)
-    recipe = sparse24.Recipe(fp8_weight_gradients=True)
-    options: dict[str, Any] = {"precision": "fp8", "min_tokens": 0, "recipe": recipe, "sparse": sparse}
-
-    def ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, known: bool = True) -> torch.Tensor:
-        return sparse24.relu2_mlp(x, w1, w2, delayed_scales=scales, scales_known=known, **options)
-
-    step.training(partial(ffn, known=False))
-    return ffn
+    first = dense_delayed_ffn if ffn is dense_delayed_ffn else delayed_ffn
+    step.training(lambda *operands: first(*operands, scales, known=False))
+    return lambda x, w1, w2: ffn(x, w1, w2, scales)
 
 
 def check_tokens(
