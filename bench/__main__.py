@@ -14,6 +14,7 @@ COMMANDS = {
     "models": "cases.models",
     "generate": "cases.generate",
     "nanochat_step": "cases.nanochat_step",
+    "distributed": "distributed.command",
     "train_gpt": "training.train_gpt",
     "corpus": "training.corpus",
     "accuracy": "studies.accuracy",

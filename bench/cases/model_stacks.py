@@ -8,6 +8,7 @@ attention make of these columns is measured: the shift of each layer is the quan
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -89,15 +90,30 @@ def with_zeros(
     x = torch.randn(stack.batch, stack.length, stack.d_model, dtype=torch.bfloat16, device=device, generator=gen)
     constant = max(8, stack.d_model // 64)
     x[..., :constant] = 1
+    networks = [(network, *stack.weights(network)) for network in stack.networks(model)]
+    return model, x, give_zeros(networks, lambda: run(model, x), constant, zeros, seed)
+
+
+@torch.no_grad()
+def give_zeros(
+    networks: Sequence[tuple[nn.Module, nn.Linear, nn.Linear]],
+    forward: Callable[[], object],
+    constant: int,
+    zeros: float,
+    seed: int,
+) -> float:
+    """Weights of networks (each with its two layers) whose inputs in `forward` begin with `constant` equal columns.
+
+    Returns the share of zeros in their activations.
+    """
     shares: list[float] = []
 
-    def calibrate(network: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        up, down = stack.weights(network)
-        number = seed + 10 * len(shares)
+    def calibrate(up: nn.Linear, down: nn.Linear, _network: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        number, device = seed + 10 * len(shares), up.weight.device
         up.weight.copy_(inputs.weights(*up.weight.shape, device=device, seed=number + 1))
         down.weight.copy_(inputs.weights(*down.weight.shape, device=device, seed=number + 2))
         if up.bias is not None:
-            b1, b2 = inputs.biases(stack.d_ff, stack.d_model, device=device, seed=number)
+            b1, b2 = inputs.biases(up.out_features, down.out_features, device=device, seed=number)
             up.bias.copy_(b1)
             down.bias.copy_(b2)
         tokens = args[0].flatten(0, -2)
@@ -111,11 +127,11 @@ def with_zeros(
         down.weight.div_(F.linear(F.relu(up(sample)).square(), down.weight).std())  # as much as the residual stream
         shares.append(inputs.zero_share(up(tokens)))
 
-    handles = [network.register_forward_pre_hook(calibrate) for network in stack.networks(model)]
-    run(model, x)
+    handles = [network.register_forward_pre_hook(partial(calibrate, up, down)) for network, up, down in networks]
+    forward()
     for handle in handles:
         handle.remove()
-    return model, x, sum(shares) / len(shares)
+    return sum(shares) / len(shares)
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.reporting import ffn_tables, model_tables, train_table, training_tables
+from bench.reporting import distributed_tables, ffn_tables, model_tables, train_table, training_tables
 from bench.reporting.markdown import gain, rate, size, table, us, zeros
 from bench.reporting.origins import Origins
 from sparse24.bench import results
@@ -26,6 +26,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         ("gemm1", _gemm1_table),
         ("ffn_training", training_tables.step_table),
         ("models", _models_table),
+        ("distributed", distributed_tables.all_tables),
         ("accuracy", _accuracy_table),
     ):
         # The FFN has a table of other shares of zeros; accuracy is that of a model's own.

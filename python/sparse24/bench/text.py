@@ -21,6 +21,8 @@ def table(records: list[Record]) -> str:
             text += f"{r['gb_per_s']:>7.0f} GB/s"
         if "tokens_per_s" in r:
             text += f"{r['tokens_per_s']:>10,.0f} tokens/s"
+        if "scaling" in r:
+            text += f" {100 * r['scaling']:>6.1f} % of one GPU's a GPU"
         if "peak_gb" in r:
             text += f"{r['peak_gb']:>6.1f} GB"
         if "share_of_copy" in r:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 #: From the ground up; what stands in one line does not import one another.
-ORDER = (("gpu", "cases", "studies", "reporting"), ("training", "tuning"), ("run_gpu", "__main__"))
+ORDER = (("gpu", "cases", "studies", "reporting"), ("training", "tuning", "distributed"), ("run_gpu", "__main__"))
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 
 

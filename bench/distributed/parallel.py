@@ -1,0 +1,117 @@
+"""The ways in which the layers are spread over GPUs, and the step that each of them takes.
+
+A way is a class with `name`, and whose instances `run` a step of one rank's tokens and tell the gradients of its own
+part of the weights. `Alone` is one GPU: what every other way is verified against, and scales from. Another way, such as
+one that spreads experts, is one more class in `WAYS`.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from bench.distributed import model
+from bench.distributed.exchange import Gather, Scatter
+from bench.distributed.model import Size, Variant
+
+Weights = dict[str, torch.Tensor]
+
+
+class Alone:
+    """Each GPU by itself: no communication."""
+
+    name = "alone"
+    #: Gradients are sums over the tokens of all ranks, else their means.
+    sums = False
+
+    def __init__(self, size: Size, variant: Variant, weights: Weights) -> None:
+        self.model: nn.Module = self.wrapped(size, variant, weights)
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        return model.load(model.build(size, variant), weights)
+
+    @staticmethod
+    def fits(size: Size, ranks: int) -> bool:
+        return True
+
+    def run(self, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+        """A forward and a backward pass, whose gradients are there until the next one."""
+        self.model.zero_grad(set_to_none=True)
+        out = self.model(x)
+        out.backward(dy)
+        return out.detach()
+
+    def gradients(self) -> Weights:
+        """By the name of the weight in the layers alone: this rank's part."""
+        return {name: p.grad for name, p in self.model.named_parameters()}
+
+    def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        """What this rank has of something as large as a weight."""
+        return whole
+
+
+class FSDP2(Alone):
+    """Layers are sharded: float32 weights, gathered in bfloat16, whose gradients are summed in float32."""
+
+    name = "fsdp2"
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        layers = model.load(model.build(size, variant), {name: w.float() for name, w in weights.items()})
+        mesh = dist.init_device_mesh(next(iter(weights.values())).device.type, (dist.get_world_size(),))
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        return fully_shard(layers, mesh=mesh, mp_policy=policy)
+
+    def gradients(self) -> Weights:
+        return {name: p.grad.to_local() for name, p in self.model.named_parameters()}
+
+    def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        parts = whole.chunk(dist.get_world_size())  # as FSDP2 shares out rows
+        return parts[dist.get_rank()] if dist.get_rank() < len(parts) else whole[:0]
+
+
+class DDP(Alone):
+    """Every rank has all weights in bfloat16, and their gradients are summed in buckets."""
+
+    name = "ddp"
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        layers = super().wrapped(size, variant, copy.deepcopy(weights))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls the option otherwise
+            return nn.parallel.DistributedDataParallel(layers, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def gradients(self) -> Weights:
+        return {name.removeprefix("module."): p.grad for name, p in self.model.named_parameters()}
+
+
+class TensorParallel(Alone):
+    """Each rank has a part of the heads and of the features, and between layers a part of the tokens.
+
+    All tokens are gathered before attention and before the network, and their outputs are summed and scattered after.
+    """
+
+    name = "tensor"
+    sums = True
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        layers = model.build(size, variant, self.ranks, Gather.apply, Scatter.apply)
+        parts = {name: model.part_of(name, w, self.rank, self.ranks).clone() for name, w in weights.items()}
+        return model.load(layers, parts)
+
+    @staticmethod
+    def fits(size: Size, ranks: int) -> bool:
+        return size.divides_by(ranks)
+
+    def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        return model.part_of(name, whole, self.rank, self.ranks)
+
+
+WAYS: dict[str, type[Alone]] = {way.name: way for way in (FSDP2, TensorParallel, DDP)}
