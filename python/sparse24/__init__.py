@@ -25,6 +25,7 @@ from sparse24.mlp.weights import prune24, soft_threshold24
 from sparse24.ops import functions as _functions
 from sparse24.ops.functions import *
 from sparse24.training import SAC_SAVE_OPS, Recipe, Schedule
+from sparse24.weight_pruning import WeightPruning
 
 __version__ = _library.VERSION
 
@@ -36,6 +37,7 @@ __all__ = [
     "Recipe",
     "SAC_SAVE_OPS",
     "Schedule",
+    "WeightPruning",
     "__version__",
     "activation_stats",
     "analyze_model",

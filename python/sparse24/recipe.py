@@ -63,6 +63,11 @@ class Recipe:
         of a training step have a sparse operand. "both": w2 too, in groups along its output features: six of six. The
         gradients are exact for the network with these weights, and pass straight through to all entries. With
         ``sparse=False`` no weight is pruned; with few tokens, which run dense, they are.
+    double_pruning : bool
+        SLoPe's scheme, for comparison, with sparse_weights="both": w2 is pruned along its input features, as w1 is, and
+        the backward pass multiplies both weights pruned once more, along their output features. That is what products
+        without sparse activations need, and its gradients are not those of the network. 16-bit precision, with
+        `reuse_mask` and without recomputation.
 
     Raises
     ------
@@ -71,7 +76,7 @@ class Recipe:
 
     Notes
     -----
-    Source: Haziza et al. 2025, arXiv 2503.16672.
+    Sources: Haziza et al. 2025, arXiv 2503.16672; SLoPe: Mozaffari et al. 2024, arXiv 2405.16325.
     """
 
     weight_gradients: Literal["sparse", "dense"] = "sparse"
@@ -81,6 +86,7 @@ class Recipe:
     reuse_mask: bool = True
     fp8_weight_gradients: bool | None = None
     sparse_weights: SparseWeights = "none"
+    double_pruning: bool = False
 
     # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
 
@@ -91,8 +97,10 @@ class Recipe:
             fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
         self.dense_features = float(self.dense_features)
         check_sparse_weights("Recipe", self.sparse_weights)
-        for name in ("permute_tokens", "residual", "reuse_mask"):
+        for name in ("permute_tokens", "residual", "reuse_mask", "double_pruning"):
             setattr(self, name, boolean("Recipe", name, getattr(self, name)))
+        if self.double_pruning and self.sparse_weights != "both":
+            fail("Recipe", 'sparse_weights to be "both" for double_pruning', f'"{self.sparse_weights}"')
         if self.fp8_weight_gradients is not None:
             self.fp8_weight_gradients = boolean("Recipe", "fp8_weight_gradients", self.fp8_weight_gradients)
         # As an integer: a float that is looked at makes torch.compile start over where shapes are dynamic. No field,
@@ -113,6 +121,12 @@ class Recipe:
         """Count the features of the dense product: `dense_features` of all, rounded up to 64, at most all."""
         wanted = -(-self._millionths * features // 1_000_000)
         return min(-(-wanted // _FEATURE_MULTIPLE) * _FEATURE_MULTIPLE, features)
+
+    def weight_groups(self) -> tuple[int | None, int | None]:
+        """Tell along which dimension w1 and w2 are pruned, if they are."""
+        first = None if self.sparse_weights == "none" else -1
+        second = None if self.sparse_weights != "both" else -1 if self.double_pruning else 0
+        return first, second
 
     def has_fp8_weight_gradients(self, features: int) -> bool:
         """Tell whether a network of so many input features has float8 weight gradients in fp8."""

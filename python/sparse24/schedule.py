@@ -83,7 +83,7 @@ class Schedule:
             There is no such module in `model`.
         """
         sparse = self.is_sparse(step)
-        modules = list(_feed_forwards(model))
+        modules = list(feed_forwards(model))
         if not modules:
             fail("Schedule", "model to have ReLU2MLP or converted modules", type(model).__name__)
         for module in modules:
@@ -94,7 +94,8 @@ class Schedule:
         return sparse
 
 
-def _feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
+def feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
+    """Find the modules that have the switch."""
     for module in model.modules():
         if isinstance(module, (ReLU2MLP, ReLU2Experts)) or getattr(module, "_sparse24_converted", False):
             yield module

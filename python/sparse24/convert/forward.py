@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from sparse24.convert.call import arguments_of, method_of
 from sparse24.convert.conversion import SCALES, Conversion
-from sparse24.convert.run import run, runs_as_before, wants_copies, what_to_copy
+from sparse24.convert.run import recipe_in_use, run, runs_as_before, stored_weights, wants_copies, what_to_copy
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_bound, warn_once
+from sparse24.nn.entering_weights import drop
 from sparse24.nn.weight_copies import (
     bytes_of_copies,
     drop_copies,
@@ -149,6 +150,8 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "_copies": None,
         "_what_to_copy": what_to_copy,
         "_follow_traced": follow_traced,
+        "_recipe_in_use": recipe_in_use,
+        "_stored_weights": stored_weights,
         "extra_repr": extra_repr,
         "__module__": base.__module__,
         "__doc__": base.__doc__,
@@ -185,6 +188,7 @@ def install(module: nn.Module, conversion: Conversion) -> str | None:
 def uninstall(module: nn.Module) -> None:
     """Undo `install`."""
     drop_copies(module)
+    drop(module)
     stop_renewing(module)
     _set_class(module, type(module)._sparse24_base)  # type: ignore[attr-defined]
     for attribute in ("_sparse24", "sparse", "sparse24_enabled", *delayed_scales.ATTRIBUTES):

@@ -19,9 +19,11 @@ from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_moved, run_moved, weight_problem
+from sparse24.nn.entering_weights import Stored, entering
 from sparse24.nn.quantized_state import quantized
 from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
 from sparse24.ops.few_tokens import MAX_TOKENS
+from sparse24.recipe import Recipe
 
 
 def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
@@ -68,13 +70,14 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         problem = "its layers are on different devices"
     if problem is not None:
         return problem
+    w1, w2 = entering(module, first.weight, second.weight, conversion.options.get("recipe"))
     scales, known_scales = delayed_scales.for_step(module, SCALES)
 
     def network(x: Tensor) -> Tensor:
         return relu2_mlp(
             x,
-            first.weight,
-            second.weight,
+            w1,
+            w2,
             first.bias,
             second.bias,
             precision=conversion.precision,
@@ -100,6 +103,9 @@ def dense_tokens(
     Where neither few tokens nor 2:4 pay nothing is faster, on the host too; with `decode` of float8 copies as well.
     """
     _, d_ff, d_out = sizes
+    recipe = options.get("recipe")
+    if recipe is not None and recipe.sparse_weights != "none":
+        return (0, 0), (0, 0)
     if float8 or "threshold" in options or (precision == "fp8" and not decode):
         return (0, 0), (0, 0)
     least = options.get("min_tokens")
@@ -133,6 +139,22 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
         weight = weight_of(module, conversion.up.name)
     # A plain layer does not take another dtype, such as that of masters; autocast casts.
     return weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+
+
+def recipe_in_use(self: Any) -> Recipe | None:
+    """Give the recipe of a converted module: see `sparse24.WeightPruning`."""
+    recipe: Recipe | None = self._sparse24.options.get("recipe")
+    return recipe
+
+
+def stored_weights(self: Any) -> tuple[Stored, Stored]:
+    """Give the two parameters of a converted module that are its weights."""
+    conversion = self._sparse24
+    up, down = (
+        Stored(weights_of(_owner(self, layer), layer).stored, layer.transposed)
+        for layer in (conversion.up, conversion.down)
+    )
+    return up, down
 
 
 def wants_copies(module: Any, conversion: Conversion) -> bool:

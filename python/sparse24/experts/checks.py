@@ -102,6 +102,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Check how the backward pass is to run."""
     if not isinstance(recipe, Recipe):
         fail("recipe to be a sparse24.Recipe", type(recipe).__name__)
+    if recipe.double_pruning:
+        fail("recipe to prune each weight once", "double_pruning=True")
     if not recipe.reuse_mask:
         fail("recipe to reuse the mask", "reuse_mask=False")
 

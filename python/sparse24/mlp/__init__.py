@@ -199,12 +199,13 @@ def relu2_mlp(
     if min_tokens is not None and min_tokens < 0:
         fail("min_tokens to be at least 0", min_tokens)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
-    check_training(recipe, hot_features, w1, fp8)
+    check_training(recipe, hot_features, w1, fp8, recompute)
     above = threshold_of("relu2_mlp", threshold)
     if recipe.sparse_weights != "none":
-        check_groups(recipe.sparse_weights, w1, w2)
+        check_groups(recipe, w1, w2)
         if sparse:
-            w1, w2, w2_rows = pruned_weights(recipe.sparse_weights, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
+            w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
+    double_pruned = sparse and recipe.double_pruning
     compiling = torch.compiler.is_compiling()
     transformed = in_torch_func() or (not compiling and in_forward_mode())
     tokens = x.unsqueeze(0) if x.dim() == 1 else x if x.dim() == 2 and not compiling else x.flatten(0, -2)
@@ -242,8 +243,8 @@ def relu2_mlp(
     fp8_weight_gradients = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1])
     recipe = recipe if sparse else DENSE
     again = recompute or not recipe.reuse_mask
-    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients)
-    as_one = learns and (fp8 or sparse or recompute or roots)
+    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned)
+    as_one = learns and (fp8 or sparse or recompute or roots or double_pruned)
     if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives
             plan, as_one, transformed = Plan(function), False, False

@@ -27,6 +27,8 @@ class Plan(NamedTuple):
     recompute: bool = False
     #: fp8: the products of the weight gradients are to be float8 too (`Recipe.fp8_weight_gradients`).
     fp8_weight_gradients: bool = False
+    #: The backward pass multiplies weights that are pruned along their output features as well.
+    double_pruned: bool = False
 
     @property
     def stored(self) -> ActivationFunction:

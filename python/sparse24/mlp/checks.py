@@ -136,12 +136,15 @@ def check_w2_rows(rows: Tensor, w2: Tensor) -> None:
         fail(f"w2_rows to be on {w2.device} as w2 is", rows.device)
 
 
-def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8: bool) -> None:
+def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8: bool, recompute: bool) -> None:
     """Check what only the backward pass uses."""
     if not isinstance(recipe, Recipe):
         fail("recipe to be a sparse24.Recipe", type(recipe).__name__)
     if fp8 and not recipe.reuse_mask:
         fail("recipe to reuse the mask in fp8 precision", "reuse_mask=False")
+    if recipe.double_pruning and (fp8 or recompute or not recipe.reuse_mask):
+        what = "fp8" if fp8 else "recompute" if recompute else "reuse_mask=False"
+        fail("neither fp8, recompute nor reuse_mask=False with double_pruning", what)
     if hot_features is None:
         return
     _require_tensor("hot_features", hot_features)

@@ -9,6 +9,7 @@ from sparse24.mlp.arguments import Activated, Arguments, Gradients, Needed, Plan
 from sparse24.mlp.backward import gradients
 from sparse24.mlp.checks import fail
 from sparse24.mlp.forward import activation, output
+from sparse24.mlp.weights import prune24
 from sparse24.recipe import Recipe
 
 
@@ -41,6 +42,8 @@ def what_is_saved(a: Arguments, activated: Activated) -> tuple[Tensor | None, ..
     """List the tensors that the backward pass takes: x and the weights, and the activation or what it is made of."""
     if a.plan.recompute:
         return *a._replace(b2=None).tensors(), None, None, None
+    if a.plan.double_pruned:
+        a = a._replace(w1=prune24(a.w1, 0), w2=prune24(a.w2, 0))
     return *a._replace(b1=None, b2=None, scale_y=None, scale_y_factor=None).tensors(), *activated
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparse24.errors import dtype_name, fail, type_name
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Weight
-from sparse24.recipe import SparseWeights
+from sparse24.recipe import Recipe
 
 
 def prune24(w: Tensor, dim: int = -1) -> Tensor:
@@ -142,29 +142,30 @@ def masked(w: Tensor, keep: Tensor) -> Tensor:
     return _Mask.apply(w, keep)
 
 
-def check_groups(sparse_weights: SparseWeights, w1: Tensor, w2: Tensor) -> None:
+def check_groups(recipe: Recipe, w1: Tensor, w2: Tensor) -> None:
     """Check that the weights of the network have groups of four."""
-    if w1.shape[1] % 4 != 0:
-        fail("relu2_mlp", "w1 to have a multiple of 4 columns for 2:4 weights", w1.shape[1])
-    if sparse_weights == "both" and w2.shape[0] % 4 != 0:
-        fail("relu2_mlp", "w2 to have a multiple of 4 rows for 2:4 weights", w2.shape[0])
+    names = ("w1", "w2"), ("columns", "rows")
+    for name, w, dim in zip(names[0], (w1, w2), recipe.weight_groups(), strict=True):
+        if dim is not None and w.shape[dim] % 4 != 0:
+            fail("relu2_mlp", f"{name} to have a multiple of 4 {names[1][dim + 1]} for 2:4 weights", w.shape[dim])
 
 
 def pruned_weights(
-    sparse_weights: SparseWeights, first: Weight, second: Weight, rows: Tensor | None
+    recipe: Recipe, first: Weight, second: Weight, rows: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Prune what a recipe says of w1, w2 and w2 by neuron.
 
     All four of a group of w1 have one scale. Those of w2 may not: they are compared as what they are worth.
     """
+    dim = recipe.weight_groups()[1]
     w1, w2 = prune24(first.values, -1), second.values
-    if sparse_weights == "up":
+    if dim is None:
         return w1, w2, rows
     if second.scale is None:
-        return w1, prune24(w2, 0), None if rows is None else prune24(rows, -1)
+        return w1, prune24(w2, dim), None if rows is None else prune24(rows, -1 - dim)
     scale = second.scale.reshape(-1, 1)
-    w2 = masked(w2, kept24(w2.float() * scale, 0))
-    return w1, w2, None if rows is None else masked(rows, kept24(rows.float() * scale.reshape(1, -1), -1))
+    w2 = masked(w2, kept24(w2.float() * scale, dim))
+    return w1, w2, None if rows is None else masked(rows, kept24(rows.float() * scale.reshape(1, -1), -1 - dim))
 
 
 def check(w: Any, dim: int, what: str, name: str = "w") -> None:

@@ -14,8 +14,10 @@ from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
+from sparse24.nn.entering_weights import Stored, entering
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
-from sparse24.nn.quantized_state import quantized, state_for_float, state_for_quantized
+from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
+from sparse24.nn.quantized_state import state_for_float, state_for_quantized
 from sparse24.nn.weight_copies import (
     Copies,
     bytes_of_copies,
@@ -153,6 +155,7 @@ class ReLU2MLP(nn.Module):
     def _run(self, x: Tensor, scale_y: Tensor | None) -> Tensor:
         up, down = self._modules["up_proj"], self._modules["down_proj"]
         first, second = (Weight(layer.weight, getattr(layer, "weight_scale", None)) for layer in (up, down))
+        w1, w2 = entering(self, first.values, second.values, self.recipe)
         rows = self._rows(second.values) if self._decodes else None
         factor = factor_of(up, scale_y)
         if type(x) is Tensor and not torch.compiler.is_compiling():
@@ -177,8 +180,8 @@ class ReLU2MLP(nn.Module):
         scales, known = delayed_scales.for_step(self, "delayed_scales")
         return relu2_mlp(
             x,
-            first.values,
-            second.values,
+            w1,
+            w2,
             up.bias,
             down.bias,
             precision=self.precision,
@@ -195,6 +198,12 @@ class ReLU2MLP(nn.Module):
             scales_known=known,
             w2_rows=rows,
         )
+
+    def _recipe_in_use(self) -> Recipe | None:
+        return self.recipe
+
+    def _stored_weights(self) -> tuple[Stored, Stored]:
+        return Stored(self.up_proj.weight), Stored(self.down_proj.weight)
 
     def _rows(self, w2: Tensor) -> Tensor | None:
         """Give the second weight by neuron, if that is at hand."""
@@ -330,60 +339,6 @@ class ReLU2MLP(nn.Module):
         if self._decodes:
             given.append(f"decode ({bytes_of_copies(self) / 1e6:.1f} MB of copies)")
         return ", ".join([f"precision={self.precision}", *given])
-
-
-class QuantizedLinear(nn.Module):
-    """A linear layer whose weight is float8_e4m3fn [out, in] with float32 scales [out].
-
-    `scale_y_factor` [1] is `sparse24.bounding_factor` of both: whoever replaces them has to replace it.
-
-    Moving the model to another device moves them; casting the model (``.bfloat16()``, ``.to(dtype)``) leaves them as
-    they are, since a float8 weight means nothing without its scale.
-    """
-
-    weight: Tensor
-    weight_scale: Tensor
-    scale_y_factor: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        for name, value in quantized(linear.weight).items():
-            self.register_buffer(name, value)
-        self.register_parameter("bias", linear.bias)
-        self.train(linear.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Dequantise and multiply in x's dtype: for inspection, not for speed."""
-        weight = (self.weight.float() * self.weight_scale.unsqueeze(1)).to(x.dtype)
-        return nn.functional.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        entries = state_for_quantized(state_dict, prefix, self.weight.shape)
-        super()._load_from_state_dict({**state_dict, **entries}, prefix, *args)
-
-    def __getstate__(self):
-        # Plain pickling of torch does not know float8 (torch.save does): the weight travels as bytes.
-        weight = self._buffers["weight"].view(torch.uint8)
-        return {**self.__dict__, "_buffers": {**self._buffers, "weight": weight}}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self._buffers["weight"] = self._buffers["weight"].view(torch.float8_e4m3fn)
-
-    def _apply(self, fn, recurse=True):
-        kept = {name: self._buffers[name] for name in ("weight", "weight_scale", "scale_y_factor")}
-        super()._apply(fn, recurse)
-        for name, old in kept.items():
-            new = self._buffers[name]
-            if new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
-
-    def extra_repr(self) -> str:
-        """Name the sizes."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, float8_e4m3fn"
 
 
 _QUANTIZED_FORWARD = QuantizedLinear.forward

@@ -1,0 +1,56 @@
+"""What of the weights enters the products of a training step: softened, or by masks that stay for some steps.
+
+Buffers of the module outside of its state_dict, which `sparse24.WeightPruning` makes and writes in place: compiled and
+captured graphs see what is written. With neither, the recipe alone prunes.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparse24.mlp.weights import masked, soft_threshold24
+from sparse24.recipe import Recipe
+
+#: Names of the buffers of both layers: which entries are kept, and the scale of a softened weight.
+KEEP = ("_sparse24_keep_up", "_sparse24_keep_down")
+SOFT = ("_sparse24_soft_up", "_sparse24_soft_down")
+
+
+class Stored(NamedTuple):
+    """A parameter that is a weight, stored [in, out] if `transposed`."""
+
+    parameter: Tensor
+    transposed: bool = False
+
+
+def entering(module: Any, w1: Tensor, w2: Tensor, recipe: Recipe | None) -> tuple[Tensor, Tensor]:
+    """Give both weights of a module as they enter the products."""
+    if recipe is None or recipe.sparse_weights == "none" or not module.sparse:
+        return w1, w2
+    dims = recipe.weight_groups()
+    return _entering(module, w1, 0, dims[0]), _entering(module, w2, 1, dims[1])
+
+
+def _entering(module: Any, w: Tensor, index: int, dim: int | None) -> Tensor:
+    keep, scale = module._buffers.get(KEEP[index]), module._buffers.get(SOFT[index])
+    if dim is not None and scale is not None:
+        return soft_threshold24(w, dim, scale)
+    return w if dim is None or keep is None else masked(w, keep)
+
+
+@torch.no_grad()
+def put(module: nn.Module, name: str, value: Tensor) -> None:
+    """Write a buffer in place, or make it."""
+    old = module._buffers.get(name)
+    if old is not None and old.shape == value.shape and old.device == value.device:
+        old.copy_(value)
+    else:
+        module.register_buffer(name, value, persistent=False)
+
+
+def drop(module: nn.Module) -> None:
+    """Remove all of them."""
+    for name in (*KEEP, *SOFT):
+        if module._buffers.pop(name, None) is not None:
+            module._non_persistent_buffers_set.discard(name)

@@ -1,0 +1,204 @@
+"""How 2:4 weights are trained: softened, by masks that stay for some steps, and with a decay of what is pruned."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparse24._options import boolean, whole_number
+from sparse24.errors import fail
+from sparse24.mlp.weights import kept24, soft_scale
+from sparse24.nn import entering_weights
+from sparse24.schedule import feed_forwards
+
+
+class WeightPruning:
+    """Train the 2:4 weights of a model's networks: which entries are kept for how long, and what the others do.
+
+    A recipe with `sparse_weights` alone chooses the two largest magnitudes of each group anew in every step. This
+    object adds what the literature has found to help. It holds no weights; call `step` before each step, after
+    `sparse24.Schedule.apply`, and with a decay `decay_` after the backward passes.
+
+    Parameters
+    ----------
+    model : Module
+        With `sparse24.nn.ReLU2MLP` modules or converted ones, of which some have a recipe with 2:4 weights.
+    soft : bool
+        The weights enter as `sparse24.soft_threshold24`, with a scale that is found in the first sparse step and stays
+        (S-STE). What is pruned then leaves and comes at zero: no step jumps.
+    refresh_steps : int
+        So many sparse steps a mask stays; 0: as it was in the first sparse step, for good (SLoPe).
+    decay : float
+        What is pruned is pulled to zero with this factor, so that masks settle (SR-STE, FST): see `decay_`.
+    decay_of : {"gradients", "weights"}
+        "gradients": it is added to the gradient, which Adam then normalises (FST's masked decay).
+        "weights": the weights shrink by it directly, times the learning rate.
+
+    Attributes
+    ----------
+    steps : int
+        Sparse steps so far.
+
+    Raises
+    ------
+    RuntimeError
+        ``sparse24.WeightPruning: expected <argument> <rule>, got <value>``.
+
+    Notes
+    -----
+    Masks are a byte an entry, whole on each rank of FSDP2. With neither a soft threshold nor kept masks, none are
+    stored.
+
+    Sources: S-STE: Hu et al. 2024, arXiv 2409.09099; SR-STE: Zhou et al. 2021, arXiv 2102.04010; FST: Hu et al. 2024,
+    arXiv 2404.01847; SLoPe: Mozaffari et al. 2024, arXiv 2405.16325.
+
+    Examples
+    --------
+    >>> pruning = sparse24.WeightPruning(model, soft=True)
+    >>> for step in range(schedule.total_steps):
+    ...     schedule.apply(model, step)
+    ...     pruning.step()
+    ...     train_one_step(model)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        soft: bool = False,
+        refresh_steps: int = 1,
+        decay: float = 0.0,
+        decay_of: Literal["gradients", "weights"] = "gradients",
+    ) -> None:
+        self.soft = boolean("WeightPruning", "soft", soft)
+        self.refresh_steps = whole_number("WeightPruning", "refresh_steps", refresh_steps)
+        if self.soft and self.refresh_steps != 1:
+            fail("WeightPruning", "refresh_steps to be 1 with a soft threshold", refresh_steps)
+        if not 0 <= decay < float("inf"):
+            fail("WeightPruning", "decay to be a finite number from 0", decay)
+        if decay_of not in ("gradients", "weights"):
+            fail("WeightPruning", 'decay_of to be "gradients" or "weights"', f'"{decay_of}"')
+        self.decay, self.decay_of = float(decay), decay_of
+        self.steps = 0
+        self._networks = [network for module in feed_forwards(model) for network in _pruned_layers(module)]
+        self._seen: dict[int, Tensor] = {}
+        if not self._networks:
+            what = "model to have ReLU2MLP or converted modules with 2:4 weights"
+            fail("WeightPruning", what, type(model).__name__)
+
+    def step(self) -> None:
+        """Find the masks and scales of the next step, if it is a sparse one and they are due."""
+        if not any(layer.module.sparse for layer in self._networks):
+            return
+        first, self.steps = self.steps == 0, self.steps + 1
+        due = first or (self.refresh_steps > 1 and (self.steps - 1) % self.refresh_steps == 0)
+        for layer in self._networks:
+            if self.soft and first:
+                entering_weights.put(
+                    layer.module, entering_weights.SOFT[layer.index], soft_scale(layer.whole(), layer.dim)
+                )
+            if self.refresh_steps != 1 and due:
+                entering_weights.put(layer.module, entering_weights.KEEP[layer.index], kept24(layer.whole(), layer.dim))
+
+    @torch.no_grad()
+    def decay_(self, learning_rate: float = 1.0) -> None:
+        """Apply the decay of what is pruned: after the backward passes and the clipping, before the optimizer's step.
+
+        Parameters
+        ----------
+        learning_rate : float
+            With decay_of="weights": that of the step.
+        """
+        if not self.decay:
+            return
+        for layer in self._networks:
+            if not layer.module.sparse:
+                continue
+            w = layer.stored().parameter
+            rest = torch.where(layer.keep_as_stored(), torch.zeros_like(w), w)
+            if self.decay_of == "weights":
+                w.sub_(rest, alpha=self.decay * learning_rate)
+            elif w.grad is not None:
+                w.grad.add_(rest.to(w.grad.dtype), alpha=self.decay)
+
+    @torch.no_grad()
+    def flip_rate(self) -> float:
+        """Tell which share of the entries is pruned now and was not at the last call, or the other way round.
+
+        It waits for the device, and keeps a mask of every weight from one call to the next. 0 at the first call. FST
+        takes it for the health of a run: it should rise, then fall as masks settle.
+        """
+        flips, entries = [], 0
+        for number, layer in enumerate(self._networks):
+            keep = layer.keep()
+            before = self._seen.get(number)
+            if before is not None:
+                flips.append((keep != before).sum())
+                entries += keep.numel()
+            self._seen[number] = keep.clone()
+        return (torch.stack([count.cpu() for count in flips]).sum() / entries).item() if flips else 0.0
+
+    def remove(self) -> None:
+        """Remove masks and scales: from then on the recipe alone prunes."""
+        for layer in self._networks:
+            entering_weights.drop(layer.module)
+        self.steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run needs: the steps, masks and scales."""
+        buffers = [
+            {name: layer.module._buffers[name] for name in layer.names if name in layer.module._buffers}
+            for layer in self._networks
+        ]
+        return {"steps": self.steps, "buffers": buffers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up again, of the same model."""
+        if len(state["buffers"]) != len(self._networks):
+            fail("WeightPruning", f"a state of {len(self._networks)} weights", len(state["buffers"]))
+        self.steps = state["steps"]
+        for layer, buffers in zip(self._networks, state["buffers"], strict=True):
+            for name, value in buffers.items():
+                entering_weights.put(layer.module, name, value.to(layer.stored().parameter.device))
+
+
+class _Layer:
+    """One 2:4 weight of a module: a parameter, and in which orientation it enters the products."""
+
+    def __init__(self, module: Any, index: int, dim: int) -> None:
+        self.module, self.index, self.dim = module, index, dim
+        self.names = entering_weights.KEEP[index], entering_weights.SOFT[index]
+
+    def stored(self) -> entering_weights.Stored:
+        """Look it up: it may have been replaced."""
+        found: entering_weights.Stored = self.module._stored_weights()[self.index]
+        return found
+
+    def whole(self) -> Tensor:
+        """Return all of it, also where it is sharded, as it enters."""
+        w, transposed = self.stored()
+        w = w.detach()
+        w = w.full_tensor() if hasattr(w, "full_tensor") else w
+        return w.t() if transposed else w
+
+    def keep(self) -> Tensor:
+        """Tell which entries the next step keeps."""
+        kept = self.module._buffers.get(entering_weights.KEEP[self.index])
+        return kept24(self.whole(), self.dim) if kept is None else kept
+
+    def keep_as_stored(self) -> Tensor:
+        """Give the mask as the parameter is: transposed, sharded."""
+        w, transposed = self.stored()
+        keep = self.keep()
+        keep = keep.t() if transposed else keep
+        if not hasattr(w, "full_tensor"):
+            return keep
+        from torch.distributed.tensor import distribute_tensor  # heavy
+
+        return distribute_tensor(keep, w.device_mesh, w.placements)
+
+
+def _pruned_layers(module: Any) -> list[_Layer]:
+    recipe = module._recipe_in_use() if hasattr(module, "_recipe_in_use") else None  # experts prune by the recipe alone
+    dims = (None, None) if recipe is None else recipe.weight_groups()
+    return [_Layer(module, index, dim) for index, dim in enumerate(dims) if dim is not None]

@@ -1,0 +1,220 @@
+"""Training of 2:4 weights: soft thresholds, masks that stay, decay, what is reported and resumed."""
+
+import copy
+
+import pytest
+import torch
+from compare import assert_same_bits
+from convert_models import Inline
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import sparse24
+from sparse24 import Recipe, WeightPruning, prune24, soft_threshold24
+from sparse24.mlp.weights import kept24, soft_scale
+
+BOTH = Recipe(sparse_weights="both")
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+def network(recipe=BOTH, **options):
+    torch.manual_seed(0)
+    return sparse24.nn.ReLU2MLP(32, 64, recipe=recipe, min_tokens=0, **options)
+
+
+def converted():
+    torch.manual_seed(0)
+    model = Inline(d=32, hidden=64)
+    sparse24.convert(model, sparse24.ConvertConfig(recipe=BOTH, min_tokens=0), quiet=True)
+    return model
+
+
+def change(model, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=generator), alpha=0.1)
+
+
+@pytest.mark.parametrize("make", [network, converted])
+def test_soft_weights_with_a_frozen_scale(make):
+    model = make()
+    x = torch.randn(64, 32)
+    pruning = WeightPruning(model, soft=True)
+    plain = model(x)
+    pruning.step()
+    w1, w2 = list(model.parameters())[:2]
+    scales = soft_scale(w1), soft_scale(w2, 0)
+    for _ in range(2):
+        soft = soft_threshold24(w1, -1, scales[0]), soft_threshold24(w2, 0, scales[1])
+        assert_same_bits(model(x), sparse24.relu2_mlp(x, *soft))
+        change(model)
+        pruning.step()
+    assert not torch.equal(soft_scale(w1), scales[0])
+    pruning.remove()
+    assert_same_bits(model(x), sparse24.relu2_mlp(x, prune24(w1), prune24(w2, 0)))
+    assert not torch.equal(plain, model(x)) and not list(model.buffers())
+
+
+@pytest.mark.parametrize("make", [network, converted])
+@pytest.mark.parametrize("every", [0, 3])
+def test_masks_stay(make, every):
+    """The values follow the weights, and their places only when they are due; gradients are dense."""
+    model = make()
+    x = torch.randn(64, 32)
+    pruning = WeightPruning(model, refresh_steps=every)
+    w1, w2 = list(model.parameters())[:2]
+    keep = None
+    for step in range(5):
+        pruning.step()
+        if keep is None or (every and step % every == 0):
+            keep = kept24(w1), kept24(w2, 0)
+        expected = sparse24.relu2_mlp(x, torch.where(keep[0], w1, 0), torch.where(keep[1], w2, 0))
+        assert_same_bits(model(x), expected)
+        change(model, step)
+    model(x).square().mean().backward()
+    assert w1.grad[~keep[0]].count_nonzero() and w2.grad[~keep[1]].count_nonzero()
+
+
+def test_dense_phases_and_schedules():
+    """Dense steps use nothing of it and count for nothing; the first sparse one makes masks."""
+    model = network()
+    x = torch.randn(64, 32)
+    schedule = sparse24.Schedule(9, dense_warmup_steps=3, dense_final_steps=2)
+    pruning = WeightPruning(model, refresh_steps=0)
+    for step in range(9):
+        sparse = schedule.apply(model, step)
+        pruning.step()
+        if not sparse:
+            assert_same_bits(
+                model(x), sparse24.relu2_mlp(x, model.up_proj.weight, model.down_proj.weight, sparse=False)
+            )
+        if step == 3:
+            keep = kept24(model.up_proj.weight)
+        change(model, step)
+    assert pruning.steps == 4
+    assert_same_bits(model._buffers["_sparse24_keep_up"], keep)
+
+
+@pytest.mark.parametrize("refresh", [1, 4])
+def test_decay(refresh):
+    for decay_of in ("gradients", "weights"):
+        model = network()
+        pruning = WeightPruning(model, refresh_steps=refresh, decay=0.5, decay_of=decay_of)
+        pruning.step()
+        w1, w2 = model.up_proj.weight, model.down_proj.weight
+        before = [w.detach().clone() for w in (w1, w2)]
+        w1.grad, w2.grad = torch.ones_like(w1), torch.ones_like(w2)
+        pruning.decay_(0.25)
+        for w, old, dim in zip((w1, w2), before, (-1, 0), strict=True):
+            rest = old - prune24(old, dim)
+            gradients = decay_of == "gradients"
+            torch.testing.assert_close(w.grad, 1 + 0.5 * rest if gradients else torch.ones_like(w))
+            torch.testing.assert_close(w.detach(), old if gradients else old - 0.125 * rest)
+        model.sparse = False
+        kept = w1.grad.clone()
+        pruning.decay_()
+        assert_same_bits(w1.grad, kept)
+
+
+def test_flip_rate():
+    model = network(Recipe(sparse_weights="up"))
+    pruning = WeightPruning(model)
+    assert pruning.flip_rate() == 0
+    before = kept24(model.up_proj.weight)
+    change(model)
+    after = kept24(model.up_proj.weight)
+    assert pruning.flip_rate() == pytest.approx((before != after).double().mean().item()) != 0
+    assert pruning.flip_rate() == 0
+    kept = WeightPruning(model, refresh_steps=3)
+    kept.step()
+    kept.flip_rate()
+    change(model)
+    assert kept.flip_rate() == 0  # the mask stays
+    for _ in range(3):
+        kept.step()
+    assert kept.flip_rate() > 0
+
+
+@pytest.mark.parametrize("options", [{"soft": True}, {"refresh_steps": 3}], ids=str)
+def test_resumed(options):
+    """The state of the model is what it was without; that of the object has masks, scales and steps."""
+    model = network()
+    names = set(model.state_dict())
+    pruning = WeightPruning(model, **options)
+    x = torch.randn(64, 32)
+    for _ in range(2):
+        pruning.step()
+        change(model)
+    assert set(model.state_dict()) == names
+    other = network()
+    other.load_state_dict(model.state_dict())
+    resumed = WeightPruning(other, **options)
+    resumed.load_state_dict(copy.deepcopy(pruning.state_dict()))
+    assert_same_bits(other(x), model(x))
+    for _ in range(3):
+        for m, p in ((model, pruning), (other, resumed)):
+            p.step()
+            change(m, 7)
+    assert_same_bits(other(x), model(x))
+    assert_same_bits(copy.deepcopy(model)(x), model(x))
+
+
+def test_compiled_steps_follow_masks():
+    """One graph: masks are written in place."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    model = network()
+    pruning = WeightPruning(model, refresh_steps=2)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    x = torch.randn(64, 32)
+    pruning.step()
+    for step in range(5):
+        compiled(x).sum().backward()
+        assert_same_bits(compiled(x), model(x))
+        change(model, step)
+        pruning.step()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_transposed_parameters():
+    """A converted network that stores a weight [in, out]: decay and masks lie as it does."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Parameter(torch.randn(a, b) / 8) for a, b in ((32, 64), (64, 16)))
+
+        def forward(self, x):
+            return torch.relu(x @ self.first).square() @ self.second
+
+    model = Network()
+    report = sparse24.convert(model, sparse24.ConvertConfig(recipe=BOTH, min_tokens=0), quiet=True)
+    assert report.converted
+    pruning = WeightPruning(model, refresh_steps=0, decay=1.0)
+    pruning.step()
+    model.first.grad = torch.zeros_like(model.first)
+    pruning.decay_()
+    assert_same_bits(model.first.grad, (model.first - prune24(model.first, 0)).detach())
+    x = torch.randn(64, 32)
+    expected = sparse24.relu2_mlp(x, prune24(model.first.t()), prune24(model.second.t(), 0))
+    assert_same_bits(model(x), expected)
+
+
+def test_refusals():
+    model = network()
+    for options, words in (
+        ({"soft": True, "refresh_steps": 2}, "refresh_steps to be 1 with a soft threshold, got 2"),
+        ({"refresh_steps": -1}, "refresh_steps to be at least 0, got -1"),
+        ({"decay": -1.0}, "decay to be a finite number from 0, got -1.0"),
+        ({"decay_of": "both"}, 'decay_of to be "gradients" or "weights", got "both"'),
+        ({"soft": 3}, "soft to be True or False, got 3"),
+    ):
+        with pytest.raises(RuntimeError, match=f"^sparse24.WeightPruning: expected {words}$"):
+            WeightPruning(model, **options)
+    for none in (nn.Linear(4, 4), network(None), network(Recipe())):
+        with pytest.raises(RuntimeError, match="modules with 2:4 weights, got "):
+            WeightPruning(none)
+    with pytest.raises(RuntimeError, match="expected a state of 2 weights, got 1"):
+        WeightPruning(model).load_state_dict({"steps": 1, "buffers": [{}]})
