@@ -22,7 +22,7 @@ from data import generator
 from recipes import execute, sections
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
@@ -227,8 +227,11 @@ def input_of_a_collective(rank, kind):
     return out, ops.sparse
 
 
-def tensor_parallel(rank, wrap, kind="module"):
-    """The network of the recipe, with the plan that torch has for its layers: every rank sees all tokens."""
+def tensor_parallel(rank, wrap, kind="module", *, sequence=False):
+    """The network of the recipe, with the plan that torch has for its layers: every rank sees all tokens.
+
+    With `sequence`, a rank has a part of them between the networks.
+    """
     parallel = execute(sections()["Tensor parallelism"][:1], {})["TensorParallelMLP"]
     network = build(kind, DEVICE).layers[0]
     network.__class__ = parallel
@@ -239,7 +242,19 @@ def tensor_parallel(rank, wrap, kind="module"):
         "checkpointed": lambda x: checkpoint(network, x, use_reentrant=False),
         "compiled": torch.compile(network, backend="aot_eager", fullgraph=True),
     }[wrap]
-    return whole(gradients(network, call, batch()))
+    if not sequence:
+        return whole(gradients(network, call, batch()))
+    network.tokens = Shard(-2)
+    tokens = batch().flatten(0, 1)
+    weights = torch.randn(tokens.shape, generator=generator(7)).to(tokens).chunk(WORLD)[rank]
+    x = tokens.chunk(WORLD)[rank].clone().requires_grad_()
+    out = call(x)
+    (out * weights).sum().backward()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = whole(p.detach().clone() for p in network.parameters())
+    optimizer.step()
+    after = whole(p.detach() for p in network.parameters())
+    return [out.detach(), x.grad, *(b - a for a, b in zip(after, before, strict=True))]
 
 
 def tensor_parallel_plan(rank, kind):

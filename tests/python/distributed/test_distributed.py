@@ -124,6 +124,16 @@ def test_tensor_parallel(ranks, wrap):
     assert_ranks_near(ranks(worker.tensor_parallel, wrap), [expected] * WORLD, ranks.tolerance(1e-5))
 
 
+@pytest.mark.parametrize("wrap", ["plain", "compiled"])
+def test_sequence_parallel(ranks, wrap):
+    """The same, with a part of the tokens on each rank between networks: what a step changes is that of the whole."""
+    network = build("module", ranks.device).layers[0]
+    expected = gradients(network, network, batch(device=ranks.device).flatten(0, 1))
+    for rank, actual in enumerate(ranks(worker.tensor_parallel, wrap, sequence=True)):
+        shares = [t.chunk(WORLD)[rank] for t in expected[:2]]
+        assert_near(actual, [*shares, *expected[2:]], 2 * ranks.tolerance(5e-5))
+
+
 def test_tensor_parallel_plan_for_another_network(ranks, kind):
     """The layers own the collectives, so that they are called."""
     results = ranks(worker.tensor_parallel_plan, kind)
