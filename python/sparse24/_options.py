@@ -19,3 +19,11 @@ def whole_number(what: str, name: str, value: Any) -> int:
     if value % 1 != 0:  # also what is not finite
         fail(what, f"{name} to be a whole number", value)
     return int(value)
+
+
+def positive_number(what: str, name: str, value: Any) -> int:
+    """Convert a number from 1."""
+    number = whole_number(what, name, value)
+    if number == 0:
+        fail(what, f"{name} to be at least 1", number)
+    return number

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+#: How files of drawings end.
+DRAWINGS = (".svg", ".png", ".pdf")
+
 
 def output_file(text: str) -> Path:
     """Take an argument for a file that will be written: where that cannot be, it is said before the work."""
@@ -14,6 +17,14 @@ def output_file(text: str) -> Path:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise argparse.ArgumentTypeError(f"expected a file that can be written, got {text}")
+    return path
+
+
+def drawing_file(text: str) -> Path:
+    """Take an argument for a file that will be drawn."""
+    path = output_file(text)
+    if path.suffix.lower() not in DRAWINGS:
+        raise argparse.ArgumentTypeError(f"expected a file that ends in {', '.join(DRAWINGS)}, got {text}")
     return path
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse24._options import positive_number
 from sparse24.analyze.model import analyze_model
 from sparse24.analyze.speed import PHASES, Calls
-from sparse24.errors import fail
-from sparse24.terminal import output_file
+from sparse24.errors import dtype_name, fail
+from sparse24.terminal import drawing_file, output_file
 
 #: Tokens of one sequence, where the model takes so many, and of one call.
 WINDOW, CALL = 1024, 4096
@@ -34,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help="what it reads")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write everything")
     parser.add_argument("--csv", type=output_file, metavar="FILE", help="write a line for each network")
-    parser.add_argument("--plot", type=output_file, metavar="FILE", help="draw the networks (needs matplotlib)")
+    parser.add_argument("--plot", type=drawing_file, metavar="FILE", help="draw the networks (needs matplotlib)")
     parser.add_argument("--max-tokens", type=int, default=65536, metavar="N", help="default: 65536")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     for phase in PHASES:
@@ -46,26 +47,39 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; the exit status."""
-    if args.plot:
-        _drawing()  # before anything is done
+    _check(args)
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         fail("analyze", "--device cuda where there is a CUDA device", "none")
     model, tokenize = load(args.model)
     model.to(device)
     batches = batches_of(model, tokenize, args.text, args.max_tokens)
-    report = analyze_model(model, batches, max_tokens=args.max_tokens)
+    try:
+        report = analyze_model(model, batches, max_tokens=args.max_tokens)
+    except (RuntimeError, OSError):
+        raise
+    except Exception as error:  # of the model, and it may be anything
+        raise RuntimeError(f"sparse24.analyze: expected the model to run on the text, got {error!r}") from error
     report = report.at(**{phase: getattr(args, phase) for phase in PHASES})
     tokens = max((layer["tokens"] for layer in report.layers.values()), default=0)
-    print(
-        f"{type(model).__name__} of {args.model} on {tokens:,} tokens, in {str(model.dtype).removeprefix('torch.')}\n"
-    )
+    seen = f" on {tokens:,} tokens" if report.layers else ""
+    print(f"{type(model).__name__} of {args.model}{seen}, in {dtype_name(model.dtype)}\n")
     print(report.table())
     for path, write in ((args.json, _write_json), (args.csv, _write_csv), (args.plot, _plot)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(report, path)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot run before a model is loaded, which may take long."""
+    if args.plot:
+        _drawing()
+    positive_number("analyze", "--max-tokens", args.max_tokens)
+    Calls(**{phase: getattr(args, phase) for phase in PHASES})
+    for file in args.text:
+        file.open("rb").close()
 
 
 def load(folder: Path) -> tuple[nn.Module, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import whole_number
+from sparse24._options import positive_number
 from sparse24.analyze import speed
 from sparse24.analyze.activation import stats_of
 from sparse24.analyze.counts import Counts
@@ -68,9 +68,7 @@ def analyze_model(model: nn.Module, batches: Iterable[Any], *, max_tokens: int =
     """
     if not isinstance(model, nn.Module):
         fail("analyze_model", "model to be a torch.nn.Module", type(model).__name__)
-    max_tokens = whole_number("analyze_model", "max_tokens", max_tokens)
-    if max_tokens == 0:
-        fail("analyze_model", "max_tokens to be at least 1", max_tokens)
+    max_tokens = positive_number("analyze_model", "max_tokens", max_tokens)
     if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
         fail("analyze_model", "batches to be an iterable of batches, such as a list of them", type(batches).__name__)
     networks, skipped, near_misses = networks_of(model)

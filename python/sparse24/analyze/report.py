@@ -102,14 +102,14 @@ class ModelReport:
             gains = ("-" if (gain := layer[key]) is None else f"{gain:.2f}x" for key in self._speedups().values())
             shares = (percent(layer[key], 1 if (layer[key] or 0) >= 0.0995 else 2) for key in COLUMNS)
             rows.append((display(name), *shares, *gains, "yes" if layer["convert"] else "no"))
-        short = [name for name, _ in COLUMNS.values()]
-        text = table(("layer", *short, *self._speedups(), "convert"), rows) + f"\n\n{MEANING}"
-        text += (
-            f"Speed-ups in {self.precision} over torch.compile, of the nearest size measured on an {speed.device()}.\n"
-        )
+        short, text = [name for name, _ in COLUMNS.values()], ""
+        if rows:
+            text = table(("layer", *short, *self._speedups(), "convert"), rows) + f"\n\n{MEANING}"
+            measured = f"of the nearest size measured on an {speed.device()}"
+            text += f"Speed-ups in {self.precision} over torch.compile, {measured}.\n"
         text += "".join(f"\nnot looked at: {display(name)}: {why}" for name, why in self.skipped.items())
         text += "".join(f"\nnear miss: {display(name)}: {why}" for name, why in self.near_misses.items())
-        return f"{text}\n{self.verdict}"
+        return f"{text}\n{self.verdict}".lstrip("\n")
 
     def __str__(self) -> str:
         return self.table()

@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse24._options import whole_number
-from sparse24.errors import fail
+from sparse24._options import positive_number
 from sparse24.format import FEATURES
 from sparse24.mlp.choice import few_tokens, pays
 
@@ -28,10 +27,7 @@ class Calls:
 
     def __post_init__(self) -> None:
         for name in ("prefill", "decode", "training"):
-            tokens = whole_number("ModelReport.at", name, getattr(self, name))
-            if tokens == 0:
-                fail("ModelReport.at", f"{name} to be at least 1", tokens)
-            object.__setattr__(self, name, tokens)
+            object.__setattr__(self, name, positive_number("ModelReport.at", name, getattr(self, name)))
 
 
 PHASES = ("prefill", "decode", "training")

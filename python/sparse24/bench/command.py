@@ -18,7 +18,7 @@ from sparse24.bench.results import Record
 from sparse24.bench.sizes import PRESETS, Size, preset
 from sparse24.bench.timing import MIN_ROUNDS
 from sparse24.mlp import pays
-from sparse24.terminal import output_file
+from sparse24.terminal import drawing_file, output_file
 
 PRECISIONS = ("bf16", "fp8")
 #: What the kernels take of tokens, d_model and d_ff; other sizes run dense.
@@ -115,7 +115,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--training", action="store_true", help="forward and backward too")
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="all", help="default: all")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the records")
-    parser.add_argument("--plot", type=output_file, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
+    parser.add_argument("--plot", type=drawing_file, metavar="FILE", help="draw the speed-ups (needs matplotlib)")
     parser.set_defaults(run=run)
 
 

@@ -20,12 +20,13 @@ from sparse24.convert.probe import probe
 from sparse24.convert.problems import (
     CONVERTED,
     PATCHED,
+    dropout_problem,
     further_problem,
     layer_problem,
     module_problem,
     sizes_problem,
 )
-from sparse24.convert.reason import Mismatch
+from sparse24.convert.reason import IN_TRAINING, Mismatch
 from sparse24.convert.replica import Network
 from sparse24.convert.seen import difference, look
 from sparse24.format import FP8
@@ -114,11 +115,15 @@ def _examine(candidate: _Candidate) -> tuple[Network | None, str, bool]:
         return None, reason or "", False
     is_small = max(w.numel() for w in weights) <= _LARGE
     found = probe(module, networks, is_named or is_small or mentions_relu2(module))
+    dropout = dropout_problem(module)
     if isinstance(found, Mismatch) and networks[0].up.name != up and not found.is_relu:
         return None, sizes_problem(module, up, down), False
     if isinstance(found, Mismatch):
-        return None, reason or found.reason + _others(module), is_named or found.is_relu
-    return found, reason or "", True
+        # Dropout can be switched off: another activation, or a residual, is the better reason.
+        is_better = found.is_relu and found.reason != IN_TRAINING
+        why = dropout if dropout and not is_better else found.reason + _others(module)
+        return None, reason or why, is_named or found.is_relu
+    return found, reason or dropout or "", True
 
 
 def _readings(candidate: _Candidate) -> Iterator[Network]:

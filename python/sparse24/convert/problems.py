@@ -28,6 +28,11 @@ def module_problem(module: nn.Module) -> str | None:
     for name in _RESERVED:
         if hasattr(module, name):
             return f"it has an attribute {name} of its own"
+    return None
+
+
+def dropout_problem(module: nn.Module) -> str | None:
+    """Name a child that drops something as long as the module is in training."""
     called = called_children(module)
     for name, child in module.named_modules():
         if called is not None and name.partition(".")[0] not in called:

@@ -14,6 +14,7 @@ from sparse24.convert.replica import Network, device_of, make_replica, replace_b
 _GRID = (-8.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 8.0)
 _SHAPE = (4, 64)
 OTHER = "it does not compute W2 relu(W1 x)^2"
+IN_TRAINING = "it computes something else in training than in evaluation, as dropout does"
 MORE = "it computes more than an activation of each feature between its layers, as with a norm"
 NEGATIVE = "its activation is not zero for negative inputs, as that of a leaky or smoothed variant"
 
@@ -72,12 +73,12 @@ def _reason(
     def differ(a: Tensor, b: Tensor) -> bool:
         return bool(((a - b).abs() > tolerance * (1 + a.abs())).any())
 
-    first, residual, added = "", "", torch.zeros(())
+    in_training, residual, added = "", "", torch.zeros(())
     out = compute(x)
     if differ(out, compute(x, seed=1)):
         return Mismatch("its output is random", False)
-    if any(differ(out, compute(x, True, seed)) for seed in (0, 1)):
-        first = "it computes something else in training than in evaluation, as dropout does"
+    if module.training and any(differ(out, compute(x, True, seed)) for seed in (0, 1)):
+        in_training = IN_TRAINING
     elif differ(out, compute(x.flip(0, 1)).flip(0, 1)):
         return Mismatch("its tokens depend on each other", False)
     inputs = index[..., read[shown]]  # which entry of the grid each output is the activation of
@@ -92,14 +93,14 @@ def _reason(
     values = sums / counts
     spread = (out - values[inputs]).abs()
     if bool((spread > tolerance * (1 + out.abs())).any()):
-        return Mismatch(first or MORE, False)
-    first = first or residual
+        return Mismatch(in_training or MORE, False)
     replace_weight(replica, network.down, -_ones(shown, f), dtype, device)
     sums = out + compute(x) - added
     if differ(sums, sums.flatten()[0]):
-        return Mismatch(first or "its output is not linear in its second layer", False)
+        return Mismatch(residual or in_training or "its output is not linear in its second layer", False)
     found = _activation(grid, values, tolerance)
-    return Mismatch(first or found.reason, found.is_relu)
+    # Dropout can be switched off: it is the reason only if there is no other.
+    return Mismatch(residual or (in_training if found.reason == OTHER else "") or found.reason, found.is_relu)
 
 
 def _activation(grid: Tensor, values: Tensor, tolerance: float) -> Mismatch:

@@ -120,6 +120,44 @@ def test_what_cannot_run_is_said_in_a_sentence(folder, text, tmp_path, capsys):
     assert "No such file" in said(folder, "--text", tmp_path / "none.txt")
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     assert "expected MODEL_DIR to be loaded by transformers" in said(tmp_path, "--text", text)
-    with pytest.raises(SystemExit) as exit:
-        analyze(folder)  # no text
-    assert exit.value.code == 2
+    for arguments in ((folder,), (folder, "--text", text, "--plot", tmp_path / "out.txt")):
+        with pytest.raises(SystemExit) as exit:
+            analyze(*arguments)
+        assert exit.value.code == 2
+    assert "expected a file that ends in .svg, .png, .pdf" in capsys.readouterr().err
+
+
+def test_arguments_are_looked_at_before_the_model(tmp_path, text, monkeypatch, capsys):
+    """It may take long to load."""
+    monkeypatch.setattr(command, "load", lambda _: pytest.fail("too early"))
+    for arguments, said in (
+        (("--text", tmp_path / "none.txt"), "No such file"),
+        (("--text", text, tmp_path), "Is a directory"),
+        (("--text", text, "--max-tokens", 0), "expected --max-tokens to be at least 1, got 0"),
+        (("--text", text, "--decode", -1), "expected decode to be at least 0, got -1"),
+    ):
+        assert analyze(tmp_path, *arguments) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_that_fails_is_said_in_a_sentence(tmp_path, text, capsys):
+    """Here of tokens that it does not know. Status 1 would say that something was wrong with the results."""
+    tokenizers = pytest.importorskip("tokenizers")
+    save(tmp_path)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 999}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
+    assert analyze(tmp_path, "--text", text) == 2
+    assert "expected the model to run on the text, got IndexError" in capsys.readouterr().err
+
+
+def test_a_model_without_networks_has_no_table(tmp_path, text, capsys):
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=300,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert analyze(tmp_path, "--text", text) == 0
+    printed = capsys.readouterr().out
+    assert "LlamaForCausalLM" in printed and "zeros" not in printed and "0 tokens" not in printed
+    assert printed.splitlines()[-1].startswith("convert 0 of 2; 2 cannot be converted (gated")

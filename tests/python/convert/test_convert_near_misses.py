@@ -30,6 +30,18 @@ def after(change):
     return build
 
 
+class Dropping(TwoLayers):
+    """With a child that drops, in training."""
+
+    def __init__(self, activation, residual=False):
+        super().__init__(("fc1", "fc2"))
+        self.activation, self.residual, self.drop = activation, residual, nn.Dropout(0.1)
+
+    def forward(self, x):
+        out = self.fc2(self.drop(self.activation(self.fc1(x))))
+        return x + out if self.residual else out
+
+
 COUNTED = {
     "residual": (Residual, "it adds its input to its output, as a residual connection inside of it does"),
     "plain ReLU": (lambda: Activation(F.relu), "its activation is ReLU, not the square of it"),
@@ -46,6 +58,22 @@ COUNTED = {
     "Sequential with ReLU": (
         lambda: nn.Sequential(nn.Linear(D, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, D)),
         "its activation is ReLU, not the square of it (1: ReLU)",
+    ),
+    "ReLU and dropout": (
+        lambda: nn.Sequential(nn.Linear(D, HIDDEN), nn.ReLU(), nn.Dropout(0.1), nn.Linear(HIDDEN, D)),
+        "its activation is ReLU, not the square of it (1: ReLU)",
+    ),
+    "layer with names, ReLU and dropout": (
+        lambda: Dropping(F.relu),
+        "its activation is ReLU, not the square of it",
+    ),
+    "residual and dropout": (
+        lambda: Dropping(relu2, residual=True),
+        "it adds its input to its output, as a residual connection inside of it does",
+    ),
+    "transformer's layer, with its dropout": (
+        lambda: nn.TransformerEncoderLayer(D, 4, HIDDEN),
+        "its activation is ReLU, not the square of it",
     ),
     "transformer's layer": (
         lambda: nn.TransformerEncoderLayer(D, 4, HIDDEN, dropout=0.0),
@@ -121,6 +149,18 @@ class Attend(nn.Module):
 
     def forward(self, q, k, v):
         return F.relu(q @ k.mT).square() @ v
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reasons_of_a_mode_are_given_in_that_mode(training):
+    """In evaluation dropout is no reason: T5's network is one of plain ReLU."""
+
+    class T5(TwoLayers):
+        def forward(self, x):
+            return self.w2(F.dropout(F.relu(self.w1(x)), 0.1, self.training))
+
+    report = sparse24.convert(T5().train(training), quiet=True)
+    assert report.skipped == {"": "its activation is ReLU, not the square of it"}
 
 
 @pytest.mark.parametrize("name", NEITHER)
