@@ -1,5 +1,6 @@
 // Facts about the current device.
 #include <array>
+#include <cstdlib>
 #include <mutex>
 
 #include "common/launch.cuh"
@@ -19,10 +20,24 @@ int attribute(cudaDeviceAttr name, int device) {
   return value;
 }
 
+// The multiprocessors that kernels leave to others, which sm_count lacks. A persistent kernel has one CTA on each of
+// its own from its first tile to its last: where collectives hold some, its last CTAs would begin when the others are
+// done.
+int margin(int multiprocessors) {
+  const char* text = std::getenv("SPARSE24_SM_MARGIN");
+  if (text == nullptr || *text == 0) return 0;
+  char* end = nullptr;
+  const long value = std::strtol(text, &end, 10);
+  check(*end == 0 && value >= 0 && value <= multiprocessors - 2,
+        "sparse24: expected SPARSE24_SM_MARGIN to be from 0 to ", multiprocessors - 2, ", got ", text);
+  return int(value);
+}
+
 Known read(int device) {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  DeviceFacts facts{properties.name, properties.multiProcessorCount};
+  const int multiprocessors = properties.multiProcessorCount;
+  DeviceFacts facts{properties.name, multiprocessors - margin(multiprocessors)};
   facts.clock_mhz = attribute(cudaDevAttrClockRate, device) / 1e3;
   // Both edges of the clock, in kHz; width in bits.
   facts.memory_tb_s = 2.0 * attribute(cudaDevAttrMemoryClockRate, device) * properties.memoryBusWidth / 8 * 1e-9;
