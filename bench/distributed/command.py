@@ -34,6 +34,8 @@ from sparse24.bench import environment, precompile, results, text
 from sparse24.bench.options import parse
 
 TIMEOUT = timedelta(seconds=90)
+#: What says how kernels and collectives share a GPU, and where a record says it.
+ENVIRONMENT = {"SPARSE24_SM_MARGIN": "sm_margin", "NCCL_MAX_CTAS": "nccl_max_ctas"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +94,7 @@ def work(rank: int, ranks: int, store: Path | None, args: argparse.Namespace) ->
     header = environment.facts(device)
     if device.type == "cuda":
         header["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    header |= {field: int(os.environ[name]) for name, field in ENVIRONMENT.items() if os.environ.get(name)}
     records: list[results.Record] = []
     sizes = model.SMOKE if args.smoke else {name: model.SIZES[name] for name in args.sizes}
     ways = [WAYS[name] for name in args.ways]
