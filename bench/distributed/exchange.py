@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
+Exchange = Callable[[torch.Tensor], torch.Tensor]
+
 #: torch's names for these in Python change; those of the ops do not.
 ops = torch.ops._c10d_functional
+
+
+def same(x: torch.Tensor) -> torch.Tensor:
+    """What one rank exchanges with itself."""
+    return x
 
 
 def gathered(x: torch.Tensor) -> torch.Tensor:
@@ -22,6 +31,13 @@ def scattered(x: torch.Tensor) -> torch.Tensor:
 def summed(x: torch.Tensor) -> torch.Tensor:
     """The sum over the ranks."""
     return ops.wait_tensor(ops.all_reduce(x, "sum", _group()))
+
+
+def swapped(x: torch.Tensor) -> torch.Tensor:
+    """As many rows from each rank, in order of ranks, as it gets of this one's."""
+    ranks = dist.get_world_size()
+    parts = [x.shape[0] // ranks] * ranks
+    return ops.wait_tensor(ops.all_to_all_single(x.contiguous(), parts, parts, _group()))
 
 
 def _group() -> str:
@@ -46,3 +62,13 @@ class Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
         return gathered(grad)
+
+
+class Swap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        return swapped(x)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return swapped(grad)

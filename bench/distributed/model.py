@@ -7,7 +7,6 @@ dense or 2:4, in 16 bits or with all six products in float8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,10 +15,11 @@ from torch.nn import functional as F
 
 import sparse24
 from bench.cases.model_stacks import give_zeros
+from bench.distributed import experts
+from bench.distributed.exchange import Exchange, same
 from sparse24.bench import inputs
 
 ZEROS = 0.9
-Exchange = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Variant(NamedTuple):
@@ -50,6 +50,8 @@ class Size(NamedTuple):
     layers: int
     batch: int
     length: int = 2048
+    experts: int = 0
+    top_k: int = 1
 
     @property
     def tokens(self) -> int:
@@ -65,12 +67,12 @@ SIZES = {
     "nanochat26": Size("nanochat d26", 1664, 6656, 13, 13, layers=6, batch=16),
     "afm": Size("AFM-4.5B", 2560, 18432, 20, 4, layers=4, batch=8),
     "nanochat32": Size("nanochat d32", 2048, 8192, 16, 16, layers=6, batch=16),
+    "nemotron3": Size("Nemotron-3 Nano", 2688, 1856, 21, 1, layers=2, batch=8, experts=128, top_k=6),
 }
-SMOKE = {"smoke": Size("smoke", 64, 256, 4, 4, layers=2, batch=2, length=32)}
-
-
-def same(x: torch.Tensor) -> torch.Tensor:
-    return x
+SMOKE = {
+    "smoke": Size("smoke", 64, 256, 4, 4, layers=2, batch=2, length=32),
+    "experts": Size("smoke, experts", 64, 128, 4, 4, layers=1, batch=2, length=32, experts=4, top_k=2),
+}
 
 
 class Layer(nn.Module):
@@ -84,14 +86,7 @@ class Layer(nn.Module):
         self.keys = nn.Linear(d, size.key_value_heads * head // ranks, bias=False)
         self.values = nn.Linear(d, size.key_value_heads * head // ranks, bias=False)
         self.out = nn.Linear(size.heads * head // ranks, d, bias=False)
-        self.mlp = sparse24.nn.ReLU2MLP(
-            d,
-            size.d_ff // ranks,
-            precision="fp8" if variant.dtype == "fp8" else "16bit",
-            min_tokens=0,
-            recipe=sparse24.Recipe(fp8_weight_gradients=variant.dtype == "fp8"),
-        )
-        self.mlp.sparse = variant.sparse
+        self.mlp = experts.Experts(size, variant, 1) if size.experts else network(size, variant, ranks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.scatter(self.attention(self.gather(F.rms_norm(x, x.shape[-1:]))))
@@ -104,6 +99,19 @@ class Layer(nn.Module):
         )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.out(y.transpose(1, 2).flatten(2).flatten(0, 1))
+
+
+def network(size: Size, variant: Variant, ranks: int) -> sparse24.nn.ReLU2MLP:
+    """One of the `ranks` parts of the network."""
+    mlp = sparse24.nn.ReLU2MLP(
+        size.d_model,
+        size.d_ff // ranks,
+        precision="fp8" if variant.dtype == "fp8" else "16bit",
+        min_tokens=0,
+        recipe=sparse24.Recipe(fp8_weight_gradients=variant.dtype == "fp8"),
+    )
+    mlp.sparse = variant.sparse
+    return mlp
 
 
 #: The dimension of each weight that tensor parallelism shares out.
@@ -128,7 +136,7 @@ def load(model: nn.Sequential, weights: dict[str, torch.Tensor]) -> nn.Sequentia
     model.load_state_dict(weights, strict=False, assign=True)
     device = next(iter(weights.values())).device
     for layer in model:
-        if layer.mlp.delayed_scales is not None:
+        if getattr(layer.mlp, "delayed_scales", None) is not None:
             layer.mlp.delayed_scales = torch.zeros(4, device=device)
     return model
 
@@ -136,7 +144,7 @@ def load(model: nn.Sequential, weights: dict[str, torch.Tensor]) -> nn.Sequentia
 @torch.no_grad()
 def weights_with_zeros(size: Size, device: torch.device, seed: int) -> tuple[dict[str, torch.Tensor], float]:
     """Weights of all layers, and the share of zeros that they give the activations of `tokens`."""
-    model = build(size, VARIANTS["fused_dense"])
+    model = build(size._replace(experts=0), VARIANTS["fused_dense"])
     made = {
         name: inputs.weights(*p.shape, device=device, seed=seed + i)
         for i, (name, p) in enumerate(model.named_parameters())
@@ -145,7 +153,7 @@ def weights_with_zeros(size: Size, device: torch.device, seed: int) -> tuple[dic
     networks = [(layer.mlp, layer.mlp.up_proj, layer.mlp.down_proj) for layer in model]
     x = tokens(size, device, seed)
     zeros = give_zeros(networks, lambda: model(x), columns_of_ones(size), ZEROS, seed)
-    return made, zeros
+    return experts.of_network(made, size.experts) if size.experts else made, zeros
 
 
 def columns_of_ones(size: Size) -> int:

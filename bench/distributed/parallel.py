@@ -1,8 +1,8 @@
 """The ways in which the layers are spread over GPUs, and the step that each of them takes.
 
 A way is a class with `name`, and whose instances `run` a step of one rank's tokens and tell the gradients of its own
-part of the weights. `Alone` is one GPU: what every other way is verified against, and scales from. Another way, such as
-one that spreads experts, is one more class in `WAYS`.
+part of the weights. `Alone` is one GPU: what every other way is verified against, and scales from. Another way is one
+more class in `WAYS`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from bench.distributed import model
-from bench.distributed.exchange import Gather, Scatter
+from bench.distributed.exchange import Gather, Scatter, Swap
+from bench.distributed.experts import Experts
 from bench.distributed.model import Size, Variant
 
 Weights = dict[str, torch.Tensor]
@@ -26,8 +27,8 @@ class Alone:
     """Each GPU by itself: no communication."""
 
     name = "alone"
-    #: Gradients are sums over the tokens of all ranks, else their means.
-    sums = False
+    #: Whether a rank computes products of tokens that are not its own.
+    mixes = False
 
     def __init__(self, size: Size, variant: Variant, weights: Weights) -> None:
         self.model: nn.Module = self.wrapped(size, variant, weights)
@@ -37,7 +38,12 @@ class Alone:
 
     @staticmethod
     def fits(size: Size, ranks: int) -> bool:
-        return True
+        """Whether layers of this size can be spread so."""
+        return not size.experts
+
+    def sums(self, name: str) -> bool:
+        """Whether a weight's gradient is the sum over the tokens of all ranks, not the mean of what ranks have."""
+        return False
 
     def run(self, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
         """A forward and a backward pass, whose gradients are there until the next one."""
@@ -82,7 +88,10 @@ class DDP(Alone):
     name = "ddp"
 
     def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
-        layers = super().wrapped(size, variant, copy.deepcopy(weights))
+        return self.replicated(super().wrapped(size, variant, copy.deepcopy(weights)))
+
+    @staticmethod
+    def replicated(layers: nn.Module) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls the option otherwise
             return nn.parallel.DistributedDataParallel(layers, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -98,7 +107,7 @@ class TensorParallel(Alone):
     """
 
     name = "tensor"
-    sums = True
+    mixes = True
 
     def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -108,10 +117,42 @@ class TensorParallel(Alone):
 
     @staticmethod
     def fits(size: Size, ranks: int) -> bool:
-        return size.divides_by(ranks)
+        return not size.experts and size.divides_by(ranks)
+
+    def sums(self, name: str) -> bool:
+        return True
 
     def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         return model.part_of(name, whole, self.rank, self.ranks)
 
 
-WAYS: dict[str, type[Alone]] = {way.name: way for way in (FSDP2, TensorParallel, DDP)}
+class ExpertParallel(DDP):
+    """Each rank has a part of the experts, and gets the rows of all ranks for them; the rest as with DDP."""
+
+    name = "expert"
+    mixes = True
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        layers = model.build(size, variant)
+        for layer in layers:
+            with torch.device("meta"):
+                layer.mlp = Experts(size, variant, self.ranks, Swap.apply).bfloat16()
+        own = {name: self.part(name, w).clone() for name, w in weights.items()}
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            layers, [name for name in own if self.sums(name)]
+        )
+        return self.replicated(model.load(layers, own))
+
+    @staticmethod
+    def fits(size: Size, ranks: int) -> bool:
+        return size.experts > 0 and size.experts % ranks == 0
+
+    def sums(self, name: str) -> bool:
+        return ".mlp.own." in name
+
+    def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        return whole.chunk(self.ranks)[self.rank] if self.sums(name) else whole
+
+
+WAYS: dict[str, type[Alone]] = {way.name: way for way in (FSDP2, TensorParallel, DDP, ExpertParallel)}

@@ -15,7 +15,13 @@ VARIANTS = {
     "fused_dense_fp8": ("dense, fp8", None),
     "sparse24_fp8": ("2:4, fp8", "fused_dense_fp8"),
 }
-WAYS = {"alone": "one GPU", "fsdp2": "FSDP2", "tensor": "tensor and sequence parallel", "ddp": "DDP"}
+WAYS = {
+    "alone": "one GPU",
+    "fsdp2": "FSDP2",
+    "tensor": "tensor and sequence parallel",
+    "ddp": "DDP",
+    "expert": "expert parallel",
+}
 
 Cell = Callable[[results.Record, "results.Record | None"], str]
 
