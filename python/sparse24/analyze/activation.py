@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from sparse24.analyze.counts import ORDERS, TILES, Counts
+from sparse24.analyze.counts import ORDERS, Counts
 from sparse24.errors import fail
 
 
@@ -121,7 +121,7 @@ def stats_of(counts: Counts, with_output: bool = True) -> ActivationStats:
         features_never_active=never_active,
         nonzeros_per_group=tuple(counts.share(f"groups of {number}", "groups") for number in range(5)),
         **_along_tokens(counts),
-        **{f"features_active_{size}_tokens": counts.share(f"active in {size}", f"tiles of {size}") for size in TILES},
+        **{f"features_active_{size}_tokens": tiles.share() for size, tiles in counts.tiles.items()},
     )
 
 

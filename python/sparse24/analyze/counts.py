@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24.analyze.pruning import top2_mask
+from sparse24.analyze.tiles import Tiles
 from sparse24.format import LARGEST_FP8
 from sparse24.ops.token_order import interleave
 from sparse24.recipe import Recipe
@@ -35,11 +36,14 @@ class Counts:
         Largest activation.
     active : Tensor [F]
         Of each feature the number of tokens that it is not zero for.
+    tiles : dict of int to Tiles
+        Features that so many neighbouring tokens light.
     """
 
     def __init__(self, features: int, device: torch.device) -> None:
         self.tokens, self.features, self.amax = 0, features, 0.0
         self.active = torch.zeros(features, dtype=torch.int64, device=device)
+        self.tiles = {size: Tiles(size, features, device) for size in TILES}
         self._sums: dict[str, Tensor] = {}
 
     def share(self, part: str, whole: str) -> float:
@@ -83,6 +87,8 @@ class Counts:
                 out, dropped_out = out + y2 @ weight, dropped_out + (y2 - kept) @ weight
             for name, values in _along_tokens(kept):
                 along_tokens.setdefault(name, []).append(values)
+        for tiles in self.tiles.values():
+            tiles.end(tokens)
         if w2 is not None:
             self._add("output", out.double().square().sum())
             self._add("output dropped", dropped_out.double().square().sum())
@@ -103,12 +109,8 @@ class Counts:
         self._add("feature groups over 2", _count(counts > 2))
         for number in range(5):
             self._add(f"groups of {number}", _count(counts == number))
-        for size in TILES:
-            # Whole tiles; fewer tokens than one are one.
-            whole = len(nonzero) // size * size
-            lit = nonzero[:whole].unflatten(0, (-1, size)).any(1) if whole else nonzero.any(0)
-            self._add(f"active in {size}", _count(lit))
-            self._add(f"tiles of {size}", lit.numel())
+        for tiles in self.tiles.values():
+            tiles.add(nonzero, columns)
 
     def _add_fp8(self, y2: Tensor, scale: Tensor) -> None:
         scaled = y2 / scale

@@ -27,6 +27,9 @@ def owner_of(module: nn.Module, name: str) -> nn.Module | Tensor:
     *path, last = name.split(".")
     for part in path:
         module = module._modules[part]  # type: ignore[assignment]
+    for owned in (module._modules, module._parameters):  # methods of torch may hide them, such as `type`
+        if owned.get(last) is not None:
+            return owned[last]  # type: ignore[return-value]
     return getattr(module, last)
 
 

@@ -19,22 +19,27 @@ def mentions_relu2(module: nn.Module) -> bool:
     Names are ReLUSquared, squared_relu, relu2 and the like; code may also square what comes from a ReLU.
     """
     kinds = [type(child) for child in module.children()]
-    if any(_NAME.search(kind.__name__) for kind in kinds):
+    if any(_NAME.search(kind.__name__) for kind in kinds) or any(map(_is_squared_relu, module.children())):
         return True
     for name, value in module.__dict__.items():
         if isinstance(value, types.FunctionType) and (_NAME.search(value.__name__) or _squares_relu((value,), False)):
             return True
         if isinstance(value, str) and not name.startswith("_") and _NAME.search(value):
             return True
-    forward = getattr(type(module), "forward", None)
-    functions = _functions(type(module), forward) if isinstance(forward, types.FunctionType) else ()
-    return _squares_relu(functions, any(issubclass(kind, nn.ReLU) for kind in kinds))
+    return _squares_relu(_functions(type(module)), any(issubclass(kind, nn.ReLU) for kind in kinds))
+
+
+def _is_squared_relu(child: nn.Module) -> bool:
+    """Whether a child that owns nothing squares a ReLU."""
+    owns = child._parameters or child._buffers or child._modules
+    return not owns and _squares_relu(_functions(type(child)), False)
 
 
 @functools.cache
-def _functions(kind: type[nn.Module], forward: types.FunctionType) -> tuple[types.FunctionType, ...]:
+def _functions(kind: type[nn.Module]) -> tuple[types.FunctionType, ...]:
     """List the forward of a class, and what it calls by name: methods of the class and functions of its file."""
-    forward = inspect.unwrap(forward)  # type: ignore[assignment]
+    forward = getattr(kind, "forward", None)
+    forward = inspect.unwrap(forward) if isinstance(forward, types.FunctionType) else None
     if not _is_code(forward):
         return ()
     instructions = list(dis.Bytecode(forward.__code__))

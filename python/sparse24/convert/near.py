@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sparse24.convert.call import arguments_of
-from sparse24.convert.layers import is_list, is_matrix, layers_of
+from sparse24.convert.layers import is_list, layers_of
 from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.problems import PATCHED, not_linear
 from sparse24.nn import ReLU2MLP
@@ -50,20 +50,25 @@ def _around(name: str) -> set[str]:
 def _reason(module: nn.Module) -> str | None:
     if not runs_own_forward(module):
         return PATCHED
-    large = {name: list(p.shape) for name, p in _parameters(module).items() if p.dim() > 2}
-    layers = layers_of(module)
-    if large and not layers:
+    large = {name: list(p.shape) for name, p in _parameters(module).items() if sum(size > 1 for size in p.shape) > 2}
+    if large:
         name, shape = next(iter(large.items()))
         if len(large) > 1 and len(shape) == 3:
             return f"a mixture of experts: the weight of {name} has 3 dimensions"
         return f"a bank of weights: {name} {shape}"
+    layers = layers_of(module)
     if layers:
         return f"it has {len(layers)} {'layer' if len(layers) == 1 else 'layers'} ({', '.join(layers[:4])})"
     for name, child in module.named_children():
         weight = child._parameters.get("weight")
-        if is_matrix(weight) and not isinstance(child, (nn.Linear, nn.Embedding)):
+        if _is_large(weight) and not isinstance(child, (nn.Linear, nn.Embedding)):
             return not_linear(name, child)
     return "its weights are arguments of its forward" if _takes_weights(module) else None
+
+
+def _is_large(weight: Tensor | None) -> bool:
+    """Whether it is a matrix or more, such as that of a convolution."""
+    return weight is not None and not is_lazy(weight) and Tensor.dim(weight) > 1
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ from sparse24.recipe import Recipe
 
 def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     """Compute the network, or say why this call has to run the original forward."""
+    if not isinstance(x, Tensor):  # also what `torch.fx` traces with
+        return f"the input is a {type(x).__name__}"
     problem = difference(module, conversion.seen)
     if problem is None and not conversion.in_training and _trains(module):
         problem = "in training it computes something else, as dropout does"
@@ -222,7 +224,7 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _input_problem(x: Any, device: torch.device | None = None) -> str | None:
-    if type(x) is not Tensor and (not isinstance(x, Tensor) or is_traceable_wrapper_subclass(x)):
+    if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
         return f"the input is a {type(x).__name__}"
     device_type = (device or x.device).type
     if device_type not in ("cpu", "cuda", "meta"):

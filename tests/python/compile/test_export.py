@@ -88,6 +88,18 @@ def test_the_program_holds_the_sparse_product(device, kind, strict):
         assert_same_bits(program.module()(x), model(x))
 
 
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@pytest.mark.parametrize("kind", ["module", "converted"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_weights_that_learn_are_exported_for_any_number_of_tokens(device, kind, strict):
+    """Also with gradients on, as they are where nobody thinks of them."""
+    model = build(kind, device, torch.bfloat16).eval()
+    program = export(model, device, strict=strict).module()
+    for tokens in SIZES:
+        x = example(device, tokens)
+        assert_same_bits(program(x), model(x))
+
+
 def test_a_dense_phase_is_exported_dense(device):
     model = model_of("module", device)
     sparse24.Schedule(2, dense_warmup_steps=1).apply(model, 0)

@@ -212,6 +212,39 @@ class Experts(nn.Module):
         return relu2(x @ self.w1[expert].t()) @ self.w2[expert].t()
 
 
+class Routed(Experts):
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(D, 4)
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(D, HIDDEN, 1), nn.Conv1d(HIDDEN, D, 1)
+
+    def forward(self, x):
+        return self.b(relu2(self.a(x.mT))).mT
+
+
+class Square(nn.Module):
+    """An activation whose code says what its name does not."""
+
+    def forward(self, h):
+        return F.relu(h).square()
+
+
+class Mixed(TwoLayers):
+    """Its further parameter, as RWKV has it, is no bank."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(1, 1, D))
+
+    def forward(self, x):
+        return self.w2(relu2(self.w1(x + self.share * x.roll(1, -2))))
+
+
 class Column(nn.Module):
     """A layer of another library."""
 
@@ -243,6 +276,13 @@ MISSED = {
     "bank": (Bank, f"a bank of weights: mlp_bank [3, 2, {HIDDEN}, {D}]"),
     "weights as arguments": (WithArguments, "its weights are arguments of its forward"),
     "experts": (Experts, "a mixture of experts: the weight of w1 has 3 dimensions"),
+    "experts with a router": (lambda: Routed(), "a mixture of experts: the weight of w1 has 3 dimensions"),
+    "convolutions": (lambda: Convolutions(), "a is a torch.nn.modules.conv.Conv1d, not a torch.nn.Linear"),
+    "two networks in one Sequential": (
+        lambda: nn.Sequential(nn.Linear(D, D), Square(), nn.Linear(D, D), nn.Linear(D, D), Square(), nn.Linear(D, D)),
+        "it has 4 layers (0, 2, 3, 5)",
+    ),
+    "mixed along tokens": (lambda: Mixed(), "it has parameters or buffers beside its two layers (share)"),
     "layers of another library": (Columns, f"first is a {__name__}.Column, not a torch.nn.Linear"),
     "norm inside": (
         lambda: nn.Sequential(nn.RMSNorm(D), nn.Linear(D, HIDDEN), SquaredReLU(), nn.Linear(HIDDEN, D)),
@@ -286,6 +326,18 @@ def test_the_text_says_what_was_looked_for(capsys):
         "  layers.1, layers.2, layers.3 and 2 more: it has 3 layers (a, b, c)"
     )
     assert str(report) == text and capsys.readouterr().out == text + "\n"
+
+
+@pytest.mark.parametrize("model", [nn.Linear(D, D), nn.Sequential(), nn.Sequential(nn.Linear(D, D))])
+def test_the_text_always_says_what_was_looked_for(model):
+    text = str(sparse24.convert(model, quiet=True))
+    assert text.startswith("sparse24: converted 0 of 0: no module has two linear layers or weights")
+
+
+def test_names_that_methods_of_torch_hide():
+    """Such a module cannot run, and is no reason to raise."""
+    report = sparse24.convert(Stack(TwoLayers(("forward_", "type")), TwoLayers()), quiet=True)
+    assert report.converted == ["layers.1"] and not report.skipped
 
 
 def test_filters_and_decisions_of_networks_of_any_name():

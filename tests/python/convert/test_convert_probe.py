@@ -236,3 +236,12 @@ def test_without_any_gradients_it_is_the_network(device):
     assert convert(Inference().to(device)) is None
     with torch.inference_mode():
         assert convert(Inline().to(device)) is None
+
+
+def test_symbolic_traces_are_those_of_before_conversion():
+    """`torch.fx` traces with something that is no tensor, through the modules of a model."""
+    model = torch.nn.Sequential(randomize(Inline()))
+    expected = torch.fx.symbolic_trace(model).code
+    assert convert(model[0]) is None
+    with pytest.warns(UserWarning, match="the input is a Proxy"):
+        assert torch.fx.symbolic_trace(model).code == expected
