@@ -12,7 +12,8 @@ products in float8; the rest of a layer is the same.
 
 A step is a forward and a backward pass without an optimizer, until all gradients have their sums; every GPU brings its
 own tokens. `scaling` is the time of one GPU over that of the way, `gain_kept` the speed-up of 2:4 over dense beside
-that on one GPU, `nccl_us` how long collectives run. Verified against one GPU: output, gradients of x and all weights.
+that on one GPU; profile.py tells what the GPU does meanwhile. Verified against one GPU: output, gradients of x and of
+all weights.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--sizes", model.SIZES, "in this order")
     add("--ways", WAYS, "how layers are spread")
     add("--variants", VARIANTS, "of their networks")
+    parser.add_argument("--layers", type=int, help="of every size, in place of its own")
     parser.set_defaults(rounds=5, budget=200.0)
 
 
@@ -100,6 +102,7 @@ def work(rank: int, ranks: int, store: Path | None, args: argparse.Namespace) ->
     sizes = model.SMOKE if args.smoke else {name: model.SIZES[name] for name in args.sizes}
     ways = [WAYS[name] for name in args.ways]
     for name, size in sizes.items():
+        size = size._replace(layers=args.layers or size.layers)
         elapsed = time.perf_counter() - started
         over = torch.tensor(float(elapsed > args.budget), device=device)
         dist.broadcast(over, 0)  # all ranks stop at the same size

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bench.distributed import collectives, model
+from bench.distributed import collectives, model, profile
 from bench.distributed.model import VARIANTS, Size
 from bench.distributed.parallel import Alone, Weights
 from sparse24.bench import environment, reference, results
@@ -100,8 +100,8 @@ def race(
     sound = [case for case in cases if case.error is None]
     clocks = timed(sound, data, rounds)
     for case in sound:
-        if case.way != Alone.name:
-            case.facts |= profiled(case, data)
+        dist.barrier()
+        case.facts |= profile.shares(partial(data.run, case.step), data.device)
     return [*made(cases, data, clocks), *collectives.records(data, rounds)]
 
 
@@ -234,24 +234,6 @@ def _sample(case: Case, data: Data, steps: int) -> tuple[float, float]:
     host = time.perf_counter() - start
     torch.cuda.synchronize()
     return begin.elapsed_time(end) * 1e3 / steps, host * 1e6 / steps
-
-
-def profiled(case: Case, data: Data) -> dict[str, Any]:
-    """`nccl_us`: how long collectives run in a step on rank 0, beside other kernels or not, waiting included."""
-    if data.device.type == "cpu":
-        data.run(case.step)
-        return {}
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    dist.barrier()
-    try:
-        with torch.profiler.profile(activities=activities) as profile:
-            data.run(case.step)
-            torch.cuda.synchronize()
-        kernels = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        nccl = sum(e.time_range.elapsed_us() for e in kernels if "nccl" in e.name.lower() and "Kernel" in e.name)
-    except Exception as error:  # the profiler is a courtesy
-        return {"profiler": describe(error)}
-    return {"nccl_us": round(nccl, 1)}
 
 
 def made(cases: list[Case], data: Data, clocks: dict[str, Any]) -> list[results.Record]:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from benches import run
 
-from bench.distributed import exchange, model, parallel
+from bench.distributed import exchange, model, parallel, profile
 from bench.distributed.model import SIZES, SMOKE, VARIANTS
 from bench.distributed.parallel import WAYS
 from bench.reporting import distributed_tables, tables
@@ -90,6 +90,13 @@ def test_it_says_what_it_does_not_know():
     assert "expected some of fsdp2, tensor, ddp, expert, got pipeline" in run(
         "distributed", "--ways", "pipeline", status=2
     )
+
+
+def test_shares_of_a_step():
+    events = [("gemm", 0, 10), ("ncclDevKernel_AllGather", 5, 14), ("ncclDevKernel_ReduceScatter", 12, 20)]
+    events += [("copy", 18, 22), ("gemm", 26, 30)]
+    assert profile.split(events) == {"kernels_us": 18, "nccl_us": 17, "nccl_alone_us": 8, "idle_us": 4}
+    assert set(profile.split([]).values()) == {0}
 
 
 def made_up(way, gpus, variant, us, **more):
