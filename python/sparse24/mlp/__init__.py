@@ -234,6 +234,7 @@ def relu2_mlp(
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
     if inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS):
         fused = fused and fp8  # torch's functions are the faster ones
+    stored = w1, w2
     # Differentiable casts: float32 master weights get float32 gradients.
     w1 = w1 if w1_scale is not None else _cast(w1, dtype)
     w2 = w2 if w2_scale is not None else _cast(w2, dtype)
@@ -256,7 +257,7 @@ def relu2_mlp(
         if transformed and not compiling:
             out = run_transformed(*arguments)
         elif as_one and runs_float8(arguments):
-            out = FeedForwardFp8.apply(*of_step(arguments, delayed_scales, scales_known))
+            out = FeedForwardFp8.apply(*of_step(arguments, delayed_scales, scales_known, stored))
         elif as_one:
             out = FeedForward.apply(*arguments)
         else:

@@ -29,6 +29,7 @@ from sparse24.mlp.arguments import Arguments, Gradients, Needed, Plan
 from sparse24.mlp.backward import again
 from sparse24.mlp.float8 import cast, linear_fp8
 from sparse24.mlp.function import refuse_second_derivatives
+from sparse24.mlp.kept_weights import BothOrders, both_orders, codes_of
 from sparse24.mlp.tokens import distinct_features, put_rows
 from sparse24.ops import (
     decompress,
@@ -72,6 +73,7 @@ class StepArguments(NamedTuple):
     hot_features: Tensor | None
     delayed: Tensor | None  # [4], the scales of x, y, grad and dh; the backward pass writes those of the next step
     known: bool  # `delayed` has scales for this step
+    codes: tuple[BothOrders | None, BothOrders | None]  # of both weights, where they are kept
     plan: Plan
     recipe: Recipe
 
@@ -84,9 +86,10 @@ def runs_float8(a: Arguments) -> bool:
     return plan.fp8_weight_gradients and fits and own and a.w1.requires_grad and a.w2.requires_grad
 
 
-def of_step(a: Arguments, delayed: Tensor | None, known: bool) -> StepArguments:
-    """Give the arguments of the step that `runs_float8`."""
-    return StepArguments(a.x, a.w1, a.w2, a.b1, a.b2, a.hot_features, delayed, known, a.plan, a.recipe)
+def of_step(a: Arguments, delayed: Tensor | None, known: bool, stored: tuple[Tensor, Tensor]) -> StepArguments:
+    """Give the arguments of the step that `runs_float8`; `stored` are its weights before they were cast."""
+    codes = codes_of(stored[0], a.w1), codes_of(stored[1], a.w2)
+    return StepArguments(a.x, a.w1, a.w2, a.b1, a.b2, a.hot_features, delayed, known, codes, a.plan, a.recipe)
 
 
 class _Saved(NamedTuple):
@@ -117,8 +120,8 @@ class FeedForwardFp8(torch.autograd.Function):
         # A copy: other calls may replace them before this one's backward pass.
         used = _aligned(a.delayed) if a.delayed is not None and a.known else None
         x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
-        w1, w1_t, scale_w1, _ = quantize_fp8_both(a.w1)
-        w2, w2_t, scale_w2, _ = quantize_fp8_both(a.w2)
+        w1, w1_t, scale_w1 = a.codes[0] or both_orders(a.w1)
+        w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2)
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
         if scale_y is None:

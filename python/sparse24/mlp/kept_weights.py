@@ -1,0 +1,85 @@
+"""Weights in float8, in both orders: quantised once for all micro-batches of an optimizer step.
+
+A weight that has a gradient when it is used again is accumulating one, so that it is not to change before the optimizer
+has seen it. Its codes are then kept, from the first micro-batch of the steps after the first one that accumulated; a
+training that never accumulates keeps nothing, and needs no memory for it. So do weights that FSDP2 gathers, whose
+gradients are elsewhere.
+
+What is kept is of a tensor, its version and its address: whatever writes to the weight or replaces its memory makes
+them anew. A step of any optimizer of torch drops all of it, since fused ones write without a new version. What is
+traced or captured quantises in each call: its weights may change with nobody asking.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sparse24.ops import quantize_fp8_both
+from sparse24.ops.forward_mode import in_torch_func
+
+
+class BothOrders(NamedTuple):
+    """The codes of a weight, and its transpose, with one scale."""
+
+    values: Tensor
+    transposed: Tensor
+    scale: Tensor
+
+
+class _Kept(NamedTuple):
+    state: tuple[Any, ...]
+    codes: BothOrders
+
+
+_kept = WeakIdKeyDictionary()
+_accumulating = False
+_hooks: list[Any] = []
+
+
+def both_orders(w: Tensor) -> BothOrders:
+    """Quantise a weight."""
+    values, transposed, scale, _ = quantize_fp8_both(w)
+    return BothOrders(values, transposed, scale)
+
+
+def codes_of(stored: Tensor, cast: Tensor) -> BothOrders | None:
+    """Give the codes of a weight in the dtype of the step, kept or made; None where the step is to make them."""
+    global _accumulating
+    if not _may_keep(stored):
+        return None
+    accumulates = stored.grad is not None
+    _accumulating = _accumulating or accumulates
+    if not _accumulating:
+        return None
+    state = _state(stored, cast.dtype)
+    found = _kept.get(stored)
+    if found is None or not accumulates or found.state != state:
+        forget(stored)  # before others take its memory's place
+        with torch.no_grad():
+            found = _Kept(state, both_orders(cast))
+        _kept[stored] = found
+        if not _hooks:
+            _hooks.append(register_optimizer_step_post_hook(lambda *_: _kept.clear()))
+    return found.codes
+
+
+def forget(stored: Tensor) -> None:
+    """Drop what is kept of a weight."""
+    _kept.pop(stored, None)
+
+
+def _may_keep(w: Tensor) -> bool:
+    if torch.compiler.is_compiling() or type(w) not in (Tensor, torch.nn.Parameter):
+        return False
+    if not (w.is_leaf and w.requires_grad) or w.is_inference() or in_torch_func():
+        return False
+    return not (w.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def _state(w: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What a weight is; on another stream its codes may not be there yet."""
+    stream = torch.cuda.current_stream(w.device).cuda_stream if w.is_cuda else 0
+    return w._version, w.data_ptr(), w.shape, w.stride(), dtype, stream
