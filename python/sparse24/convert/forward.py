@@ -26,6 +26,7 @@ from sparse24.nn.weight_copies import (
     bytes_of_copies,
     drop_copies,
     follow_traced,
+    prepare_to_load,
     put_copies,
     renew_when_loaded,
     stop_renewing,
@@ -133,6 +134,10 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
             put_copies(self)
         return self
 
+    def load(self: Any, *args: Any, **kwargs: Any) -> None:
+        prepare_to_load(self)
+        base._load_from_state_dict(self, *args, **kwargs)
+
     def refresh_scales(self: Any) -> bool:
         return delayed_scales.refresh(self, SCALES)
 
@@ -147,6 +152,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "__reduce_ex__": reduce_ex,
         "__setstate__": setstate,
         "_apply": apply,
+        "_load_from_state_dict": load,
         "_copies": None,
         "_what_to_copy": what_to_copy,
         "_follow_traced": follow_traced,

@@ -20,6 +20,7 @@ from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES
 from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
 from sparse24.mlp.checks import (
+    check_delayed_scales,
     check_operands,
     check_scale_y,
     check_scale_y_factor,
@@ -38,12 +39,12 @@ from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
 from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
-from sparse24.mlp.transforms import run_transformed
+from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
 from sparse24.ops.few_tokens import MAX_TOKENS
-from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
+from sparse24.ops.forward_mode import in_forward_mode, in_torch_func, is_mapped_alone
 from sparse24.recipe import Recipe
 
 Precision = Literal["auto", "16bit", "fp8"]
@@ -215,21 +216,25 @@ def relu2_mlp(
     inference = not (learns or transformed)
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
+    check_delayed_scales(delayed_scales, tokens)
+    exactly = False  # where few tokens are
     if w2_rows is not None:
         check_w2_rows(w2_rows, w2)
-        if inference and runs_few(tokens.shape[0], *w2_rows.shape, fp8=w1_scale is not None, is_cuda=x.is_cuda):
+        exactly = inference or not (learns or compiling or in_forward_mode()) and is_mapped_alone(x, w1, w2, b1, b2)
+        if exactly and runs_few(tokens.shape[0], *w2_rows.shape, fp8=w1_scale is not None, is_cuda=x.is_cuda):
             if w1_scale is None:
                 w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)
             b1, b2 = _cast(b1, dtype), _cast(b2, dtype)
             with without_autograd():
-                return relu2_mlp_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
+                few = run_few_transformed if transformed else relu2_mlp_few
+                return few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
 
     if min_tokens is not None:
         enough = or_true(tokens.shape[0] >= min_tokens)
     else:
         one_scale = w2_scale is not None and w2_scale.numel() == 1 and scale_y is not None and scale_y.numel() == 1
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
-    if w2_rows is not None and inference and enough:
+    if exactly and enough:
         enough = not may_be_few(tokens.shape[0])
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
     if inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS):

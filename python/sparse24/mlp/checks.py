@@ -120,6 +120,21 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Ten
             fail(f"{name} to be on {x.device} as x is", t.device)
 
 
+def check_delayed_scales(scales: Tensor | None, x: Tensor) -> None:
+    """Check the scales of steps whose products are all float8."""
+    if scales is None:
+        return
+    _require_tensor("delayed_scales", scales)
+    if scales.dim() != 1 or scales.shape[0] != 4:
+        fail("delayed_scales to have shape [4] (of x, y and two gradients)", list(scales.shape))
+    if scales.dtype != torch.float32:
+        fail("delayed_scales to be float32", dtype_name(scales.dtype))
+    if scales.requires_grad:
+        fail("delayed_scales to require no gradient", "one that does")
+    if scales.device != x.device:
+        fail(f"delayed_scales to be on {x.device} as x is", scales.device)
+
+
 def check_w2_rows(rows: Tensor, w2: Tensor) -> None:
     """Check the second weight by neuron against the weight itself."""
     _require_tensor("w2_rows", rows)

@@ -80,6 +80,6 @@ def _may_keep(w: Tensor) -> bool:
 
 
 def _state(w: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
-    """What a weight is; on another stream its codes may not be there yet."""
+    """Give what a weight is, and the stream: on another one its codes may not be there yet."""
     stream = torch.cuda.current_stream(w.device).cuda_stream if w.is_cuda else 0
     return w._version, w.data_ptr(), w.shape, w.stride(), dtype, stream

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse24.mlp.arguments import Activated, Arguments, Plan
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import all_gradients, gradients_of_saved, refuse_second_derivatives, what_is_saved
+from sparse24.ops.few_tokens import relu2_mlp_few
 from sparse24.ops.forward_mode import in_torch_func, refuse_forward_mode, refuse_tangents
 from sparse24.recipe import Recipe
 
@@ -56,6 +57,28 @@ class TransformedFeedForward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Run sample by sample."""
         return _one_by_one(TransformedFeedForward, info.batch_size, in_dims, inputs)
+
+
+def run_few_transformed(*arguments: Any) -> Tensor:
+    """Run `relu2_mlp_few` under `torch.vmap` alone, without a derivative."""
+    return _Few.apply(*arguments)[0]
+
+
+class _Few(torch.autograd.Function):
+    """The op, whose few tokens are those of a sample."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor]:
+        return (relu2_mlp_few(*arguments),)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Run sample by sample."""
+        return _one_by_one(_Few, info.batch_size, in_dims, inputs)
 
 
 class _Gradients(torch.autograd.Function):

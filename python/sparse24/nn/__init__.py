@@ -25,6 +25,7 @@ from sparse24.nn.weight_copies import (
     follow,
     follow_traced,
     is_by_neuron,
+    prepare_to_load,
     put_copies,
     renew_when_loaded,
     without_copies,
@@ -303,6 +304,7 @@ class ReLU2MLP(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        prepare_to_load(self)
         # Both layers before either is written to, and before they see their entries.
         for name in _LAYERS:
             child, key = self._modules.get(name), f"{prefix}{name}."

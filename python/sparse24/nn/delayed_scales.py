@@ -67,12 +67,8 @@ def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
 
 
 def keep(module: nn.Module, name: str, before: Tensor | None) -> None:
-    """After `module._apply`: float32, and zeros where memory is new."""
+    """After `module._apply`: float32 and the same scales, whatever it has done to them; zeros instead of none."""
     after = module._buffers.get(name)
-    if before is None or after is None:
+    if before is None or after is None or after is before:
         return
-    if before.is_meta and not after.is_meta:
-        after = torch.zeros(4, device=after.device)
-    elif after.dtype != torch.float32:
-        after = before.to(after.device)
-    module._buffers[name] = after
+    module._buffers[name] = torch.zeros(4, device=after.device) if before.is_meta else before.to(after.device)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparse24._symbolic import exporting
+from sparse24.mlp.kept_weights import forget
+from sparse24.nn.children import warn_once
 
 
 class Copies(NamedTuple):
@@ -51,7 +53,7 @@ class Record:
 
     def holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors as they are now."""
-        if self.stepped:
+        if self.stepped or not self.seen:
             return False
         for (ref, version, pointer), t in zip(self.seen, sources, strict=True):
             if ref() is not t or t._version != version or t.data_ptr() != pointer:
@@ -80,6 +82,10 @@ def put_copies(module: Any) -> None:
         found: Copies | None = module._what_to_copy()
         if found is None or any(t.is_meta or t.is_inference() for t in found.sources):
             drop_copies(module)
+            if found is not None and any(t.is_inference() for t in found.sources):
+                warn_once(
+                    module, "no copies of weights are kept that were made in inference mode: they count no changes"
+                )
             return
         made = found.make()
         for name, value in made.items():
@@ -90,6 +96,15 @@ def put_copies(module: Any) -> None:
                 module._buffers[name] = value.clone(memory_format=torch.contiguous_format)
                 module._non_persistent_buffers_set.add(name)
         module.__dict__["_copies"] = Record(tuple(made), found.sources)
+
+
+def prepare_to_load(module: Any) -> None:
+    """Let go of the weights before a state is loaded: torch swaps no tensor to which there are weak references."""
+    for t in module.parameters():
+        forget(t)
+    record = module.__dict__.get("_copies")
+    if record is not None:
+        record.fresh, record.seen = False, ()
 
 
 def renew_when_loaded(module: nn.Module) -> None:

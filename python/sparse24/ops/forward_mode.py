@@ -20,6 +20,22 @@ def in_torch_func() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_mapped_alone(*tensors: Tensor | None) -> bool:
+    """Whether the transforms that run are `torch.vmap`, and nothing is differentiated: not by autograd around it."""
+    functorch = torch._C._functorch
+    stack = functorch.get_interpreter_stack()
+    if not stack or any(level.key() != functorch.TransformType.Vmap for level in stack):
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and _unwrapped(t).requires_grad for t in tensors))
+
+
+def _unwrapped(t: Tensor) -> Tensor:
+    """Give what a tensor of `torch.vmap` is made of, which alone knows whether it requires a gradient."""
+    while torch._C._functorch.is_batchedtensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    return t
+
+
 def refuse_tangents(op: str, arguments: Iterable[Any]) -> None:
     """Raise where an argument is a dual tensor."""
     if not in_forward_mode() or not torch._C._is_fwd_grad_enabled():

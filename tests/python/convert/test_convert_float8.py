@@ -1,5 +1,7 @@
 """Conversion of networks whose weights are float8 with a scale."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -125,3 +127,18 @@ def test_refused_precision(device):
     ):
         assert sparse24.convert(module, fp8, quiet=True).skipped == {"": reason}
         assert sparse24.convert(module, quiet=True).converted == [""]
+
+
+def test_weights_made_in_inference_mode_are_not_copied(device):
+    """They count no changes, so that each call quantises them; that is said once."""
+    with torch.inference_mode():
+        module = randomize(WithModule(bias=True)).to(device, torch.bfloat16)
+        x = normal(21, D, dtype=torch.bfloat16).to(device)
+        with pytest.warns(UserWarning, match="no copies of weights are kept that were made in inference mode"):
+            sparse24.convert(module, sparse24.ConvertConfig(dtype="fp8", min_tokens=0), quiet=True)
+            module.eval()
+            out = module(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same_bits(module(x), out)
+    assert not dict(module.named_buffers())

@@ -164,6 +164,24 @@ def test_other_weights_are_not_those_of_the_copy(device):
     assert_same_bits(got, expected)
 
 
+@pytest.fixture
+def swaps():
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_parameters_that_are_swapped(device, swaps):
+    """torch swaps no tensor to which there are weak references."""
+    m = module(device).prepare_decode_()
+    x = tokens(3, torch.bfloat16, device)
+    network = nn.Sequential(m)
+    network.load_state_dict({name: t * 2 for name, t in network.state_dict().items()})
+    assert_exact(m, x)
+    network.half().bfloat16()
+    assert_exact(m, x)
+
+
 def test_no_copy_where_the_weight_is_by_neuron_already(device):
     m = module(device)
     m.down_proj.weight = nn.Parameter(m.down_proj.weight.detach().t().contiguous().t())

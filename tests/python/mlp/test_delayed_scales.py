@@ -92,6 +92,9 @@ def test_casts_and_new_memory(device):
     with torch.device("meta"):
         empty = make("meta")
     assert empty.to_empty(device=device).delayed_scales.tolist() == [0, 0, 0, 0]
+    # Not what memory holds that a module gets anew.
+    torch.nn.Sequential(module).to_empty(device=device)
+    assert_same_bits(module.delayed_scales, before)
 
 
 def test_compiled_with_a_schedule(device):
@@ -195,3 +198,21 @@ def test_scales_that_stay_unknown_are_seldom_read(device, monkeypatch):
     for _ in range(40):
         module(torch.ones(4, D, dtype=torch.bfloat16, device=device))
     assert len(reads) == 6
+
+
+@pytest.mark.parametrize(
+    "scales, sentence",
+    [
+        (4.0, r"to be a Tensor, got float"),
+        (torch.ones(3), r"to have shape \[4\] \(of x, y and two gradients\), got \[3\]"),
+        (torch.ones(4, 1), r"to have shape \[4\] \(of x, y and two gradients\), got \[4, 1\]"),
+        (torch.ones(4, dtype=torch.bfloat16), r"to be float32, got bfloat16"),
+        (torch.ones(4, device="meta"), r"to be on cpu as x is, got meta"),
+        (torch.ones(4, requires_grad=True), r"to require no gradient, got one that does"),
+    ],
+    ids=str,
+)
+def test_refusals(scales, sentence):
+    x, w1, w2 = (torch.ones(*s, dtype=torch.bfloat16) for s in ((4, D), (HIDDEN, D), (OUT, HIDDEN)))
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.relu2_mlp: expected delayed_scales {sentence}$"):
+        sparse24.relu2_mlp(x, w1, w2, precision="fp8", delayed_scales=scales)

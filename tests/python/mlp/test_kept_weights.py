@@ -129,6 +129,21 @@ def test_changed_between_micro_batches(device, made, change):
     assert (HIDDEN, D) in made
 
 
+def test_parameters_that_are_swapped(device, made):
+    """torch swaps no tensor to which there are weak references."""
+    module = make(device)
+    for seed in range(3):
+        micro_batch(module, seed)
+    assert len(kept_weights._kept) == 2
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module.load_state_dict({k: 2 * t if "weight" in k else t for k, t in module.state_dict().items()})
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    fresh = copy.deepcopy(module)
+    assert_same_bits(micro_batch(module, 3), micro_batch(fresh, 3))
+
+
 def test_the_dtype_of_the_call(device, made):
     """Autocast casts masters anew in each call, to what it is told."""
     module = make(device, torch.float32)

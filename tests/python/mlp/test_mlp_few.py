@@ -120,6 +120,29 @@ def test_masters_and_autocast(device):
         assert_same_bits(sparse24.relu2_mlp(x, *operands, **options), expected)
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+def test_vmap_runs_the_few_tokens_of_a_sample(device, dtype, fp8):
+    """Exactly, as each of them alone; transforms that differentiate run as without w2_rows."""
+    operands, options = network(dtype, device, fp8=fp8)
+    x = tokens(10, dtype, device).reshape(5, 2, D)
+
+    def run(x):
+        return sparse24.relu2_mlp(x, *operands, **options)
+
+    expected = torch.stack([run(sample) for sample in x])
+    assert_same_bits(torch.vmap(run)(x), expected)
+    assert_same_bits(torch.vmap(run, in_dims=1, out_dims=1)(x.transpose(0, 1).contiguous()).transpose(0, 1), expected)
+    twice = torch.vmap(torch.vmap(run))(x.unsqueeze(2))
+    assert_same_bits(twice, torch.stack([torch.stack([run(t.unsqueeze(0)) for t in sample]) for sample in x]))
+    rows = torch.stack((options["w2_rows"],) * 5)
+    each = torch.vmap(lambda x, w2_rows: sparse24.relu2_mlp(x, *operands, **(options | {"w2_rows": w2_rows})))
+    assert_same_bits(each(x, rows), expected)
+    leaf = x.clone().requires_grad_()
+    assert torch.vmap(run)(leaf).requires_grad
+    with torch.no_grad():
+        assert_same_bits(torch.vmap(run)(leaf), expected)
+
+
 @pytest.mark.parametrize(
     "rows, sentence",
     [
