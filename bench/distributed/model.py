@@ -1,8 +1,8 @@
 """Stacks of transformer layers at the widths of real models, whole or as one rank's part of tensor parallelism.
 
 A layer is attention (causal, without rotary embeddings) and the squared-ReLU network, each after an RMSNorm without
-weights. Attention is bfloat16 in all variants: they differ in the network alone, which `sparse24.nn.ReLU2MLP` runs
-dense or 2:4, in 16 bits or with all six products in float8.
+weights. Attention is bfloat16 in all variants: they differ in the network alone, dense or 2:4, in 16 bits or with all
+six products in float8. Nothing is compiled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bench.cases.model_stacks import give_zeros
 from bench.distributed import experts
 from bench.distributed.exchange import Exchange, same
 from sparse24.bench import inputs
+from sparse24.bench.ffn.training_baselines import FusedDense
 
 ZEROS = 0.9
 
@@ -30,7 +31,7 @@ class Variant(NamedTuple):
     sparse: bool
 
 
-#: The dense ones are the library's own: the activation, its derivative and, in float8, transposes in epilogues.
+#: The dense ones are rivals of ffn_training: activation, derivative and, in float8, transposes in epilogues.
 VARIANTS = {
     "fused_dense": Variant("bf16", "dense", False),
     "sparse24": Variant("bf16", "sparse24", True),
@@ -101,9 +102,17 @@ class Layer(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
+class FusedDenseMLP(sparse24.nn.ReLU2MLP):
+    """Dense in 16 bits. In float8 the module's own dense step is such a one."""
+
+    def forward(self, x: torch.Tensor, scale_y: torch.Tensor | None = None) -> torch.Tensor:
+        return FusedDense.apply(x, self.up_proj.weight, self.down_proj.weight)
+
+
 def network(size: Size, variant: Variant, ranks: int) -> sparse24.nn.ReLU2MLP:
     """One of the `ranks` parts of the network."""
-    mlp = sparse24.nn.ReLU2MLP(
+    kind = FusedDenseMLP if (variant.dtype, variant.sparse) == ("bf16", False) else sparse24.nn.ReLU2MLP
+    mlp = kind(
         size.d_model,
         size.d_ff // ranks,
         precision="fp8" if variant.dtype == "fp8" else "16bit",
