@@ -74,6 +74,7 @@ def relu2_mlp(
     w2_rows: Tensor | None = None,
     delayed_scales: Tensor | None = None,
     scales_known: bool = True,
+    weights_pruned: bool = False,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -151,6 +152,9 @@ def relu2_mlp(
         products run twice. `sparse24.nn.ReLU2MLP` keeps such a tensor.
     scales_known : bool
         False: `delayed_scales` are only written, and this call's are exact: the first step.
+    weights_pruned : bool
+        Where `recipe` has 2:4 weights: w1, w2 and `w2_rows` are as they enter the products, and are not pruned again.
+        Nothing tells whether that is so.
 
     Returns
     -------
@@ -204,7 +208,7 @@ def relu2_mlp(
     above = threshold_of("relu2_mlp", threshold)
     if recipe.sparse_weights != "none":
         check_groups(recipe, w1, w2)
-        if sparse:
+        if sparse and not weights_pruned:
             w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
     double_pruned = sparse and recipe.double_pruning
     compiling = torch.compiler.is_compiling()

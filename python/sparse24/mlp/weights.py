@@ -161,11 +161,17 @@ def pruned_weights(
     w1, w2 = prune24(first.values, -1), second.values
     if dim is None:
         return w1, w2, rows
-    if second.scale is None:
-        return w1, prune24(w2, dim), None if rows is None else prune24(rows, -1 - dim)
-    scale = second.scale.reshape(-1, 1)
-    w2 = masked(w2, kept24(w2.float() * scale, dim))
-    return w1, w2, None if rows is None else masked(rows, kept24(rows.float() * scale.reshape(1, -1), -1 - dim))
+    w2 = pruned24(second, dim)
+    if rows is None or second.scale is None:
+        return w1, w2, None if rows is None else prune24(rows, -1 - dim)
+    return w1, w2, masked(rows, kept24(rows.float() * second.scale.reshape(1, -1), -1 - dim))
+
+
+def pruned24(weight: Weight, dim: int) -> Tensor:
+    """Prune a weight; a float8 one by what its codes are worth."""
+    if weight.scale is None:
+        return prune24(weight.values, dim)
+    return masked(weight.values, kept24(weight.values.float() * weight.scale.reshape(-1, 1), dim))
 
 
 def check(w: Any, dim: int, what: str, name: str = "w") -> None:

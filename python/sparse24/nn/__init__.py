@@ -1,5 +1,6 @@
 """Modules."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,23 +9,19 @@ from torch import Tensor, nn
 from sparse24._options import boolean, whole_number
 from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
-from sparse24.mlp.arguments import Weight
 from sparse24.mlp.checks import check_fp8_sizes
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
-from sparse24.nn.entering_weights import Stored, entering
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
 from sparse24.nn.quantized_state import state_for_float, state_for_quantized
+from sparse24.nn.sparse_weights import SparseWeights24, pruned_state
 from sparse24.nn.weight_copies import (
-    Copies,
     bytes_of_copies,
     drop_copies,
-    follow,
     follow_traced,
-    is_by_neuron,
     prepare_to_load,
     put_copies,
     renew_when_loaded,
@@ -42,7 +39,7 @@ _STATE_HOOKS = (
 )
 
 
-class ReLU2MLP(nn.Module):
+class ReLU2MLP(SparseWeights24):
     """Squared-ReLU feed-forward network whose activation is 2:4: the module form of `sparse24.relu2_mlp`.
 
     Its children are plain `torch.nn.Linear` modules under the names that Hugging Face models use, so the state_dict has
@@ -95,7 +92,6 @@ class ReLU2MLP(nn.Module):
     scales_known: bool = delayed_scales.ATTRIBUTES["scales_known"]
     calls_with_unknown_scales: int = delayed_scales.ATTRIBUTES["calls_with_unknown_scales"]
     _threshold = "0.0"  # of modules that were saved without one
-    _decodes = False
     _copies = None
 
     def __init__(
@@ -155,29 +151,30 @@ class ReLU2MLP(nn.Module):
 
     def _run(self, x: Tensor, scale_y: Tensor | None) -> Tensor:
         up, down = self._modules["up_proj"], self._modules["down_proj"]
-        first, second = (Weight(layer.weight, getattr(layer, "weight_scale", None)) for layer in (up, down))
-        w1, w2 = entering(self, first.values, second.values, self.recipe)
-        rows = self._rows(second.values) if self._decodes else None
+        first, second = self._weights()
+        plain = type(x) is Tensor
+        learning = not plain or learns(x, first.values, second.values, up.bias, down.bias, *(self._adapters() or ()))
+        rows = self._rows(first, second) if self._decodes else None
+        w1, w2, rows, settled = self._entering(first, second, rows, learning=learning)
         factor = factor_of(up, scale_y)
-        if type(x) is Tensor and not torch.compiler.is_compiling():
-            if not learns(x, first.values, second.values, up.bias, down.bias):
-                out = inferred(
-                    x,
-                    first,
-                    second,
-                    rows,
-                    up.bias,
-                    down.bias,
-                    precision=self.precision,
-                    recipe=self.recipe,
-                    scale_y=scale_y,
-                    scale_y_factor=factor,
-                    threshold=self.threshold,
-                    min_tokens=self.min_tokens,
-                    sparse=self.sparse,
-                )
-                if out is not None:
-                    return out
+        if settled and not learning and not torch.compiler.is_compiling():
+            out = inferred(
+                x,
+                first._replace(values=w1),
+                second._replace(values=w2),
+                rows,
+                up.bias,
+                down.bias,
+                precision=self.precision,
+                recipe=None,
+                scale_y=scale_y,
+                scale_y_factor=factor,
+                threshold=self.threshold,
+                min_tokens=self.min_tokens,
+                sparse=self.sparse,
+            )
+            if out is not None:
+                return out
         scales, known = delayed_scales.for_step(self, "delayed_scales")
         return relu2_mlp(
             x,
@@ -198,30 +195,33 @@ class ReLU2MLP(nn.Module):
             delayed_scales=scales,
             scales_known=known,
             w2_rows=rows,
+            weights_pruned=settled,
         )
-
-    def _recipe_in_use(self) -> Recipe | None:
-        return self.recipe
-
-    def _stored_weights(self) -> tuple[Stored, Stored]:
-        return Stored(self.up_proj.weight), Stored(self.down_proj.weight)
-
-    def _rows(self, w2: Tensor) -> Tensor | None:
-        """Give the second weight by neuron, if that is at hand."""
-        if is_by_neuron(w2):
-            return w2.t()
-        return self._buffers["w2_rows"] if follow(self, (w2,)) else None
 
     def _call_layers(self, x: Tensor) -> Tensor:
         device_type, activation = x.device.type, ActivationFunction("relu2", self.threshold)
+        up: Callable[[Tensor], Tensor] = self.up_proj
+        down: Callable[[Tensor], Tensor] = self.down_proj
+        if self._adapters() or (self.sparse and self.recipe is not None and self.recipe.sparse_weights != "none"):
+            up, down = self._called_layers()
         # Layers of torch do not cast float32 master weights; autocast does.
         masters = x.dtype in (torch.bfloat16, torch.float16) and any(
             p.dtype == torch.float32 for p in self.parameters()
         )
         if not masters or torch.is_autocast_enabled(device_type):
-            return self.down_proj(activation(self.up_proj(x)))
+            return down(activation(up(x)))
         with torch.autocast(device_type, x.dtype):
-            return self.down_proj(activation(self.up_proj(x)))
+            return down(activation(up(x)))
+
+    def _layers_problem(self) -> str | None:
+        for name in _LAYERS:
+            child = getattr(self, name)
+            problem = _layer_problem(name, child)
+            if problem is None and child.weight.is_inference():
+                problem = f"the weight of {name} was made in inference mode"
+            if problem is not None:
+                return problem
+        return None
 
     @torch.no_grad()
     def prepare_decode_(self) -> "ReLU2MLP":
@@ -245,25 +245,15 @@ class ReLU2MLP(nn.Module):
             A layer is hooked, patched, replaced or distributed, or its weight was made in inference mode, where tensors
             count no changes. Nothing has changed then.
         """
-        for name in _LAYERS:
-            child = getattr(self, name)
-            problem = _layer_problem(name, child)
-            if problem is None and child.weight.is_inference():
-                problem = f"the weight of {name} was made in inference mode"
-            if problem is not None:
-                raise RuntimeError(
-                    f"sparse24.nn.ReLU2MLP: expected layers whose weights can be copied to decode with, got: {problem}"
-                )
+        problem = self._layers_problem()
+        if problem is not None:
+            raise RuntimeError(
+                f"sparse24.nn.ReLU2MLP: expected layers whose weights can be copied to decode with, got: {problem}"
+            )
         self._decodes = True
         put_copies(self)
         renew_when_loaded(self)
         return self
-
-    def _what_to_copy(self) -> Copies | None:
-        child = self._modules.get("down_proj")
-        if not self._decodes or _layer_problem("down_proj", child) is not None or is_by_neuron(child.weight):
-            return None
-        return Copies(lambda: {"w2_rows": child.weight.t()}, (child.weight,))
 
     _follow_traced = follow_traced
 
@@ -289,6 +279,8 @@ class ReLU2MLP(nn.Module):
         """
         if self.precision == "16bit":
             fail("nn.ReLU2MLP", 'precision to be "auto" or "fp8" to quantise', '"16bit"')
+        if self._adapters() is not None:
+            fail("nn.ReLU2MLP", "adapters to be merged before weights are quantised", "adapters")
         children = {name: getattr(self, name) for name in _LAYERS}
         children = {name: child for name, child in children.items() if not isinstance(child, QuantizedLinear)}
         for name, child in children.items():
@@ -298,6 +290,8 @@ class ReLU2MLP(nn.Module):
                     f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
                 )
         check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
+        if self._prunes:  # they may have been trained since
+            self.prune_weights_()
         for name, layer in [(name, QuantizedLinear(child)) for name, child in children.items()]:
             setattr(self, name, layer)
         put_copies(self)
@@ -315,6 +309,8 @@ class ReLU2MLP(nn.Module):
                 for further in ("weight_scale", "scale_y_factor") if entries else ():
                     state_dict.pop(f"{key}{further}", None)
                 state_dict.update(entries)
+        if self._prunes:
+            pruned_state(state_dict, prefix, self.recipe)
         # States of other recipes have none, or have some that are not used here.
         key, scales = f"{prefix}delayed_scales", self._buffers.get("delayed_scales")
         if scales is None:
@@ -338,6 +334,9 @@ class ReLU2MLP(nn.Module):
         options = {"min_tokens": self.min_tokens, "recipe": self.recipe, "recompute": self.recompute or None}
         options["threshold"] = self.threshold or None
         given = [f"{name}={value}" for name, value in options.items() if value is not None]
+        adapters = self._adapters()
+        if adapters is not None:
+            given.append(f"adapters of rank {adapters[1].shape[0]}")
         if self._decodes:
             given.append(f"decode ({bytes_of_copies(self) / 1e6:.1f} MB of copies)")
         return ", ".join([f"precision={self.precision}", *given])

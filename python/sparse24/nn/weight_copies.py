@@ -88,6 +88,10 @@ def put_copies(module: Any) -> None:
                 )
             return
         made = found.make()
+        record = module.__dict__.get("_copies")
+        for name in () if record is None else set(record.names) - made.keys():  # of which none is needed any more
+            module._buffers.pop(name, None)
+            module._non_persistent_buffers_set.discard(name)
         for name, value in made.items():
             old = module._buffers.get(name)
             if old is not None and (old.shape, old.dtype, old.device) == (value.shape, value.dtype, value.device):
