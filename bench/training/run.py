@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import sparse24
 from bench.training.corpus import Corpus
 from bench.training.log import Log, Record, Run, Settings
+from bench.training.weights import WEIGHTS, PrunedRun
 from sparse24.bench import reference
 from sparse24.bench.ffn.training_baselines import mlp_float8, quantize
 from sparse24.bench.reference import FP8
@@ -31,7 +32,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "large_split": {"dense_features": 0.05},
     "dense_dw": {"weight_gradients": "dense"},
     "no_warmup": {},
-}
+} | {name: way.recipe for name, way in WEIGHTS.items()}
+#: A dense end is so small a part of the steps.
+FINAL_PART = 6
 #: Tokens whose FFN outputs are verified, and whose activations are described.
 SAMPLE_TOKENS = 8192
 #: Logged intervals between two looks at held-out text and at the activations.
@@ -59,8 +62,10 @@ def train(
     model = build(run, settings, corpus.vocabulary).to(device)
     if settings.compile:
         model.compile()
-    warmup = 0 if run.recipe == "no_warmup" else settings.warmup
-    schedule = sparse24.Schedule(settings.steps, dense_warmup_steps=min(warmup, settings.steps))
+    way = WEIGHTS.get(run.recipe) if run.ffn == "sparse" else None
+    warmup = 0 if run.recipe == "no_warmup" or (way and not way.warmup) else min(settings.warmup, settings.steps)
+    final = settings.steps // FINAL_PART if way and way.dense_end else 0
+    schedule = sparse24.Schedule(settings.steps, dense_warmup_steps=warmup, dense_final_steps=final)
     first = schedule_start(schedule, settings.steps) if run.ffn == "sparse" else 0
     tokens = corpus.train.to(device)
     batches = windows_of(tokens, settings, run.seed)
@@ -68,11 +73,14 @@ def train(
     optimizer = model.optimizer(settings.learning_rate)
     log = Log(run, settings, device, facts, path)
     log.record["first_sparse_step"] = first if run.ffn == "sparse" else None
+    weights = PrunedRun(model, way, optimizer, settings.steps, log.record) if way else None
 
     for step in range(settings.steps):
         sparse = run.ffn == "sparse" and schedule.is_sparse(step)
         if run.ffn == "sparse":
             schedule.apply(model, step)
+        if weights:
+            weights.before(step)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_at(step, settings.steps)
         windows = next(batches)
@@ -86,6 +94,8 @@ def train(
             break
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if weights:
+            weights.decay()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         log.step(step, loss.detach(), sparse)
@@ -99,6 +109,8 @@ def train(
             break
         if last or (step + 1) % (LOOK_EVERY * settings.every) == 0:
             look(model, held_out[:CURVE_WINDOWS], step + 1, log.record)
+            if weights:
+                weights.look(step + 1)
         if last:
             finish(model, held_out, log.record)
         log.write()
@@ -160,7 +172,7 @@ def verify(model: GPT, windows: torch.Tensor, sparse: bool, precision: str) -> R
         x = x[:SAMPLE_TOKENS]
         # With gradients: the forward of training, which saves what its backward needs.
         out = block.mlp(x.clone().requires_grad_()).detach()
-        w1, w2 = (w.weight.detach().to(model.dtype) for w in (block.mlp.up_proj, block.mlp.down_proj))
+        w1, w2 = weights_of(block.mlp, model.dtype)
         y = F.relu(F.linear(rounded(x), rounded(w1))).square()
         exact_y = (x.double() @ w1.double().t()).relu_().square_()
         dense = reference.product(exact_y, w2.t())
@@ -171,6 +183,15 @@ def verify(model: GPT, windows: torch.Tensor, sparse: bool, precision: str) -> R
         pruning.append(reference.relative_error(exact, dense))
         errors.append(reference.expect_error(out, exact, 2 * rivals[-1] + reference.ABSOLUTE_SLACK))
     return {"ffn_error": errors, "ffn_error_of_torch": rivals, "pruning_error": pruning}
+
+
+def weights_of(mlp: nn.Module, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights that a step multiplies."""
+    if isinstance(mlp, sparse24.nn.ReLU2MLP):
+        w1, w2 = mlp.entering_weights()
+    else:
+        w1, w2 = mlp.up_proj.weight, mlp.down_proj.weight
+    return w1.detach().to(dtype), w2.detach().to(dtype)
 
 
 def as_float8(x: torch.Tensor) -> torch.Tensor:
@@ -197,7 +218,7 @@ def look(model: GPT, held_out: torch.Tensor, step: int, record: Record) -> None:
     recipe = sparse24.Recipe(**RECIPES[record["recipe"] or "default"])
     columns: dict[str, list[float]] = defaultdict(list)
     for block, x in zip(model.blocks, inputs, strict=True):
-        w1, w2 = block.mlp.up_proj.weight.to(model.dtype), block.mlp.down_proj.weight.to(model.dtype)
+        w1, w2 = weights_of(block.mlp, model.dtype)
         y1 = F.linear(x, w1)
         layer = sparse24.activation_stats(y1, w2)
         values = {name: getattr(layer, name) for name in STATISTICS} | dropped_along_tokens(y1, recipe)
@@ -225,9 +246,10 @@ def dropped_along_tokens(y1: torch.Tensor, recipe: sparse24.Recipe) -> Record:
 
 @torch.no_grad()
 def finish(model: GPT, held_out: torch.Tensor, record: Record) -> None:
-    """The loss that the table compares; of a sparse model also with its FFNs run dense."""
+    """The loss that the table compares; of a sparse model also with its FFNs run sparse, and dense."""
     record["held_out_loss"] = model.evaluate(held_out, 8)
     if record["ffn"] == "sparse":
-        for block in model.blocks:
-            block.mlp.sparse = False
-        record["held_out_loss_run_dense"] = model.evaluate(held_out, 8)
+        for name, sparse in (("sparse", True), ("dense", False)):
+            for block in model.blocks:
+                block.mlp.sparse = sparse
+            record[f"held_out_loss_run_{name}"] = model.evaluate(held_out, 8)

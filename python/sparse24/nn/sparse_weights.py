@@ -157,6 +157,20 @@ class SparseWeights24(nn.Module):
         put_copies(self)
         return self
 
+    def entering_weights(self) -> tuple[Tensor, Tensor]:
+        """Give both weights as the next step multiplies them: softened, masked, pruned, and with adapters.
+
+        Returns
+        -------
+        tuple of Tensor
+            w1 [F, D] and w2 [D_out, F], differentiable; the parameters themselves, where nothing is done to them.
+        """
+        first, second = self._weights()
+        w1, w2, _, settled = self._entering(first, second, None, learning=True)
+        if not settled:
+            w1, w2, _ = pruned_weights(self.recipe, first._replace(values=w1), second._replace(values=w2), None)
+        return w1, w2
+
     def _weights(self) -> tuple[Weight, Weight]:
         first, second = (
             Weight(layer.weight, getattr(layer, "weight_scale", None)) for layer in (self.up_proj, self.down_proj)
@@ -228,7 +242,7 @@ class SparseWeights24(nn.Module):
     def _make_copies(self) -> dict[str, Tensor]:
         """Make the weights as they enter, where they are not the parameters; and w2 by neuron, where that is kept."""
         first, second = self._weights()
-        w1, w2 = self._all_entering()
+        w1, w2 = self._all_entering() if self._keeps_entering() else (first.values, second.values)
         made = {}
         for name, w, weight in zip(ENTERING, (w1, w2), (first, second), strict=True):
             if w is not weight.values and not torch.equal(_bits(w), _bits(weight.values)):
@@ -238,15 +252,10 @@ class SparseWeights24(nn.Module):
         return made
 
     def _all_entering(self) -> tuple[Tensor, Tensor]:
-        """Compute both weights as sparse steps multiply them."""
-        first, second = self._weights()
-        if not self._keeps_entering():
-            return first.values, second.values
+        """Give both weights as sparse steps multiply them, in a dense phase too."""
         before, self.sparse = self.sparse, True
-        w1, w2, _, settled = self._entering(first, second, None, learning=True)
+        w1, w2 = self.entering_weights()
         self.sparse = before
-        if not settled:
-            w1, w2, _ = pruned_weights(self.recipe, first._replace(values=w1), second._replace(values=w2), None)
         return w1, w2
 
     def _called_layers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
@@ -256,10 +265,7 @@ class SparseWeights24(nn.Module):
             if type(w) is not nn.Parameter:
                 kind = "none" if w is None else type(w).__name__
                 fail("nn.ReLU2MLP", f"{name} to have a plain weight, which enters 2:4 or with adapters", kind)
-        first, second = self._weights()
-        w1, w2, _, settled = self._entering(first, second, None, learning=True)
-        if not settled:
-            w1, w2, _ = pruned_weights(self.recipe, Weight(w1, None), Weight(w2, None), None)
+        w1, w2 = self.entering_weights()
 
         def calling(layer: nn.Module, w: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda x: torch.func.functional_call(layer, {"weight": w}, (x,))
