@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.colors import to_rgb
+from matplotlib.transforms import ScaledTranslation
 
 from sparse24.bench import results, sizes
 from sparse24.bench.variants import VARIANTS, drawn_as, variant
@@ -72,8 +73,10 @@ def bars(
     if legend:
         columns = len(variants) if len(variants) <= 5 else 3
         lines = max((str(place).count("\n") + 1 for place in groups), default=1)
-        below = (0.5, -0.1 - 0.055 * lines)
-        axis.legend(fontsize=7, ncols=columns, loc="upper center", bbox_to_anchor=below, frameon=False)
+        # In points: as far below as the names of the groups are high, however high the panel is.
+        below = axis.transAxes + ScaledTranslation(0, -(8 + 9.5 * lines) / 72, axis.figure.dpi_scale_trans)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+        axis.legend(fontsize=7, ncols=columns, frameon=False, **place)
 
 
 def _on(colour: str) -> str:

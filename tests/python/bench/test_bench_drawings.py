@@ -124,3 +124,24 @@ def test_nothing_is_drawn_of_nothing(tmp_path):
     results.write_json(tmp_path / "ffn_forward.json", size(8192, WIDE, "bf16", 1.2, zeros=0.5))
     run("plot", tmp_path, status=1)
     assert not list(tmp_path.glob("*.svg"))
+
+
+@pytest.mark.parametrize("tokens", [(8192,), (512, 2048, 8192)], ids=["one size", "several"])
+def test_legends_stand_below_the_names_of_sizes(tokens):
+    """However many panels there are, and lines in a name."""
+    pytest.importorskip("matplotlib")
+    from sparse24.bench import drawing
+
+    names = [("torch_compile", "bf16"), ("scaled_mm_row", "fp8"), ("scaled_mm_tensor", "fp8"), ("fused_dense", "fp8")]
+    names += [("fused_dense", "bf16"), ("sparse24", "bf16"), ("sparse24", "fp8")]
+    roles = {"sparse24": "sparse24"}
+    records = [
+        record(t, WIDE, dtype, name, roles.get(name, "dense"), 100.0, sizes="large")
+        for t in tokens
+        for name, dtype in names
+    ]
+    figure = drawing.speedups(records)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    names_end = min(label.get_window_extent().y0 for label in axis.get_xticklabels())
+    assert axis.get_legend().get_window_extent().y1 <= names_end + 1
