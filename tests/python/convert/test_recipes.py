@@ -178,6 +178,12 @@ def test_tensor_parallelism(tmp_path, backend):
     assert all(f"rank {rank}: [128, 64] of the gradient of W1" in printed for rank in range(2)), printed
 
 
+def test_expert_parallelism(tmp_path, backend):
+    """The recipe compares its output and a gradient with those of one process."""
+    printed = torchrun("Expert parallelism", tmp_path, 2)
+    assert all(f"rank {rank}: [4, 128, 64] of W1" in printed for rank in range(2)), printed
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's own modules
 def test_export():
     n = execute(sections()["Export"], {})
