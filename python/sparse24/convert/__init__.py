@@ -14,7 +14,7 @@ from sparse24.convert.find import find_networks
 from sparse24.convert.forward import install, uninstall
 from sparse24.convert.layers import layers_of, weight_of
 from sparse24.convert.near import near_misses
-from sparse24.convert.problems import precision_problem
+from sparse24.convert.problems import experts_problem, precision_problem
 from sparse24.convert.run import dense_tokens
 from sparse24.convert.seen import look
 from sparse24.errors import fail
@@ -237,15 +237,17 @@ def convert(
             report.skipped[name] = "filtered out"
             continue
         precision = _PRECISION[config.dtype if decision is True else decision]
-        problem = reason or precision_problem(module, network, precision)
+        problem = reason or precision_problem(module, network, precision) or experts_problem(network, options)
         if network is None or problem:
             report.skipped[name] = problem
             continue
         seen = look(module, called_children(module))
         sizes = max(network.d, 1), network.f, network.d_out
         float8 = weight_of(module, network.up.name).dtype == FP8
-        dense = dense_tokens(sizes, float8, precision, options, config.decode)
-        how = precision, options, sizes, dense, network.in_training, config.decode
+        experts = network.experts is not None
+        decode = config.decode and not experts  # few rows run exactly there anyway
+        dense = dense_tokens(sizes, float8, precision, options, decode)
+        how = precision, options, sizes, dense, network.in_training, decode, experts
         conversion = Conversion(network.up, network.down, seen, *how)
         conversions.append((name, module, conversion))
     try:

@@ -63,6 +63,8 @@ class Conversion:
         Whether it is the same network in training.
     decode : bool
         Whether it keeps the second weight by neuron for few tokens.
+    experts : bool
+        Whether it is the experts of a mixture: the weights have three dimensions.
     options : mapping of str to object
         Further arguments of `relu2_mlp` that are not its default, by name.
     """
@@ -76,6 +78,7 @@ class Conversion:
     dense: tuple[tuple[int, int], tuple[int, int]]
     in_training: bool = True
     decode: bool = False
+    experts: bool = False
 
     def __str__(self) -> str:
         options = sorted(self.options.items(), key=lambda option: option[0] == "recipe")  # the longest comes last

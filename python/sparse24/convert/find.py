@@ -14,6 +14,7 @@ from torch import nn
 
 from sparse24.convert.call import called_children
 from sparse24.convert.conversion import Layer
+from sparse24.convert.experts import examine_experts, experts_of
 from sparse24.convert.layers import is_called, is_parameter, layers_of, named_pair, weight_of
 from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.probe import probe
@@ -30,7 +31,7 @@ from sparse24.convert.reason import IN_TRAINING, Mismatch
 from sparse24.convert.replica import Network
 from sparse24.convert.seen import difference, look
 from sparse24.format import FP8
-from sparse24.nn import ReLU2MLP
+from sparse24.nn import ReLU2Experts, ReLU2MLP
 
 #: Weights with more entries are not tried at their own sizes where nothing says squared ReLU.
 _LARGE = 2**18
@@ -79,9 +80,9 @@ def find_networks(model: nn.Module) -> tuple[list[Found], dict[str, str]]:
 
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:
     for name, module in model.named_modules():
-        if isinstance(module, ReLU2MLP):
+        if isinstance(module, (ReLU2MLP, ReLU2Experts)):
             continue
-        pair = named_pair(module)
+        pair = experts_of(module) or named_pair(module)
         if pair is not None:
             yield _Candidate(name, module, *pair, True)
             continue
@@ -99,6 +100,8 @@ def _stand_in_one_child(module: nn.Module, layers: list[str]) -> bool:
 def _examine(candidate: _Candidate) -> tuple[Network | None, str, bool]:
     """Tell what a module computes, why it cannot be converted, and whether it counts as a network."""
     _, module, up, down, is_named = candidate
+    if experts_of(module):
+        return examine_experts(module, up, down)
     reason = module_problem(module) or layer_problem(module, up) or layer_problem(module, down)
     further = further_problem(module, up, down)
     called = called_children(module)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparse24.convert.call import arguments_of, method_of
 from sparse24.convert.conversion import SCALES, Conversion
 from sparse24.convert.run import recipe_in_use, run, runs_as_before, stored_weights, wants_copies, what_to_copy
+from sparse24.convert.run_experts import run_experts
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_bound, warn_once
 from sparse24.nn.entering_weights import drop
@@ -100,6 +101,12 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
+            if conversion.experts:
+                out = run_experts(self, conversion, *arguments.first_three(args, kwargs))
+                if not isinstance(out, str):
+                    return out
+                warn_once(self, f"{base.__name__} runs as before conversion: {out}")
+                return getattr(base, method)(self, *args, **kwargs)
             alone = len(args) == 1 and not kwargs and not takes_more
             x, further = (args[0], None) if alone else arguments.split(args, kwargs)
             if x is not None:
@@ -183,7 +190,7 @@ def install(module: nn.Module, conversion: Conversion) -> str | None:
         return f"its class cannot be extended: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     module.__dict__["_sparse24"] = conversion
     recipe, features = conversion.options.get("recipe"), conversion.sizes[0]
-    if delayed_scales.wanted(conversion.precision, recipe, features):
+    if not conversion.experts and delayed_scales.wanted(conversion.precision, recipe, features):
         delayed_scales.register(module, SCALES, conversion.precision, recipe, features, persistent=False)
     put_copies(module)
     if wants_copies(module, conversion):

@@ -9,7 +9,7 @@ from sparse24.convert.call import arguments_of
 from sparse24.convert.layers import is_list, layers_of
 from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.problems import PATCHED, not_linear
-from sparse24.nn import ReLU2MLP
+from sparse24.nn import ReLU2Experts, ReLU2MLP
 from sparse24.nn.children import runs_own_forward
 
 _WEIGHT = re.compile(r"^w\d*$|weight|w_|_w|fc|proj|up|down|lin", re.IGNORECASE)
@@ -33,7 +33,7 @@ def near_misses(model: nn.Module, found: set[str], others: dict[str, str]) -> di
         explained |= _around(name)
     for name, module in reversed(list(model.named_modules())):
         inside = name in found or not found.isdisjoint(_around(name))
-        if inside or name in explained or isinstance(module, ReLU2MLP) or not mentions_relu2(module):
+        if inside or name in explained or isinstance(module, (ReLU2MLP, ReLU2Experts)) or not mentions_relu2(module):
             continue
         reason = others.get(name) or _reason(module)
         if reason:

@@ -1,5 +1,8 @@
 """Reasons against converting a module that can be told by looking at it, without running it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -113,3 +116,13 @@ def precision_problem(module: nn.Module, network: Network | None, precision: Pre
     if fp8 and (network.d % 16 or network.d_out % 16):
         return f"fp8 needs multiples of 16 features, it has {network.d} and {network.d_out}"
     return None
+
+
+def experts_problem(network: Network | None, options: Mapping[str, Any]) -> str | None:
+    """Why experts cannot run as the configuration says."""
+    if network is None or network.experts is None:
+        return None
+    if "threshold" in options:
+        return "experts have no threshold"
+    recipe = options.get("recipe")
+    return None if recipe is None or recipe.reuse_mask else "experts reuse the mask"

@@ -22,7 +22,8 @@ _NOT_COPIED = {*ACCELERATE, "_parameters", "_buffers", "_modules"}
 class Network:
     """The two layers of a module, and their sizes: x [.., d], hidden layer [.., f], output [.., d_out].
 
-    `in_training` is whether it is the same in training: a module in evaluation mode may have dropout.
+    `in_training` is whether it is the same in training: a module in evaluation mode may have dropout. `experts` is how
+    many such networks the module is, where its weights have three dimensions.
     """
 
     up: Layer
@@ -31,6 +32,7 @@ class Network:
     f: int
     d_out: int
     in_training: bool = True
+    experts: int | None = None
 
     def layers(self) -> tuple[Layer, Layer]:
         """Give both."""
@@ -47,8 +49,15 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0, gradients: bool = False) -> object:
-    """Call it, and leave the state of random numbers as it was."""
+def run(
+    replica: nn.Module,
+    x: Tensor,
+    training: bool,
+    seed: int = 0,
+    gradients: bool = False,
+    further: tuple[Tensor, ...] = (),
+) -> object:
+    """Call it with x, and with what else it needs: `further`, or None. The state of random numbers stays."""
     for module in replica.modules():
         module.training = training
     devices = [x.device] if x.is_cuda else []
@@ -61,6 +70,8 @@ def run(replica: nn.Module, x: Tensor, training: bool, seed: int = 0, gradients:
         state = random.getstate()
         try:
             method = method_of(type(replica))
+            if further:
+                return getattr(replica, method)(x, *further)
             return arguments_of(getattr(type(replica), method)).call(getattr(replica, method), x)
         finally:
             random.setstate(state)
@@ -93,21 +104,21 @@ def replace_weight(
         scale = (amax / LARGEST_FP8).float()
         values = (weight / scale.double().reshape(-1, 1)).to(FP8)
         shape = (-1, *owner.weight_scale.shape[1:]) if rows else owner.weight_scale.shape
-        _put(owner, "weight", values.to(device))
-        _put(owner, "weight_scale", scale.reshape(shape).to(device))
+        put(owner, "weight", values.to(device))
+        put(owner, "weight_scale", scale.reshape(shape).to(device))
         if getattr(owner, "input_scale", None) is not None:
-            _put(owner, "input_scale", torch.full_like(owner.input_scale, 2.0**-4, device=device))
+            put(owner, "input_scale", torch.full_like(owner.input_scale, 2.0**-4, device=device))
         return values.double() * scale.double().reshape(-1, 1)
     rounded = weight.to(dtype)
     if isinstance(owner, Tensor):
         *path, name = layer.name.split(".")
-        _put(
+        put(
             replica.get_submodule(".".join(path)),
             name,
             (rounded.t().contiguous() if layer.transposed else rounded).to(device),
         )
     else:
-        _put(owner, "weight", rounded.to(device))
+        put(owner, "weight", rounded.to(device))
     return rounded.double()
 
 
@@ -117,7 +128,7 @@ def replace_bias(replica: nn.Module, layer: Layer, bias: Tensor, dtype: torch.dt
     if isinstance(owner, Tensor) or getattr(owner, "bias", None) is None:
         return torch.zeros_like(bias)
     rounded = bias.to(dtype)
-    _put(owner, "bias", rounded.to(device))
+    put(owner, "bias", rounded.to(device))
     return rounded.double()
 
 
@@ -132,7 +143,8 @@ def _copy(value: object) -> object:
     return value
 
 
-def _put(module: nn.Module, name: str, value: Tensor) -> None:
+def put(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in the place of one that a module owns."""
     if name in module._parameters:
         module._parameters[name] = nn.Parameter(value, requires_grad=False)
     elif name in module._buffers:

@@ -20,7 +20,7 @@ from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_moved, run_moved, weight_problem
 from sparse24.nn.entering_weights import Stored, entering
-from sparse24.nn.quantized_state import quantized
+from sparse24.nn.quantized_state import quantized, quantized_experts
 from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
 from sparse24.ops.few_tokens import MAX_TOKENS
 from sparse24.recipe import Recipe
@@ -31,7 +31,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     if not isinstance(x, Tensor):  # also what `torch.fx` traces with
         return f"the input is a {type(x).__name__}"
     problem = difference(module, conversion.seen)
-    if problem is None and not conversion.in_training and _trains(module):
+    if problem is None and not conversion.in_training and trains(module):
         problem = "in training it computes something else, as dropout does"
     if problem is not None:
         return problem
@@ -43,8 +43,8 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         return problem
     infers = not learns(x, first.weight, second.weight, first.bias, second.bias)
     rows = None
-    if infers and _copies_help(conversion, first):
-        first, second, rows = _for_inference(module, conversion, first, second)
+    if infers and copies_help(conversion, first):
+        first, second, rows = for_inference(module, conversion, first, second)
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
@@ -67,7 +67,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         )
         if out is not None:
             return out
-    problem = _input_problem(x, first.weight.device if moved else None)
+    problem = input_problem(x, first.weight.device if moved else None)
     if problem is None and moved and first.weight.device != second.weight.device:
         problem = "its layers are on different devices"
     if problem is not None:
@@ -145,8 +145,9 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
 
 def recipe_in_use(self: Any) -> Recipe | None:
     """Give the recipe of a converted module: see `sparse24.WeightPruning`."""
-    recipe: Recipe | None = self._sparse24.options.get("recipe")
-    return recipe
+    conversion = self._sparse24
+    recipe: Recipe | None = conversion.options.get("recipe")
+    return None if conversion.experts else recipe
 
 
 def stored_weights(self: Any) -> tuple[Stored, Stored]:
@@ -161,14 +162,14 @@ def stored_weights(self: Any) -> tuple[Stored, Stored]:
 
 def wants_copies(module: Any, conversion: Conversion) -> bool:
     """Whether a module keeps copies of its weights, or will in evaluation."""
-    return _copies_help(conversion, weights_of(_owner(module, conversion.up), conversion.up))
+    return copies_help(conversion, weights_of(_owner(module, conversion.up), conversion.up))
 
 
 def what_to_copy(self: Any) -> Copies | None:
     """Tell what a converted module copies: see `sparse24.nn.weight_copies`."""
     conversion = self._sparse24
     first, second = (weights_of(_owner(self, layer), layer) for layer in (conversion.up, conversion.down))
-    if not _copies_help(conversion, first) or (self.training and not conversion.decode):
+    if not copies_help(conversion, first) or (self.training and not conversion.decode):
         return None
     if any(weight_problem("", t.weight) or t.weight.dtype == torch.float64 for t in (first, second)):
         return None
@@ -179,7 +180,7 @@ def what_to_copy(self: Any) -> Copies | None:
     def make() -> dict[str, Tensor]:
         made, w2 = {}, second.weight
         for number, weights in enumerate((first, second) if quantises else (), start=1):
-            of_weight = quantized(weights.weight)
+            of_weight = quantized(weights.weight) if weights.weight.dim() == 2 else quantized_experts(weights.weight)
             made[f"sparse24_w{number}"] = w2 = of_weight["weight"]
             made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
         return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
@@ -191,11 +192,12 @@ def _quantises(conversion: Conversion, first: Weights) -> bool:
     return conversion.precision == "fp8" and first.scale is None
 
 
-def _copies_help(conversion: Conversion, first: Weights) -> bool:
+def copies_help(conversion: Conversion, first: Weights) -> bool:
+    """Whether copies of the weights are of use in inference."""
     return conversion.decode or _quantises(conversion, first)
 
 
-def _for_inference(
+def for_inference(
     module: Any, conversion: Conversion, first: Weights, second: Weights
 ) -> tuple[Weights, Weights, Tensor | None]:
     """Give the weights as inference wants them: quantised before the call, and the second one by neuron as well."""
@@ -219,11 +221,13 @@ def _owner(module: nn.Module, layer: Layer) -> Any:
     return owner_of(module, layer.name) if child is None else child
 
 
-def _trains(module: nn.Module) -> bool:
-    return module.training or any(child is not None and _trains(child) for child in module._modules.values())
+def trains(module: nn.Module) -> bool:
+    """Whether a module or one in it is in training."""
+    return module.training or any(child is not None and trains(child) for child in module._modules.values())
 
 
-def _input_problem(x: Any, device: torch.device | None = None) -> str | None:
+def input_problem(x: Any, device: torch.device | None = None) -> str | None:
+    """Why the network does not take an input."""
     if type(x) is not Tensor and is_traceable_wrapper_subclass(x):
         return f"the input is a {type(x).__name__}"
     device_type = (device or x.device).type

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse24._autocast import without_autocast, without_autograd
+from sparse24._symbolic import or_true
 from sparse24.experts.arguments import Arguments
 from sparse24.experts.checks import check_columns, check_float8, check_operands, check_recipe, check_row_scale, fail
 from sparse24.experts.choice import pays
@@ -107,6 +108,27 @@ def relu2_experts(
     >>> out = sparse24.relu2_experts(x, w1, w2, offsets)
     >>> torch.testing.assert_close(out[:4], sparse24.relu2_mlp(x[:4], w1[0], w2[0]))
     """
+    scales = {"w1_scale": w1_scale, "w2_scale": w2_scale}
+    return experts_network(
+        x, w1, w2, offsets, row_scale=row_scale, precision=precision, **scales, recipe=recipe, sparse=sparse
+    )
+
+
+def experts_network(
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    offsets: Tensor,
+    *,
+    row_scale: Tensor | None,
+    precision: Precision,
+    w1_scale: Tensor | None,
+    w2_scale: Tensor | None,
+    recipe: Recipe | None,
+    sparse: bool,
+    min_rows: int | None = None,
+) -> Tensor:
+    """Run `relu2_experts`; with `min_rows` it is that number of rows from which it runs sparse on CUDA."""
     device_type = x.device.type if isinstance(x, Tensor) else "cpu"
     autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
     dtype = torch.get_autocast_dtype(device_type) if autocast else getattr(x, "dtype", None)
@@ -132,9 +154,13 @@ def relu2_experts(
             return relu2_experts_reference(*operands, fp8, sparse, *options_of(recipe), needed)
         check_columns(w1, w2, fp8)
         x, w1, w2 = readable(x), readable(w1), readable(w2)
-        sparse = sparse and features % FEATURES[fp8] == 0 and pays(x.shape[0], experts, fp8=fp8)
+        sparse = sparse and features % FEATURES[fp8] == 0 and _enough(x.shape[0], experts, fp8, min_rows)
         plan = Plan(RELU2, fp8, sparse, roots=any(needed) and dtype == torch.float16 and not fp8)
         return grouped(Arguments(x, w1, w2, row_scale, offsets, w1_scale, w2_scale, plan), any(needed))
+
+
+def _enough(rows: int, experts: int, fp8: bool, min_rows: int | None) -> bool:
+    return pays(rows, experts, fp8=fp8) if min_rows is None else or_true(rows >= min_rows)
 
 
 def grouped(arguments: Arguments, learns: bool) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from sparse24._options import whole_number
 from sparse24.errors import fail
 from sparse24.experts import relu2_experts
-from sparse24.experts.products import float8_experts, sixteen_bit
+from sparse24.experts.products import sixteen_bit
 from sparse24.experts.routing import run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
+from sparse24.nn.quantized_state import quantized_experts
 from sparse24.recipe import Recipe
 
 _LAYERS = ("up_proj", "down_proj")
@@ -121,10 +122,10 @@ class ReLU2Experts(nn.Module):
             if size % 16 != 0:
                 fail("nn.ReLU2Experts", "multiples of 16 features to quantise", size)
         for name in () if self._is_quantized else _LAYERS:
-            values, scale = _quantized(getattr(self, name))
+            made = quantized_experts(getattr(self, name))
             delattr(self, name)
-            self.register_buffer(name, values)
-            self.register_buffer(f"{name}_scale", scale)
+            self.register_buffer(name, made["weight"])
+            self.register_buffer(f"{name}_scale", made["weight_scale"])
         return self
 
     @property
@@ -139,7 +140,7 @@ class ReLU2Experts(nn.Module):
             if found is None or found.shape != own.shape or (found.dtype == FP8) == self._is_quantized:
                 continue
             if self._is_quantized:
-                state_dict[key], state_dict[f"{key}_scale"] = _quantized(found)
+                state_dict[key], state_dict[f"{key}_scale"] = quantized_experts(found).values()
                 continue
             scale = state_dict.pop(f"{key}_scale", None)
             if scale is None:
@@ -163,8 +164,3 @@ class ReLU2Experts(nn.Module):
         given += [f"recipe={self.recipe}"] if self.recipe is not None else []
         given += ["float8_e4m3fn"] if self._is_quantized else []
         return f"{experts} experts, {dim} -> {hidden} -> {self.down_proj.shape[1]}, {', '.join(given)}"
-
-
-def _quantized(w: Tensor) -> tuple[Tensor, Tensor]:
-    w = w.detach()
-    return float8_experts(w.to(torch.bfloat16) if w.is_cuda and w.dtype == torch.float32 else w, None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse24.errors import dtype_name, fail
+from sparse24.experts.products import float8_experts
 from sparse24.format import FP8
 from sparse24.mlp.scale import bounding_factor
 from sparse24.ops import quantize_fp8
@@ -25,6 +26,16 @@ def quantized(weight: Tensor) -> dict[str, Tensor]:
         weight = weight.to(torch.bfloat16)  # the kernels have no float32
     values, scale = quantize_fp8(weight)
     return {"weight": values, "weight_scale": scale.reshape(-1), "scale_y_factor": bounding_factor(values, scale)}
+
+
+@torch.no_grad()
+def quantized_experts(weights: Tensor) -> dict[str, Tensor]:
+    """Give float8 matrices [E, N, K] and the scale of each row [E, N]."""
+    weights = weights.detach()
+    if weights.is_cuda and weights.dtype == torch.float32:
+        weights = weights.to(torch.bfloat16)
+    values, scale = float8_experts(weights, None)
+    return {"weight": values, "weight_scale": scale}
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from compare import assert_same_bits
-from convert_models import EXACT, CountOps, assert_near, masked_class, randomize
+from convert_models import EXACT, CountOps, assert_near, masked_class, masked_experts, randomize
 from data import generator
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -51,6 +51,8 @@ MODELS = {
     "persimmon": ({}, ("dense_h_to_4h", "dense_4h_to_h"), LAYERS),
     "nanochat": ({}, ("fc1", "fc2"), LAYERS),
 }
+#: Experts beside them: a module each, and the name of the network that follows.
+EXPERTS = {"nemotron_h": ["model.layers.3.mixer.experts"]}
 BIASED = {"jais2", "persimmon"}
 
 
@@ -59,12 +61,17 @@ def name(request):
     return request.param
 
 
+def converted(name):
+    """Networks and experts, in the order of the model."""
+    return sorted([*MODELS[name][2], *EXPERTS.get(name, [])])
+
+
 def build(name, device):
     """With weights that let the networks matter: those of a real initialisation hardly do."""
     config = transformers.AutoConfig.for_model(name, **COMMON | MODELS[name][0])
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    for path in MODELS[name][2]:
+    for path in converted(name):
         randomize(model.get_submodule(path))
     return model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
 
@@ -75,6 +82,8 @@ def masked_model(model, name):
     stack = ExitStack()
     for kind in {type(model.get_submodule(path)) for path in paths}:
         stack.enter_context(masked_class(kind, names))
+    for kind in {type(model.get_submodule(path)) for path in EXPERTS.get(name, [])}:
+        stack.enter_context(masked_experts(kind))
     return stack
 
 
@@ -94,13 +103,11 @@ def test_forward_and_revert(device, name):
         expected = logits(model, ids)
     keys = list(model.state_dict())
     report = sparse24.convert(model, EXACT, quiet=True)
-    assert report.converted == MODELS[name][2]
-    experts = {"model.layers.3.mixer.experts": "a mixture of experts: the weight of up_proj has 3 dimensions"}
-    assert report.skipped == (experts if name == "nemotron_h" else {})
+    assert report.converted == converted(name) and not report.skipped
     assert list(model.state_dict()) == keys
     with CountOps() as ops:
         sparse = logits(model, ids)
-    assert ops.sparse == len(report.converted)
+    assert ops.sparse == len(MODELS[name][2]) and (device == "cuda" or ops.experts == len(EXPERTS.get(name, [])))
     pruned = (dense - expected).norm()
     if device == "cpu":
         assert_near([sparse], [expected], 1e-4)
@@ -116,7 +123,7 @@ def test_forward_and_revert(device, name):
 def test_training(name):
     """Gradients of all parameters; the same with activation checkpointing."""
     model, ids = build(name, "cpu").train(), token_ids("cpu")
-    biases = [n for path in MODELS[name][2] for n, _ in model.get_submodule(path).named_parameters() if "bias" in n]
+    biases = [n for path in converted(name) for n, _ in model.get_submodule(path).named_parameters() if "bias" in n]
     assert bool(biases) == (name in BIASED)
 
     def gradients():

@@ -1,0 +1,64 @@
+"""What converted experts compute, from the weights of the module and the choices of its router."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparse24._symbolic import or_true
+from sparse24.convert.conversion import Conversion, Weights, weights_of
+from sparse24.convert.layers import owner_of
+from sparse24.convert.run import copies_help, for_inference, input_problem, trains
+from sparse24.convert.seen import difference
+from sparse24.experts import experts_network
+from sparse24.experts.routing import run_routed
+from sparse24.mlp.decode import learns
+from sparse24.nn.children import weight_problem
+
+
+def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors: Any) -> Tensor | str:
+    """Compute them, or say why this call has to run the original forward."""
+    problem = difference(module, conversion.seen)
+    if problem is None and not conversion.in_training and trains(module):
+        problem = "in training it computes something else, as dropout does"
+    first, second = (_weights(module, layer) for layer in (conversion.up, conversion.down))
+    problem = problem or weight_problem(conversion.up.name, first.weight)
+    problem = problem or weight_problem(conversion.down.name, second.weight)
+    problem = problem or _choices_problem(x, index, factors) or input_problem(x)
+    if problem is not None:
+        return problem
+    if copies_help(conversion, first) and not learns(x, first.weight, second.weight, factors):
+        first, second, _ = for_inference(module, conversion, first, second)
+    options = conversion.options
+    least = options.get("min_tokens")
+    sparse = module.sparse and (least is None or or_true(x.shape[0] >= least))
+
+    def experts(rows: Tensor, offsets: Tensor, row_scale: Tensor) -> Tensor:
+        return experts_network(
+            rows,
+            first.weight,
+            second.weight,
+            offsets,
+            row_scale=row_scale if row_scale.dtype in (torch.float32, rows.dtype) else row_scale.float(),
+            precision=conversion.precision,
+            w1_scale=first.scale,
+            w2_scale=second.scale,
+            recipe=options.get("recipe"),
+            sparse=sparse,
+            min_rows=None if least is None else 0,
+        )
+
+    return run_routed(x, index, factors, first.weight.shape[0], experts)
+
+
+def _weights(module: Any, layer: Any) -> Weights:
+    return weights_of(owner_of(module, layer.name), layer)
+
+
+def _choices_problem(x: Any, index: Any, factors: Any) -> str | None:
+    """Why the arguments are not tokens, their experts and their factors."""
+    if not all(isinstance(t, Tensor) for t in (x, index, factors)):
+        return "its arguments are not three tensors"
+    if x.dim() != 2 or index.dim() != 2 or factors.dim() != 2 or index.is_floating_point():
+        return f"it is called with tensors of {x.dim()}, {index.dim()} and {factors.dim()} dimensions"
+    return None
