@@ -86,9 +86,10 @@ def _run(
 ) -> None:
     """Call the model until one network has seen enough, or there is no further batch."""
 
-    def given(network: Watched, x: Tensor) -> None:
+    def given(network: Watched, x: Tensor, experts: Tensor | None) -> None:
         seen = counts[network.name]
-        network.count(x[: max_tokens - seen.tokens], seen)
+        room = max_tokens - seen.tokens
+        network.count(x[:room], None if experts is None else experts[:room], seen)
 
     called = False
     with evaluating(model), watching(networks, given), bar(max_tokens, "tokens") as show:

@@ -19,14 +19,14 @@ from sparse24.convert.problems import precision_problem
 from sparse24.format import FP8
 from sparse24.mlp import up_projection
 from sparse24.mlp.scale import factor_of
-from sparse24.nn import ReLU2MLP
+from sparse24.nn import ReLU2Experts, ReLU2MLP
 from sparse24.ops import quantize_fp8_predict
 from sparse24.ops.activation import ActivationFunction
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A network: where its weights are, and which module is called with its input."""
+    """A network, or the experts of a mixture: where the weights are, and which module is called with its input."""
 
     name: str
     module: nn.Module
@@ -40,16 +40,28 @@ class Watched:
         return tuple(weights_of(owner_of(self.module, layer.name), layer) for layer in (self.up, self.down))
 
     def sizes(self) -> dict[str, int]:
-        """Name d_model, d_ff and d_out."""
+        """Name d_model, d_ff and d_out, and how many experts there are."""
         up, down = self.weights()
-        return {"d_model": up.weight.shape[1], "d_ff": up.weight.shape[0], "d_out": down.weight.shape[0]}
+        sizes = {"d_model": up.weight.shape[-1], "d_ff": up.weight.shape[-2], "d_out": down.weight.shape[-2]}
+        return sizes | ({"experts": up.weight.shape[0]} if self.is_mixture() else {})
+
+    def is_mixture(self) -> bool:
+        """Whether it is the experts of a mixture."""
+        return self.weights()[0].weight.dim() == 3
 
     def is_float8(self) -> bool:
         """Whether its weights are float8."""
         return self.weights()[0].weight.dtype == FP8
 
-    def count(self, x: Tensor, counts: Counts) -> None:
-        """Add the activation that the network has for tokens [T, D]."""
+    def count(self, x: Tensor, experts: Tensor | None, counts: Counts) -> None:
+        """Add the activation that the network has for tokens [T, D], or that their `experts` [T] have."""
+        if experts is not None:
+            first, second = self.weights()
+            for number in experts.unique().tolist():
+                if number < first.weight.shape[0]:  # others are on other devices
+                    for part in x[experts == number].to(first.weight.device, first.weight.dtype).split(CHUNK):
+                        counts.add(up_projection(part, first.weight[number]), second.weight[number])
+            return
         up, down = (owner_of(self.module, layer.name) for layer in (self.up, self.down))
         first, second = self.weights()
         fp8, dtype = first.scale is not None, x.dtype
@@ -92,6 +104,8 @@ def networks_of(model: nn.Module) -> Networks:
         if isinstance(module, ReLU2MLP):
             layers = Layer("up_proj"), Layer("down_proj")
             watched[name] = Watched(name, module, *layers, "ReLU2MLP", module.threshold)
+        elif isinstance(module, ReLU2Experts) and not module.up_proj.dtype == FP8:
+            watched[name] = Watched(name, module, Layer("up_proj"), Layer("down_proj"), "ReLU2Experts")
     for name, network in watched.items():
         if any(weights.weight.is_meta for weights in network.weights()):
             skipped[name] = "its weights are on the meta device"
@@ -100,30 +114,42 @@ def networks_of(model: nn.Module) -> Networks:
 
 
 @contextmanager
-def watching(networks: list[Watched], given: Callable[[Watched, Tensor], None]) -> Iterator[None]:
-    """Call `given` with what a network is given, whenever it is called. All networks run dense meanwhile."""
+def watching(networks: list[Watched], given: Callable[[Watched, Tensor, Tensor | None], None]) -> Iterator[None]:
+    """Call `given` with what a network is given, whenever it is called. All networks run dense meanwhile.
+
+    That are tokens [T, D]; of a mixture one for each choice of its router, and the experts [T] beside it.
+    """
     with ExitStack() as stack:
         stack.enter_context(disabled())
         for network in networks:
-            if isinstance(network.module, ReLU2MLP):
+            if isinstance(network.module, (ReLU2MLP, ReLU2Experts)):
                 stack.callback(setattr, network.module, "sparse", network.module.sparse)
                 network.module.sparse = False
             stack.enter_context(_hook(network, given))
         yield
 
 
-def _hook(network: Watched, given: Callable[[Watched, Tensor], None]) -> Any:
+def _hook(network: Watched, given: Callable[[Watched, Tensor, Tensor | None], None]) -> Any:
     """Watch the first layer, whose input is that of the network; or the network, where it calls no layer."""
     owner = owner_of(network.module, network.up.name)
     called = network.module if isinstance(owner, Tensor) or network.state == "ReLU2MLP" else owner
     arguments = arguments_of(type(called).forward)
 
+    def hook_of_mixture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x, second = (*args, *(kwargs[name] for name, _ in arguments.positional if name in kwargs))[:2]
+        if isinstance(network.module, ReLU2Experts):  # rows sorted by expert, and where those of each end
+            places = torch.arange(x.shape[0], device=x.device)
+            given(network, x.detach(), torch.searchsorted(second, places, right=True))
+        else:
+            given(network, x.detach().repeat_interleave(second.shape[1], 0), second.flatten())
+
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, _why = arguments.split(args, kwargs)
         if isinstance(x, Tensor):
-            given(network, x.detach().reshape(-1, x.shape[-1]))
+            given(network, x.detach().reshape(-1, x.shape[-1]), None)
 
-    return called.register_forward_pre_hook(hook, with_kwargs=True)
+    chosen = hook_of_mixture if network.is_mixture() else hook
+    return called.register_forward_pre_hook(chosen, with_kwargs=True)
 
 
 @contextmanager

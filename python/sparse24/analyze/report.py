@@ -32,7 +32,8 @@ class ModelReport:
         Of each feed-forward network, by the name of its module: `tokens` that were seen, `d_model`, `d_ff` and `d_out`;
         everything that `ActivationStats` has, under the same names; `feature_density`, the share of tokens that light a
         feature, at 0, 5, ... 100 % of the features in ascending order; `prefill_speedup`, `decode_speedup` and
-        `training_speedup` in 16 bits, and with the suffix `_fp8` in fp8; `state`: "dense", "converted" or "ReLU2MLP";
+        `training_speedup` in 16 bits, and with the suffix `_fp8` in fp8; `state`: "dense", "converted", "ReLU2MLP" or
+        "ReLU2Experts"; `experts`, of a mixture, whose tokens are the choices of its router;
         `convert` and, where that is False, `reason`.
     skipped : dict of str to str
         Networks that could not be looked at, and why: what `convert` would not take, and what no batch reached.
@@ -53,7 +54,7 @@ class ModelReport:
     @property
     def decisions(self) -> dict[str, bool]:
         """Whether to convert each network: for `sparse24.ConvertConfig`. Modules of this library need no conversion."""
-        return {name: layer["convert"] for name, layer in self.layers.items() if layer["state"] != "ReLU2MLP"}
+        return {name: layer["convert"] for name, layer in self.layers.items() if not layer["state"].startswith("ReLU2")}
 
     @property
     def verdict(self) -> str:

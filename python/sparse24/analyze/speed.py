@@ -79,8 +79,9 @@ def _nearest(race: str, dtype: str, size: tuple[int, ...]) -> float | None:
 def speedups(layer: Mapping[str, Any], calls: Calls) -> dict[str, float | None]:
     """Give all of them, by name, for a layer with `d_model`, `d_ff` and `d_out`."""
     size = (layer["d_model"], layer["d_ff"], layer["d_out"])
+    known = speedup if "experts" not in layer else lambda *_: None  # those of mixtures are not in the table
     return {
-        f"{phase}_speedup{'' if dtype == 'bf16' else '_fp8'}": speedup(phase, dtype, getattr(calls, phase), *size)
+        f"{phase}_speedup{'' if dtype == 'bf16' else '_fp8'}": known(phase, dtype, getattr(calls, phase), *size)
         for dtype in PRECISIONS
         for phase in PHASES
     }

@@ -150,10 +150,15 @@ def convert(
     variants are not. It has to be that network for inputs of every shape, in every dtype that it takes, and in its
     gradients.
 
+    The experts of a mixture run `sparse24.relu2_experts` where a module owns all of their weights, [E, F, D] and
+    [E, D_out, F], and is called with tokens, the experts of each and their factors, as transformers' `NemotronHExperts`
+    is. Routers stay as they are, and experts that all tokens share are networks. `threshold` is refused for experts;
+    `recompute` and `decode` change nothing for them.
+
     The report counts networks with an activation of the ReLU family, and modules whose layers have common names
     (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
     linear_fc2, linear_1 and linear_2, key and value) whatever they compute. Near misses are modules whose code mentions
-    squared ReLU, and which are something else: three layers, a bank of weights, experts. `sparse24.nn.ReLU2MLP` modules
+    squared ReLU, and which are something else: three layers, a bank of weights, experts called in another way. `sparse24.nn.ReLU2MLP` modules
     are not counted.
 
     Parameters

@@ -58,12 +58,12 @@ class Arguments:
         named = {name: None for name in self.required if name in self.named}
         return method(x, *[None] * (len(self.required) - len(named)), **named)
 
-    def first_three(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Give the tokens, their experts and their factors; None for each where anything else is given."""
+    def first_three(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any] | None:
+        """Give the tokens, their experts and their factors; None where the arguments are others."""
         names = [name for name, _ in self.positional[:3]]
         given = dict(zip(names, args, strict=False)) | kwargs
         fits = len(args) <= 3 and len(given) == len(args) + len(kwargs) and given.keys() == set(names)
-        return tuple(given[name] if fits else None for name in names)  # type: ignore[return-value]
+        return tuple(given[name] for name in names) if fits else None  # type: ignore[return-value]
 
     def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str | None]:
         """Give the input, and what speaks against taking it alone.

@@ -102,7 +102,10 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
             if conversion.experts:
-                out = run_experts(self, conversion, *arguments.first_three(args, kwargs))
+                three = arguments.first_three(args, kwargs)
+                if three is None:  # which its own forward takes or refuses
+                    return getattr(base, method)(self, *args, **kwargs)
+                out = run_experts(self, conversion, *three)
                 if not isinstance(out, str):
                     return out
                 warn_once(self, f"{base.__name__} runs as before conversion: {out}")
