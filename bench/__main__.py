@@ -11,6 +11,7 @@ COMMANDS = {
     "ffn_forward": "cases.ffn_forward",
     "ffn_training": "cases.ffn_training",
     "ffn_few_tokens": "cases.ffn_few_tokens",
+    "experts": "cases.experts",
     "models": "cases.models",
     "generate": "cases.generate",
     "nanochat_step": "cases.nanochat_step",

@@ -2,7 +2,7 @@
 
 A row is a size that was measured: how many times as fast as the fastest that plain torch offers in that precision
 (compiled or not; fp8 by row or by tensor) the network is when it runs sparse, as `convert` makes it run: in fp8 with
-exact scales. Of few tokens: when it runs prepared for decoding.
+exact scales. Of few tokens: when it runs prepared for decoding. Experts are compared with torch's grouped products.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from bench.reporting import experts_tables
 from bench.reporting.ffn_tables import TORCH
 from sparse24.bench import results
 
@@ -45,8 +46,22 @@ def rows(records: Iterable[results.Record]) -> list[list[object]]:
     return sorted(found)
 
 
+def rows_of_experts(records: Iterable[results.Record]) -> list[list[object]]:
+    """The same of mixtures with balanced routing: passes "experts" and "experts_training", tokens of a call."""
+    found = []
+    usual = [r for r in records if r["bench"] == "experts" and r["routing"] == "balanced" and results.usual(r)]
+    for problem in experts_tables.problems(usual):
+        ours, rival = experts_tables.fastest(problem), experts_tables.named(problem, "grouped_mm")
+        if ours and rival:
+            kind = "experts_training" if ours["race"] == "training" else "experts"
+            size = [ours[name] for name in ("tokens", "d_model", "d_ff")]
+            found.append([kind, ours["dtype"], *size, round(rival["median_us"] / ours["median_us"], 3)])
+    return sorted(found)
+
+
 def text(records: list[results.Record]) -> str:
     """The file."""
-    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows(records))
+    found = [*rows(records), *rows_of_experts(records)]
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in found)
     columns = json.dumps(["pass", "dtype", "tokens", "d_model", "d_ff", "speedup"])
     return f'{{"gpu": {json.dumps(records[0]["gpu"])},\n"columns": {columns},\n"rows": [\n{lines}\n]}}\n'

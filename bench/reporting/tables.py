@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.reporting import distributed_tables, ffn_tables, model_tables, train_table, training_tables
+from bench.reporting import distributed_tables, experts_tables, ffn_tables, model_tables, train_table, training_tables
 from bench.reporting.markdown import gain, rate, size, table, us, zeros
 from bench.reporting.origins import Origins
 from sparse24.bench import results
@@ -25,6 +25,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         ("ffn_forward", ffn_tables.all_tables),
         ("gemm1", _gemm1_table),
         ("ffn_training", training_tables.step_table),
+        ("experts", experts_tables.all_tables),
         ("models", _models_table),
         ("distributed", distributed_tables.all_tables),
         ("accuracy", _accuracy_table),

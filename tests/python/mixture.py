@@ -5,6 +5,10 @@ from data import normal
 from torch import Tensor
 
 import sparse24
+from sparse24.experts import grouped
+from sparse24.experts.arguments import Arguments
+from sparse24.mlp.arguments import Plan
+from sparse24.ops.activation import RELU2
 
 D, HIDDEN, OUT = 32, 64, 48
 #: Rows of each expert. One without rows, one with a single row, and numbers that are no multiples of four.
@@ -45,3 +49,10 @@ def one_by_one(x, w1, w2, offsets, row_scale=None, w1_scale=None, w2_scale=None,
         parts.append(out if row_scale is None else (out * row_scale[begin:end, None]).to(out.dtype))
         begin = end
     return torch.cat([*parts, x.new_zeros(len(x) - begin, w2.shape[1])])
+
+
+def together(x, w1, w2, offsets, row_scale=None, w1_scale=None, w2_scale=None, *, fp8=False, sparse=True):
+    """What CUDA runs, on any device."""
+    learns = any(t is not None and t.requires_grad for t in (x, w1, w2, row_scale))
+    plan = Plan(RELU2, fp8, sparse, roots=learns and x.dtype == torch.float16 and not fp8)
+    return grouped(Arguments(x, w1, w2, row_scale, offsets, w1_scale, w2_scale, plan), learns)

@@ -68,6 +68,13 @@ def speedup(phase: str, dtype: str, tokens: int, d_model: int, d_ff: int, d_out:
     return _nearest("training" if phase == "training" else "forward", dtype, size)
 
 
+def speedup_of_experts(phase: str, dtype: str, tokens: int, d_model: int, d_ff: int, d_out: int) -> float | None:
+    """How many times as fast as torch's grouped products the experts of a mixture are, for so many tokens."""
+    if d_ff % FEATURES[dtype == "fp8"]:
+        return 1.0
+    return _nearest("experts_training" if phase == "training" else "experts", dtype, (tokens, d_model, d_ff))
+
+
 def _nearest(race: str, dtype: str, size: tuple[int, ...]) -> float | None:
     rows = [r for r in _table()[1] if (r.race, r.dtype) == (race, dtype)]
     near = min(rows, key=lambda r: _distance(r.size, size), default=None)
@@ -79,7 +86,7 @@ def _nearest(race: str, dtype: str, size: tuple[int, ...]) -> float | None:
 def speedups(layer: Mapping[str, Any], calls: Calls) -> dict[str, float | None]:
     """Give all of them, by name, for a layer with `d_model`, `d_ff` and `d_out`."""
     size = (layer["d_model"], layer["d_ff"], layer["d_out"])
-    known = speedup if "experts" not in layer else lambda *_: None  # those of mixtures are not in the table
+    known = speedup_of_experts if "experts" in layer else speedup
     return {
         f"{phase}_speedup{'' if dtype == 'bf16' else '_fp8'}": known(phase, dtype, getattr(calls, phase), *size)
         for dtype in PRECISIONS

@@ -158,8 +158,8 @@ def convert(
     The report counts networks with an activation of the ReLU family, and modules whose layers have common names
     (up_proj and down_proj, c_fc and c_proj, fc and proj, fc1 and fc2, dense_h_to_4h and dense_4h_to_h, linear_fc1 and
     linear_fc2, linear_1 and linear_2, key and value) whatever they compute. Near misses are modules whose code mentions
-    squared ReLU, and which are something else: three layers, a bank of weights, experts called in another way. `sparse24.nn.ReLU2MLP` modules
-    are not counted.
+    squared ReLU, and which are something else: three layers, a bank of weights, experts that are called in another way.
+    `sparse24.nn.ReLU2MLP` and `sparse24.nn.ReLU2Experts` modules are not counted.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from sparse24.convert.run import copies_help, for_inference, input_problem, trai
 from sparse24.convert.seen import difference
 from sparse24.experts import experts_network
 from sparse24.experts.routing import run_routed
-from sparse24.mlp.decode import learns
+from sparse24.mlp.inference import learns
 from sparse24.nn.children import weight_problem
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparse24._autocast import without_autocast
 from sparse24.experts.arguments import Arguments, Needed
 from sparse24.experts.forward import dense, root
-from sparse24.experts.products import by_expert, over_rows, readable, sixteen_bit, zero_beyond_
+from sparse24.experts.products import by_expert, over_rows, readable, sixteen_bit, zero_beyond
 from sparse24.mlp.arguments import Activated
 
 
@@ -31,14 +31,14 @@ def _gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor)
     if needed.x or needed.w1 or needed.row_scale:
         dy = by_expert(grad, sixteen_bit(a.w2, a.w2_scale, dtype), offsets)
         if needed.row_scale:
-            drow = zero_beyond_((dense(activated, a) * dy).sum(1, dtype=torch.float32), offsets).to(a.row_scale.dtype)
+            drow = zero_beyond((dense(activated, a) * dy).sum(1, dtype=torch.float32), offsets).to(a.row_scale.dtype)
     if needed.x or needed.w1:
         factor = 2 * root(activated, a)
         if a.row_scale is not None:
             factor = factor * a.row_scale.unsqueeze(1)
         dh = (dy * factor).to(dtype)
         if needed.x:
-            dx = zero_beyond_(by_expert(dh, sixteen_bit(a.w1, a.w1_scale, dtype), offsets), offsets)
+            dx = zero_beyond(by_expert(dh, sixteen_bit(a.w1, a.w1_scale, dtype), offsets), offsets)
         if needed.w1:
             dw1 = over_rows(dh, a.x, offsets)
     if needed.w2:

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from sparse24.experts.arguments import Arguments
-from sparse24.experts.products import by_expert, by_expert_fp8, float8_experts, zero_beyond_
+from sparse24.experts.products import by_expert, by_expert_fp8, float8_experts, scaled_rows, zero_beyond
 from sparse24.mlp.arguments import Activated
+from sparse24.mlp.float8 import cast
 from sparse24.ops import compress, compress_fp8, decompress, quantize_fp8
 
 
@@ -30,10 +31,8 @@ def output(a: Arguments, activated: Activated) -> Tensor:
         out = by_expert(dense(activated, a), a.w2.mT, a.offsets)
     else:
         y = _matrix(activated, a)
-        out = by_expert_fp8(y, activated.scale, *float8_experts(a.w2, a.w2_scale), a.offsets).to(a.x.dtype)
-    if a.row_scale is not None:
-        out.mul_(a.row_scale.unsqueeze(1))  # in float32 where the factors are, rounded once more
-    return zero_beyond_(out, a.offsets)
+        out = cast(by_expert_fp8(y, activated.scale, *float8_experts(a.w2, a.w2_scale), a.offsets), a.x.dtype)
+    return zero_beyond(out if a.row_scale is None else scaled_rows(out, a.row_scale), a.offsets)
 
 
 def dense(activated: Activated, a: Arguments) -> Tensor:

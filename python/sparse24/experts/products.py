@@ -6,6 +6,7 @@ What lies beyond the last offset is read by none of them and written by none: re
 import torch
 from torch import Tensor
 
+from sparse24.mlp.float8 import cast
 from sparse24.ops import quantize_fp8
 
 
@@ -54,7 +55,17 @@ def sixteen_bit(w: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (w.float() * (scale.unsqueeze(1) if scale.dim() == 1 else scale).unsqueeze(2)).to(dtype)
 
 
-def zero_beyond_(t: Tensor, offsets: Tensor) -> Tensor:
-    """Make the rows of t [S, N] or [S] zero that belong to no expert, whatever they hold."""
+def scaled_rows(t: Tensor, row_scale: Tensor) -> Tensor:
+    """Multiply each row of t [S, N], which nobody else holds, in float32 where the factors are, rounded once more."""
+    if (
+        torch.compiler.is_compiling()
+    ):  # Dynamo of torch 2.11 loses the gradient of what is written to: `mlp.float8.cast`
+        return cast(t * row_scale.unsqueeze(1), t.dtype)
+    return t.mul_(row_scale.unsqueeze(1))
+
+
+def zero_beyond(t: Tensor, offsets: Tensor) -> Tensor:
+    """Make the rows of t [S, N] or [S], which nobody else holds, zero that belong to no expert."""
     beyond = torch.arange(t.shape[0], device=t.device) >= offsets.select(0, -1)
-    return t.masked_fill_(beyond if t.dim() == 1 else beyond.unsqueeze(1), 0)
+    beyond = beyond if t.dim() == 1 else beyond.unsqueeze(1)
+    return t.masked_fill(beyond, 0) if torch.compiler.is_compiling() else t.masked_fill_(beyond, 0)

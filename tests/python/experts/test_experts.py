@@ -4,22 +4,12 @@ import pytest
 import torch
 from compare import assert_same_bits
 from data import normal
-from mixture import COUNTS, HIDDEN, OUT, D, float8, one_by_one, rows, weights
+from mixture import COUNTS, HIDDEN, OUT, D, float8, one_by_one, rows, together, weights
 
 import sparse24
-from sparse24.experts import grouped
-from sparse24.experts.arguments import Arguments
-from sparse24.mlp.arguments import Plan
-from sparse24.ops.activation import RELU2
+from sparse24.experts.choice import pays
 
 BF16 = torch.bfloat16
-
-
-def together(x, w1, w2, offsets, row_scale=None, w1_scale=None, w2_scale=None, *, fp8=False, sparse=True):
-    """What CUDA runs, on any device."""
-    learns = any(t is not None and t.requires_grad for t in (x, w1, w2, row_scale))
-    plan = Plan(RELU2, fp8, sparse, roots=learns and x.dtype == torch.float16 and not fp8)
-    return grouped(Arguments(x, w1, w2, row_scale, offsets, w1_scale, w2_scale, plan), learns)
 
 
 def leaves(*tensors):
@@ -236,3 +226,15 @@ def test_weights_that_a_recipe_prunes(kind, quantised):
     for sparse in (True, False):
         out = sparse24.relu2_experts(x, w1, w2, offsets, **scales, recipe=recipe, sparse=sparse)
         assert_same_bits(out, one_by_one(x, w1, w2, offsets, **scales, recipe=recipe, sparse=sparse))
+
+
+def test_few_rows_run_dense_by_default(cuda, monkeypatch):
+    """And so without pruning, in the same bits as with `sparse` False."""
+    monkeypatch.setattr("sparse24.experts.pays", pays)
+    x, offsets = rows(BF16, cuda)
+    w1, w2 = weights(BF16, cuda)
+    assert not pays(len(x), len(w1)) and pays(10**6, len(w1))
+    out = sparse24.relu2_experts(x, w1, w2, offsets)
+    assert_same_bits(out, sparse24.relu2_experts(x, w1, w2, offsets, sparse=False))
+    expected = one_by_one(x, w1, w2, offsets, sparse=False)
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())

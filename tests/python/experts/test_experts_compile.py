@@ -4,7 +4,7 @@ import pytest
 import torch
 from compare import assert_same_bits
 from data import normal
-from mixture import COUNTS, OUT, float8, rows, weights
+from mixture import COUNTS, OUT, float8, rows, together, weights
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -48,6 +48,21 @@ def test_one_dynamic_graph_for_all_sizes(device, counter, precision):
         for actual, expected in zip(*results, strict=True):
             assert_same_bits(actual, expected)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_what_cuda_runs_is_compiled_with_its_gradients(device, counter, sparse):
+    """Dynamo of torch 2.11 loses gradients of what is written to, or returned twice."""
+    compiled = torch.compile(together, backend=counter, fullgraph=True)
+    x, offsets = rows(BF16, device, beyond=4)
+    inputs = x, *weights(BF16, device), normal(len(x), dtype=torch.float32, seed=4).to(device)
+    results = []
+    for run in (compiled, together):
+        own = [t.clone().requires_grad_() for t in inputs]
+        out = run(*own[:3], offsets, own[3], sparse=sparse)
+        results.append((out, *torch.autograd.grad(out, own, torch.ones_like(out))))
+    for actual, expected in zip(*results, strict=True):
+        assert_same_bits(actual, expected)
 
 
 def test_sizes_that_depend_on_data(device, counter):
@@ -99,13 +114,14 @@ def test_on_cuda_nothing_asks_for_values(fp8, sparse, monkeypatch):
     assert [g.dim() for g in grads] == [2, 3, 3, 1]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("learns", [False, True], ids=["inference", "training"])
 def test_the_host_does_not_wait(cuda, learns):
     x, offsets = rows(BF16, cuda)
     w1, w2 = (w.requires_grad_(learns) for w in weights(BF16, cuda))
     sparse24.relu2_experts(x, w1, w2, offsets).sum()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         out = sparse24.relu2_experts(x, w1, w2, offsets)
         if learns:
             torch.autograd.grad(out, (w1, w2), torch.ones_like(out))
