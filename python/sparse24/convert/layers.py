@@ -28,7 +28,7 @@ def owner_of(module: nn.Module, name: str) -> nn.Module | Tensor:
     for part in path:
         module = module._modules[part]  # type: ignore[assignment]
     for owned in (module._modules, module._parameters):  # methods of torch may hide them, such as `type`
-        if owned.get(last) is not None:
+        if last in owned and owned[last] is not None:  # those of a scripted module have no `get`
             return owned[last]  # type: ignore[return-value]
     return getattr(module, last)
 
