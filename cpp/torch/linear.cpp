@@ -98,15 +98,6 @@ void check_scale_out(OpName op, const Inputs& in, const LinearArgs& args, bool w
   check_scale_of(op, "scale_out", in.scale_out, args.tokens, "rows of x", in.x);
 }
 
-/// Returns t [rows, in] contiguous and aligned; for the GPU it has `padded` columns, with zeros behind the last one.
-Tensor pad_columns(const Tensor& t, int64_t padded) {
-  if (!t.is_cuda() || t.size(1) == padded) return contiguous_aligned(t);
-  Tensor buffer = new_zeros(t, {t.size(0), padded}, t.scalar_type());
-  Tensor target = torch::stable::narrow(buffer, 1, 0, t.size(1));
-  torch::stable::copy_(target, t);
-  return buffer;
-}
-
 /// Whether there is a scale for each row, and not one for all.
 bool is_per_row(const Tensor& scale, int64_t rows) { return rows != 1 && scale.numel() == rows; }
 

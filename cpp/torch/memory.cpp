@@ -126,6 +126,14 @@ Tensor contiguous_aligned(const Tensor& t) {
   return is_aligned(out) ? out : allocated(bytes_of(out), [&] { return torch::stable::clone(out); });
 }
 
+Tensor pad_columns(const Tensor& t, int64_t padded) {
+  if (!t.is_cuda() || t.size(1) == padded) return contiguous_aligned(t);
+  Tensor buffer = new_zeros(t, {t.size(0), padded}, t.scalar_type());
+  Tensor target = torch::stable::narrow(buffer, 1, 0, t.size(1));
+  torch::stable::copy_(target, t);
+  return buffer;
+}
+
 void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first) {
   const int64_t rows = t.size(0), columns = t.size(1), quarter = interleaved ? rows / 4 : 0;
   const int64_t groups = quarter - first / 4;

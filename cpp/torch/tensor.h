@@ -108,6 +108,9 @@ bool is_aligned(const Tensor& t);
 Tensor as_contiguous(const Tensor& t);
 /// Returns `t`, or a copy of it that is contiguous and aligned.
 Tensor contiguous_aligned(const Tensor& t);
+/// Returns t [rows, columns] contiguous and aligned; for the GPU it has `padded` columns, with zeros behind the last
+/// one.
+Tensor pad_columns(const Tensor& t, int64_t padded);
 /// Copies rows `first` (a multiple of four) and following of t [rows, columns] to the first rows of `target`. With
 /// `interleaved` they are counted in the order of `interleaved_token`.
 void copy_rows(Tensor target, Tensor t, bool interleaved, int64_t first = 0);

@@ -93,6 +93,14 @@ class Case:
             return Sample(self.op, (laid_out(torch.relu(x)), relayout(w, layout), scale, bias))
         if self.op == "relu2_mlp_few":
             return self._few(device, laid_out, seed)
+        if self.op == "relu2_mlp_sparse":
+            few = self._few(device, laid_out, seed).args
+            w2 = relayout(few[2].t().contiguous(), layout)
+            if self.w_dtype is None:
+                return Sample(self.op, (*few[:2], w2))
+            bias = few[3].to(torch.bfloat16)
+            scale = None if self.roots else torch.full((1,), 4.0, device=device)
+            return Sample(self.op, (*few[:2], w2, bias, None, few[5], few[6].expand(N), scale, None, 1.5))
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -189,7 +197,7 @@ def _cases() -> list[Case]:
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     for op in ("linear_gradient", "linear_relu2_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
-    for op in ("mm_active", "relu2_mlp_few"):
+    for op in ("mm_active", "relu2_mlp_few", "relu2_mlp_sparse"):
         for w_dtype in (None, FP8):
             cases += [Case(op, dtype, -1, differentiable=False, w_dtype=w_dtype) for dtype in DTYPES]
     for op in ("feature_counts", "gather_features", "linear_gradient"):

@@ -5,12 +5,11 @@ from torch import Tensor
 
 from sparse24._autocast import without_autograd
 from sparse24.format import FEATURES
-from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
+from sparse24.mlp.arguments import Weight
 from sparse24.mlp.choice import may_be_few, pays, runs_few
-from sparse24.mlp.forward import activation, output
-from sparse24.ops.activation import RELU2, ActivationFunction
 from sparse24.ops.few_tokens import relu2_mlp_few
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
+from sparse24.ops.network import relu2_mlp_sparse
 from sparse24.recipe import Recipe
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -37,7 +36,7 @@ def inferred(
     min_tokens: int | None,
     sparse: bool,
 ) -> Tensor | None:
-    """Compute what `relu2_mlp` does, where that is `relu2_mlp_few` or 2:4 and nothing has to be cast.
+    """Compute what `relu2_mlp` does, where that is `relu2_mlp_few` or `relu2_mlp_sparse` and nothing has to be cast.
 
     None otherwise, for whatever reason: then `relu2_mlp` is to be called. The same of what does not fit, which it
     refuses in its own words.
@@ -97,13 +96,9 @@ def inferred(
         enough = not x.is_cuda or pays(tokens, d_ff, d_out, fp8=fp8, one_scale=one_scale)
     if not enough:
         return None
-    function = RELU2 if threshold == 0 else ActivationFunction("relu2", threshold)
-    plan = Plan(function, fp8, sparse=True, fused=True)
     scales = first.scale, second.scale, scale_y, scale_y_factor
     with without_autograd():
-        arguments = Arguments(x if x.dim() == 2 else x.flatten(0, -2), w1, w2, b1, b2, *scales, None, plan, DENSE)
-        out = output(arguments, activation(arguments))
-        return out if x.dim() == 2 else out.view(*x.shape[:-1], d_out)
+        return relu2_mlp_sparse(x, w1, w2, b1, b2, *scales, threshold)
 
 
 def _is_number(scale: Tensor | None, place: int) -> bool:

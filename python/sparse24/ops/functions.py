@@ -1,13 +1,24 @@
 """All ops, family by family: what is public in `sparse24` and in `sparse24.ops`."""
 # ruff: noqa: F403  (each module names in __all__ what it has)
 
-from sparse24.ops import compression, features, few_tokens, gradients, gradients_fp8, linear, products, quantization
+from sparse24.ops import (
+    compression,
+    features,
+    few_tokens,
+    gradients,
+    gradients_fp8,
+    linear,
+    network,
+    products,
+    quantization,
+)
 from sparse24.ops.compression import *
 from sparse24.ops.features import *
 from sparse24.ops.few_tokens import *
 from sparse24.ops.gradients import *
 from sparse24.ops.gradients_fp8 import *
 from sparse24.ops.linear import *
+from sparse24.ops.network import *
 from sparse24.ops.products import *
 from sparse24.ops.quantization import *
 
@@ -20,3 +31,4 @@ __all__ += gradients.__all__
 __all__ += gradients_fp8.__all__
 __all__ += quantization.__all__
 __all__ += few_tokens.__all__
+__all__ += network.__all__

@@ -44,6 +44,9 @@ def network(tokens: int, fp8: bool) -> list[torch.Tensor]:
     ops.put_features(torch.empty(8, tokens, dtype=BF16), torch.empty(2, 4, tokens, dtype=BF16), hot[:4], -2)
     few = ops.mm_active(torch.empty(tokens, 96, dtype=BF16), torch.empty(96, 32, dtype=FP8 if fp8 else BF16))
     small = ops.relu2_mlp_few(x.view(tokens, 1, 64), w, torch.empty(96, 32, dtype=FP8 if fp8 else BF16))
+    weights = [t.to(FP8 if fp8 else BF16) for t in (w, torch.empty(32, 96))]
+    scales = (torch.empty(96), torch.empty(32), torch.empty(tokens)) if fp8 else ()
+    whole = ops.relu2_mlp_sparse(x.view(tokens, 1, 64), *weights, None, None, *scales)
     both = ops.quantize_fp8_both(grad, None, True)
     eight, one = torch.empty(tokens, 48, dtype=FP8), torch.empty(1)
     scales = one, one, one, one
@@ -51,7 +54,23 @@ def network(tokens: int, fp8: bool) -> list[torch.Tensor]:
     back_fp8 = ops.linear_gradient_fp8(both[0], torch.empty(96, 32, dtype=FP8), eight, pattern, *scales, True, hot)
     dense_fp8 = ops.linear_relu2_gradient_fp8(both[0], torch.empty(96, 32, dtype=FP8), eight.repeat(1, 2), *scales)
     some_fp8 = *both, *back_fp8, *dense_fp8
-    return [few, small, values, y, out, gradients, dense, like, counts, some, *back, dense_back, *given, *some_fp8]
+    return [
+        few,
+        small,
+        whole,
+        values,
+        y,
+        out,
+        gradients,
+        dense,
+        like,
+        counts,
+        some,
+        *back,
+        dense_back,
+        *given,
+        *some_fp8,
+    ]
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["sixteen_bit", "fp8"])

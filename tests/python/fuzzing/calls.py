@@ -10,6 +10,7 @@ from oracle import FP8, meta_bytes, round_up, token_padding
 import sparse24
 from fuzzing.dice import Dice
 from fuzzing.tensors import Draw
+from sparse24.format import feature_alignment
 
 ACTIVATIONS = ("none", "relu", "relu2")
 #: Of which a first layer may store the roots of the squares, and a gradient take them.
@@ -333,6 +334,29 @@ def _relu2_mlp_few(d: Dice) -> dict[str, Any]:
     }
 
 
+def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
+    dtype = d.dtype()
+    fp8 = d.chance(0.5)
+    kind = FP8 if fp8 else dtype
+    tokens, depth, features = d.product((0, 16 if fp8 else 0, feature_alignment(kind, -1)))
+    columns = d.columns(d.choice((1, 8)))
+    contents = d.contents()
+    weights = "integers" if contents == "integers" else None
+    given = d.choice(("scale_y", "scale_y_factor", None)) if fp8 else None
+    return {
+        "x": d.draw(d.choice(((tokens, depth), (1, tokens, depth))), dtype, contents),
+        "w1": d.draw((features, depth), kind, weights),
+        "w2": d.draw((columns, features), kind, weights),
+        "b1": d.draw((features,), torch.bfloat16 if fp8 else dtype, "normal") if d.chance(0.5) else None,
+        "b2": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
+        "w1_scale": d.scale(features) if fp8 else None,
+        "w2_scale": d.scale(columns) if fp8 else None,
+        "scale_y": d.scale(tokens) if given == "scale_y" else None,
+        "scale_y_factor": d.scale(1) if given == "scale_y_factor" else None,
+        "threshold": d.choice((0.0, 0.0, 1.5)),
+    }
+
+
 #: Of every op, how its arguments are made, and how often it is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "compress": (_compress, 3),
@@ -353,6 +377,7 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "linear_relu2_gradient": (_linear_relu2_gradient, 2),
     "mm_active": (_mm_active, 2),
     "relu2_mlp_few": (_relu2_mlp_few, 2),
+    "relu2_mlp_sparse": (_relu2_mlp_sparse, 2),
 }
 
 

@@ -284,7 +284,7 @@ def quantize_fp8_predict(x, factor) -> Check | None:
 
 def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     """Apply the rule of an op, on a device."""
-    from fuzzing import few_tokens, networks, products
+    from fuzzing import few_tokens, networks, products, whole
 
     tensors = [v for v in values.values() if isinstance(v, Tensor)]
     if any(t.layout != torch.strided for t in tensors):
@@ -295,7 +295,8 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     if isinstance(call, networks.Network):
         check = networks.rule(call, values, device)
     else:
-        function = getattr(products, call.op, None) or getattr(few_tokens, call.op, None) or globals()[call.op]
+        modules = (module for module in (products, few_tokens, whole) if hasattr(module, call.op))
+        function = getattr(next(modules, None), call.op, None) or globals()[call.op]
         if call.op == "put_features" and any(t.requires_grad or t.is_neg() or t._is_zerotensor() for t in tensors):
             raise Unsettled  # what may be written to is a matter of autograd too
         check = function(**{name: _plain(v, device) for name, v in values.items()})

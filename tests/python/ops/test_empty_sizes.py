@@ -135,6 +135,12 @@ def calls() -> dict[str, Call]:
         for outputs in (0, 8):
             biases = numbers(f), numbers(outputs)
             add("relu2_mlp_few", f"{name}-{outputs}", numbers(t, d), numbers(f, d), numbers(f, outputs), *biases)
+            of_name, weights = f"{name}-{outputs}", (numbers(f, d), numbers(outputs, f))
+            add("relu2_mlp_sparse", of_name, numbers(t, d), *weights, *biases)
+            scales = torch.ones(f), torch.ones(outputs)
+            for kind, scale_y in (("row", ()), ("given", (torch.ones(t),)), ("factor", (None, torch.ones(1)))):
+                float8 = [w.to(FP8) for w in weights]
+                add("relu2_mlp_sparse", f"{of_name}-float8-{kind}", numbers(t, d), *float8, *biases, *scales, *scale_y)
     for dim in (-1, -2):
         for rows, cols, parts, count in (
             (0, 8, 2, 3),

@@ -1,0 +1,71 @@
+"""Rules of the op that is a whole network: the bits of the ops one after another, on the device of its result."""
+
+import math
+
+import torch
+from oracle import FP8
+from torch import Tensor
+
+import sparse24
+from fuzzing import contract
+from fuzzing.contract import FLOATS, Check, Unsettled, need, tensor
+from sparse24.format import feature_alignment
+
+
+def one_after_another(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Tensor:
+    """What the op computes in one call, of x [T, D]."""
+    options = {"threshold": threshold, "statistics": False}
+    if w1.dtype != FP8:
+        values, meta, *_ = sparse24.linear_compress(x, w1, bias=b1, **options)
+        return sparse24.mm(values, meta, w2.t(), bias=b2)
+    if scale_y_factor is None:
+        q, x_scale = sparse24.quantize_fp8(x)
+    else:
+        q, x_scale, scale_y = sparse24.quantize_fp8_predict(x, scale_y_factor)
+    scaling = "row" if scale_y is None else "given"
+    values, meta, scale, *_ = sparse24.linear_compress(
+        q, w1, x_scale, w1_scale, b1, scale_y, scaling=scaling, **options
+    )
+    return sparse24.mm(values, meta, w2.contiguous().t(), scale, w2_scale, b2, out_dtype=x.dtype)
+
+
+def relu2_mlp_sparse(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Check | None:
+    tensor(x)
+    need(x.dtype in FLOATS and x.dim() >= 1, "x")
+    if not isinstance(threshold, float):
+        raise Unsettled
+    tensor(w1, 2, [x.dtype, FP8])
+    fp8 = w1.dtype == FP8
+    need(w1.shape[1] == x.shape[-1] and (not fp8 or x.shape[-1] % 16 == 0), "columns of w1")
+    need(w1.shape[0] % feature_alignment(w1.dtype, -1) == 0, "rows of w1")
+    tensor(w2, 2, [w1.dtype])
+    need(w2.shape[1] == w1.shape[0], "columns of w2")
+    tokens = math.prod(x.shape[:-1])
+    for bias, dtypes, elements in (
+        (b1, [torch.bfloat16 if fp8 else x.dtype], w1.shape[0]),
+        (b2, [x.dtype, torch.float32], w2.shape[0]),
+    ):
+        if bias is not None:
+            tensor(bias, 1, dtypes)
+            need(bias.shape[0] == elements, "bias")
+    for scale, needed, elements in (
+        (w1_scale, True, w1.shape[0]),
+        (w2_scale, True, w2.shape[0]),
+        (scale_y, False, tokens),
+        (scale_y_factor, False, 1),
+    ):
+        need((scale is not None) == fp8 if needed else scale is None or fp8, "a scale is for float8")
+        contract.one_of_scale(scale, elements, True)
+    need(scale_y is None or scale_y_factor is None, "one of them")
+    need(math.isfinite(threshold) and threshold >= 0, "threshold")
+    arguments = x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor
+
+    def check(results) -> None:
+        (result,) = results
+        assert result.dtype == x.dtype and result.shape == (*x.shape[:-1], w2.shape[0]) and result.is_contiguous()
+        there = [None if t is None else t.detach().to(result.device) for t in arguments]
+        there[0] = there[0].reshape(tokens, x.shape[-1])
+        expected = one_after_another(*there, threshold)
+        contract.assert_same_bits(result.detach().reshape(expected.shape).cpu(), expected.cpu())
+
+    return check
