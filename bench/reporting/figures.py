@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.reporting import expected, figure_values, report, summary, tables
+from bench.reporting import expected, figure_values, fp8_figures, report, summary, tables  # noqa: F401
 from sparse24.bench import results
 
 ROOT = Path(__file__).resolve().parents[2]

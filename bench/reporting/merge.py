@@ -32,9 +32,8 @@ def merge(calls: Iterable[list[results.Record]]) -> list[results.Record]:
 def _problem(record: results.Record) -> tuple:
     """What identifies a problem without its label: sizes and data. Zeros are rounded: generators of GPUs differ."""
     names = ("bench", "tokens", "d_model", "d_ff", "pattern", "model" if "model" in record else "bench")
-    apart = (
-        record["race"] if record["bench"] in ("models", "generate", "distributed") else None
-    )  # there each race is a problem
+    # There each race is a problem.
+    apart = record["race"] if record["bench"] in ("models", "generate", "distributed", "ffn_training") else None
     label = None if record["tokens"] else record.get("problem")
     return (*(record[name] for name in names), round(20 * record["zeros"]), apart, label)
 

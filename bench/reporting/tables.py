@@ -34,6 +34,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         chosen = [r for r in (records if bench in ("ffn_forward", "accuracy") else usual) if r["bench"] == bench]
         if chosen:
             parts.append(make(chosen))
+    parts.append(training_tables.fp8_table([r for r in usual if r["bench"] == "ffn_training"]))
     parts += model_tables.all_tables(usual)
     hot = [r for r in usual if r.get("sustained_us") and r["median_us"] and r["bench"] != "nanochat_step"]
     parts.append(ffn_tables.back_to_back(hot))
