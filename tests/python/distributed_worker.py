@@ -19,6 +19,7 @@ import torch.distributed._functional_collectives as functional_collectives
 from composition_models import build, dtype_of, inputs, layer_names
 from convert_models import HIDDEN, CountOps, D, assert_near, gradients
 from data import generator
+from mixture_models import Mixture
 from recipes import execute, sections
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -168,6 +169,18 @@ def sharded_alone(rank, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return whole(gradients(network, lambda x: network(x).mul_(2), batch(rank)))
+
+
+def sharded_experts(rank, kind, compiled):
+    """FSDP2 of a router and experts: gradients of this rank's share, and what a step of both ranks leaves."""
+    model = Mixture(kind, DEVICE, dtype_of(DEVICE))
+    fully_shard(model.experts, mesh=mesh())
+    fully_shard(model, mesh=mesh())
+    if compiled:
+        model.compile(backend="aot_eager")
+    results = whole(gradients(model, model, batch(rank)))
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return results, whole(model.parameters())
 
 
 def sharded_with_mixed_precision(rank, kind):

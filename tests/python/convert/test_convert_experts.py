@@ -7,35 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same_bits
-from convert_models import EXACT, D, assert_near, masked_experts, randomize, relu2
+from convert_models import EXACT, D, assert_near, masked_experts
 from data import normal
+from mixture_models import EXPERTS, HIDDEN, TOP, Experts
 from torch import nn
 
 import sparse24
 
-EXPERTS, HIDDEN, TOP = 6, 64, 2
 # Dynamo makes an instance of each autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-
-
-class Experts(nn.Module):
-    """As those of transformers' NemotronH, without its interface."""
-
-    def __init__(self, activation=relu2, names=("up_proj", "down_proj"), hidden=HIDDEN):
-        super().__init__()
-        self.names, self.activation = names, activation
-        setattr(self, names[0], nn.Parameter(torch.zeros(EXPERTS, hidden, D)))
-        setattr(self, names[1], nn.Parameter(torch.zeros(EXPERTS, D, hidden)))
-        randomize(self)
-
-    def forward(self, x, index, factors):
-        up, down = (getattr(self, name) for name in self.names)
-        out = torch.zeros_like(x, dtype=factors.dtype)
-        for expert in range(EXPERTS):
-            token, choice = torch.where(index == expert)
-            y = F.linear(self.activation(F.linear(x[token], up[expert])), down[expert])
-            out = out.index_add(0, token, (y * factors[token, choice, None]).to(out.dtype))
-        return out.to(x.dtype)
 
 
 class WithoutFactors(Experts):

@@ -32,6 +32,21 @@ def test_every_recipe_is_tested():
     assert set(names.values()) <= tested, f"docs/guide: {set(names.values()) - tested} without a test"
 
 
+def test_experts():
+    names, _ = run("Experts")
+    assert names["model"].experts.sparse is True and names["loss"].item() < 1.2
+    assert not names["w1"].grad[0].equal(names["w1"].grad[1])
+    assert names["frozen"].up_proj.dtype == torch.float8_e4m3fn
+
+
+def test_experts_of_transformers():
+    pytest.importorskip("transformers")
+    names, ops = run("Experts of transformers")
+    assert names["report"].converted == ["model.layers.1.mixer.experts", "model.layers.1.mixer.shared_experts"]
+    assert ops.experts > 1 and not names["sparse"].equal(names["before"])
+    assert names["generated"].shape == (2, 36)
+
+
 def test_the_readme_at_sizes_for_a_cpu():
     blocks = [
         block._replace(

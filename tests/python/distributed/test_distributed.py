@@ -11,6 +11,7 @@ import torch
 from composition_models import KINDS, build, dtype_of, layer_names
 from convert_models import assert_near, gradients
 from distributed_worker import WORLD, assert_ranks_near, averaged, batch
+from mixture_models import Mixture
 
 import sparse24
 
@@ -49,6 +50,19 @@ def test_fsdp2_around_the_network_alone(ranks, kind):
     network = build(kind, ranks.device).layers[0]
     expected = averaged(network, lambda x: network(x).mul(2))
     assert_ranks_near(ranks(worker.sharded_alone, kind), expected, ranks.tolerance(TOLERANCE[kind]))
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", ["module", "converted"])
+def test_fsdp2_of_experts(ranks, kind, compiled):
+    """Three-dimensional weights are sharded by expert, and gathered for a call."""
+    model = Mixture(kind, ranks.device, dtype_of(ranks.device))
+    expected = averaged(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    actual = ranks(worker.sharded_experts, kind, compiled)
+    assert_ranks_near([results for results, _ in actual], expected, ranks.tolerance(1e-5))
+    for _, after in actual:
+        assert_near(after, [b - 0.1 * g for b, g in zip(before, expected[0][2:], strict=True)], ranks.tolerance(1e-5))
 
 
 @pytest.mark.parametrize("kind", ["module", "converted"])
