@@ -12,6 +12,7 @@ import sparse24
 from fuzzing.calls import Call
 from fuzzing.contract import FLOATS, FLOATS_AND_FP8, Check, Unsettled, is_huge, is_ordinary, need, tensor, word
 from fuzzing.dice import Dice
+from fuzzing.few_tokens import MOST
 from fuzzing.network_reference import Reference
 from sparse24 import Recipe
 
@@ -26,6 +27,7 @@ SIGNATURE = [
 RECIPES = (
     *(None, Recipe(), Recipe(weight_gradients="dense"), Recipe(residual=True), Recipe(dense_features=0.5)),
     *(Recipe(permute_tokens=False, dense_features=0.0), Recipe(reuse_mask=False)),
+    *(Recipe(fp8_weight_gradients=True), Recipe(fp8_weight_gradients=True, permute_tokens=False, dense_features=0.0)),
 )
 #: Of the norm of a result, how much it may be off: a rounding may decide which of two features is kept.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
@@ -46,10 +48,15 @@ class Plain(nn.Module):
 
 @dataclass
 class Network(Call):
-    """`learns`: gradients are among the results. `route`: "function", "module", "converted" or "checkpoint"."""
+    """`learns`: gradients are among the results. `route`: "function", "module", "converted" or "checkpoint".
+
+    `by_neuron`: the function is given `w2_rows`, too. `delayed`: a step before leaves the scales of this one.
+    """
 
     learns: bool = False
     route: str = "function"
+    by_neuron: bool = False
+    delayed: bool = False
     is_op = False
 
     @property
@@ -74,7 +81,17 @@ class Network(Call):
         return out.detach(), *torch.autograd.grad(out, list(leaves.values()), grad)
 
     def _function(self, values: dict[str, Any]) -> Tensor:
-        return sparse24.relu2_mlp(**values)
+        further: dict[str, Any] = {"w2_rows": values["w2"].t().contiguous()} if self.by_neuron else {}
+        if self.delayed:
+            scales = torch.zeros(4, device=values["x"].device)
+            first = sparse24.relu2_mlp(**values, delayed_scales=scales, scales_known=False)
+            if first.requires_grad:
+                first.backward(torch.linspace(-1, 1, first.numel(), device=first.device).view_as(first).to(first.dtype))
+                for t in values.values():
+                    if isinstance(t, Tensor):
+                        t.grad = None
+            further |= {"delayed_scales": scales, "scales_known": bool((scales > 0).all())}
+        return sparse24.relu2_mlp(**values, **further)
 
     def _checkpoint(self, values: dict[str, Any]) -> Tensor:
         return torch.utils.checkpoint.checkpoint(
@@ -152,7 +169,8 @@ def legal_network(d: Dice) -> Network:
         "recompute": d.chance(0.2),
         "sparse": route == "converted" or d.chance(0.85),
     }
-    return Network("relu2_mlp", args, route=route, learns=d.chance(0.6))
+    further = {name: route == "function" and d.chance(0.3) for name in ("by_neuron", "delayed")}
+    return Network("relu2_mlp", args, route=route, learns=d.chance(0.6), **further)
 
 
 def rule(call: Network, values: dict[str, Any], device: str) -> Check | None:
@@ -209,6 +227,8 @@ def _check(call: Network, values: dict[str, Any], fp8: bool, results, device: st
         fp8 = sparse = False
     elif min_tokens is None and device == "cuda":
         return  # whichever is faster
+    if call.by_neuron and not call.learns and tokens <= MOST:  # exactly, or dense
+        sparse = False
     sparse = sparse and tokens >= (min_tokens or 0) and hidden % (32 if fp8 else 16) == 0
     learning = [n for n in _LEAVES if isinstance(values[n], Tensor) and values[n].dtype != FP8]
     # Masters are cast before they are multiplied: what is left of them decides which of a group are the largest.
