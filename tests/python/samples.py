@@ -100,7 +100,7 @@ class Case:
                 return Sample(self.op, (*few[:2], w2))
             bias = few[3].to(torch.bfloat16)
             scale = None if self.roots else torch.full((1,), 4.0, device=device)
-            return Sample(self.op, (*few[:2], w2, bias, None, few[5], few[6].expand(N), scale, None, 1.5))
+            return Sample(self.op, (*few[:2], w2, bias, None, few[5], few[6].repeat(N), scale, None, 1.5))
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
