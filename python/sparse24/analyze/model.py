@@ -10,9 +10,10 @@ from sparse24._options import positive_number
 from sparse24.analyze import speed
 from sparse24.analyze.activation import stats_of
 from sparse24.analyze.counts import Counts
-from sparse24.analyze.networks import Watched, evaluating, networks_of, watching
+from sparse24.analyze.networks import Watched, networks_of, watching
 from sparse24.analyze.report import ModelReport, decide
 from sparse24.analyze.speed import Calls
+from sparse24.convert.watch import call, evaluating
 from sparse24.errors import fail
 from sparse24.terminal import bar
 
@@ -96,7 +97,7 @@ def _run(
         for batch in batches:
             if not networks:
                 return
-            _call(model, batch)
+            call(model, batch)
             tokens = max(seen.tokens for seen in counts.values())
             if tokens == 0 and not called:
                 fail(
@@ -108,15 +109,6 @@ def _run(
                 return
     if not called:
         fail("analyze_model", "batches to have at least one", "none")
-
-
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, Mapping):
-        model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        model(*batch)
-    else:
-        model(batch)
 
 
 def _layer(network: Watched, counts: Counts) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from sparse24.convert.forward import disabled
 from sparse24.convert.layers import owner_of
 from sparse24.convert.near import near_misses
 from sparse24.convert.problems import precision_problem
+from sparse24.convert.watch import hook
+from sparse24.convert.weights import all_entering
 from sparse24.format import FP8
 from sparse24.mlp import up_projection
 from sparse24.mlp.scale import factor_of
@@ -35,23 +37,34 @@ class Watched:
     state: str
     threshold: float = 0
 
-    def weights(self) -> tuple[Weights, Weights]:
-        """Read both layers."""
+    def layers(self) -> tuple[Weights, Weights]:
+        """Read both layers as they are stored."""
         return tuple(weights_of(owner_of(self.module, layer.name), layer) for layer in (self.up, self.down))
+
+    def weights(self) -> tuple[Weights, Weights]:
+        """Read both layers as sparse steps multiply them: pruned and with adapters, where they are."""
+        layers = self.layers()
+        if isinstance(self.module, ReLU2MLP):
+            entering = self.module._all_entering()
+        elif self.state == "converted" and not self.is_mixture():
+            entering = all_entering(self.module)
+        else:
+            return layers
+        return tuple(weights._replace(weight=w.detach()) for weights, w in zip(layers, entering, strict=True))
 
     def sizes(self) -> dict[str, int]:
         """Name d_model, d_ff and d_out, and how many experts there are."""
-        up, down = self.weights()
+        up, down = self.layers()
         sizes = {"d_model": up.weight.shape[-1], "d_ff": up.weight.shape[-2], "d_out": down.weight.shape[-2]}
         return sizes | ({"experts": up.weight.shape[0]} if self.is_mixture() else {})
 
     def is_mixture(self) -> bool:
         """Whether it is the experts of a mixture."""
-        return self.weights()[0].weight.dim() == 3
+        return self.layers()[0].weight.dim() == 3
 
     def is_float8(self) -> bool:
         """Whether its weights are float8."""
-        return self.weights()[0].weight.dtype == FP8
+        return self.layers()[0].weight.dtype == FP8
 
     def count(self, x: Tensor, experts: Tensor | None, counts: Counts) -> None:
         """Add the activation that the network has for tokens [T, D], or that their `experts` [T] have."""
@@ -107,7 +120,7 @@ def networks_of(model: nn.Module) -> Networks:
         elif isinstance(module, ReLU2Experts) and not module.up_proj.dtype == FP8:
             watched[name] = Watched(name, module, Layer("up_proj"), Layer("down_proj"), "ReLU2Experts")
     for name, network in watched.items():
-        if any(weights.weight.is_meta for weights in network.weights()):
+        if any(weights.weight.is_meta for weights in network.layers()):
             skipped[name] = "its weights are on the meta device"
     in_order = [watched[name] for name, _ in model.named_modules() if name in watched and name not in skipped]
     return Networks(in_order, skipped, near_misses(model, {*watched, *skipped}, others))
@@ -133,6 +146,8 @@ def _hook(network: Watched, given: Callable[[Watched, Tensor, Tensor | None], No
     """Watch the first layer, whose input is that of the network; or the network, where it calls no layer."""
     owner = owner_of(network.module, network.up.name)
     called = network.module if isinstance(owner, Tensor) or network.state == "ReLU2MLP" else owner
+    if not network.is_mixture():
+        return hook(called, lambda x: given(network, x, None))
     arguments = arguments_of(type(called).forward)
 
     def hook_of_mixture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,26 +158,4 @@ def _hook(network: Watched, given: Callable[[Watched, Tensor, Tensor | None], No
         else:
             given(network, x.detach().repeat_interleave(second.shape[1], 0), second.flatten())
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, _why = arguments.split(args, kwargs)
-        if isinstance(x, Tensor):
-            given(network, x.detach().reshape(-1, x.shape[-1]), None)
-
-    chosen = hook_of_mixture if network.is_mixture() else hook
-    return called.register_forward_pre_hook(chosen, with_kwargs=True)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, without gradients and as if nothing were compiled, which calls no hooks of later.
-
-    Every module gets its own mode back.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    return called.register_forward_pre_hook(hook_of_mixture, with_kwargs=True)

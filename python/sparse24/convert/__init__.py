@@ -1,29 +1,32 @@
 """Convert the squared-ReLU feed-forward networks of a model to 2:4 activations, and back."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from torch import nn
 
 from sparse24._options import boolean, whole_number
+from sparse24.convert.adapters import calibrate, fit
 from sparse24.convert.call import called_children
 from sparse24.convert.conversion import Conversion
 from sparse24.convert.find import find_networks
 from sparse24.convert.forward import install, uninstall
 from sparse24.convert.layers import layers_of, weight_of
 from sparse24.convert.near import near_misses
-from sparse24.convert.problems import experts_problem, precision_problem
+from sparse24.convert.problems import experts_problem, precision_problem, weights_problem
 from sparse24.convert.run import dense_tokens
 from sparse24.convert.seen import look
 from sparse24.errors import fail
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.ops.activation import threshold_of
-from sparse24.recipe import Recipe
+from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
 
 _PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
+#: Which fields of `ConvertConfig` are arguments of `relu2_mlp`.
+_OPTIONS = ("recipe", "min_tokens", "recompute", "threshold")
 _LOOKED_FOR = "two linear layers or weights, [F, D] and [D_out, F], and a squared ReLU between them"
 
 
@@ -49,6 +52,17 @@ class ConvertConfig:
         weights of neurons that are zero, as `sparse24.nn.ReLU2MLP.prepare_decode_` says. Each module keeps a copy of
         its second weight for it, as many bytes again, unless it stores that by neuron already, as a parameter
         [F, D_out].
+    sparse_weights : {"none", "up", "both"}
+        As `Recipe.sparse_weights`, which it sets: the networks run with 2:4 weights. The stored weights stay dense;
+        calls for inference take a copy of the pruned ones, as large as these, that is no part of the state_dict.
+    adapters : int
+        With 2:4 weights: the rank of adapters beside the first weight, fitted to what pruning takes away from it.
+        ``x @ (pruned(w1) + left @ right).T``, with parameters of the module ``sparse24_up_left`` [F, rank] and
+        ``sparse24_up_right`` [rank, D], which are trained and in the state_dict; `revert` removes them.
+    calibration : iterable, optional
+        Batches as `sparse24.analyze_model` takes them, a few. With them the entries of w1 are chosen, and adapters
+        fitted, by what they do to the output: a magnitude counts times the norm of its input feature over all tokens.
+        The choice then stays. Default: by magnitude alone, in each call.
 
     Notes
     -----
@@ -69,6 +83,9 @@ class ConvertConfig:
     decisions: Mapping[str, bool | str] = field(default_factory=dict)
     threshold: float = 0
     decode: bool = False
+    sparse_weights: SparseWeights = "none"
+    adapters: int = 0
+    calibration: Iterable[Any] | None = None
 
     def __post_init__(self) -> None:
         modes = ", ".join(f'"{name}"' for name in _PRECISION)
@@ -83,6 +100,14 @@ class ConvertConfig:
         object.__setattr__(self, "recompute", boolean("ConvertConfig", "recompute", self.recompute))
         object.__setattr__(self, "decode", boolean("ConvertConfig", "decode", self.decode))
         object.__setattr__(self, "threshold", threshold_of("ConvertConfig", self.threshold))
+        check_sparse_weights("ConvertConfig", self.sparse_weights)
+        object.__setattr__(self, "adapters", whole_number("ConvertConfig", "adapters", self.adapters))
+        of_recipe = "none" if self.recipe is None else self.recipe.sparse_weights
+        if self.sparse_weights != "none" and of_recipe not in ("none", self.sparse_weights):
+            fail("ConvertConfig", f'sparse_weights to be "{of_recipe}" as recipe says', f'"{self.sparse_weights}"')
+        if self.sparse_weights == of_recipe == "none" and (self.adapters or self.calibration is not None):
+            what = "adapters" if self.adapters else "calibration"
+            fail("ConvertConfig", f'sparse_weights to be "up" or "both" for {what}', '"none"')
         for name, decision in self.decisions.items():
             if not isinstance(decision, bool) and decision not in _PRECISION:
                 fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")
@@ -225,9 +250,10 @@ def convert(
     if unknown:
         fail("convert", "decisions of config to name feed-forward networks of model", f'"{unknown[0]}"')
 
-    options = {
-        f.name: getattr(config, f.name) for f in fields(config) if f.name not in ("dtype", "decisions", "decode")
-    }
+    options = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _OPTIONS}
+    if config.sparse_weights != "none":
+        recipe = Recipe() if config.recipe is None else config.recipe
+        options["recipe"] = replace(recipe, sparse_weights=config.sparse_weights)
     options = {name: value for name, value in options.items() if value != getattr(ConvertConfig, name)}
     options.update((name, repr(value)) for name, value in options.items() if isinstance(value, float))  # threshold_of
     looked_at = sum(bool(m._modules) or len(layers_of(m)) > 1 for m in model.modules())
@@ -243,6 +269,7 @@ def convert(
             continue
         precision = _PRECISION[config.dtype if decision is True else decision]
         problem = reason or precision_problem(module, network, precision) or experts_problem(network, options)
+        problem = problem or weights_problem(module, network, options.get("recipe"), config.adapters)
         if network is None or problem:
             report.skipped[name] = problem
             continue
@@ -255,9 +282,13 @@ def convert(
         how = precision, options, sizes, dense, network.in_training, decode, experts
         conversion = Conversion(network.up, network.down, seen, *how)
         conversions.append((name, module, conversion))
+    calibrated = [found for found in conversions if not found[2].experts]
+    norms = {} if config.calibration is None else calibrate(model, calibrated, config.calibration)
     try:
         for name, module, conversion in conversions:
             problem = install(module, conversion)
+            if problem is None and (name in norms or config.adapters):
+                fit(module, conversion, config.adapters, norms.get(name))
             if problem is None:
                 report.converted.append(name)
                 report.evaluation_only += [] if conversion.in_training else [name]

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sparse24.convert.call import arguments_of, method_of
 from sparse24.convert.conversion import SCALES, Conversion
-from sparse24.convert.run import recipe_in_use, run, runs_as_before, stored_weights, wants_copies, what_to_copy
+from sparse24.convert.run import run, runs_as_before
 from sparse24.convert.run_experts import run_experts
+from sparse24.convert.weights import ADAPTERS, recipe_in_use, stored_weights, wants_copies, what_to_copy
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_bound, warn_once
 from sparse24.nn.entering_weights import drop
@@ -205,6 +206,8 @@ def uninstall(module: nn.Module) -> None:
     """Undo `install`."""
     drop_copies(module)
     drop(module)
+    for name in ADAPTERS:
+        module._parameters.pop(name, None)
     stop_renewing(module)
     _set_class(module, type(module)._sparse24_base)  # type: ignore[attr-defined]
     for attribute in ("_sparse24", "sparse", "sparse24_enabled", *delayed_scales.ATTRIBUTES):

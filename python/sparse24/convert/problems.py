@@ -13,6 +13,7 @@ from sparse24.env import cuda_problem
 from sparse24.format import FEATURES, FP8
 from sparse24.mlp import Precision
 from sparse24.nn.children import runs_own_forward
+from sparse24.recipe import Recipe
 
 #: Attributes that converted modules have: the module's own must not be hidden.
 _RESERVED = ("sparse", "sparse24_enabled")
@@ -126,3 +127,19 @@ def experts_problem(network: Network | None, options: Mapping[str, Any]) -> str 
         return "experts have no threshold"
     recipe = options.get("recipe")
     return None if recipe is None or recipe.reuse_mask else "experts reuse the mask"
+
+
+def weights_problem(module: nn.Module, network: Network | None, recipe: Recipe | None, adapters: int) -> str | None:
+    """Why the weights of a network cannot be 2:4, or have no adapters fitted."""
+    if network is None or recipe is None or recipe.sparse_weights == "none":
+        return None
+    if network.d % 4 or (recipe.sparse_weights == "both" and network.d_out % 4):
+        return f"2:4 weights need multiples of 4 features, it has {network.d} and {network.d_out}"
+    w1 = weight_of(module, network.up.name)
+    if adapters and network.experts is not None:
+        return "experts have no adapters"
+    if adapters and (w1.is_meta or w1.dtype == FP8):
+        return (
+            f"adapters are fitted to weights, and its first one is {'on the meta device' if w1.is_meta else 'float8'}"
+        )
+    return None

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24._symbolic import known
-from sparse24.convert.conversion import SCALES, Conversion, Layer, Weights, weights_of
-from sparse24.convert.layers import owner_of, weight_of
+from sparse24.convert.conversion import SCALES, Conversion, weights_of
+from sparse24.convert.layers import weight_of
 from sparse24.convert.seen import difference
+from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, owner
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
@@ -19,11 +20,7 @@ from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_moved, run_moved, weight_problem
-from sparse24.nn.entering_weights import Stored, entering
-from sparse24.nn.quantized_state import quantized, quantized_experts
-from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
 from sparse24.ops.few_tokens import MAX_TOKENS
-from sparse24.recipe import Recipe
 
 
 def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
@@ -35,20 +32,19 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         problem = "in training it computes something else, as dropout does"
     if problem is not None:
         return problem
-    up, down = _owner(module, conversion.up), _owner(module, conversion.down)
+    up, down = owner(module, conversion.up), owner(module, conversion.down)
     first, second = weights_of(up, conversion.up), weights_of(down, conversion.down)
     moved = is_moved(up)
     problem = weight_problem(conversion.up.name, first.weight) or weight_problem(conversion.down.name, second.weight)
     if problem is not None:
         return problem
-    infers = not learns(x, first.weight, second.weight, first.bias, second.bias)
-    rows = None
-    if infers and copies_help(conversion, first):
-        first, second, rows = for_inference(module, conversion, first, second)
+    infers = not learns(x, first.weight, second.weight, first.bias, second.bias, *adapters_of(module))
+    find = for_inference if infers else as_they_enter
+    first, second, rows, settled = find(module, conversion, first, second)
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
-    if infers and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
+    if settled and infers and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
         options = conversion.options
         out = inferred(
             x,
@@ -58,7 +54,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             first.bias,
             second.bias,
             precision=conversion.precision,
-            recipe=options.get("recipe"),
+            recipe=None,
             scale_y=scale_y,
             scale_y_factor=factor,
             threshold=float(options.get("threshold", 0)),
@@ -72,14 +68,13 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         problem = "its layers are on different devices"
     if problem is not None:
         return problem
-    w1, w2 = entering(module, first.weight, second.weight, conversion.options.get("recipe"))
     scales, known_scales = delayed_scales.for_step(module, SCALES)
 
     def network(x: Tensor) -> Tensor:
         return relu2_mlp(
             x,
-            w1,
-            w2,
+            first.weight,
+            second.weight,
             first.bias,
             second.bias,
             precision=conversion.precision,
@@ -91,6 +86,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             delayed_scales=scales,
             scales_known=known_scales,
             w2_rows=rows,
+            weights_pruned=settled,
             **conversion.options,
         )
 
@@ -132,7 +128,7 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
     elif not low < tokens < high:
         return False
     if torch.is_grad_enabled():
-        first, second = (weights_of(_owner(module, layer), layer) for layer in (conversion.up, conversion.down))
+        first, second = (weights_of(owner(module, layer), layer) for layer in (conversion.up, conversion.down))
         if learns(x, first.weight, second.weight, first.bias, second.bias):
             return False
     child = module._modules.get(conversion.up.name)
@@ -141,84 +137,6 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
         weight = weight_of(module, conversion.up.name)
     # A plain layer does not take another dtype, such as that of masters; autocast casts.
     return weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
-
-
-def recipe_in_use(self: Any) -> Recipe | None:
-    """Give the recipe of a converted module: see `sparse24.WeightPruning`."""
-    conversion = self._sparse24
-    recipe: Recipe | None = conversion.options.get("recipe")
-    return None if conversion.experts else recipe
-
-
-def stored_weights(self: Any) -> tuple[Stored, Stored]:
-    """Give the two parameters of a converted module that are its weights."""
-    conversion = self._sparse24
-    up, down = (
-        Stored(weights_of(_owner(self, layer), layer).stored, layer.transposed)
-        for layer in (conversion.up, conversion.down)
-    )
-    return up, down
-
-
-def wants_copies(module: Any, conversion: Conversion) -> bool:
-    """Whether a module keeps copies of its weights, or will in evaluation."""
-    return copies_help(conversion, weights_of(_owner(module, conversion.up), conversion.up))
-
-
-def what_to_copy(self: Any) -> Copies | None:
-    """Tell what a converted module copies: see `sparse24.nn.weight_copies`."""
-    conversion = self._sparse24
-    first, second = (weights_of(_owner(self, layer), layer) for layer in (conversion.up, conversion.down))
-    if not copies_help(conversion, first) or (self.training and not conversion.decode):
-        return None
-    if any(weight_problem("", t.weight) or t.weight.dtype == torch.float64 for t in (first, second)):
-        return None
-    quantises = _quantises(conversion, first)
-    if not quantises and is_by_neuron(second.weight):
-        return None
-
-    def make() -> dict[str, Tensor]:
-        made, w2 = {}, second.weight
-        for number, weights in enumerate((first, second) if quantises else (), start=1):
-            of_weight = quantized(weights.weight) if weights.weight.dim() == 2 else quantized_experts(weights.weight)
-            made[f"sparse24_w{number}"] = w2 = of_weight["weight"]
-            made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
-        return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
-
-    return Copies(make, (first.stored, second.stored) if quantises else (second.stored,))
-
-
-def _quantises(conversion: Conversion, first: Weights) -> bool:
-    return conversion.precision == "fp8" and first.scale is None
-
-
-def copies_help(conversion: Conversion, first: Weights) -> bool:
-    """Whether copies of the weights are of use in inference."""
-    return conversion.decode or _quantises(conversion, first)
-
-
-def for_inference(
-    module: Any, conversion: Conversion, first: Weights, second: Weights
-) -> tuple[Weights, Weights, Tensor | None]:
-    """Give the weights as inference wants them: quantised before the call, and the second one by neuron as well."""
-    quantises = _quantises(conversion, first)
-    if module._copies is None:
-        if not quantises and is_by_neuron(second.weight):
-            return first, second, second.weight.t()
-        if not torch.compiler.is_compiling():
-            put_copies(module)
-    if not follow(module, (first.stored, second.stored) if quantises else (second.stored,)):
-        return first, second, None
-    copies = module._buffers
-    if quantises:
-        first = first._replace(weight=copies["sparse24_w1"], scale=copies["sparse24_w1_scale"])
-        second = second._replace(weight=copies["sparse24_w2"], scale=copies["sparse24_w2_scale"])
-    return first, second, copies["sparse24_w2_rows"] if conversion.decode else None
-
-
-def _owner(module: nn.Module, layer: Layer) -> Any:
-    child = module._modules.get(layer.name)
-    return owner_of(module, layer.name) if child is None else child
 
 
 def trains(module: nn.Module) -> bool:

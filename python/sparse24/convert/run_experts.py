@@ -8,8 +8,9 @@ from torch import Tensor
 from sparse24._symbolic import or_true
 from sparse24.convert.conversion import Conversion, Weights, weights_of
 from sparse24.convert.layers import owner_of
-from sparse24.convert.run import copies_help, for_inference, input_problem, trains
+from sparse24.convert.run import input_problem, trains
 from sparse24.convert.seen import difference
+from sparse24.convert.weights import copies_help, for_inference
 from sparse24.experts import experts_network
 from sparse24.experts.routing import run_routed
 from sparse24.mlp.inference import learns
@@ -27,8 +28,8 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
     problem = problem or _choices_problem(x, index, factors) or input_problem(x)
     if problem is not None:
         return problem
-    if copies_help(conversion, first) and not learns(x, first.weight, second.weight, factors):
-        first, second, _ = for_inference(module, conversion, first, second)
+    if copies_help(module, conversion, first) and not learns(x, first.weight, second.weight, factors):
+        first, second, _, _ = for_inference(module, conversion, first, second)
     options = conversion.options
     least = options.get("min_tokens")
     sparse = module.sparse and (least is None or or_true(x.shape[0] >= least))

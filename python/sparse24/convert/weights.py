@@ -1,0 +1,173 @@
+"""The weights of a converted module as its products take them: pruned, with adapters, and copied for inference."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparse24._autocast import without_autocast
+from sparse24.convert.conversion import Conversion, Layer, Weights, weights_of
+from sparse24.convert.layers import owner_of
+from sparse24.mlp.arguments import Weight
+from sparse24.mlp.weights import pruned_weights
+from sparse24.nn.children import weight_problem
+from sparse24.nn.entering_weights import Stored, entering
+from sparse24.nn.quantized_state import quantized, quantized_experts
+from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
+from sparse24.recipe import Recipe
+
+#: The parameters of adapters, which are the converted module's own.
+ADAPTERS = ("sparse24_up_left", "sparse24_up_right")
+
+
+class Entering(NamedTuple):
+    """Both layers as they enter, w2 by neuron, and whether nothing of them is left to be pruned."""
+
+    first: Weights
+    second: Weights
+    rows: Tensor | None = None
+    settled: bool = True
+
+
+def owner(module: nn.Module, layer: Layer) -> Any:
+    """Give what owns a weight, or the parameter that is one."""
+    child = module._modules.get(layer.name)
+    return owner_of(module, layer.name) if child is None else child
+
+
+def both_weights(module: nn.Module) -> tuple[Weights, Weights]:
+    """Read the weights of both layers."""
+    conversion: Conversion = module._sparse24  # type: ignore[assignment]
+    first, second = (weights_of(owner(module, layer), layer) for layer in (conversion.up, conversion.down))
+    return first, second
+
+
+def adapters_of(module: nn.Module) -> tuple[Tensor, ...]:
+    """Give the adapters: two parameters, or nothing."""
+    left = module._parameters.get(ADAPTERS[0])
+    return () if left is None else (left, module._parameters[ADAPTERS[1]])  # type: ignore[return-value]
+
+
+def recipe_in_use(self: Any) -> Recipe | None:
+    """Give the recipe of a converted module: see `sparse24.WeightPruning`."""
+    conversion = self._sparse24
+    recipe: Recipe | None = conversion.options.get("recipe")
+    return None if conversion.experts else recipe
+
+
+def stored_weights(self: Any) -> tuple[Stored, Stored]:
+    """Give the two parameters of a converted module that are its weights."""
+    conversion = self._sparse24
+    first, second = both_weights(self)
+    return Stored(first.stored, conversion.up.transposed), Stored(second.stored, conversion.down.transposed)
+
+
+def as_they_enter(module: Any, conversion: Conversion, first: Weights, second: Weights) -> Entering:
+    """Give the weights of a step: softened or masked; pruned too, where something is added to what is pruned."""
+    recipe, adapters = conversion.options.get("recipe"), adapters_of(module)
+    w1, w2 = entering(module, first.weight, second.weight, recipe)
+    if adapters:
+        if module.sparse and _prunes(conversion):
+            w1, w2, _ = pruned_weights(recipe, Weight(w1, None), Weight(w2, second.scale), None)
+        with without_autocast(w1.device.type):
+            w1 = torch.addmm(w1, *adapters)
+    settled = bool(adapters) or not (module.sparse and _prunes(conversion))
+    return Entering(first._replace(weight=w1), second._replace(weight=w2), None, settled)
+
+
+def for_inference(module: Any, conversion: Conversion, first: Weights, second: Weights) -> Entering:
+    """Give the weights as inference wants them: made before the call, and the second one by neuron as well."""
+    if not copies_help(module, conversion, first):
+        return Entering(first, second)
+    changes = _changes(module, conversion)
+    if module._copies is None:
+        if not (changes or _quantises(conversion, first)) and is_by_neuron(second.weight):
+            return Entering(first, second, second.weight.t())
+        if not torch.compiler.is_compiling():
+            put_copies(module)
+    if (changes and not module.sparse) or not follow(module, _sources(module, conversion, first, second)):
+        return as_they_enter(module, conversion, first, second)
+    copies = module._buffers
+    first, second = (
+        weights._replace(weight=copies.get(f"sparse24_w{number}", weights.weight))
+        for number, weights in enumerate((first, second), start=1)
+    )
+    if _quantises(conversion, first):
+        first, second = (
+            weights._replace(scale=copies[f"sparse24_w{number}_scale"])
+            for number, weights in enumerate((first, second), start=1)
+        )
+    return Entering(first, second, copies["sparse24_w2_rows"] if conversion.decode else None)
+
+
+def wants_copies(module: Any, conversion: Conversion) -> bool:
+    """Whether a module keeps copies of its weights, or will in evaluation."""
+    return copies_help(module, conversion, both_weights(module)[0])
+
+
+def what_to_copy(self: Any) -> Copies | None:
+    """Tell what a converted module copies: see `sparse24.nn.weight_copies`."""
+    conversion = self._sparse24
+    first, second = both_weights(self)
+    if not copies_help(self, conversion, first) or (self.training and not conversion.decode):
+        return None
+    if any(weight_problem("", t.weight) or t.weight.dtype == torch.float64 for t in (first, second)):
+        return None
+    quantises, changes = _quantises(conversion, first), _changes(self, conversion)
+    if not (quantises or changes) and is_by_neuron(second.weight):
+        return None
+
+    def make() -> dict[str, Tensor]:
+        made, w1, w2 = {}, first.weight, second.weight
+        if changes:
+            w1, w2 = all_entering(self)
+        for number, (w, weights) in enumerate(((w1, first), (w2, second)), start=1):
+            if quantises:
+                of_weight = quantized(w) if w.dim() == 2 else quantized_experts(w)
+                made[f"sparse24_w{number}"] = w2 = of_weight["weight"]
+                made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
+            elif w is not weights.weight:
+                made[f"sparse24_w{number}"] = w
+        return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
+
+    return Copies(make, _sources(self, conversion, first, second))
+
+
+@torch.no_grad()
+def all_entering(module: Any) -> tuple[Tensor, Tensor]:
+    """Give both weights as sparse steps multiply them, in a dense phase too."""
+    conversion = module._sparse24
+    first, second = both_weights(module)
+    before, module.sparse = module.sparse, True
+    found = as_they_enter(module, conversion, first, second)
+    module.sparse = before
+    if found.settled:
+        return found.first.weight, found.second.weight
+    weights = Weight(found.first.weight, first.scale), Weight(found.second.weight, second.scale)
+    return pruned_weights(conversion.options["recipe"], *weights, None)[:2]
+
+
+def copies_help(module: Any, conversion: Conversion, first: Weights) -> bool:
+    """Whether inference is faster with copies."""
+    return conversion.decode or _quantises(conversion, first) or _changes(module, conversion)
+
+
+def _sources(module: Any, conversion: Conversion, first: Weights, second: Weights) -> tuple[Tensor, ...]:
+    if _changes(module, conversion):
+        return first.stored, second.stored, *adapters_of(module)
+    return (first.stored, second.stored) if _quantises(conversion, first) else (second.stored,)
+
+
+def _changes(module: Any, conversion: Conversion) -> bool:
+    """Whether the weights of the network are not those that are stored."""
+    return _prunes(conversion) or bool(adapters_of(module))
+
+
+def _prunes(conversion: Conversion) -> bool:
+    """Whether the weights are 2:4; those of experts are pruned where they are multiplied."""
+    recipe = conversion.options.get("recipe")
+    return recipe is not None and recipe.sparse_weights != "none" and not conversion.experts
+
+
+def _quantises(conversion: Conversion, first: Weights) -> bool:
+    return conversion.precision == "fp8" and first.scale is None
