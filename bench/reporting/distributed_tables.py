@@ -10,6 +10,7 @@ from sparse24.bench import results
 
 #: By variant: its column, and the variant that it is compared with.
 VARIANTS = {
+    "module_dense": ("dense, bf16, backward not fused", None),
     "fused_dense": ("dense, bf16", None),
     "sparse24": ("2:4, bf16", "fused_dense"),
     "fused_dense_fp8": ("dense, fp8", None),
@@ -34,7 +35,7 @@ def all_tables(records: list[results.Record]) -> str:
         "**Training steps on several GPUs**, 90 % zeros: layers of attention and the network, forward and backward, "
         "until all ranks have their gradients. Tokens per second of all GPUs; in brackets of one GPU's speed times "
         "their number; and the speed-up of 2:4 over dense in that precision. All dense networks are the library's "
-        f"own, with fused activation. {origins.note()}"
+        f"own, with fused activation and, where it does not say otherwise, derivative. {origins.note()}"
     )
     memory = (
         "**Memory and communication of these steps**: peak GB of a GPU (weights, gradients, activations), and how "
@@ -47,15 +48,16 @@ def all_tables(records: list[results.Record]) -> str:
 
 def _table(title: str, records: list[results.Record], origins: Origins, cell: Cell) -> str:
     rows = []
+    columns = {name: of for name, of in VARIANTS.items() if any(r["variant"] == name for r in records)}
     for model, way, gpus in dict.fromkeys((r["model"], r["race"], r["gpus"]) for r in records):
         mine = {r["variant"]: r for r in records if (r["model"], r["race"], r["gpus"]) == (model, way, gpus)}
         first = next(iter(mine.values()))
         size = f"{model}, {first['layers']} layers{origins.mark(first)}"
         row = [size, WAYS[way] if gpus == 1 else f"{WAYS[way]}, {gpus}", f"{first['tokens']:,}"]
-        for name, (_, rival) in VARIANTS.items():
+        for name, (_, rival) in columns.items():
             row.append(cell(mine[name], mine.get(rival or "")) if name in mine else "")
         rows.append(row)
-    return table(title, ["model", "GPUs", "tokens", *(name for name, _ in VARIANTS.values())], rows)
+    return table(title, ["model", "GPUs", "tokens", *(name for name, _ in columns.values())], rows)
 
 
 def _speed(record: results.Record, rival: results.Record | None) -> str:

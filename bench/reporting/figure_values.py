@@ -331,5 +331,23 @@ def gpt() -> None:
     figure("gpt-over-own-dense", lambda: f"{train_table.own_gain(runs('sparse_default')):.2f}")
 
 
-for make in (forward, products, training, whole_models, gpt):
+def several_gpus() -> None:
+    """Of the most GPUs that were measured, in percent: speed beside one GPU, and the gain of 2:4 beside that there."""
+
+    def steps(way: str, *variants: str) -> list[results.Record]:
+        mine = [r for r in records("h200", "distributed") if r["race"] == way and r["variant"] in variants]
+        mine = [r for r in mine if r["median_us"] and "sm_margin" not in r and "nccl_max_ctas" not in r]
+        return [r for r in mine if r["gpus"] == max(r["gpus"] for r in mine)]
+
+    def percent(field: str, way: str, *variants: str) -> Callable[[], str]:
+        return lambda: span((100 * r[field] for r in steps(way, *variants) if field in r), ".0f")
+
+    figure("gpus", lambda: span((r["gpus"] for r in steps("fsdp2", "sparse24")), ".0f"))
+    for way in ("fsdp2", "ddp", "tensor"):
+        figure(f"gpus-{way}-dense", percent("scaling", way, "fused_dense", "fused_dense_fp8"))
+        figure(f"gpus-{way}-sparse", percent("scaling", way, "sparse24", "sparse24_fp8"))
+        figure(f"gpus-{way}-kept", percent("gain_kept", way, "sparse24", "sparse24_fp8"))
+
+
+for make in (forward, products, training, whole_models, gpt, several_gpus):
     make()

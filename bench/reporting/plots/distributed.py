@@ -7,6 +7,7 @@ from sparse24.bench import results
 from sparse24.bench.drawing import bars, finish, plt
 
 NAMES = {
+    "module_dense": "dense, bf16, backward not fused",
     "fused_dense": "dense, bf16",
     "sparse24": "2:4, bf16",
     "fused_dense_fp8": "dense, fp8",

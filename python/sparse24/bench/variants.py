@@ -19,6 +19,7 @@ VARIANTS = {
     "eager": Variant("torch, eager", "#d5dae0"),
     "torch_compile": Variant("torch.compile", "#9aa5b1"),
     "torch.matmul": Variant("torch.matmul (cuBLAS)", "#9aa5b1"),
+    "module_dense": Variant("ReLU2MLP run dense, backward not fused", "#6f7b88"),
     "fused_dense": Variant("fused dense", "#4a5561"),
     "scaled_mm_row": Variant("torch._scaled_mm by row, compiled", "#f0c27b"),
     "scaled_mm_tensor": Variant("torch._scaled_mm by tensor, compiled", "#d98a1f"),
