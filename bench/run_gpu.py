@@ -40,12 +40,13 @@ BENCHES = (
     "tune_linear",
     "ffn_training",
     "ffn_few_tokens",
+    "experts",
     "models",
     "nanochat_step",
     "train_gpt",
 )
 #: Compile every size anew: in parallel, before they time.
-COMPILING = ("ffn_forward", "ffn_training", "ffn_few_tokens")
+COMPILING = ("ffn_forward", "ffn_training", "ffn_few_tokens", "experts")
 #: Each has a CUDA context, of about half a gigabyte.
 MOST_WORKERS = 12
 SANITIZERS = ("memcheck", "initcheck")
