@@ -6,6 +6,7 @@
 #include "sparse24/densest_features.h"
 #include "sparse24/device.h"
 #include "sparse24/error.h"
+#include "sparse24/experts.h"
 #include "sparse24/feature_counts.h"
 #include "sparse24/format.h"
 #include "sparse24/gather_features.h"

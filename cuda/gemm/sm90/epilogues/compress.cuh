@@ -41,9 +41,19 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
 
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
-    values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, scales) / 2 * kBytes;
-    place_meta(m + scales.row, n);
+    begin(m, n, p_.linear.rows, acc, scales);
+  }
+  // rows: where those of h end.
+  template <class Fragment, class Scales>
+  CUTLASS_DEVICE void begin(int m, int n, int rows, Fragment const& acc, Scales& scales) {
+    values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, rows, scales) / 2 * kBytes;
+    place_meta(m + scales.row, n, rows);
     h_.take(p_.linear, acc, scales);
+  }
+  // Makes visits store nothing.
+  CUTLASS_DEVICE void forget() {
+    Base::forget();
+    meta_left_ = 0;
   }
 
   template <int kStep, bool kGeneral>
@@ -113,9 +123,9 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
   // Finds the place of the metadata, once for all blocks of the tile. In 16 bits lane q has columns 16 q .. 16 q + 15
   // of 64, and both rows are neighbours in the 128 bytes that format.h draws. In fp8 two lanes have four bytes of a row
   // together, of which the even one takes row r.
-  CUTLASS_DEVICE void place_meta(int row, int n) {
+  CUTLASS_DEVICE void place_meta(int row, int n, int rows) {
     const int q = threadIdx.x & 3;
-    present_ = (row < p_.linear.rows ? 0xffffu : 0u) | (row + 8 < p_.linear.rows ? 0xffff0000u : 0u);
+    present_ = (row < rows ? 0xffffu : 0u) | (row + 8 < rows ? 0xffff0000u : 0u);
     meta_left_ = row < p_.a.m_meta ? int(p_.a.k_meta) - n : 0;
     if constexpr (kFp8Meta) {
       const int in_quad = kWholeAtoms ? 8 * (q >> 1) : 4 * (q >> 1) + n % 128 / 8;

@@ -127,6 +127,7 @@ template <class Params_, class T, int kTileM, int kTileN, int kRun, bool kRowPai
 class LinearEpilogue {
  public:
   using Params = Params_;
+  using Hidden = T;
   using Permutation = PermutedN<kRun>;
   using Operands = EpilogueOperands<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 16;
@@ -144,19 +145,21 @@ class LinearEpilogue {
 
  protected:
   // Finds the place of the lane's run of row r in a tile, once for all of its blocks, and with kFp8 the scales of both
-  // rows. Returns the index of the run's first element.
+  // rows; `rows` is where those of h end. Returns the index of the run's first element.
   template <bool kFp8, class Scales>
-  CUTLASS_DEVICE uint64_t locate(int m, int n, Scales const& scales) {
+  CUTLASS_DEVICE uint64_t locate(int m, int n, int rows, Scales const& scales) {
     const int row = scales.row;
     const LinearParams& h = p_.linear;
     const int column = n + kRun * (threadIdx.x & 3);
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
-      left_[half] = m + row + 8 * half < h.rows ? h.cols - column : 0;
+      left_[half] = m + row + 8 * half < rows ? h.cols - column : 0;
       if constexpr (kFp8) inverse_scale_[half] = scales.operands.rows[row + 8 * half].out_scale;
     }
     return uint64_t(m + row) * uint32_t(h.cols) + column;
   }
+  // Makes visits store no values.
+  CUTLASS_DEVICE void forget() { left_[0] = left_[1] = 0; }
   // Whether h has the run of the block at a column of the tile, in row r or r + 8. A row beyond the last is whatever w
   // holds: NaN times its zeros is none of the result's.
   CUTLASS_DEVICE bool exists(int block, int half) const { return block < left_[half]; }

@@ -30,9 +30,15 @@ class Relu2Epilogue : public LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
 
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
-    y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, scales) * kBytes;
+    begin(m, n, p_.linear.rows, acc, scales);
+  }
+  // rows: where those of h end.
+  template <class Fragment, class Scales>
+  CUTLASS_DEVICE void begin(int m, int n, int rows, Fragment const& acc, Scales& scales) {
+    y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, rows, scales) * kBytes;
     h_.take(p_.linear, acc, scales);
   }
+  CUTLASS_DEVICE void forget() { Base::forget(); }
 
   template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void visit() {

@@ -75,7 +75,23 @@ class OverlappedGemm {
     CUTLASS_DEVICE void visit() {}
   };
 
-  struct SharedStorage {
+  // Where a scheduler's places take long to find, the warp that fetches hands them to those that multiply: that of a
+  // tile, and the rows that the next one has.
+  template <class Place>
+  struct HandedPlaces {
+    Place at[EpilogueStages::kCount];
+    int next_rows[EpilogueStages::kCount];
+  };
+  struct NoPlaces {};
+  template <bool kHands, class S>
+  struct PlacesOf {
+    using type = NoPlaces;
+  };
+  template <class S>
+  struct PlacesOf<true, S> {
+    using type = HandedPlaces<typename S::PlaceOfTile>;
+  };
+  struct SharedStorage : Scheduler::Shared, PlacesOf<Scheduler::kReadsMemory, Scheduler>::type {
     alignas(1024) typename Mainloop::TensorStorage operands;
     alignas(16) EpilogueStages epilogue;
     alignas(16) typename Pipeline::SharedStorage pipeline;
@@ -92,6 +108,7 @@ class OverlappedGemm {
     typename Epilogue::Params epilogue;
     GemmConfig config{};
     int multiprocessors = 0;
+    const int32_t* offsets = nullptr;  // where the problem's batches are experts: where their rows end
   };
   struct Params {
     Problem problem;
@@ -102,7 +119,7 @@ class OverlappedGemm {
 
   static Params params(const Arguments& args) {
     const auto [m, n, k, batches] = args.problem;
-    const ResultShape shape{m, n, batches, kTileM, kTileN};
+    const ResultShape shape{m, n, batches, kTileM, kTileN, args.offsets};
     return {args.problem, Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr), args.epilogue,
             Scheduler::params(shape, args.config, args.multiprocessors)};
   }
@@ -137,6 +154,7 @@ class OverlappedGemm {
     cluster_arrive_relaxed();
     cluster_wait();
     cutlass::arch::wait_on_dependent_grids();
+    if constexpr (Scheduler::kReadsMemory) Scheduler::fill(params.scheduler, storage);
 
     if (consumes) {
       cutlass::arch::warpgroup_reg_alloc<232>();
@@ -149,10 +167,31 @@ class OverlappedGemm {
         load(params, storage, pipeline, part_pipeline);
       }
       if (fetches) fetch(params, storage, epilogue_pipeline);
+      if constexpr (Scheduler::kReadsMemory) {
+        const int end = scheduler_of(params, storage).end();
+        if (warp == 3) Epilogue::clear(params.epilogue, threadIdx.x % 32, end + blockIdx.x, gridDim.x);
+      }
     }
   }
 
  private:
+  CUTLASS_DEVICE static Scheduler scheduler_of(Params const& params, SharedStorage const& storage) {
+    if constexpr (Scheduler::kReadsMemory) {
+      return Scheduler(params.scheduler, storage);
+    } else {
+      return Scheduler(params.scheduler);
+    }
+  }
+  // Hands an epilogue a tile, or a part of one, of so many columns: by its origin, or by all of its place.
+  template <class Place, class Take>
+  CUTLASS_DEVICE static void hand(Place const& at, int columns, Take take) {
+    if constexpr (Scheduler::kReadsMemory) {
+      take(at);
+    } else {
+      take(first_row(at, kTileM), at.n * columns);
+    }
+  }
+
   // Returns the number of K tiles, which is at least one for each step: what lies beyond K is read as zeros.
   CUTLASS_DEVICE static int k_tiles(Params const& params) {
     return cute::max(cute::ceil_div(cute::get<2>(params.problem), cute::get<2>(TileShape{})), int(Epilogue::kSteps));
@@ -162,13 +201,13 @@ class OverlappedGemm {
   CUTLASS_DEVICE static void load(Params const& params, SharedStorage& storage, Pipeline& pipeline,
                                   Pipeline& part_pipeline) {
     using namespace cute;
-    const Scheduler scheduler(params.scheduler);
+    const Scheduler scheduler = scheduler_of(params, storage);
     Mainloop mainloop;
     const auto operands = mainloop.load_init(params.problem, params.mainloop);
     auto state = cutlass::make_producer_start_state<Pipeline>();
     const int count = k_tiles(params);
     const auto one = [&](auto const& at, auto load) {
-      load(make_coord(at.m, at.n, _, 0), make_coord_iterator(shape<3>(get<0>(operands))));
+      load(coordinates(at), make_coord_iterator(shape<3>(get<0>(operands))));
       state.advance(count);
     };
     if constexpr (kSplits) {
@@ -190,23 +229,42 @@ class OverlappedGemm {
 
   // Another fetches the operands of the epilogue.
   CUTLASS_DEVICE static void fetch(Params const& params, SharedStorage& storage, EpiloguePipeline& pipeline) {
-    const Scheduler scheduler(params.scheduler);
+    const Scheduler scheduler = scheduler_of(params, storage);
     auto state = cutlass::make_producer_start_state<EpiloguePipeline>();
-    const auto one = [&](int m, int n) {
+    const auto one = [&](auto const& at, int columns) {
       pipeline.producer_acquire(state);
-      Epilogue::fetch(params.epilogue, threadIdx.x % 32, m, n, storage.epilogue.stage[state.index()]);
+      hand(at, columns, [&](auto... origin) {
+        Epilogue::fetch(params.epilogue, threadIdx.x % 32, origin..., storage.epilogue.stage[state.index()]);
+      });
       pipeline.producer_commit(state);
       ++state;
     };
     if constexpr (kSplits) {
       for (auto i = scheduler.first(); scheduler.has_part(i); i += scheduler.stride()) {
-        const auto at = scheduler.part(i);
-        one(first_row(at, kTileM), at.n * Split::kColumns);  // fetches more columns than the part has
+        one(scheduler.part(i), Split::kColumns);  // fetches more columns than the part has
       }
     }
-    for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
-      const auto at = scheduler.tile(i);
-      one(first_row(at, kTileM), at.n * kTileN);
+    if constexpr (Scheduler::kReadsMemory) {
+      auto i = scheduler.first();
+      bool there = scheduler.has_tile(i);
+      auto at = scheduler.tile(there ? i : 0);
+      while (there) {
+        i += scheduler.stride();
+        const bool more = scheduler.has_tile(i);
+        const auto next = scheduler.tile(more ? i : 0);
+        pipeline.producer_acquire(state);
+        if (threadIdx.x % 32 == 0) {
+          storage.at[state.index()] = at;
+          storage.next_rows[state.index()] = more ? next.rows() : 0;
+        }
+        Epilogue::fetch(params.epilogue, threadIdx.x % 32, at, storage.epilogue.stage[state.index()]);
+        pipeline.producer_commit(state);
+        ++state;
+        there = more;
+        at = next;
+      }
+    } else {
+      for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) one(scheduler.tile(i), kTileN);
     }
     pipeline.producer_tail(state);
   }
@@ -215,7 +273,7 @@ class OverlappedGemm {
   CUTLASS_DEVICE static void consume(Params const& params, SharedStorage& storage, Pipeline& pipeline,
                                      EpiloguePipeline& epilogue_pipeline) {
     using namespace cute;
-    const Scheduler scheduler(params.scheduler);
+    const Scheduler scheduler = scheduler_of(params, storage);
     const int thread = threadIdx.x - 128;
     const int row = thread / 32 * 16 + thread % 32 / 4;  // of the fragment, in the tile
     const int count = k_tiles(params);
@@ -231,27 +289,65 @@ class OverlappedGemm {
             multiply<typename Split::Mma>(storage, pipeline, state, accumulators, count, thread, before);
         const auto at = scheduler.part(i);
         typename Split::Epilogue epilogue(params.epilogue);
-        begin_tile(epilogue, first_row(at, kTileM), at.n * Split::kColumns, row, accumulators, storage, pipeline, done,
-                   epilogue_pipeline, epilogue_state);
+        begin_tile(epilogue, at, Split::kColumns, row, accumulators, storage, pipeline, done, epilogue_pipeline,
+                   epilogue_state);
         visit_all(epilogue);
       }
     }
 
     Epilogue epilogue(params.epilogue);
     auto accumulators = Mma::accumulators();
-    for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
-      PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
-      const auto at = scheduler.tile(i);
-      begin_tile(epilogue, first_row(at, kTileM), at.n * kTileN, row, accumulators, storage, pipeline, done,
-                 epilogue_pipeline, epilogue_state);
+    if constexpr (Scheduler::kReadsMemory) {
+      consume_handed(scheduler, storage, pipeline, state, epilogue_pipeline, epilogue_state, accumulators, epilogue,
+                     count, thread, row);
+    } else {
+      for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
+        PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
+        const auto at = scheduler.tile(i);
+        begin_tile(epilogue, at, kTileN, row, accumulators, storage, pipeline, done, epilogue_pipeline, epilogue_state);
+      }
     }
     cutlass::arch::launch_dependent_grids();
     visit_all(epilogue);
   }
 
+  // Consumes tiles whose places are handed over. A warpgroup multiplies none that it has no rows of, of which each has
+  // half: it lets its K tiles pass.
+  template <class EpilogueState, class Accumulators>
+  CUTLASS_DEVICE static void consume_handed(Scheduler const& scheduler, SharedStorage& storage, Pipeline& pipeline,
+                                            PipelineState& state, EpiloguePipeline& epilogue_pipeline,
+                                            EpilogueState& epilogue_state, Accumulators& accumulators,
+                                            Epilogue& epilogue, int count, int thread, int row) {
+    const int first = __shfl_sync(0xffffffffu, thread / 128, 0) * (kTileM / 2);
+    auto i = scheduler.first();
+    bool multiplies = scheduler.has_tile(i) && scheduler.tile(i).rows() > first;
+    for (; scheduler.has_tile(i); i += scheduler.stride()) {
+      const int index = epilogue_state.index();
+      if (multiplies) {
+        PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
+        epilogue_pipeline.consumer_wait(epilogue_state);
+        multiplies = storage.next_rows[index] > first;
+        begin_tile(epilogue, storage.at[index], kTileN, row, accumulators, storage, pipeline, done, epilogue_pipeline,
+                   epilogue_state);
+      } else {
+        visit_all(epilogue);
+        epilogue.forget();
+        CUTLASS_PRAGMA_NO_UNROLL
+        for (int k = 0; k < count; ++k, ++state) {
+          pipeline.consumer_wait(state);
+          pipeline.consumer_release(state);
+        }
+        epilogue_pipeline.consumer_wait(epilogue_state);
+        multiplies = storage.next_rows[index] > first;
+        epilogue_pipeline.consumer_release(epilogue_state);
+        ++epilogue_state;
+      }
+    }
+  }
+
   // The first operands of the epilogue are read under the last mma, whose stage is `done`.
-  template <class E, class Accumulators>
-  CUTLASS_DEVICE static void begin_tile(E& epilogue, int m, int n, int row, Accumulators& accumulators,
+  template <class E, class Place, class Accumulators>
+  CUTLASS_DEVICE static void begin_tile(E& epilogue, Place const& at, int columns, int row, Accumulators& accumulators,
                                         SharedStorage& storage, Pipeline& pipeline, PipelineState& done,
                                         EpiloguePipeline& epilogue_pipeline,
                                         cutlass::PipelineState<EpilogueStages::kCount>& epilogue_state) {
@@ -261,7 +357,7 @@ class OverlappedGemm {
     warpgroup_wait<0>();
     warpgroup_fence_operand(accumulators);
     pipeline.consumer_release(done);
-    epilogue.begin(m, n, accumulators(_, _0{}, _0{}), scales);
+    hand(at, columns, [&](auto... origin) { epilogue.begin(origin..., accumulators(_, _0{}, _0{}), scales); });
     epilogue_pipeline.consumer_release(epilogue_state);
     ++epilogue_state;
   }

@@ -20,6 +20,7 @@ class CutlassScheduler {
  public:
   static constexpr int kParts = 1;
   static constexpr bool kReadsMemory = false;
+  struct Shared {};
   struct Params {
     Base::Params order;
     dim3 grid;

@@ -7,6 +7,7 @@
 //     grid(params)                  how many CTAs that is made for: whole clusters
 //     kReadsMemory                  whether the device reads what Params points to: all warps of a kernel then wait for
 //                                   the kernel before it
+//     Shared                        what it keeps in shared memory of what it read; empty elsewhere
 //     Scheduler(params)             on the device, the calling CTA's
 //     first(), stride()             numbers
 //     has_tile(i), tile(i)          whether there is an i-th tile, and its place, in tiles
@@ -19,11 +20,9 @@
 // Every warp of a CTA walks the tiles by itself, so a place depends on the parameters and on the CTA alone. The CTAs of
 // a cluster must get as many tiles each, and ones that share what the cluster's copies are multicast for.
 //
-// Groups of problems (one an expert, whose rows begin at offsets on the device) are such a scheduler too, in a file of
-// its own: Params has the pointer, the grid is as large as the device, and tile() finds the group that a number falls
-// into. Its rows are no multiple of a tile, so its place has more than the tile's coordinates: where the group begins
-// and ends. It derives from Place, and overloads of the two functions below hand that to the mainloop's copies and to
-// the epilogue of such an op. (tests/cpp/emulated/test_schedulers_emulated.cpp has one.)
+// One that reads memory (schedulers/expert_scheduler.cuh) has fill(params, shared), which all threads of a CTA call,
+// and is made of both. Its place may have other things than a tile's coordinates: overloads of the functions below hand
+// it to the mainloop's copies, and the epilogue takes all of it.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -42,10 +41,11 @@ CUTLASS_HOST_DEVICE auto coordinates(Place const& at) { return cute::make_coord(
 // The first row of the result that a tile of so many rows has.
 CUTLASS_HOST_DEVICE int first_row(Place const& at, int tile_m) { return at.m * tile_m; }
 
-// The result and its tiles.
+// The result and its tiles. Where batches are experts, their rows end at offsets.
 struct ResultShape {
   int m, n, batches;
   int tile_m, tile_n;
+  const int32_t* offsets = nullptr;
 };
 
 }  // namespace sparse24::cuda

@@ -30,6 +30,7 @@ class WaveScheduler {
  public:
   static constexpr int kParts = kParts_;
   static constexpr bool kReadsMemory = false;
+  struct Shared {};
   struct Params {
     RasterGroups raster;
     uint32_t ctas, split;  // split: tiles
