@@ -78,6 +78,8 @@ class Case:
             return Sample("quantize_fp8_both", (laid_out(x), None, self.interleaved))
         if self.op in ("linear_gradient_fp8", "linear_relu2_gradient_fp8"):
             return self._gradient_fp8(device, layout, x, seed)
+        if self.op.startswith("experts_"):
+            return self._experts(device, laid_out, seed)
         if self.op in ("linear_relu2", "linear_compress"):
             return self._linear(device, laid_out, seed)
         if self.op == "linear_gradient":
@@ -143,6 +145,22 @@ class Case:
         scale_out = torch.full((ROWS, 1), 0.25, device=device)
         return Sample(self.op, (x, w, scale_x, scale_w, bias, scale_out), self._options())
 
+    def _experts(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> Sample:
+        """Small integers, as in `_linear`; rows of every expert and of none, but for what leaves them unwritten."""
+        x = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
+        w = laid_out(integers(3 * COLS, 48, dtype=self.dtype, seed=seed + 1).to(device)).view(3, COLS, 48)
+        beyond = self.op not in ("experts_linear_relu2", "experts_linear_compress")
+        offsets = torch.tensor([5, 5, 30 if beyond else ROWS], dtype=torch.int32, device=device)
+        scale_x, scale_w = torch.full((ROWS, 1), 0.5, device=device), torch.full((3,), 2.0, device=device)
+        if not beyond:
+            return Sample(self.op, (x, w, offsets, scale_x, scale_w), self._options())
+        row_scale = torch.full((ROWS,), 0.25, device=device)
+        if self.op == "experts_linear":
+            return Sample(self.op, (x, w, offsets, scale_x, scale_w, row_scale))
+        values, meta, _ = sparse24.experts_linear_compress(x.detach(), w.detach(), offsets)
+        b = laid_out(integers(3 * N, COLS, dtype=self.dtype, seed=seed + 2).to(device)).view(3, N, COLS).mT
+        return Sample(self.op, (laid_out(values), meta, b, offsets, None, scale_w, row_scale), {"rows": ROWS})
+
     def _options(self) -> dict[str, Any]:
         return {"threshold": self.threshold} if self.threshold else {}
 
@@ -196,6 +214,8 @@ def _cases() -> list[Case]:
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
     for op in ("linear_gradient", "linear_relu2_gradient"):
+        cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
+    for op in ("experts_linear_relu2", "experts_linear_compress", "experts_linear", "experts_mm"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("mm_active", "relu2_mlp_few", "relu2_mlp_sparse"):
         for w_dtype in (None, FP8):

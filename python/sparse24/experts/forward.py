@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from sparse24.experts import fused
 from sparse24.experts.arguments import Arguments
 from sparse24.experts.products import by_expert, by_expert_fp8, float8_experts, scaled_rows, zero_beyond
 from sparse24.mlp.arguments import Activated
@@ -10,7 +11,12 @@ from sparse24.ops import compress, compress_fp8, decompress, quantize_fp8
 
 
 def activation(a: Arguments) -> Activated:
-    """Compute the activation [S, F] of all experts, 2:4 along features where the plan is sparse, or its root."""
+    """Compute the activation [S, F] of all experts, 2:4 along features where the plan is sparse, or its root.
+
+    Where `fused` runs, a 2:4 activation has padded rows.
+    """
+    if fused.runs(a):
+        return fused.activation(a)
     plan, stored = a.plan, a.plan.stored
     if plan.fp8:
         q, q_scale = quantize_fp8(a.x)
@@ -27,6 +33,8 @@ def activation(a: Arguments) -> Activated:
 
 def output(a: Arguments, activated: Activated) -> Tensor:
     """Multiply the activation with the second weights, and each row with its factor: [S, D_out] of x's dtype."""
+    if fused.runs(a):
+        return fused.output(a, activated)
     if activated.scale is None:
         out = by_expert(dense(activated, a), a.w2.mT, a.offsets)
     else:
@@ -54,4 +62,5 @@ def _matrix(activated: Activated, a: Arguments) -> Tensor:
     values, meta, _ = activated
     if meta is None:
         return values
-    return decompress(values, meta, values.shape[0], a.w1.shape[1])
+    y = decompress(values, meta, values.shape[0], a.w1.shape[1])
+    return y.index_select(0, fused.padded_rows_of(a.offsets, a.x.shape[0])) if fused.runs(a) else y

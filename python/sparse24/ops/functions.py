@@ -3,6 +3,8 @@
 
 from sparse24.ops import (
     compression,
+    experts,
+    experts_products,
     features,
     few_tokens,
     gradients,
@@ -13,6 +15,8 @@ from sparse24.ops import (
     quantization,
 )
 from sparse24.ops.compression import *
+from sparse24.ops.experts import *
+from sparse24.ops.experts_products import *
 from sparse24.ops.features import *
 from sparse24.ops.few_tokens import *
 from sparse24.ops.gradients import *
@@ -32,3 +36,5 @@ __all__ += gradients_fp8.__all__
 __all__ += quantization.__all__
 __all__ += few_tokens.__all__
 __all__ += network.__all__
+__all__ += experts.__all__
+__all__ += experts_products.__all__

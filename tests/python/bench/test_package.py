@@ -189,6 +189,14 @@ def test_schemas():
         "relu2_mlp_sparse": "(Tensor x, Tensor w1, Tensor w2, Tensor? b1=None, Tensor? b2=None, "
         "Tensor? w1_scale=None, Tensor? w2_scale=None, Tensor? scale_y=None, Tensor? scale_y_factor=None, "
         "float threshold=0.0) -> Tensor",
+        "experts_linear_compress": "(Tensor x, Tensor w, Tensor offsets, Tensor? scale_x=None, Tensor? scale_w=None, "
+        '*, str activation="relu2", float threshold=0.0) -> (Tensor values, Tensor meta, Tensor scale)',
+        "experts_linear_relu2": "(Tensor x, Tensor w, Tensor offsets, Tensor? scale_x=None, Tensor? scale_w=None, *, "
+        'str activation="relu2", float threshold=0.0) -> Tensor',
+        "experts_linear": "(Tensor x, Tensor w, Tensor offsets, Tensor? scale_x=None, Tensor? scale_w=None, "
+        "Tensor? row_scale=None, *, ScalarType? out_dtype=None) -> Tensor",
+        "experts_mm": "(Tensor values, Tensor meta, Tensor b, Tensor offsets, Tensor? scale_a=None, "
+        "Tensor? scale_b=None, Tensor? row_scale=None, *, SymInt rows, ScalarType? out_dtype=None) -> Tensor",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")

@@ -141,6 +141,13 @@ def calls() -> dict[str, Call]:
             for kind, scale_y in (("row", ()), ("given", (torch.ones(t),)), ("factor", (None, torch.ones(1)))):
                 float8 = [w.to(FP8) for w in weights]
                 add("relu2_mlp_sparse", f"{of_name}-float8-{kind}", numbers(t, d), *float8, *biases, *scales, *scale_y)
+    offsets = torch.tensor([3, 5], dtype=torch.int32)
+    for t, f in ((0, 64), (5, 0), (0, 0)):
+        for op in ("experts_linear_relu2", "experts_linear_compress"):
+            add(op, f"{t}x{f}", numbers(t, 16), numbers(2, f, 16), offsets)
+        add("experts_linear", f"{t}x{f}", numbers(t, 16), numbers(2, f, 16), offsets)
+        a = numbers(256 if t else 0, 32), positions(256 if t else 0, 64, BF16)
+        add("experts_mm", f"{t}x{f}", *a, numbers(2, f, 64).mT, offsets, rows=t)
     for dim in (-1, -2):
         for rows, cols, parts, count in (
             (0, 8, 2, 3),

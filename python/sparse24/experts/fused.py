@@ -1,0 +1,47 @@
+"""The experts in two launches, in bfloat16: grouped products whose epilogues do the rest.
+
+A 2:4 activation has padded rows here (`sparse24.ops.experts`), of which backward passes read those of x.
+"""
+
+import torch
+from torch import Tensor
+
+from sparse24._symbolic import or_false
+from sparse24.experts.arguments import Arguments
+from sparse24.mlp.arguments import Activated
+from sparse24.ops import experts_linear, experts_linear_compress, experts_linear_relu2, experts_mm
+from sparse24.ops.experts import MOST_EXPERTS
+
+
+def runs(a: Arguments) -> bool:
+    """Whether there are kernels for these operands, which lie as `torch.nn.Linear` stores them."""
+    lies_so = a.w1.is_contiguous() and a.w2.is_contiguous()
+    return lies_so and a.x.dtype == torch.bfloat16 and not a.plan.fp8 and or_false(a.w1.shape[0] <= MOST_EXPERTS)
+
+
+def activation(a: Arguments) -> Activated:
+    """Compute the activation: [S, F], or 2:4 with padded rows where the plan is sparse."""
+    options = a.plan.stored.options
+    if a.plan.sparse:
+        values, meta, _ = experts_linear_compress(a.x, a.w1, a.offsets, **options)
+        return Activated(values, meta, None)
+    return Activated(experts_linear_relu2(a.x, a.w1, a.offsets, **options), None, None)
+
+
+def output(a: Arguments, activated: Activated) -> Tensor:
+    """Compute [S, D_out], zeros in rows of no expert."""
+    values, meta, _ = activated
+    row_scale = None if a.row_scale is None else a.row_scale.float()
+    if meta is None:
+        return experts_linear(values, a.w2, a.offsets, None, None, row_scale)
+    return experts_mm(values, meta, a.w2.mT, a.offsets, None, None, row_scale, rows=a.x.shape[0])
+
+
+def padded_rows_of(offsets: Tensor, rows: int) -> Tensor:
+    """Return the padded row of each of so many rows, and any behind those of no expert."""
+    begin = torch.cat((offsets.new_zeros(1), offsets.narrow(0, 0, offsets.shape[0] - 1)))
+    tiles = (offsets - begin + 127) // 128
+    shift = 128 * (tiles.cumsum(0) - tiles) - begin  # of each expert
+    row = torch.arange(rows, device=offsets.device)
+    expert = torch.searchsorted(offsets, row, right=True).clamp(max=offsets.shape[0] - 1)
+    return row + shift.index_select(0, expert)
