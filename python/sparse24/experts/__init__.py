@@ -68,7 +68,7 @@ def relu2_experts(
         int32, on x's device: where the rows of each expert end, as `offs` of torch._grouped_mm. They ascend, and an
         expert without rows repeats the number before it. Rows from the last one on belong to no expert: they give
         zeros and get gradients of zero, and may hold anything, NaN too, in x and in the gradient. On the CPU other
-        offsets are refused. On CUDA nothing can refuse them: they read and write out of bounds.
+        offsets are refused. On CUDA nothing can refuse them, and what they give is not defined.
     row_scale : Tensor [S], optional
         A factor for each row of the result, such as the router's weight: float32 or of x's dtype. Rows are multiplied
         before they are rounded, or once more after it.

@@ -57,7 +57,7 @@ def experts_linear_compress(
     Parameters
     ----------
     x : Tensor [S, D]
-        Rows sorted by expert, those of no expert last: bfloat16 or float8_e4m3fn, on the CPU also float16 and float32.
+        Rows sorted by expert, those of no expert last: bfloat16; on the CPU also float16, float32 and float8_e4m3fn.
         D: a multiple of 16 bytes.
     w : Tensor [E, F, D]
         Of x's dtype; F as `linear_compress` wants it. E: 1 to 1024.
