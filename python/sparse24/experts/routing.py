@@ -19,7 +19,8 @@ def run_routed(
     x : Tensor [T, D]
         Tokens.
     index : Tensor [T, k]
-        Integers: the experts of each token. From `experts` on it is nobody's, as for experts on other devices.
+        Integers: the experts of each token. One that is negative, or from `experts` on, is nobody's, as for experts
+        on other devices.
     weights : Tensor [T, k]
         Their factors.
     experts : int
@@ -32,7 +33,7 @@ def run_routed(
     Tensor [T, D_out]
     """
     tokens, choices = index.shape
-    expert, order = index.reshape(-1).sort(stable=True)
+    expert, order = torch.where(index < 0, experts, index).reshape(-1).sort(stable=True)
     offsets = torch.searchsorted(expert, torch.arange(experts, device=x.device, dtype=expert.dtype), right=True)
     out = run(_Sorted.apply(x, order, choices), offsets.int(), weights.reshape(-1)[order])
     return _unsorted(out, order).view(tokens, choices, out.shape[1]).sum(1)

@@ -104,8 +104,8 @@ class ReLU2Experts(nn.Module):
     def routed(self, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """Compute [T, D_out] of tokens x [T, D] that a router sends to experts `index` [T, k] with `weights` [T, k].
 
-        Tokens are sorted and brought back in a fixed order, without waiting for the device. An index of E or more is
-        nobody's: its share is zero.
+        Tokens are sorted and brought back in a fixed order, without waiting for the device. An index of E or more, or
+        a negative one, is nobody's: its share is zero.
         """
         return run_routed(x, index, weights, self.num_experts, self)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from compare import assert_same_bits
 from data import normal
 from mixture import HIDDEN, OUT, D, rows
+from torch.utils.checkpoint import checkpoint
 
 import sparse24
 
@@ -38,7 +39,7 @@ def one_at_a_time(m, x, index, weights):
     out = x.new_zeros(len(x), m.down_proj.shape[1], dtype=torch.float32)
     for t in range(len(x)):
         for e, w in zip(index[t].tolist(), weights[t], strict=True):
-            if e < m.num_experts:
+            if 0 <= e < m.num_experts:
                 y = sparse24.relu2_mlp(x[t : t + 1], m.up_proj[e], m.down_proj[e], min_tokens=0)
                 out[t] = out[t] + (y * w)[0]
     return out.to(x.dtype)
@@ -79,11 +80,12 @@ def test_tokens_of_a_router(device, tokens):
 
 
 def test_an_index_beyond_the_experts_is_nobodys(device):
-    """As experts are that other devices have."""
+    """As experts are that other devices have; some libraries say -1."""
     m = module(device)
     x, index, weights = routing(23, device)
     index[::3, 0] = EXPERTS
     index[1] = EXPERTS
+    index[5, 1] = index[6, 0] = -1
     with torch.no_grad():
         out = m.routed(x, index, weights)
         torch.testing.assert_close(out, one_at_a_time(m, x, index, weights), rtol=2e-2, atol=2e-2)
@@ -199,3 +201,37 @@ def test_a_schedule_sets_its_switch():
     schedule = sparse24.Schedule(10, dense_warmup_steps=4)
     assert not schedule.apply(model, 0) and not model[0].sparse
     assert schedule.apply(model, 4) and model[0].sparse
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_inference(device, mode):
+    m = module(device)
+    x, index, weights = routing(23, device)
+    expected = m.routed(x, index, weights)
+    with mode():
+        out = m.routed(x, index, weights)
+    assert not out.requires_grad
+    assert_same_bits(out, expected)
+
+
+def test_checkpointing(device):
+    m = module(device)
+    x, index, weights = routing(23, device)
+    results = []
+    for run in (m.routed, lambda *t: checkpoint(m.routed, *t, use_reentrant=False)):
+        own = x.clone().requires_grad_()
+        out = run(own, index, weights)
+        results.append(torch.autograd.grad(out.float().square().sum(), (own, m.up_proj, m.down_proj)))
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
+def test_copies(device):
+    m = module(device)
+    x, offsets = rows(BF16, device, (7, 0, 1, 30, 12, 4))
+    for original in (m, copy.deepcopy(m).quantize_()):
+        file = io.BytesIO()
+        torch.save(original, file)
+        file.seek(0)
+        for again in (copy.deepcopy(original), torch.load(file, weights_only=False)):
+            assert_same_bits(again(x, offsets), original(x, offsets))
