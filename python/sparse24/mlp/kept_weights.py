@@ -6,8 +6,9 @@ training that never accumulates keeps nothing, and needs no memory for it. So do
 gradients are elsewhere.
 
 What is kept is of a tensor, its version and its address: whatever writes to the weight or replaces its memory makes
-them anew. A step of any optimizer of torch drops all of it, since fused ones write without a new version. What is
-traced or captured quantises in each call: its weights may change with nobody asking.
+them anew. A step of any optimizer of torch drops all of it, since fused ones write without a new version. Only what is
+written through ``weight.data`` between the micro-batches of a step is not seen. What is traced or captured quantises in
+each call: its weights may change with nobody asking.
 """
 
 from typing import Any, NamedTuple
