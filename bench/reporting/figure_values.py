@@ -254,8 +254,8 @@ def whole_models() -> None:
 
     def nanochat(ours: str, theirs: str) -> Callable[[], str]:
         def values() -> str:
-            rates = {r["variant"]: r["tokens_per_s"] for r in records("reported", "nanochat_step")}
-            return span((rates[ours][0] / rates[theirs][1], rates[ours][1] / rates[theirs][0]))
+            rates = {(r["d_model"], r["variant"]): r["tokens_per_s"] for r in records("h200", "nanochat_step")}
+            return span(rates[width, ours] / rates[width, theirs] for width in {width for width, _ in rates})
 
         return values
 

@@ -35,11 +35,13 @@ def all_tables(records: Sequence[results.Record]) -> list[str]:
 def steps(records: list[results.Record]) -> str:
     """From the records of bench "nanochat_step": a row per width."""
     origins, rows = Origins(records), []
+    there = {r["variant"] for r in records}
+    columns = {name: column for name, column in STEPS.items() if name in there}
     for race in results.group(records, "layers").values():
         by_name = {r["variant"]: r for r in race}
         first = race[0]
         row = [f"{first['tokens']}, {first['d_model']}, {first['layers']}{origins.mark(first)}"]
-        for name, (_, rival) in STEPS.items():
+        for name, (_, rival) in columns.items():
             row.append(_cell(by_name.get(name), by_name.get(rival or ""), _rate_and_memory))
         rows.append(row)
     title = (
@@ -48,7 +50,7 @@ def steps(records: list[results.Record]) -> str:
         "layers, in converted models in all but the converted networks. Tokens per second, in brackets peak GB, and "
         f"the speed-up over nanochat as it is in that precision. {origins.note()}"
     )
-    return table(title, ["T, D, layers", *(name for name, _ in STEPS.values())], rows)
+    return table(title, ["T, D, layers", *(name for name, _ in columns.values())], rows)
 
 
 def generation(records: list[results.Record]) -> str:
