@@ -21,6 +21,7 @@ TIMED = {
     "forward bf16": ("ffn_forward", "bf16", "forward", "sparse24"),
     "forward fp8": ("ffn_forward", "fp8", "forward", "sparse24_fused"),
     "training bf16": ("ffn_training", "bf16", "training", "sparse24"),
+    "training fp8": ("ffn_training", "fp8", "training", "sparse24_fp8"),
 }
 BOUNDED = ("ffn_forward", "fp8", "forward", "sparse24")
 CAPTION = (
@@ -52,19 +53,16 @@ def _headline(records: list[results.Record]) -> str:
             rivals = (compiled(mine, timed[1]), _fused(mine))
             mark = origins[name].mark(ours) if ours else ""
             row += [_both(rival, ours) + mark if ours and rival else "" for rival in rivals]
-        ours, _ = _ours(here, TIMED["training bf16"])
-        fp8 = compiled([r for r in here if (r["bench"], r["race"]) == ("ffn_training", "training")], "fp8")
-        row.append(gain(fp8, ours) + origins["training bf16"].mark(ours) if ours and fp8 else "")
         rows.append(row)
     head = ["T, D, F", "FFN of"]
-    for name in ("forward bf16", "forward fp8, exact scales", "training bf16"):
+    for name in ("forward bf16", "forward fp8, exact scales", "training bf16", "training fp8"):
         head += [f"{name}: over torch.compile", "over fused dense"]
     first = records[0]
     title = (
         f"{first['gpu']}, torch {first['torch']}, CUDA {first['cuda']}. {CAPTION}. In brackets: called again and "
         f"again, on a card that never pauses. {_notes(origins)}"
     )
-    return table(title, [*head, "over torch.compile in fp8"], rows)
+    return table(title, head, rows)
 
 
 def markdown(records: list[results.Record]) -> str:
@@ -77,7 +75,7 @@ def markdown(records: list[results.Record]) -> str:
 def _of_one_gpu(records: list[results.Record]) -> str:
     origins = _origins(records)
     timed = {**TIMED, "forward fp8, bounded": BOUNDED}
-    timed = {name: timed[name] for name in ("forward bf16", "forward fp8", "forward fp8, bounded", "training bf16")}
+    timed = {name: timed[name] for name in ("forward bf16", "forward fp8", "forward fp8, bounded", "training bf16", "training fp8")}
     rows = []
     for size, model, here in _sizes(records):
         row = [", ".join(map(str, size)), model]
@@ -134,7 +132,7 @@ def _ours(records: list[results.Record], timed: tuple[str, ...]) -> tuple[result
 
 
 def _fused(records: list[results.Record]) -> results.Record | None:
-    return next((r for r in records if r["variant"] == "fused_dense"), None)
+    return next((r for r in records if r["variant"] in ("fused_dense", "fused_dense_fp8")), None)
 
 
 def _both(rival: results.Record, ours: results.Record) -> str:
