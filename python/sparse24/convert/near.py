@@ -60,15 +60,16 @@ def _reason(module: nn.Module) -> str | None:
     if layers:
         return f"it has {len(layers)} {'layer' if len(layers) == 1 else 'layers'} ({', '.join(layers[:4])})"
     for name, child in module.named_children():
-        weight = child._parameters.get("weight")
-        if _is_large(weight) and not isinstance(child, (nn.Linear, nn.Embedding)):
+        if _is_layer(child) and not isinstance(child, (nn.Linear, nn.Embedding)):
             return not_linear(name, child)
     return "its weights are arguments of its forward" if _takes_weights(module) else None
 
 
-def _is_large(weight: Tensor | None) -> bool:
-    """Whether it is a matrix or more, such as that of a convolution."""
-    return weight is not None and not is_lazy(weight) and Tensor.dim(weight) > 1
+def _is_layer(child: nn.Module) -> bool:
+    """Whether it owns a matrix or more, such as that of a convolution, or says how many features it takes and gives."""
+    weight = child._parameters.get("weight")
+    says = all(isinstance(child.__dict__.get(name), int) for name in ("in_features", "out_features"))
+    return says or (weight is not None and not is_lazy(weight) and Tensor.dim(weight) > 1)
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:

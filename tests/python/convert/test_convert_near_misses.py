@@ -234,6 +234,26 @@ class Square(nn.Module):
         return F.relu(h).square()
 
 
+class Adapter(nn.Module):
+    """The layer is inside, as PEFT has it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self.in_features, self.out_features = base, base.in_features, base.out_features
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+class Adapters(TwoLayers):
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2 = Adapter(self.w1), Adapter(self.w2)
+
+    def forward(self, x):
+        return self.w2(relu2(self.w1(x)))
+
+
 class Mixed(TwoLayers):
     """Its further parameter, as RWKV has it, is no bank."""
 
@@ -278,6 +298,7 @@ MISSED = {
     "experts": (Experts, "a mixture of experts: the weight of w1 has 3 dimensions"),
     "experts with a router": (lambda: Routed(), "a mixture of experts: the weight of w1 has 3 dimensions"),
     "convolutions": (lambda: Convolutions(), "a is a torch.nn.modules.conv.Conv1d, not a torch.nn.Linear"),
+    "adapters": (lambda: Adapters(), f"w1 is a {__name__}.Adapter, not a torch.nn.Linear"),
     "two networks in one Sequential": (
         lambda: nn.Sequential(nn.Linear(D, D), Square(), nn.Linear(D, D), nn.Linear(D, D), Square(), nn.Linear(D, D)),
         "it has 4 layers (0, 2, 3, 5)",
