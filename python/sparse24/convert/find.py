@@ -102,10 +102,11 @@ def _examine(candidate: _Candidate) -> tuple[Network | None, str, bool]:
     _, module, up, down, is_named = candidate
     if experts_of(module):
         return examine_experts(module, up, down)
-    reason = module_problem(module) or layer_problem(module, up) or layer_problem(module, down)
+    reason, dropout = module_problem(module), dropout_problem(module)
     further = further_problem(module, up, down)
-    called = called_children(module)
-    reason = reason or further or difference(module, look(module, called))
+    problems = layer_problem(module, up) or layer_problem(module, down) or further
+    problems = problems or difference(module, look(module, called_children(module)))
+    reason = reason or (problems and (dropout or problems))
     weights = [weight_of(module, name) for name in (up, down)]
     if not reason and (weights[0].dtype == FP8) != (weights[1].dtype == FP8):
         reason = "of its weights one is float8 and one is not"
@@ -118,7 +119,6 @@ def _examine(candidate: _Candidate) -> tuple[Network | None, str, bool]:
         return None, reason or "", False
     is_small = max(w.numel() for w in weights) <= _LARGE
     found = probe(module, networks, is_named or is_small or mentions_relu2(module))
-    dropout = dropout_problem(module)
     if isinstance(found, Mismatch) and networks[0].up.name != up and not found.is_relu:
         return None, sizes_problem(module, up, down), False
     if isinstance(found, Mismatch):
