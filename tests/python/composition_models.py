@@ -1,5 +1,7 @@
 """Networks in the forms in which users have them, and what they compute, in plain torch."""
 
+from dataclasses import replace
+
 import torch
 from convert_models import EXACT, HIDDEN, D, Inline, Stack, assert_near, gradients, masked_class, randomize
 from data import normal
@@ -15,6 +17,9 @@ from sparse24.mlp import Precision
 KINDS = ("module", "fp8", "converted")
 #: Nothing is pruned along tokens.
 FP8_STEP = sparse24.Recipe(fp8_weight_gradients=True, dense_features=1.0)
+#: With 2:4 weights: a module that has adapters too, and a converted network. Their tests are few.
+WEIGHT_KINDS = ("weights", "converted_weights")
+WEIGHTS = replace(EXACT, recipe=replace(EXACT.recipe, sparse_weights="both"))
 #: For inference also `ReLU2MLP` with float8 weights.
 INFERENCE_KINDS = (*KINDS, "quantised")
 
@@ -23,10 +28,10 @@ def network(kind: str) -> nn.Module:
     """One network, in float32: of a kind, or of one of the CLASSES."""
     if kind in CLASSES:
         return CLASSES[kind][0]()
-    if kind == "converted":
+    if kind.startswith("converted"):
         return Inline(bias=True)
-    recipe = FP8_STEP if kind == "fp8_step" else EXACT.recipe
-    precision: Precision = "16bit" if kind == "module" else "fp8"
+    recipe = {"fp8_step": FP8_STEP, "weights": WEIGHTS.recipe}.get(kind, EXACT.recipe)
+    precision: Precision = "16bit" if kind in ("module", "weights") else "fp8"
     return sparse24.nn.ReLU2MLP(D, HIDDEN, bias=True, min_tokens=0, recipe=recipe, precision=precision)
 
 
@@ -36,10 +41,14 @@ def dtype_of(device: str) -> torch.dtype:
 
 def build(kind: str, device: str = "cpu", dtype: torch.dtype | None = None, layers: int = 2) -> Stack:
     """Networks with residual connections; the same weights at each call."""
-    model = randomize(Stack(*(network(kind) for _ in range(layers))))
+    model = Stack(*(network(kind) for _ in range(layers)))
+    if kind == "weights":
+        for layer in model.layers:
+            layer.add_adapters_(4)
+    model = randomize(model)
     model.to(device, dtype_of(device) if dtype is None else dtype)
-    if kind == "converted" or kind in CLASSES:
-        sparse24.convert(model, EXACT, quiet=True)
+    if kind.startswith("converted") or kind in CLASSES:
+        sparse24.convert(model, WEIGHTS if kind in WEIGHT_KINDS else EXACT, quiet=True)
     if kind == "quantised":
         for layer in model.layers:
             layer.quantize_()
@@ -63,7 +72,7 @@ def layer_names(kind: str) -> tuple[str, str]:
     """Of the two layers of a network."""
     if kind in CLASSES:
         return CLASSES[kind][1]
-    return ("c_fc", "c_proj") if kind == "converted" else ("up_proj", "down_proj")
+    return ("c_fc", "c_proj") if kind.startswith("converted") else ("up_proj", "down_proj")
 
 
 def checkpointed(model: Stack, **options):

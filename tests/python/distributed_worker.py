@@ -205,6 +205,27 @@ def sharded_training(rank, kind, steps):
     return whole(p.detach() for p in model.parameters())
 
 
+def sharded_weight_pruning(rank, steps):
+    """2:4 weights with masks that stay and a decay of the others; the same batch on both ranks: as without FSDP2."""
+    model = shard(build("weights", DEVICE, torch.float32))
+    return whole(weight_pruning(model, steps)), None
+
+
+def weight_pruning(model, steps):
+    """Train, and return the weights and the flip rates."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    pruning = sparse24.WeightPruning(model, refresh_steps=2, decay=0.5)
+    flips = []
+    for _ in range(steps):
+        pruning.step()
+        optimizer.zero_grad()
+        model(batch(0)).square().mean().backward()
+        pruning.decay_()
+        optimizer.step()
+        flips.append(torch.tensor(pruning.flip_rate()))
+    return [*(p.detach() for p in model.parameters()), *flips]
+
+
 def sharded_children(rank, kind):
     """What happens if the layers of a network are wrapped one by one."""
     network = build(kind, DEVICE).layers[0]

@@ -40,7 +40,7 @@ from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
 from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
-from sparse24.mlp.weights import check_groups, pruned_weights
+from sparse24.mlp.weights import check_groups, pruned_weights, say_that_it_is_not_faster
 from sparse24.ops import quantize_fp8, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
 from sparse24.ops.few_tokens import MAX_TOKENS
@@ -208,6 +208,7 @@ def relu2_mlp(
     above = threshold_of("relu2_mlp", threshold)
     if recipe.sparse_weights != "none":
         check_groups(recipe, w1, w2)
+        say_that_it_is_not_faster(x.is_cuda)
         if sparse and not weights_pruned:
             w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
     double_pruned = sparse and recipe.double_pruning

@@ -14,7 +14,10 @@ from sparse24 import Recipe, WeightPruning, prune24, soft_threshold24
 from sparse24.mlp.weights import kept24, soft_scale
 
 BOTH = Recipe(sparse_weights="both")
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning"),
+]
 
 
 def network(recipe=BOTH, **options):
