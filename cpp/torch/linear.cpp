@@ -1,11 +1,12 @@
 /// @file
-/// sparse24.linear_relu2 and sparse24.linear_compress, which share their checks and the preparation of the operands.
+/// sparse24.linear_relu2, linear_compress and linear_compress_packed, which share their checks and the preparation of
+/// the operands.
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
 namespace {
 
-/// The tensor arguments of both ops.
+/// The tensor arguments of the ops.
 struct Inputs {
   const Tensor& x;
   const Tensor& w;
@@ -13,11 +14,13 @@ struct Inputs {
   const std::optional<Tensor>& scale_w;
   const std::optional<Tensor>& bias;
   const std::optional<Tensor>& scale_out;
+  const Tensor* w_meta = nullptr;  ///< w is the values of a packed weight
 };
 
 /// What owns the memory that `LinearArgs` points to.
 struct Owners {
   Tensor x, w;
+  std::optional<Tensor> w_meta;
   std::optional<Tensor> scale_x, scale_w, bias, scale_out;
 };
 
@@ -36,6 +39,18 @@ void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>
   check_scale(op, argument, *scale, elements, true, meaning);
 }
 
+/// Checks the sizes of a packed weight, whose columns are half of those of x, and its metadata.
+void check_packed(OpName op, const Inputs& in, const LinearArgs& args) {
+  const int64_t multiple = feature_alignment(args.dtype, Dim::kFeatures);
+  expect(args.in % multiple == 0, op, "x to have a multiple of ", multiple, " columns (", name_of(args.dtype),
+         "), got ", args.in);
+  expect(2 * in.w.size(1) == args.in, op, "w to have ", args.in / 2, " columns (half of those of x), got ",
+         in.w.size(1));
+  expect(args.out % kPackedFeatures == 0, op, "w to have a multiple of ", kPackedFeatures, " rows, got ", args.out);
+  check_device(op, "meta", *in.w_meta, "x", in.x);
+  check_meta(op, *in.w_meta, Operand::of(args.out, args.in, args.dtype, Dim::kFeatures));
+}
+
 /// Checks the sizes and dtypes of everything but the output scale.
 LinearArgs check_operands(OpName op, const Inputs& in) {
   LinearArgs args{};
@@ -51,8 +66,12 @@ LinearArgs check_operands(OpName op, const Inputs& in) {
   check_sizes(op, "w", in.w, 2);
   expect(in.w.scalar_type() == in.x.scalar_type(), op, "w to be ", name_of(args.dtype), " (the dtype of x), got ",
          dtype_text(in.w.scalar_type()));
-  expect(in.w.size(1) == args.in, op, "w to have ", args.in, " columns (columns of x), got ", in.w.size(1));
   args.out = in.w.size(0);
+  if (in.w_meta) {
+    check_packed(op, in, args);
+  } else {
+    expect(in.w.size(1) == args.in, op, "w to have ", args.in, " columns (columns of x), got ", in.w.size(1));
+  }
   check_scale_of(op, "scale_x", in.scale_x, args.tokens, "rows of x", in.x);
   check_scale_of(op, "scale_w", in.scale_w, args.out, "rows of w", in.x);
   if (in.bias) {
@@ -101,12 +120,25 @@ void check_scale_out(OpName op, const Inputs& in, const LinearArgs& args, bool w
 /// Whether there is a scale for each row, and not one for all.
 bool is_per_row(const Tensor& scale, int64_t rows) { return rows != 1 && scale.numel() == rows; }
 
-/// Copies what the kernels cannot read, and points `args` to it. Kernels always get columns to multiply, if only zeros.
-Owners prepare(const Inputs& in, LinearArgs& args) {
-  const int64_t step = 16 / size_of(args.dtype);
+/// Returns x and w as the kernels read them. They always get columns to multiply, if only zeros.
+Owners prepare_factors(const Inputs& in, LinearArgs& args) {
+  const int64_t step = in.w_meta ? feature_alignment(args.dtype, Dim::kFeatures) : 16 / size_of(args.dtype);
   const int64_t padded = args.in == 0 ? step : round_up(args.in, step);
-  Owners owners{pad_columns(in.x, padded), pad_columns(in.w, padded), {}, {}, {}, {}};
+  Owners owners{pad_columns(in.x, padded), pad_columns(in.w, in.w_meta ? padded / 2 : padded), {}, {}, {}, {}, {}};
+  if (in.w_meta && in.x.is_cuda() && args.in == 0) {
+    const Operand w = Operand::of(args.out, padded, args.dtype, Dim::kFeatures);
+    owners.w_meta = new_empty(in.x, {w.meta_bytes()}, ScalarType::Byte);
+    torch::stable::fill_(*owners.w_meta, kMetaPaddingByte);
+  } else if (in.w_meta) {
+    owners.w_meta = contiguous_aligned(*in.w_meta);
+  }
   if (in.x.is_cuda()) args.in = padded;
+  return owners;
+}
+
+/// Copies what the kernels cannot read, and points `args` to it.
+Owners prepare(const Inputs& in, LinearArgs& args) {
+  Owners owners = prepare_factors(in, args);
   args.x = owners.x.const_data_ptr();
   args.w = owners.w.const_data_ptr();
   if (in.scale_x) {
@@ -169,14 +201,17 @@ std::tuple<Tensor, Tensor, Tensor> linear_relu2(const Tensor& x, const Tensor& w
   return {y, collected.amax, collected.saturated};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
-    const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out, const Word& activation,
-    const Word& scaling, std::optional<ScalarType> out_dtype, bool statistics, double threshold) {
-  constexpr OpName op = "sparse24.linear_compress";
+namespace {
+
+using CompressedOutput = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+/// linear_compress, of whichever weight.
+CompressedOutput compress_linear(OpName op, const Inputs& in, const Word& activation, const Word& scaling,
+                                 std::optional<ScalarType> out_dtype, bool statistics, double threshold) {
+  const Tensor& x = in.x;
+  const std::optional<Tensor>& scale_out = in.scale_out;
   expect(scaling.text == "given" || scaling.text == "row", op, R"(scaling to be "given" or "row", got ")", scaling.text,
          '"');
-  const Inputs in{x, w, scale_x, scale_w, bias, scale_out};
   LinearCompressArgs args{check_operands(op, in), nullptr, nullptr, {}};
   LinearArgs& linear = args.linear;
   linear.activation = check_activation(op, activation).above(op, threshold);
@@ -208,7 +243,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
     }
     args.values = by_row ? wide->mutable_data_ptr() : values.mutable_data_ptr();
     args.meta = meta.mutable_data_ptr<uint8_t>();
-    scope.run(SPARSE24_KERNELS(linear_compress), args);
+    if (in.w_meta) {
+      scope.run(SPARSE24_KERNELS(linear_compress_packed),
+                LinearCompressPackedArgs{args, owners.w_meta->const_data_ptr<uint8_t>()});
+    } else {
+      scope.run(SPARSE24_KERNELS(linear_compress), args);
+    }
     if (by_row) {
       QuantizeArgs quantize{wide->const_data_ptr(), linear.y_dtype, a.values_rows(), a.values_cols(),
                             values.mutable_data_ptr()};
@@ -221,6 +261,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_compress(
   return {values, meta, scale, collected.amax, collected.saturated};
 }
 
+}  // namespace
+
+CompressedOutput linear_compress(const Tensor& x, const Tensor& w, const std::optional<Tensor>& scale_x,
+                                 const std::optional<Tensor>& scale_w, const std::optional<Tensor>& bias,
+                                 const std::optional<Tensor>& scale_out, const Word& activation, const Word& scaling,
+                                 std::optional<ScalarType> out_dtype, bool statistics, double threshold) {
+  return compress_linear("sparse24.linear_compress", {x, w, scale_x, scale_w, bias, scale_out}, activation, scaling,
+                         out_dtype, statistics, threshold);
+}
+
+CompressedOutput linear_compress_packed(const Tensor& x, const Tensor& w, const Tensor& meta,
+                                        const std::optional<Tensor>& scale_x, const std::optional<Tensor>& scale_w,
+                                        const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_out,
+                                        const Word& activation, const Word& scaling,
+                                        std::optional<ScalarType> out_dtype, bool statistics, double threshold) {
+  return compress_linear("sparse24.linear_compress_packed", {x, w, scale_x, scale_w, bias, scale_out, &meta},
+                         activation, scaling, out_dtype, statistics, threshold);
+}
+
 SPARSE24_OP(linear_relu2,
             "linear_relu2(Tensor x, Tensor w, Tensor? scale_x=None, Tensor? scale_w=None, Tensor? bias=None, "
             R"(Tensor? scale_out=None, *, ScalarType? out_dtype=None, bool statistics=True, str activation="relu2", )"
@@ -230,5 +289,11 @@ SPARSE24_OP(linear_compress,
             R"(Tensor? scale_out=None, *, str activation="relu2", str scaling="given", ScalarType? out_dtype=None, )"
             "bool statistics=True, float threshold=0.0) -> (Tensor values, Tensor meta, Tensor scale, Tensor amax, "
             "Tensor saturated)")
+
+SPARSE24_OP(linear_compress_packed,
+            "linear_compress_packed(Tensor x, Tensor w, Tensor meta, Tensor? scale_x=None, Tensor? scale_w=None, "
+            R"(Tensor? bias=None, Tensor? scale_out=None, *, str activation="relu2", str scaling="given", )"
+            "ScalarType? out_dtype=None, bool statistics=True, float threshold=0.0) -> (Tensor values, Tensor meta, "
+            "Tensor scale, Tensor amax, Tensor saturated)")
 
 }  // namespace sparse24::torch_ops

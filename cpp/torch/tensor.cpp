@@ -125,11 +125,11 @@ void check_columns(OpName op, const char* argument, int64_t cols, DType values, 
          " values, dim=", dim == Dim::kFeatures ? -1 : -2, "), got ", cols);
 }
 
-void check_meta(OpName op, const Tensor& meta, const Operand& a) {
-  expect(meta.scalar_type() == ScalarType::Byte, op, "meta to be uint8, got ", dtype_text(meta.scalar_type()));
-  expect(meta.dim() == 1, op, "meta to have 1 dimension, got ", meta.dim(), " with shape ", Shape{meta});
-  expect(meta.numel() == a.meta_bytes(), op, "meta to have ", a.meta_bytes(), " elements (a sparse operand of ", a.m,
-         " x ", a.k, " in ", name_of(a.dtype), "), got ", meta.numel());
+void check_meta(OpName op, const Tensor& meta, const Operand& a, const char* argument) {
+  expect(meta.scalar_type() == ScalarType::Byte, op, argument, " to be uint8, got ", dtype_text(meta.scalar_type()));
+  expect(meta.dim() == 1, op, argument, " to have 1 dimension, got ", meta.dim(), " with shape ", Shape{meta});
+  expect(meta.numel() == a.meta_bytes(), op, argument, " to have ", a.meta_bytes(), " elements (a sparse operand of ",
+         a.m, " x ", a.k, " in ", name_of(a.dtype), "), got ", meta.numel());
 }
 
 void check_scale(OpName op, const char* argument, const Tensor& scale, int64_t elements, bool one_allowed,

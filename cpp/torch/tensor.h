@@ -72,7 +72,7 @@ void check_device(OpName op, const char* argument, const Tensor& t, const char* 
 /// Checks the number of columns of X, given the stored type of its values.
 void check_columns(OpName op, const char* argument, int64_t cols, DType values, Dim dim);
 /// Checks dtype, rank and size of the metadata of `a`.
-void check_meta(OpName op, const Tensor& meta, const Operand& a);
+void check_meta(OpName op, const Tensor& meta, const Operand& a, const char* argument = "meta");
 /// Checks values and metadata of dim=-1, whose layout is that of float8 with `fp8_meta`, and describes them in `args`.
 template <class Args>
 void check_kept(OpName op, const Tensor& values, const Tensor& meta, bool fp8_meta, Args& args) {

@@ -82,7 +82,9 @@ class Case:
             return self._experts(device, laid_out, seed)
         if self.op in ("linear_relu2", "linear_compress"):
             return self._linear(device, laid_out, seed)
-        if self.op == "linear_gradient":
+        if self.op == "linear_compress_packed":
+            return self._packed(device, laid_out, seed)
+        if self.op in ("linear_gradient", "linear_gradient_packed"):
             return self._gradient(device, laid_out, x, seed)
         if self.op == "linear_relu2_gradient":
             root = torch.relu(x)
@@ -161,6 +163,17 @@ class Case:
         b = laid_out(integers(3 * N, COLS, dtype=self.dtype, seed=seed + 2).to(device)).view(3, N, COLS).mT
         return Sample(self.op, (laid_out(values), meta, b, offsets, None, scale_w, row_scale), {"rows": ROWS})
 
+    def _packed(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> Sample:
+        """Small integers, as in `_linear`."""
+        fp8 = self.dtype == FP8
+        x = laid_out(integers(ROWS, 64, dtype=self.dtype, seed=seed).to(device))
+        w = integers(COLS, 64, dtype=torch.bfloat16 if fp8 else self.dtype, seed=seed + 1).to(device)
+        one = torch.ones(1, device=device)
+        values, meta = sparse24.pack24_fp8(w, one, scaling="tensor")[:2] if fp8 else sparse24.pack24(w)
+        bias = integers(COLS, dtype=w.dtype, seed=seed + 2).to(device)
+        scale_out = torch.full((ROWS, 1), 0.25, device=device) if fp8 else None
+        return Sample(self.op, (x, laid_out(values), meta, 0.5 * one, 2 * one, bias, scale_out), self._options())
+
     def _options(self) -> dict[str, Any]:
         return {"threshold": self.threshold} if self.threshold else {}
 
@@ -178,6 +191,8 @@ class Case:
         values, meta = sparse24.compress(x, "relu" if self.roots else "relu2")
         pattern = sparse24.compress_fp8(x, activation="relu2")[1] if self.fp8_meta else meta
         operands = self._product(device, laid_out, seed)
+        if self.op == "linear_gradient_packed":
+            operands = operands[0], *sparse24.pack24(operands[1], -2)
         hot = torch.tensor([0, 5, 6, 95], device=device) if self.hot else None
         return Sample(
             self.op, (*operands, laid_out(values), pattern, self.interleaved, True, self.fp8_meta, hot, self.roots)
@@ -213,6 +228,8 @@ def _cases() -> list[Case]:
     cases.append(Case("densest_features", torch.int32, -1, differentiable=False))
     for op in ("linear_relu2", "linear_compress"):
         cases += [Case(op, dtype, -1, differentiable=dtype != FP8) for dtype in (*DTYPES, FP8)]
+    cases += [Case("linear_compress_packed", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
+    cases += [Case("linear_gradient_packed", dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("linear_gradient", "linear_relu2_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("experts_linear_relu2", "experts_linear_compress", "experts_linear", "experts_mm"):

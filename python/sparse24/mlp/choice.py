@@ -17,6 +17,9 @@ DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
 #: slowest beside that for one.
 FEW_TOKENS = 512
 
+#: Multiply-adds of the first GEMM from which one with a 2:4 weight is faster than `linear_compress` on CUDA.
+MIN_WEIGHT_PRODUCTS = 20e9
+
 # By bits of the weights, d_model and d_ff; and what was looked up for others.
 _few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
 _found: dict[tuple[int, int, int], int] = {}
@@ -42,6 +45,25 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
         return True
     precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
     return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
+
+
+def weights_fit(d_ff: int, d_model: int, *, fp8: bool = False) -> bool:
+    """Whether a 2:4 weight [d_ff, d_model] can be the operand of `linear_compress_packed`, which has no padding."""
+    multiple = 32 if fp8 else 16
+    return or_false(d_ff % multiple == 0) and or_false(d_model % multiple == 0)
+
+
+def weights_pay(tokens: int, d_ff: int, d_model: int, *, fp8: bool = False) -> bool:
+    """Whether the first GEMM of a 2:4 weight runs as `linear_compress_packed` on CUDA, and not as `linear_compress`.
+
+    Parameters
+    ----------
+    tokens, d_ff, d_model : int
+        Sizes of the first GEMM: x [tokens, d_model], w1 [d_ff, d_model].
+    fp8 : bool
+        Its precision.
+    """
+    return weights_fit(d_ff, d_model, fp8=fp8) and or_true(tokens * d_ff * d_model >= MIN_WEIGHT_PRODUCTS)
 
 
 def tokens_that_pay(d_ff: int, d_out: int) -> int:

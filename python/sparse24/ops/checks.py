@@ -98,11 +98,11 @@ def check_columns(op: str, name: str, cols: int, dtype: torch.dtype, dim: int) -
     expect(cols % multiple == 0, op, rule, cols)
 
 
-def check_meta(op: str, meta: Tensor, a: Operand) -> None:
+def check_meta(op: str, meta: Tensor, a: Operand, name: str = "meta") -> None:
     """Check the metadata of `a`."""
-    check_exact_dtype(op, "meta", meta, torch.uint8)
-    expect(meta.dim() == 1, op, "meta to have 1 dimension", f"{meta.dim()} with shape {listed(meta.shape)}")
-    rule = f"meta to have {a.meta_bytes} elements (a sparse operand of {a.m} x {a.k} in {name_of(a.dtype)})"
+    check_exact_dtype(op, name, meta, torch.uint8)
+    expect(meta.dim() == 1, op, f"{name} to have 1 dimension", f"{meta.dim()} with shape {listed(meta.shape)}")
+    rule = f"{name} to have {a.meta_bytes} elements (a sparse operand of {a.m} x {a.k} in {name_of(a.dtype)})"
     expect(meta.shape[0] == a.meta_bytes, op, rule, meta.shape[0])
 
 

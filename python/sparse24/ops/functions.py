@@ -11,6 +11,8 @@ from sparse24.ops import (
     gradients_fp8,
     linear,
     network,
+    packed,
+    packed_gradients,
     products,
     quantization,
 )
@@ -23,6 +25,8 @@ from sparse24.ops.gradients import *
 from sparse24.ops.gradients_fp8 import *
 from sparse24.ops.linear import *
 from sparse24.ops.network import *
+from sparse24.ops.packed import *
+from sparse24.ops.packed_gradients import *
 from sparse24.ops.products import *
 from sparse24.ops.quantization import *
 
@@ -31,6 +35,8 @@ __all__ += compression.__all__
 __all__ += features.__all__
 __all__ += products.__all__
 __all__ += linear.__all__
+__all__ += packed.__all__
+__all__ += packed_gradients.__all__
 __all__ += gradients.__all__
 __all__ += gradients_fp8.__all__
 __all__ += quantization.__all__

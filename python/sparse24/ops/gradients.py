@@ -169,13 +169,14 @@ def _check_gradient(op: str, grad: Tensor, w: Tensor) -> int:
     """Check grad and w, and return the number of features of ``grad @ w``."""
     check_sizes(op, "grad", grad, 2)
     check_dtype(op, "grad", grad, WIDE)
-    _check_beside(op, "w", w, grad)
+    check_beside(op, "w", w, grad)
     depth = grad.shape[1]
     expect(w.shape[0] == depth, op, f"w to have {depth} rows (columns of grad)", w.shape[0])
     return w.shape[1]
 
 
-def _check_beside(op: str, name: str, t: Tensor, grad: Tensor) -> None:
+def check_beside(op: str, name: str, t: Tensor, grad: Tensor) -> None:
+    """Check a matrix beside grad."""
     check_device(op, name, t, "grad", grad)
     check_sizes(op, name, t, 2)
     check_same_dtype(op, name, t, "grad", grad)
@@ -183,7 +184,7 @@ def _check_beside(op: str, name: str, t: Tensor, grad: Tensor) -> None:
 
 def _check_shape(op: str, name: str, t: Tensor, rows: int, columns: int, of_columns: str) -> None:
     expect(t.shape[0] == rows, op, f"{name} to have {rows} rows (rows of grad)", t.shape[0])
-    expect(t.shape[1] == columns, op, f"{name} to have {columns} columns ({of_columns} of w)", t.shape[1])
+    expect(t.shape[1] == columns, op, f"{name} to have {columns} columns ({of_columns})", t.shape[1])
 
 
 def _check_roots(op: str, roots: bool, grad: Tensor) -> None:
@@ -202,13 +203,30 @@ def _fake_linear_gradient(
     roots: bool,
 ) -> tuple[Tensor, ...]:
     op = "linear_gradient"
-    features, rows = _check_gradient(op, grad, w), grad.shape[0]
+    features = _check_gradient(op, grad, w)
+    return gradient_outputs(op, grad, features, "columns of w", values, meta, tokens, fp8_meta, hot, roots)
+
+
+def gradient_outputs(
+    op: str,
+    grad: Tensor,
+    features: int,
+    of_w: str,
+    values: Tensor,
+    meta: Tensor,
+    tokens: bool,
+    fp8_meta: bool,
+    hot: Tensor | None,
+    roots: bool,
+) -> tuple[Tensor, ...]:
+    """Check all but grad and w, whose `of_w` are the features, and make what the op returns."""
+    rows = grad.shape[0]
     meta_dtype = FP8 if fp8_meta else grad.dtype
     multiple = feature_alignment(meta_dtype, -1)
     what = "fp8_meta=True" if fp8_meta else f"{name_of(grad.dtype)} values"
-    expect(features % multiple == 0, op, f"w to have a multiple of {multiple} columns ({what})", features)
-    _check_beside(op, "values", values, grad)
-    _check_shape(op, "values", values, rows, features // 2, "half the columns")
+    expect(features % multiple == 0, op, f"w to have a multiple of {multiple} {of_w.split()[0]} ({what})", features)
+    check_beside(op, "values", values, grad)
+    _check_shape(op, "values", values, rows, features // 2, f"half the {of_w}")
     check_device(op, "meta", meta, "grad", grad)
     check_meta(op, meta, Operand.of(rows, features, meta_dtype, -1))
     _check_roots(op, roots, grad)
@@ -219,7 +237,7 @@ def _fake_linear_gradient(
         check_sizes(op, "hot", hot, 1)
         check_exact_dtype(op, "hot", hot, torch.int64)
         hot_count = hot.shape[0]
-        expect(hot_count <= features, op, f"hot to have at most {features} elements (columns of w)", hot_count)
+        expect(hot_count <= features, op, f"hot to have at most {features} elements ({of_w})", hot_count)
 
     a = Operand.of(rows, features, grad.dtype, -2)
 
@@ -236,8 +254,8 @@ def _fake_linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor, roots: bool)
     op = "linear_relu2_gradient"
     features, rows = _check_gradient(op, grad, w), grad.shape[0]
     expect(features % 8 == 0, op, f"w to have a multiple of 8 columns ({name_of(grad.dtype)} output)", features)
-    _check_beside(op, "y", y, grad)
-    _check_shape(op, "y", y, rows, features, "columns")
+    check_beside(op, "y", y, grad)
+    _check_shape(op, "y", y, rows, features, "columns of w")
     _check_roots(op, roots, grad)
     return grad.new_empty(rows, features)
 

@@ -8,24 +8,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from sparse24.errors import fail
-from sparse24.format import FP8, VALUES, Operand, feature_alignment
+from sparse24.format import FP8
 from sparse24.ops.activation import ActivationFunction
 from sparse24.ops.arguments import refuse_non_tensors
-from sparse24.ops.checks import (
-    check_device,
-    check_dtype,
-    check_exact_dtype,
-    check_optional_scale,
-    check_same_dtype,
-    check_sizes,
-    check_vector,
-    expect,
-    name_of,
-)
 from sparse24.ops.compression import decompress
+from sparse24.ops.linear_shapes import (
+    check_linear,
+    check_output_scaling,
+    check_rows_of_w,
+    check_scale_out,
+    compressed_output,
+    new_statistics,
+)
 from sparse24.ops.registration import define
 
 __all__ = ["linear_compress", "linear_relu2"]
@@ -205,60 +201,6 @@ def linear_compress(
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _check_linear(
-    op: str,
-    x: Tensor,
-    w: Tensor,
-    scale_x: Tensor | None,
-    scale_w: Tensor | None,
-    bias: Tensor | None,
-    out_dtype: torch.dtype | None,
-) -> torch.dtype:
-    """Check everything but the scale of the output, and return the type that it is stored as."""
-    check_sizes(op, "x", x, 2)
-    check_dtype(op, "x", x, VALUES)
-    features = x.shape[1]
-    if x.dtype == FP8:
-        expect(features % 16 == 0, op, "x to have a multiple of 16 columns (float8_e4m3fn)", features)
-    check_device(op, "w", w, "x", x)
-    check_sizes(op, "w", w, 2)
-    check_same_dtype(op, "w", w, "x", x)
-    expect(w.shape[1] == features, op, f"w to have {features} columns (columns of x)", w.shape[1])
-    out = w.shape[0]
-    check_optional_scale(op, "scale_x", scale_x, x.shape[0], "rows of x", "x", x)
-    check_optional_scale(op, "scale_w", scale_w, out, "rows of w", "x", x)
-    pre_activation = torch.bfloat16 if x.dtype == FP8 else x.dtype
-    if bias is not None:
-        check_device(op, "bias", bias, "x", x)
-        check_exact_dtype(op, "bias", bias, pre_activation)
-        check_vector(op, "bias", bias, out, "rows of w")
-    stored = x.dtype if out_dtype is None else out_dtype
-    expect(
-        stored in (pre_activation, FP8),
-        op,
-        f"out_dtype to be {name_of(pre_activation)} or float8_e4m3fn",
-        name_of(stored),
-    )
-    return stored
-
-
-def _check_rows_of_w(op: str, w: Tensor, multiple: int, stored: torch.dtype) -> None:
-    rule = f"w to have a multiple of {multiple} rows ({name_of(stored)} output)"
-    expect(w.shape[0] % multiple == 0, op, rule, w.shape[0])
-
-
-def _check_scale_out(op: str, scale_out: Tensor | None, x: Tensor, wanted: bool, reason: str) -> None:
-    if not wanted:
-        expect(scale_out is None, op, f"scale_out to be None ({reason})", "a tensor")
-        return
-    expect(scale_out is not None, op, f"scale_out to be a tensor ({reason})", None)
-    check_optional_scale(op, "scale_out", scale_out, x.shape[0], "rows of x", "x", x)
-
-
-def _statistics(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(int(wanted), dtype=torch.float32), x.new_empty(int(wanted), dtype=torch.int32)
-
-
 def _fake_linear_relu2(
     x: Tensor,
     w: Tensor,
@@ -270,13 +212,13 @@ def _fake_linear_relu2(
 ) -> tuple[Tensor, Tensor, Tensor]:
     op = "linear_relu2"
     *scales_and_bias, scale_out = others
-    stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
+    stored = check_linear(op, x, w, *scales_and_bias, out_dtype)
     ActivationFunction(activation, threshold).check(op, ("relu2", "relu"))
     fp8 = stored == FP8
-    _check_rows_of_w(op, w, 16 if fp8 else 8, stored)
+    check_rows_of_w(op, w, 16 if fp8 else 8, stored)
     reason = "float8_e4m3fn output" if fp8 else "the output is not float8_e4m3fn"
-    _check_scale_out(op, scale_out, x, fp8, reason)
-    return x.new_empty((x.shape[0], w.shape[0]), dtype=stored), *_statistics(x, statistics)
+    check_scale_out(op, scale_out, x, fp8, reason)
+    return x.new_empty((x.shape[0], w.shape[0]), dtype=stored), *new_statistics(x, statistics)
 
 
 def _fake_linear_compress(
@@ -290,29 +232,11 @@ def _fake_linear_compress(
     threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     op = "linear_compress"
-    expect(scaling in ("given", "row"), op, 'scaling to be "given" or "row"', f'"{scaling}"')
+    check_output_scaling(op, scaling)
     *scales_and_bias, scale_out = others
-    stored = _check_linear(op, x, w, *scales_and_bias, out_dtype)
+    stored = check_linear(op, x, w, *scales_and_bias, out_dtype)
     ActivationFunction(activation, threshold).check(op, ("relu2", "relu"))
-    fp8, by_row = stored == FP8, scaling == "row"
-    _check_rows_of_w(op, w, feature_alignment(stored, -1), stored)
-    rule = f'scaling to be "given" ({name_of(stored)} output has no scale)'
-    expect(fp8 or not by_row, op, rule, '"row"')
-    reason = 'scaling="row" computes it' if by_row else 'scaling="given" of float8_e4m3fn output'
-    _check_scale_out(op, scale_out, x, fp8 and not by_row, reason if fp8 else "the output is not float8_e4m3fn")
-
-    a = Operand.of(x.shape[0], w.shape[0], stored, -1)
-    return (
-        x.new_empty(a.values_shape, dtype=stored),
-        x.new_empty(a.meta_bytes, dtype=torch.uint8),
-        x.new_empty(_scale_shape(a.m, scale_out) if fp8 else (0,), dtype=torch.float32),
-        *_statistics(x, statistics),
-    )
-
-
-def _scale_shape(tokens: int, scale_out: Tensor | None) -> tuple[int, ...]:
-    """[1] where one element is given; a number that is known at run time only counts as many."""
-    return (1,) if scale_out is not None and guard_or_false(scale_out.numel() == 1) else (tokens, 1)
+    return compressed_output(op, x, w, scale_out, stored, scaling, statistics)
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------

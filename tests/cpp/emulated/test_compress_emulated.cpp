@@ -11,21 +11,6 @@ namespace {
 
 using test::Array;
 
-/// Token by token; the metadata has its rows in tiles.
-test::CompressedResult reference(const LinearCase& c, DType meta_dtype, const Sums& sums) {
-  test::CompressedResult all(c, meta_dtype);
-  std::fill(all.meta.begin(), all.meta.end(), kMetaPaddingByte);
-  for (int t = 0; t < c.tokens; ++t) {
-    const test::CompressedResult token = cpu_linear_compress(token_case(c, sums, t), meta_dtype);
-    const int64_t bytes = token.values.bytes();
-    std::memcpy(static_cast<char*>(all.values.data()) + t * bytes, token.values.data(), bytes);
-    for (int64_t g = 0; g < all.a.k_meta / 4; g += 2)
-      all.meta[all.a.meta_byte(t, g)] = token.meta[token.a.meta_byte(0, g)];
-    add(all, token);
-  }
-  return all;
-}
-
 template <class Kernel>
 class CompressEmulated : public testing::Test {
  protected:
@@ -38,7 +23,7 @@ class CompressEmulated : public testing::Test {
   void compare(const EpilogueCase& h, Order order, Beyond beyond = Beyond::kTiles) {
     SCOPED_TRACE(testing::PrintToString(h) + (kFp8Meta ? ", fp8 metadata" : ""));
     const LinearCase c = h.linear();
-    const auto expected = reference(c, kFp8Meta ? DType::kFloat8E4M3 : kPreActivation, h.sums());
+    const auto expected = compressed_reference(c, kFp8Meta ? DType::kFloat8E4M3 : kPreActivation, h.sums());
     Guarded values(expected.values.bytes()), meta(expected.a.meta_bytes());
     test::LinearStatistics seen;
     const cuda::CompressParams params{params_of(c, h.statistics ? &seen : nullptr), expected.a, values.data(),

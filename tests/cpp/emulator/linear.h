@@ -72,6 +72,21 @@ inline void expect_equal(const test::LinearStatistics& got, const test::LinearSt
   EXPECT_EQ(got.saturated, expected.saturated);
 }
 
+/// What linear_compress makes of a case, token by token; the metadata has its rows in tiles.
+inline test::CompressedResult compressed_reference(const LinearCase& c, DType meta_dtype, const Sums& sums) {
+  test::CompressedResult all(c, meta_dtype);
+  std::fill(all.meta.begin(), all.meta.end(), kMetaPaddingByte);
+  for (int t = 0; t < c.tokens; ++t) {
+    const test::CompressedResult token = cpu_linear_compress(token_case(c, sums, t), meta_dtype);
+    const int64_t bytes = token.values.bytes();
+    std::memcpy(static_cast<char*>(all.values.data()) + t * bytes, token.values.data(), bytes);
+    for (int64_t g = 0; g < all.a.k_meta / 4; g += 2)
+      all.meta[all.a.meta_byte(t, g)] = token.meta[token.a.meta_byte(0, g)];
+    add(all, token);
+  }
+  return all;
+}
+
 /// The case's arguments for an epilogue that writes `statistics`, if there are any.
 inline cuda::LinearParams params_of(const LinearCase& c, test::LinearStatistics* statistics) {
   LinearArgs args = c.args();

@@ -167,6 +167,11 @@ def test_schemas():
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True, '
         "float threshold=0.0) "
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
+        "linear_compress_packed": "(Tensor x, Tensor w, Tensor meta, Tensor? scale_x=None, Tensor? scale_w=None, "
+        "Tensor? bias=None, Tensor? scale_out=None, *, "
+        'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True, '
+        "float threshold=0.0) "
+        "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
         "densest_features": "(Tensor counts, SymInt k) -> Tensor",
         "feature_counts": "(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor",
@@ -174,6 +179,10 @@ def test_schemas():
         "bool tokens=True, bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> (Tensor dh_values, "
         "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor counts, "
         "Tensor y_hot, Tensor dh_hot)",
+        "linear_gradient_packed": "(Tensor grad, Tensor w, Tensor w_meta, Tensor values, Tensor meta, "
+        "bool interleaved=False, bool tokens=True, bool fp8_meta=False, Tensor? hot=None, bool roots=False) -> "
+        "(Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, "
+        "Tensor counts, Tensor y_hot, Tensor dh_hot)",
         "linear_gradient_fp8": "(Tensor grad, Tensor w, Tensor values, Tensor meta, Tensor scale_grad, Tensor scale_w, "
         "Tensor scale_y, Tensor scale_dh, bool interleaved=False, Tensor? hot=None) -> (Tensor dh_values, "
         "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor y_hot, "
@@ -216,9 +225,9 @@ def test_every_op_is_documented():
 def test_examples_of_the_documentation():
     import doctest
 
-    from sparse24.ops import compression, features, gradients, linear, products
+    from sparse24.ops import compression, features, gradients, linear, packed, packed_gradients, products
 
-    for module in (compression, features, gradients, linear, products):
+    for module in (compression, features, gradients, linear, packed, packed_gradients, products):
         results = doctest.testmod(module, extraglobs={"sparse24": sparse24})
         assert results.attempted > 0 and results.failed == 0
 

@@ -231,17 +231,19 @@ def _quantize_fp8_both(d: Dice) -> dict[str, Any]:
     return {"x": d.draw((d.rows(), d.columns(16)), d.dtype()), "scale": scale, "interleaved": d.chance(0.5)}
 
 
-def _linear(d: Dice, multiples: tuple[int, int]) -> dict[str, Any]:
-    """x, w, scales, bias and the stored type; `multiples` of F for 16-bit and for float8 output."""
+def _linear(d: Dice, multiples: tuple[int, int], packed: bool = False) -> dict[str, Any]:
+    """x, w, scales, bias and the stored type; `multiples` of F for 16-bit and for float8 output. `packed`: w is 2:4."""
     dtype = d.dtype(fp8=True)
     hidden = torch.bfloat16 if dtype == FP8 else dtype
     out_dtype = d.choice((None, hidden, FP8))
     fp8 = (out_dtype or dtype) == FP8
-    tokens, depth, features = d.product((0, 16 if dtype == FP8 else 0, multiples[fp8]))
+    of_depth = alignment(dtype, -1) if packed else 16 if dtype == FP8 else 0
+    tokens, depth, features = d.product((0, of_depth, multiples[fp8]))
     contents = d.contents()
     return {
         "x": d.draw((tokens, depth), dtype, contents),
-        "w": d.draw((features, depth), dtype, "integers" if contents == "integers" else None),
+        "w": d.draw((features, depth // 2 if packed else depth), dtype, "integers" if contents == "integers" else None),
+        **({"meta": d.meta(meta_bytes(features, depth, dtype, -1))} if packed else {}),
         "scale_x": d.maybe_scale(tokens),
         "scale_w": d.maybe_scale(features),
         "bias": d.draw((features,), hidden, d.choice(("integers", "normal"))) if d.chance(0.5) else None,
@@ -257,11 +259,15 @@ def _linear_relu2(d: Dice) -> dict[str, Any]:
     return _linear(d, (8, 16))
 
 
-def _linear_compress(d: Dice) -> dict[str, Any]:
-    args = _linear(d, (16, 32)) | {"scaling": "given"}
+def _linear_compress(d: Dice, packed: bool = False) -> dict[str, Any]:
+    args = _linear(d, (16, 32), packed) | {"scaling": "given"}
     if args["scale_out"] is not None and d.chance(0.4):
         args |= {"scale_out": None, "scaling": "row"}
     return args
+
+
+def _linear_compress_packed(d: Dice) -> dict[str, Any]:
+    return _linear_compress(d, packed=True)
 
 
 def _linear_gradient(d: Dice) -> dict[str, Any]:
@@ -373,6 +379,7 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "quantize_fp8_predict": (_quantize_fp8_predict, 1),
     "linear_relu2": (_linear_relu2, 3),
     "linear_compress": (_linear_compress, 4),
+    "linear_compress_packed": (_linear_compress_packed, 2),
     "linear_gradient": (_linear_gradient, 4),
     "linear_relu2_gradient": (_linear_relu2_gradient, 2),
     "mm_active": (_mm_active, 2),

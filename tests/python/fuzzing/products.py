@@ -155,6 +155,24 @@ def linear_relu2(x, w, scale_x, scale_w, bias, scale_out, out_dtype, statistics,
     return check
 
 
+def linear_compress_packed(
+    x, w, meta, scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics, threshold
+) -> Check | None:
+    tensor(x, 2, FLOATS_AND_FP8)
+    tensor(w, 2, [x.dtype])
+    (rows, half), columns = w.shape, x.shape[1]
+    need(columns % alignment(x.dtype, -1) == 0 and 2 * half == columns and rows % 16 == 0, "sizes")
+    contract.metadata(meta, rows, columns, x.dtype, -1)
+    if is_huge(w):
+        return None
+    # What it decodes to, in the features' own order.
+    dense = Pattern.of_meta(meta, rows, columns, x.dtype, -1).scatter(w)
+    dense = dense.reshape(-1, 2, 8, columns).transpose(1, 2).reshape(rows, columns)
+    others = scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics, threshold
+    check = linear_compress(x, dense, *others)
+    return check if is_legal_meta(meta) else None
+
+
 def linear_compress(
     x, w, scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics, threshold
 ) -> Check | None:

@@ -111,6 +111,8 @@ def calls() -> dict[str, Call]:
             of_name = name + "-statistics" * statistics
             add("linear_relu2", of_name, numbers(t, d), numbers(f, d), None, None, numbers(f), None, **options)
             add("linear_compress", of_name, numbers(t, d), numbers(f, d), None, None, numbers(f), None, **options)
+            operand = kept(f, d, BF16), positions(f, d, BF16), None, None, numbers(f), None
+            add("linear_compress_packed", of_name, numbers(t, d), *operand, **options)
             fp8 = numbers(t, d, dtype=FP8), numbers(f, d, dtype=FP8), torch.ones(t), torch.ones(f), numbers(f)
             for given, scale in (("one", torch.ones(1)), ("each", torch.ones(t))):
                 add("linear_relu2", f"{of_name}-float8-{given}", *fp8, scale, **options)
@@ -130,6 +132,8 @@ def calls() -> dict[str, Call]:
                 of_name = f"{name}-{tokens}-{None if hot is None else len(hot)}" + "-interleaved" * interleaved
                 operands = numbers(t, d), numbers(d, f), kept(t, f, BF16).abs(), positions(t, f, BF16)
                 add("linear_gradient", of_name, *operands, interleaved, tokens, False, indices)
+                packed = operands[0], kept(f, d, BF16), positions(f, d, BF16), *operands[2:]
+                add("linear_gradient_packed", of_name, *packed, interleaved, tokens, False, indices)
         add("mm_active", name, numbers(t, d), numbers(d, f), None, numbers(f))
         add("mm_active", f"{name}-float8", numbers(t, d), numbers(d, f, dtype=FP8), torch.ones(f), numbers(f))
         for outputs in (0, 8):

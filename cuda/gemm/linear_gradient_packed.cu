@@ -1,0 +1,87 @@
+// linear_gradient with a 2:4 weight: mm multiplies it, and a kernel that reads dy does what stands in the epilogue of
+// linear_gradient elsewhere, by the same code.
+#include "common/dispatch.cuh"
+#include "common/launch.cuh"
+#include "elementwise/hot_slots.h"
+#include "gemm/sm90/epilogues/gradient.cuh"
+#include "sparse24/error.h"
+#include "sparse24/mm.h"
+#include "sparse24/packed.h"
+
+namespace sparse24::cuda {
+namespace {
+
+constexpr int kTileM = 4 * kTileGroups, kTileN = 64;  // tokens and features of a CTA of one warpgroup
+
+// The fragment of a warpgroup that has the whole tile, as the epilogue takes it: two columns, rows r and r + 8, and the
+// blocks of 8 columns; then halves of 64 rows.
+using Fragment = cute::Layout<cute::Shape<cute::Shape<cute::_2, cute::_2, cute::Int<kTileN / 8>>, cute::_2, cute::_1>>;
+
+template <class T, bool kFp8Meta, bool kCounts>
+__global__ void __launch_bounds__(128, 4) differentiate(__grid_constant__ const GradientParams<T> p, const T* dy) {
+  using namespace cute;
+  const int m = blockIdx.y, n = blockIdx.x, lane = threadIdx.x % 32;
+  const int place = 4 * (m * kTileGroups + threadIdx.x / 32 * 8 + lane / 4), feature = n * kTileN + 2 * (lane & 3);
+  auto fragment = make_tensor<float>(Fragment{});
+  CUTLASS_PRAGMA_UNROLL
+  for (int token = 0; token < 4; ++token) {
+    const T* row = dy + interleaved_token(int64_t{place} + token, p.quarter) * p.features + feature;
+    CUTLASS_PRAGMA_UNROLL
+    for (int b = 0; b < kTileN / 8; ++b) {
+      uint32_t pair = 0;
+      if (place + token < p.tokens && feature + 8 * b < p.features)
+        pair = *reinterpret_cast<const uint32_t*>(row + 8 * b);
+      CUTLASS_PRAGMA_UNROLL
+      for (int c = 0; c < 2; ++c)
+        fragment(make_coord(c, token % 2, b), token / 2, 0) = to_float(T{}, uint16_t(pair >> 16 * c));
+    }
+  }
+  const GradientEpilogue<T, kFp8Meta, kCounts, kTileM, kTileN> epilogue(p);
+  epilogue(0, Shape<Int<kTileM>, Int<kTileN>, _1>{}, make_coord(m, n, _0{}, _0{}), fragment, Layout<_128>{}, 0,
+           threadIdx.x, nullptr);
+}
+
+template <class T, bool kFp8Meta, bool kCounts>
+void launch(const LinearGradientArgs& args, const void* dy, cudaStream_t stream) {
+  const GradientParams<T> params{
+      int(args.tokens),
+      int(args.features),
+      args.y,
+      args.meta,
+      args.dh,
+      {{args.y_tokens.values, args.y_tokens.meta}, {args.dh_tokens.values, args.dh_tokens.meta}},
+      args.counts,
+      int(args.quarter()),
+      args.roots,
+      args.hot_count > 0 ? args.hot_slots : nullptr,
+      {args.y_hot, args.dh_hot}};
+  const int64_t columns = round_up(args.features, kMetaRowPadding);  // metadata has its padding
+  const dim3 grid(unsigned(columns / kTileN), unsigned(ceil_div(args.tokens, kTileM)));
+  differentiate<T, kFp8Meta, kCounts><<<grid, 128, 0, stream>>>(params, static_cast<const T*>(dy));
+  check_launch("sparse24.linear_gradient_packed: launch");
+}
+
+template <class T>
+void launch_for(const LinearGradientArgs& args, const void* dy, cudaStream_t stream) {
+  const bool fp8_meta = args.meta_dtype == DType::kFloat8E4M3, counts = args.counts != nullptr;
+  if (fp8_meta) return counts ? launch<T, true, true>(args, dy, stream) : launch<T, true, false>(args, dy, stream);
+  counts ? launch<T, false, true>(args, dy, stream) : launch<T, false, false>(args, dy, stream);
+}
+
+}  // namespace
+
+void linear_gradient_packed(const LinearGradientPackedArgs& args, cudaStream_t stream) {
+  const LinearGradientArgs& g = args.gradient;
+  if (g.tokens == 0 || g.features == 0) return;
+  check(g.in > 0, "sparse24.linear_gradient_packed: expected K (columns of grad) to be above 0, got 0");
+  check(!g.roots || g.dtype == DType::kFloat16, "sparse24.linear_gradient_packed: expected roots in float16, got ",
+        name_of(g.dtype));
+  if (g.hot_count > 0) hot_slots(g, stream);
+  // dy.T = w.T @ grad.T
+  mm({Operand::of(g.features, g.in, g.dtype, Dim::kFeatures), g.tokens, g.w, args.w_meta, g.grad, Major::kColumn,
+      g.ld_grad, args.dy, g.hidden_dtype, Major::kColumn},
+     stream);
+  dispatch_16bit(g.dtype, [&](auto t) { launch_for<decltype(t)>(g, args.dy, stream); });
+}
+
+}  // namespace sparse24::cuda

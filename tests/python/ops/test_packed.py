@@ -1,0 +1,157 @@
+"""2:4 weights: packing, and linear_compress_packed, bit for bit linear_compress of the pruned weight on exact sums."""
+
+import re
+
+import pytest
+import torch
+from compare import assert_same_bits
+from data import activations, integers
+from linear_problem import Problem, output_scale, problem
+from oracle import FP8
+
+import sparse24
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+#: Tokens, D, F: no tokens, tails of the tiles in both directions, few columns to multiply, none, no features.
+SHAPES = [(0, 64, 96), (1, 64, 32), (127, 96, 160), (257, 64, 1888), (5, 1056, 64), (300, 0, 64), (33, 32, 0)]
+
+
+def features_of(rows: int) -> torch.Tensor:
+    """The feature that each row of the operand is."""
+    m = torch.arange(rows)
+    return m // 16 * 16 + m % 8 * 2 + m % 16 // 8
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize("shape", [(48, 80), (16, 32), (0, 32), (32, 0)], ids=str)
+def test_packs_as_compress_does(poisoned_memory, device, dtype, dim, shape):
+    if device == "cuda" and dtype == torch.float32:
+        pytest.skip("float32 is for the CPU only")
+    operand = activations(*shape, dtype, seed=3).to(device)
+    w = operand if dim == -1 else operand.t().contiguous()
+    ordered = operand[features_of(shape[0]).to(device)] if dim == -1 else operand
+    values, meta = sparse24.pack24(w, dim)
+    for actual, expected in zip((values, meta), sparse24.compress(ordered), strict=True):
+        assert_same_bits(actual, expected)
+    pruned = sparse24.decompress(*sparse24.compress(w, dim=dim), *w.shape, dim)
+    assert_same_bits(sparse24.unpack24(values, meta, *w.shape, dim), pruned)
+
+
+@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize("given", [None, "row", "tensor"])
+def test_packs_float8_as_compress_fp8_does(device, dim, given):
+    w = activations(48, 64, torch.bfloat16, seed=4, specials=False).to(device)
+    w = w if dim == -1 else w.t().contiguous()
+    scaling = given or "row"
+    scale = None if given is None else (0.01 + torch.rand(48 if given == "row" else 1)).to(device)
+    values, meta, used = sparse24.pack24_fp8(w, scale, dim, scaling)
+    kept, pattern, expected = sparse24.compress_fp8(w, scale, dim=dim, scaling=scaling)
+    assert_same_bits(used, expected)
+    pruned = sparse24.decompress(kept, pattern, *w.shape, dim)
+    assert_same_bits(sparse24.unpack24(values, meta, *w.shape, dim), pruned)
+
+
+def packed(p: Problem) -> tuple[Problem, tuple[torch.Tensor, torch.Tensor]]:
+    """The problem with its weight pruned, and that packed."""
+    shape = p.w.shape
+    if p.w.dtype == FP8:
+        values, meta, _ = sparse24.pack24_fp8(p.w.bfloat16(), torch.ones(1, device=p.w.device), scaling="tensor")
+    else:
+        values, meta = sparse24.pack24(p.w)
+    return Problem(p.x, sparse24.unpack24(values, meta, *shape), p.scale_x, p.scale_w, p.bias), (values, meta)
+
+
+def check(p: Problem, scale_out=None, **options) -> None:
+    pruned, operand = packed(p)
+    expected = sparse24.linear_compress(*pruned.args, scale_out, **options)
+    x, _, *others = pruned.args
+    actual = sparse24.linear_compress_packed(x, *operand, *others, scale_out, **options)
+    for name, a, e in zip(("values", "meta", "scale", "amax", "saturated"), actual, expected, strict=True):
+        assert_same_bits(a, e, name)
+
+
+@pytest.mark.parametrize("extras", ["none", "rows", "one"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sixteen_bits(poisoned_memory, device, values_dtype, shape, extras):
+    if values_dtype == FP8:
+        pytest.skip("its outputs are below")
+    check(problem(*shape, values_dtype, device, extras=extras))
+
+
+@pytest.mark.parametrize("extras", ["none", "rows", "one"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_float8(poisoned_memory, device, shape, extras):
+    p = problem(*shape, FP8, device, extras=extras, seed=3)
+    for kind in ("rows", "one"):
+        check(p, output_scale(shape[0], kind, device))
+    check(p, scaling="row")
+
+
+@pytest.mark.parametrize("options", [{"activation": "relu"}, {"threshold": 2.3}, {"statistics": False}], ids=str)
+def test_options(device, values_dtype, options):
+    p = problem(130, 64, 96, values_dtype, device, extras="rows", seed=5)
+    check(p, output_scale(130, "rows", device) if values_dtype == FP8 else None, **options)
+
+
+def test_nan_of_a_token_is_its_own(device):
+    p = problem(130, 64, 96, torch.bfloat16, device, seed=6)
+    p.x[7, 3] = float("nan")
+    check(p)
+
+
+def call(device, **changes):
+    w = integers(64, 48, dtype=torch.bfloat16).to(device)
+    values, meta = sparse24.pack24(w)
+    x = integers(40, 48, dtype=torch.bfloat16).to(device)
+    arguments = {"x": x, "w": values, "meta": meta} | changes
+    return sparse24.linear_compress_packed(*arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"x": (40, 40)}, r"x to have a multiple of 16 columns \(bfloat16\), got 40"),
+        ({"x": (40, 64)}, r"w to have 32 columns \(half of those of x\), got 24"),
+        ({"w": (60, 24)}, "w to have a multiple of 16 rows, got 60"),
+        ({"w": (64,)}, r"w to have 2 dimensions, got 1 .*"),
+    ],
+    ids=str,
+)
+def test_wrong_sizes(device, changes, sentence):
+    tensors = {name: torch.ones(shape, dtype=torch.bfloat16, device=device) for name, shape in changes.items()}
+    with pytest.raises(RuntimeError, match=f"^{re.escape('sparse24.linear_compress_packed')}: expected {sentence}"):
+        call(device, **tensors)
+    with pytest.raises(RuntimeError, match="expected meta to have"):
+        call(device, meta=torch.zeros(3, dtype=torch.uint8, device=device))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "sentence"),
+    [
+        ("pack24", (torch.ones(24, 32),), "w to have a multiple of 16 rows, got 24"),
+        ("pack24", (torch.ones(32, 24),), "w to have a multiple of 16 columns, got 24"),
+        ("pack24", (torch.ones(32, 24), -2), "w to have a multiple of 16 columns, got 24"),
+        ("pack24", (torch.ones(32),), r"w to have 2 dimensions, got 1 .*"),
+        ("pack24", (torch.ones(32, 32), 1), "dim to be -1 or -2, got 1"),
+        ("pack24", (torch.ones(32, 32, dtype=torch.float64),), "w to be .*, got float64"),
+        ("pack24", (None,), "w to be a tensor, got NoneType"),
+        ("pack24_fp8", (torch.ones(32, 48),), "w to have a multiple of 32 columns, got 48"),
+        ("pack24_fp8", (torch.ones(32, 32), torch.ones(3)), r"scale to have 32 elements \(features of w\), got 3"),
+        (
+            "unpack24",
+            (torch.ones(8, 16), torch.zeros(1, dtype=torch.uint8), 8, 32),
+            "rows to be a multiple of 16, got 8",
+        ),
+    ],
+)
+def test_packing_refuses(function, arguments, sentence):
+    with pytest.raises(RuntimeError, match=f"^sparse24.{function}: expected {sentence}"):
+        getattr(sparse24, function)(*arguments)
+
+
+def test_no_backward_pass(device):
+    x = integers(40, 48, dtype=torch.bfloat16).to(device).requires_grad_()
+    values, *_ = call(device, x=x)
+    with pytest.raises(RuntimeError, match=r"sparse24\.linear_compress_packed: expected no backward pass"):
+        values.float().sum().backward()
