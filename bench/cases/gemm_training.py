@@ -1,7 +1,8 @@
 """The six GEMMs of a training step alone, dense and sparse, on the same data.
 
 Races: "up" (x w1.T, and with the activation in its epilogue), "down" (y w2.T), "dy2" (dy w2, and with all that the
-sparse products multiply in its epilogue, or with a dense dh), "dx" (dh w1), "dw2" (dy.T y) and "dw1" (dh.T x). The
+sparse products multiply in its epilogue, or with a dense dh), "dx" (dh w1), "dw2" (dy.T y) and "dw1" (dh.T x). "up"
+and "dy2" have the ops for 2:4 weights too, of which these are the only products with no sparse activation. The
 operands of the sparse ones are 2:4 on both sides, so that all multiply the same zeros: y and dh along features, in the
 last two along interleaved tokens, as the default recipe has them. These two have float8 products beside them
 (weight_gradients_fp8.py).
@@ -65,13 +66,41 @@ def gemm_cases(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Te
         exact_dh = reference.product(dy, w2).mul_(2 * y.double().sqrt())
         return {"rel_error": reference.expect_error(output, exact_dh, BOUND)}
 
+    packed1, packed2 = sparse24.pack24(w1), sparse24.pack24(w2, -2)
+    pruned1 = sparse24.unpack24(*packed1, *w1.shape)
+    pruned2 = sparse24.unpack24(*packed2, *w2.shape, -2)
+
+    def check_packed_gradient(output: tuple[torch.Tensor, ...]) -> dict[str, float]:
+        exact_dh = reference.product(dy, pruned2).mul_(2 * y.double().sqrt())
+        got = sparse24.decompress(output[0], meta, *y.shape)
+        return {"rel_error": reference.expect_error(got, exact_dh, BOUND)}
+
+    def check_packed(output: tuple[torch.Tensor, ...]) -> dict[str, float]:
+        return check_kept(*output, reference.product(x, pruned1.t()).relu_().square_())
+
     exact_y = reference.product(x, w1.t()).relu_().square_()
     cases = [
         *race("up", x, w1.t(), lambda _: F.linear(x, w1)),
         Case("linear_compress", DTYPE, compress_in_epilogue, lambda o: check_kept(*o, exact_y), "part", "up"),
+        Case(
+            "linear_compress_packed",
+            DTYPE,
+            lambda _: sparse24.linear_compress_packed(x, *packed1, statistics=False)[:2],
+            check_packed,
+            "part",
+            "up",
+        ),
         *race("down", y, w2.t(), lambda _: F.linear(y, w2), lambda _: sparse24.mm(values, meta, w2.t())),
         *race("dy2", dy, w2, lambda _: dy @ w2),
         Case("linear_gradient", DTYPE, gradient_in_epilogue, check_gradient, "part", "dy2"),
+        Case(
+            "linear_gradient_packed",
+            DTYPE,
+            lambda _: sparse24.linear_gradient_packed(dy, *packed2, values, meta, interleaved=True, hot=hot),
+            check_packed_gradient,
+            "part",
+            "dy2",
+        ),
         Case("linear_relu2_gradient", DTYPE, dense_gradient_in_epilogue, check_dense_gradient, "part", "dy2"),
         *race("dx", dh, w1, lambda _: dh @ w1, lambda _: sparse24.mm(dh_values, meta, w1)),
         *race(

@@ -7,7 +7,7 @@ namespace sparse24 {
 GemmConfig linear_packed_config(DType dtype) {
   GemmConfig config = config_of(sparse_tile(GemmTile::k128x256), dtype);
   // Tiles that run together share rows of the weight and of x in L2. On an H200 8 rows of clusters are within 1 % of
-  // the best order in 16 bits, and 16 in 8 (docs/log/071-two-four-weights.md).
+  // the best order in 16 bits, and 16 in 8 (docs/log/072-two-four-weights.md).
   config.swizzle = int(16 / size_of(dtype));
   config.raster_along_m = true;
   return config;
