@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse24._autocast import without_autocast
 from sparse24.experts.arguments import Arguments, Needed
-from sparse24.experts.forward import dense, root
+from sparse24.experts.forward import matrix
 from sparse24.experts.products import by_expert, over_rows, readable, sixteen_bit, zero_beyond
 from sparse24.mlp.arguments import Activated
 
@@ -28,20 +28,29 @@ def gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) 
 def _gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:
     dtype, offsets = grad.dtype, a.offsets
     dx = dw1 = dw2 = drow = None
+    kept = matrix(activated, a)
+    y = kept.square() if a.plan.roots else kept
     if needed.x or needed.w1 or needed.row_scale:
         dy = by_expert(grad, sixteen_bit(a.w2, a.w2_scale, dtype), offsets)
         if needed.row_scale:
-            drow = zero_beyond((dense(activated, a) * dy).sum(1, dtype=torch.float32), offsets).to(a.row_scale.dtype)
+            drow = zero_beyond((y * dy).sum(1, dtype=torch.float32), offsets).to(a.row_scale.dtype)
     if needed.x or needed.w1:
-        factor = 2 * root(activated, a)
-        if a.row_scale is not None:
-            factor = factor * a.row_scale.unsqueeze(1)
-        dh = (dy * factor).to(dtype)
+        dh = _times_derivative(dy, kept, a)
         if needed.x:
             dx = zero_beyond(by_expert(dh, sixteen_bit(a.w1, a.w1_scale, dtype), offsets), offsets)
         if needed.w1:
             dw1 = over_rows(dh, a.x, offsets)
     if needed.w2:
         scaled = grad if a.row_scale is None else (grad * a.row_scale.unsqueeze(1)).to(dtype)
-        dw2 = over_rows(scaled, dense(activated, a), offsets)
+        dw2 = over_rows(scaled, y, offsets)
     return dx, dw1, dw2, drow
+
+
+def _times_derivative(dy: Tensor, kept: Tensor, a: Arguments) -> Tensor:
+    """``row_scale * dy * 2 sqrt(y)`` in float32, rounded once; `kept` is y, or its root."""
+    scale = 2 if a.row_scale is None else 2 * a.row_scale.float().unsqueeze(1)
+    root = kept.float() if a.plan.roots else kept.float().sqrt()
+    if torch.compiler.is_compiling() or a.plan.roots:
+        return (root * scale * dy).to(dy.dtype)
+    # In place: each step would be a float32 tensor of its own.
+    return root.mul_(scale).mul_(dy).to(dy.dtype)

@@ -35,30 +35,21 @@ def output(a: Arguments, activated: Activated) -> Tensor:
     """Multiply the activation with the second weights, and each row with its factor: [S, D_out] of x's dtype."""
     if fused.runs(a):
         return fused.output(a, activated)
+    y = _stored(activated, a)
     if activated.scale is None:
-        out = by_expert(dense(activated, a), a.w2.mT, a.offsets)
+        out = by_expert(y.square() if a.plan.roots else y, a.w2.mT, a.offsets)
     else:
-        y = _matrix(activated, a)
         out = cast(by_expert_fp8(y, activated.scale, *float8_experts(a.w2, a.w2_scale), a.offsets), a.x.dtype)
     return zero_beyond(out if a.row_scale is None else scaled_rows(out, a.row_scale), a.offsets)
 
 
-def dense(activated: Activated, a: Arguments) -> Tensor:
-    """Return the activation itself [S, F], dense and in 16 bits (float32 on the CPU)."""
-    y = _matrix(activated, a)
-    if activated.scale is not None:
-        return (y.float() * activated.scale).to(a.x.dtype)
-    return y.square() if a.plan.roots else y
+def matrix(activated: Activated, a: Arguments) -> Tensor:
+    """Return what was stored, y or its root [S, F], dense and in x's dtype."""
+    y = _stored(activated, a)
+    return y if activated.scale is None else (y.float() * activated.scale).to(a.x.dtype)
 
 
-def root(activated: Activated, a: Arguments) -> Tensor:
-    """Return ``max(h, 0)`` in float32 where the activation was kept, and zero elsewhere."""
-    if a.plan.roots:
-        return _matrix(activated, a).float()
-    return dense(activated, a).float().sqrt()
-
-
-def _matrix(activated: Activated, a: Arguments) -> Tensor:
+def _stored(activated: Activated, a: Arguments) -> Tensor:
     values, meta, _ = activated
     if meta is None:
         return values
