@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -85,13 +84,13 @@ class ModelReport:
         return replace(self, layers=layers, calls=calls)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON, which has no NaN and no infinity: they are None."""
         return {
             "verdict": self.verdict,
             "decisions": self.decisions,
             "tokens_per_call": asdict(self.calls),
             "speedups": {name: speed.of_all(self.layers.values(), name) for name in _speedup_names(self.layers)},
-            "layers": json.loads(json.dumps(self.layers)),
+            "layers": _finite(self.layers),
             "skipped": dict(self.skipped),
             "near_misses": dict(self.near_misses),
         }
@@ -182,6 +181,15 @@ def _flat(layer: Mapping[str, Any]) -> dict[str, Any]:
     """Give one value for each column."""
     flat = {key: value for key, value in layer.items() if not isinstance(value, (list, tuple))}
     return flat | {f"groups_of_{number}": share for number, share in enumerate(layer["nonzeros_per_group"])}
+
+
+def _finite(value: Any) -> Any:
+    """Copy numbers, lists and mappings as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _speedup_names(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,5 +1,7 @@
 """The numbers of analyze_model against an independent computation: NumPy, float64, all tokens at once."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,14 @@ def test_tiles_go_on_from_call_to_call():
     for size in (8, 64, 128):
         assert one[f"features_active_{size}_tokens"] == many[f"features_active_{size}_tokens"]
     assert one["features_active_8_tokens"] > 0.9
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_what_is_no_number_is_still_json(value):
+    """And a reason to keep the layer dense."""
+    net = Stack(randomize(Inline()))
+    report = sparse24.analyze_model(net, [torch.full((8, D), value)])
+    assert report.decisions == {"layers.0": False} and "is not a number" in report.verdict
+    content = report.as_dict()
+    json.dumps(content, allow_nan=False)
+    assert content["layers"]["layers.0"]["output_error"] is None and content["layers"]["layers.0"]["tokens"] == 8
