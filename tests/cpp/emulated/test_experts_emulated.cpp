@@ -108,6 +108,9 @@ TEST(ExpertScheduler, TakesOffsetsThatDoNotAscendForThoseBefore) {
   expect_schedule({200, 100, -5, 250, 9000, 10}, 300, 256);
   const Table table({200, 100, -5, 250, 9000, 10}, 300, 256);
   EXPECT_EQ(table.shared->rows[6], 300);
+  std::vector<int32_t> many(100, 50);  // more than a warp scans at a time
+  many[20] = 200;
+  expect_schedule(many, 300, 256);
 }
 
 TEST(ExpertScheduler, ComputesEveryRowOnceOfRandomOffsets) {
