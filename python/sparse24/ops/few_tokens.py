@@ -108,7 +108,7 @@ def relu2_mlp_few(
     """Run a squared-ReLU network for few tokens: exactly, without pruning, in one call.
 
     ``y = h^2`` where ``h = x @ (w1 * w1_scale).T + b1``, rounded to x's dtype, is greater than `threshold`, else zero;
-    the result is ``mm_active(y, w2_rows, w2_scale, b2)``. Weights in float8 take half the time of 16-bit ones, and need
+    the result is ``mm_active(y, w2_rows, w2_scale, b2)``. Weights in float8 are half of the bytes to read, and need
     no quantised activations.
 
     Parameters
