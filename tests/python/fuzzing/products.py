@@ -167,7 +167,7 @@ def linear_compress_packed(
         return None
     # What it decodes to, in the features' own order.
     dense = Pattern.of_meta(meta, rows, columns, x.dtype, -1).scatter(w)
-    dense = dense.reshape(-1, 2, 8, columns).transpose(1, 2).reshape(rows, columns)
+    dense = dense.reshape(rows // 16, 2, 8, columns).transpose(1, 2).reshape(rows, columns)
     others = scale_x, scale_w, bias, scale_out, activation, scaling, out_dtype, statistics, threshold
     check = linear_compress(x, dense, *others)
     return check if is_legal_meta(meta) else None
