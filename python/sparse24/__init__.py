@@ -14,7 +14,7 @@ from sparse24 import _library, nn
 from sparse24 import linear as linear
 from sparse24 import mlp as mlp
 from sparse24 import training as training
-from sparse24.analyze import ActivationStats, ModelReport, activation_stats, analyze_model
+from sparse24.analyze import ActivationStats, ModelReport, activation_stats, analyze_model, analyze_weights
 from sparse24.convert import ConvertConfig, ConvertReport, convert, revert
 from sparse24.convert.forward import disabled
 from sparse24.env import build_info, print_env
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "activation_stats",
     "analyze_model",
+    "analyze_weights",
     "bounding_factor",
     "build_info",
     "convert",
