@@ -68,9 +68,9 @@ def find_networks(model: nn.Module) -> tuple[list[Found], dict[str, str]]:
     dict of str to str
         Of further modules with two layers, by name, why they are no such network.
     """
-    found, others = [], {}
+    found, others, alike = [], {}, []
     for candidate in _candidates(model):
-        network, reason, counts = _examine(candidate)
+        network, reason, counts = _examine(candidate, alike)
         if counts:
             found.append(Found(candidate.name, candidate.module, network, reason))
         else:
@@ -97,7 +97,7 @@ def _stand_in_one_child(module: nn.Module, layers: list[str]) -> bool:
     return len(first) == 1 and first != {""} and is_called(module._modules[first.pop()])
 
 
-def _examine(candidate: _Candidate) -> tuple[Network | None, str, bool]:
+def _examine(candidate: _Candidate, alike: list[object]) -> tuple[Network | None, str, bool]:
     """Tell what a module computes, why it cannot be converted, and whether it counts as a network."""
     _, module, up, down, is_named = candidate
     if experts_of(module):
@@ -118,7 +118,7 @@ def _examine(candidate: _Candidate) -> tuple[Network | None, str, bool]:
     if further or reason == PATCHED:  # what it runs is not its two layers
         return None, reason or "", False
     is_small = max(w.numel() for w in weights) <= _LARGE
-    found = probe(module, networks, is_named or is_small or mentions_relu2(module))
+    found = probe(module, networks, is_named or is_small or mentions_relu2(module), alike)
     if isinstance(found, Mismatch) and networks[0].up.name != up and not found.is_relu:
         return None, sizes_problem(module, up, down), False
     if isinstance(found, Mismatch):

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse24.convert.call import called_children
 from sparse24.convert.layers import weight_of
 from sparse24.convert.reason import Mismatch
 from sparse24.convert.replica import Network
+from sparse24.convert.seen import look, summary
 from sparse24.convert.trial import ROUGH, Trial
 from sparse24.errors import dtype_name
 from sparse24.format import FP8
@@ -41,7 +43,9 @@ _SIZES = "it computes something else at its own sizes than at smaller ones"
 _GRADIENTS = "its gradients are not those of W2 relu(W1 x)^2, as where something is detached"
 
 
-def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) -> Network | Mismatch:
+def probe(
+    module: nn.Module, networks: list[Network], own_sizes: bool = True, alike: list[object] | None = None
+) -> Network | Mismatch:
     """Find the network that a module computes.
 
     It has to be that one in evaluation, with and without biases, and in training too if the module is in training.
@@ -54,6 +58,9 @@ def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) ->
         What it could be: layers have an order, and a parameter may be stored either way.
     own_sizes : bool
         Whether to try it also with its own sizes, which may take long, where it does not run with smaller ones.
+    alike : list, optional
+        What is known of modules of this model that are networks for inputs of any shape and type. Another of the same
+        class, with the same attributes and sizes, is not tried on all of them; models have hundreds of experts.
 
     Returns
     -------
@@ -72,8 +79,14 @@ def probe(module: nn.Module, networks: list[Network], own_sizes: bool = True) ->
                     errors.append(caught)
                     continue
                 if isinstance(found, bool):
-                    different = _difference(module, network, tried, dtypes)
-                    return different or replace(network, in_training=found)
+                    known = network, dtypes, summary(look(module, called_children(module)))
+                    if alike is None or known not in alike:
+                        different = _difference(module, network, tried, dtypes)
+                        if different:
+                            return different
+                        if alike is not None:
+                            alike.append(known)
+                    return replace(network, in_training=found)
                 mismatch = mismatch or found
                 break  # it runs in this dtype: the answer holds
         if mismatch:

@@ -81,6 +81,12 @@ def look(module: nn.Module, called: tuple[str, ...] | None = None) -> Seen:
     return Seen(kind, kept, methods, children, called is None)
 
 
+def summary(seen: Seen) -> tuple[object, ...]:
+    """Give what can be compared with that of another module."""
+    children = tuple((name, None if child is None else summary(child)) for name, child in seen.children)
+    return seen.kind, seen.attributes, seen.methods, children, seen.whole
+
+
 def difference(module: nn.Module, seen: Seen, prefix: str = "") -> str | None:
     """Why what was seen does not hold any more, or why a child has to be called."""
     for name, value in seen.attributes:

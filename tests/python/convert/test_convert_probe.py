@@ -245,3 +245,30 @@ def test_symbolic_traces_are_those_of_before_conversion():
     assert convert(model[0]) is None
     with pytest.warns(UserWarning, match="the input is a Proxy"):
         assert torch.fx.symbolic_trace(model).code == expected
+
+
+def test_modules_that_are_alike_are_tried_on_all_inputs_once(device):
+    """Not those with another attribute, such as a function of their own."""
+    shapes = []
+
+    class Watched(Inline):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.most = 10**6
+
+        def forward(self, x):
+            shapes.append(tuple(x.shape))
+            h = self.c_fc(x)
+            return self.c_proj(F.gelu(h) if x.shape[0] > self.most else relu2(h))
+
+    def tried_with_many(*models):
+        shapes.clear()
+        report = sparse24.convert(torch.nn.ModuleList(models).to(device), quiet=True)
+        return sum(shape[-2:-1] > (1000,) for shape in shapes), report
+
+    count, report = tried_with_many(*(Watched() for _ in range(5)))
+    assert count == 1 and len(report.converted) == 5
+    other = Watched()
+    other.most = 1000
+    count, report = tried_with_many(Watched(), other, Watched(hidden=320), Watched(activation=lambda h: h))
+    assert count == 4 and report.skipped == {"1": SHAPE} and len(report.converted) == 3
