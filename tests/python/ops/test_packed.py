@@ -10,6 +10,7 @@ from linear_problem import Problem, output_scale, problem
 from oracle import FP8
 
 import sparse24
+from sparse24.mlp.choice import weights_fit, weights_pay
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: Tokens, D, F: no tokens, tails of the tiles in both directions, few columns to multiply, none, no features.
@@ -148,6 +149,16 @@ def test_wrong_sizes(device, changes, sentence):
 def test_packing_refuses(function, arguments, sentence):
     with pytest.raises(RuntimeError, match=f"^sparse24.{function}: expected {sentence}"):
         getattr(sparse24, function)(*arguments)
+
+
+def test_where_packed_weights_fit_and_pay():
+    """Every size that was measured is faster; sizes that the kernel has no tails for do not fit."""
+    for tokens, d_ff, d_model in ((512, 16384, 4096), (1024, 16384, 4096), (32768, 6656, 1664), (16384, 18432, 2560)):
+        for fp8 in (False, True):
+            assert weights_pay(tokens, d_ff, d_model, fp8=fp8)
+    assert not weights_pay(16, 16384, 4096)
+    assert weights_fit(16, 48) and not weights_fit(16, 40) and not weights_fit(24, 48)
+    assert weights_fit(32, 64, fp8=True) and not weights_fit(16, 64, fp8=True) and not weights_fit(32, 48, fp8=True)
 
 
 def test_no_backward_pass(device):
