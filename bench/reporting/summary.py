@@ -75,7 +75,10 @@ def markdown(records: list[results.Record]) -> str:
 def _of_one_gpu(records: list[results.Record]) -> str:
     origins = _origins(records)
     timed = {**TIMED, "forward fp8, bounded": BOUNDED}
-    timed = {name: timed[name] for name in ("forward bf16", "forward fp8", "forward fp8, bounded", "training bf16", "training fp8")}
+    timed = {
+        name: timed[name]
+        for name in ("forward bf16", "forward fp8", "forward fp8, bounded", "training bf16", "training fp8")
+    }
     rows = []
     for size, model, here in _sizes(records):
         row = [", ".join(map(str, size)), model]

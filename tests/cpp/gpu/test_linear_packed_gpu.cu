@@ -17,7 +17,7 @@ struct Shape {
   int64_t tokens, in, out;
 };
 /// One token, tails of the tiles in tokens, features and reduction, fewer K tiles than steps, several waves.
-const Shape kShapes[] = {{1, 32, 32},     {127, 224, 1856}, {257, 64, 288}, {300, 96, 96},
+const Shape kShapes[] = {{1, 32, 32},     {127, 224, 1856}, {257, 64, 288},  {300, 96, 96},
                          {130, 1664, 96}, {515, 2048, 64},  {4100, 32, 4128}};
 
 class LinearPackedGpu : public GpuTest {
