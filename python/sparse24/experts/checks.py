@@ -9,6 +9,7 @@ from sparse24 import errors
 from sparse24._symbolic import or_false
 from sparse24.errors import dtype_name, type_name
 from sparse24.format import FP8
+from sparse24.mlp.checks import resolved_fp8
 from sparse24.recipe import Recipe
 
 _WIDE = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,12 +60,7 @@ def check_row_scale(row_scale: Tensor | None, x: Tensor, dtype: torch.dtype) -> 
 
 def check_float8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_scale: Tensor | None) -> bool:
     """Resolve `precision`, and check what depends on it."""
-    if precision not in ("auto", "16bit", "fp8"):
-        fail('precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
-    if (w1.dtype == FP8) != (w2.dtype == FP8):
-        fail(f"w2 to be {'float8_e4m3fn' if w1.dtype == FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
-    if precision == "16bit" and w1.dtype == FP8:
-        fail('precision to be "fp8" or "auto" for float8 weights', '"16bit"')
+    fp8 = resolved_fp8(precision, w1, w2, fail)
     for name, w, scale in (("w1", w1, w1_scale), ("w2", w2, w2_scale)):
         if w.dtype != FP8:
             if scale is not None:
@@ -79,7 +75,6 @@ def check_float8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None
         if list(scale.shape) not in (each, row):
             fail(f"{name}_scale to have shape {each} or {row} (experts, and rows, of {name})", list(scale.shape))
         _require_device(f"{name}_scale", scale, w)
-    fp8 = precision == "fp8" or w1.dtype == FP8
     if fp8:
         _check_multiples(w1, w2, 16, "for fp8")
     return fp8

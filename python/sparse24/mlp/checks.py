@@ -1,5 +1,6 @@
 """What `relu2_mlp` demands of its arguments."""
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -22,14 +23,20 @@ def check_tensors(x: Tensor, w1: Tensor, w2: Tensor) -> None:
         _require_tensor(name, t)
 
 
+def resolved_fp8(precision: str, w1: Tensor, w2: Tensor, refuse: Callable[[str, object], NoReturn]) -> bool:
+    """Resolve `precision` by the dtypes of the weights; `refuse` takes what was expected, and what was got."""
+    if precision not in ("auto", "16bit", "fp8"):
+        refuse('precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
+    if (w1.dtype == FP8) != (w2.dtype == FP8):
+        refuse(f"w2 to be {'float8_e4m3fn' if w1.dtype == FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
+    if precision == "16bit" and w1.dtype == FP8:
+        refuse('precision to be "fp8" or "auto" for float8 weights', '"16bit"')
+    return precision == "fp8" or w1.dtype == FP8
+
+
 def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_scale: Tensor | None) -> bool:
     """Resolve `precision`, and check what depends on it."""
-    if precision not in ("auto", "16bit", "fp8"):
-        fail('precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
-    if (w1.dtype == FP8) != (w2.dtype == FP8):
-        fail(f"w2 to be {'float8_e4m3fn' if w1.dtype == FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
-    if precision == "16bit" and w1.dtype == FP8:
-        fail('precision to be "fp8" or "auto" for float8 weights', '"16bit"')
+    fp8 = resolved_fp8(precision, w1, w2, fail)
     for name, w, scale in (("w1", w1, w1_scale), ("w2", w2, w2_scale)):
         if w.dtype != FP8:
             if scale is not None:
@@ -44,7 +51,6 @@ def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_s
             fail(f"{name}_scale to have 1 or {w.shape[0]} elements (rows of {name})", scale.numel())
         if scale.device != w.device:
             fail(f"{name}_scale to be on {w.device} as {name} is", scale.device)
-    fp8 = precision == "fp8" or w1.dtype == FP8
     if fp8:
         check_fp8_sizes(w1, w2)
     return fp8
