@@ -109,6 +109,8 @@ def of_a_summary():
     step = [
         record(8192, WIDE, "bf16", "torch_compile", "dense", 240.0, **training),
         record(8192, WIDE, "fp8", "scaled_mm_tensor", "dense", 180.0, **training),
+        record(8192, WIDE, "fp8", "fused_dense_fp8", "dense", 135.0, **training),
+        record(8192, WIDE, "fp8", "sparse24_fp8", "sparse24", 150.0, **training),
         record(8192, WIDE, "bf16", "sparse24", "sparse24", 200.0, **training),
         record(128, WIDE, "bf16", "torch_compile", "dense", 240.0, **training | {"commit": "e"}),
         record(128, WIDE, "bf16", "sparse24_fallback", "part", 240.0, **training | {"commit": "e"}),
@@ -121,8 +123,8 @@ def test_the_readme_has_speed_ups():
 
     text = summary.headline(of_a_summary())
     assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
-        ["8192, 4096, 16384", "P", "", "", "1.25 (1.38)", "1.14 (1.25)", "1.20", "", "**0.90**"],
-        ["128, 4096, 16384", "", "1.18", "**0.99**", "", "", "1.00 [a]", "", ""],
+        ["8192, 4096, 16384", "P", "", "", "1.25 (1.38)", "1.14 (1.25)", "1.20", "", "1.20", "**0.90**"],
+        ["128, 4096, 16384", "", "1.18", "**0.99**", "", "", "1.00 [a]", "", "", ""],
     ]
     assert (
         "Forward: of commit c, without pauses. Training: of commit d, pauses of 1 ms before the samples; [a] " in text
@@ -131,10 +133,11 @@ def test_the_readme_has_speed_ups():
 
 
 def test_a_summary_has_times():
+    steps = ["200", "1.20", "", "150", "1.20", "**0.90**"]  # in bf16, and in fp8
     text = summary.markdown(of_a_summary())
     assert [row for row in rows(text, "Made up, torch 2") if any(row)] == [
-        ["8192, 4096, 16384", "P", "", "", "", "110", "1.25", "1.14", "100", "1.38", "1.25", "200", "1.20", ""],
-        ["128, 4096, 16384", "", "100 (dense)", "1.18", "**0.99**", *[""] * 6, "240 (dense) [a]", "1.00", ""],
+        ["8192, 4096, 16384", "P", "", "", "", "110", "1.25", "1.14", "100", "1.38", "1.25", *steps],
+        ["128, 4096, 16384", "", "100 (dense)", "1.18", "**0.99**", *[""] * 6, "240 (dense) [a]", "1.00", *[""] * 4],
     ]
 
 
