@@ -92,14 +92,14 @@ def test_quick_start(capsys):
 
 
 def test_analyze_in_a_program(capsys):
-    torch.manual_seed(0)  # about 18.5 % without one
+    torch.manual_seed(0)  # the share is at the edge of two roundings
     n, _ = run("Analyze in a program")
     report, names = n["report"], [f"layers.{i}" for i in range(4)]
     assert list(report.layers) == names and all(layer["tokens"] == 2048 for layer in report.layers.values())
     assert report.decisions == {name: name != "layers.0" for name in names}
     assert n["done"].converted == names[1:] and n["done"].skipped == {"layers.0": "decided against"}
     printed = capsys.readouterr().out
-    assert report.verdict in printed and re.search("layers.0 drops 1[89] % of non-zeros: keep it dense", report.verdict)
+    assert report.verdict in printed and "layers.0 drops 19 % of non-zeros: keep it dense" in report.verdict
 
 
 def test_own_module(capsys):
