@@ -363,7 +363,7 @@ def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
     }
 
 
-#: Of every op, how its arguments are made, and how often it is tried.
+#: Of every op but those of experts, how its arguments are made, and how often it is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "compress": (_compress, 3),
     "compress_fp8": (_compress_fp8, 3),
@@ -390,5 +390,8 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
 
 def legal_call(d: Dice) -> Call:
     """A call that an op has to take."""
-    op = d.choices(list(GENERATORS), [weight for _, weight in GENERATORS.values()])[0]
-    return Call(op, GENERATORS[op][0](d), wrapped=d.chance(0.3), trimmed=d.chance(0.3))
+    from fuzzing import experts
+
+    generators = GENERATORS | experts.GENERATORS
+    op = d.choices(list(generators), [weight for _, weight in generators.values()])[0]
+    return Call(op, generators[op][0](d), wrapped=d.chance(0.3), trimmed=d.chance(0.3))

@@ -284,7 +284,7 @@ def quantize_fp8_predict(x, factor) -> Check | None:
 
 def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     """Apply the rule of an op, on a device."""
-    from fuzzing import few_tokens, networks, products, whole
+    from fuzzing import experts, few_tokens, networks, products, whole
 
     tensors = [v for v in values.values() if isinstance(v, Tensor)]
     if any(t.layout != torch.strided for t in tensors):
@@ -295,7 +295,7 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     if isinstance(call, networks.Network):
         check = networks.rule(call, values, device)
     else:
-        modules = (module for module in (products, few_tokens, whole) if hasattr(module, call.op))
+        modules = (module for module in (products, experts, few_tokens, whole) if hasattr(module, call.op))
         function = getattr(next(modules, None), call.op, None) or globals()[call.op]
         if call.op == "put_features" and any(t.requires_grad or t.is_neg() or t._is_zerotensor() for t in tensors):
             raise Unsettled  # what may be written to is a matter of autograd too
@@ -303,6 +303,8 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     need(len(places) <= 1, "one device")
     first = next(iter(tensors))
     need(places != {"cuda"} or first.dtype != torch.float32 or call.takes_float32_on_cuda, "no float32 on CUDA")
+    if places == {"cuda"} and call.op in experts.GENERATORS:
+        experts.on_cuda(first, values)
     if places == {"cuda"} and call.is_op and hasattr(few_tokens, call.op):
         need(math.prod(first.shape[:-1]) <= few_tokens.MOST, "few tokens on CUDA")
     return check

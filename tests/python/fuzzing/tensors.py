@@ -65,6 +65,8 @@ def _fill(shape: tuple[int, ...], d: Draw) -> Tensor:
         return low | high << 4
     if d.contents == "ascending":
         return torch.randperm(d.limit, generator=g)[:count].sort().values.reshape(shape)
+    if d.contents == "ends":
+        return torch.randint(0, d.limit + 1, (count,), generator=g).sort().values.reshape(shape).to(d.dtype)
     if d.contents == "permuted":
         return torch.randperm(d.limit, generator=g)[:count].reshape(shape)
     if d.contents == "indices":
