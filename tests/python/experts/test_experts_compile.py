@@ -5,6 +5,7 @@ import torch
 from compare import assert_same_bits
 from data import normal
 from mixture import COUNTS, OUT, float8, rows, together, weights
+from synchronisation import no_synchronisation
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -114,19 +115,15 @@ def test_on_cuda_nothing_asks_for_values(fp8, sparse, monkeypatch):
     assert [g.dim() for g in grads] == [2, 3, 3, 1]
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("learns", [False, True], ids=["inference", "training"])
 def test_the_host_does_not_wait(cuda, learns):
     x, offsets = rows(BF16, cuda)
     w1, w2 = (w.requires_grad_(learns) for w in weights(BF16, cuda))
     sparse24.relu2_experts(x, w1, w2, offsets).sum()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with no_synchronisation():
         out = sparse24.relu2_experts(x, w1, w2, offsets)
         if learns:
             torch.autograd.grad(out, (w1, w2), torch.ones_like(out))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["sixteen_bit", "fp8"])

@@ -4,6 +4,7 @@ A rule is a function of an op's arguments: it raises `Refused` where the op has 
 either, and otherwise returns a function that checks results, or None where nothing is promised of them.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -297,6 +298,8 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     else:
         modules = (module for module in (products, experts, few_tokens, whole) if hasattr(module, call.op))
         function = getattr(next(modules, None), call.op, None) or globals()[call.op]
+        if hasattr(whole, call.op):
+            function = functools.partial(function, device)
         if call.op == "put_features" and any(t.requires_grad or t.is_neg() or t._is_zerotensor() for t in tensors):
             raise Unsettled  # what may be written to is a matter of autograd too
         check = function(**{name: _plain(v, device) for name, v in values.items()})

@@ -1,4 +1,4 @@
-"""Rules of the op that is a whole network: the bits of the ops one after another, on the device of its result."""
+"""Rules of the op that is a whole network: the bits of the ops one after another, on the device that ran it."""
 
 import math
 
@@ -17,7 +17,7 @@ def one_after_another(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_fa
     options = {"threshold": threshold, "statistics": False}
     if w1.dtype != FP8:
         values, meta, *_ = sparse24.linear_compress(x, w1, bias=b1, **options)
-        return sparse24.mm(values, meta, w2.t(), bias=b2)
+        return sparse24.mm(values, meta, w2.contiguous().t(), bias=b2)
     if scale_y_factor is None:
         q, x_scale = sparse24.quantize_fp8(x)
     else:
@@ -29,7 +29,7 @@ def one_after_another(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_fa
     return sparse24.mm(values, meta, w2.contiguous().t(), scale, w2_scale, b2, out_dtype=x.dtype)
 
 
-def relu2_mlp_sparse(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Check | None:
+def relu2_mlp_sparse(device, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Check | None:
     tensor(x)
     need(x.dtype in FLOATS and x.dim() >= 1, "x")
     if not isinstance(threshold, float):
@@ -63,7 +63,7 @@ def relu2_mlp_sparse(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_fac
     def check(results) -> None:
         (result,) = results
         assert result.dtype == x.dtype and result.shape == (*x.shape[:-1], w2.shape[0]) and result.is_contiguous()
-        there = [None if t is None else t.detach().to(result.device) for t in arguments]
+        there = [None if t is None else t.detach().to(device) for t in arguments]
         there[0] = there[0].reshape(tokens, x.shape[-1])
         expected = one_after_another(*there, threshold)
         contract.assert_same_bits(result.detach().reshape(expected.shape).cpu(), expected.cpu())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from synchronisation import no_synchronisation
 from torch._dynamo.testing import CompileCounter
 
 import sparse24
@@ -69,15 +70,11 @@ def test_cuda_equals_cpu(cuda, kind):
     assert torch.equal(got.cpu(), sparse24.densest_features(counts, 3277))
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_needs_no_synchronisation(cuda):
     counts = some("tokens", 16384).to(cuda)
     sparse24.densest_features(counts, 819)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with no_synchronisation():
         sparse24.densest_features(counts, 819)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_compiles_for_any_number_of_features(device):

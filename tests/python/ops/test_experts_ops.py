@@ -4,6 +4,7 @@ import pytest
 import torch
 from compare import assert_same_bits
 from data import normal
+from synchronisation import no_synchronisation
 
 import sparse24
 
@@ -155,11 +156,8 @@ def test_nothing_waits_on_the_host(device):
         pytest.skip("synchronisation")
     case = Case([130, 0, 1, 65, 3], 9, device)
     case.sparse(), case.dense()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronisation():
         case.sparse(), case.dense()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from compare import assert_accurate, assert_same_bits
 from data import LAYOUTS, generator, normal, relayout, unaligned
 from oracle import FP8
+from synchronisation import no_synchronisation
 from torch import Tensor
 
 import sparse24
@@ -141,15 +142,11 @@ def test_cuda_graph_with_new_data(cuda):
         assert_same_bits(out, sparse24.mm_active(y.clone(), w))
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_needs_no_synchronisation(cuda):
     y, w = activation(8, 1024, 0.9, torch.bfloat16).to(cuda), weight(1024, 256, torch.bfloat16).to(cuda)
     sparse24.mm_active(y, w)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
+    with no_synchronisation():
         sparse24.mm_active(y, w)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_refuses_a_backward_pass(device):
