@@ -33,8 +33,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dense_dw": {"weight_gradients": "dense"},
     "no_warmup": {},
 } | {name: way.recipe for name, way in WEIGHTS.items()}
-#: A dense end is so small a part of the steps.
-FINAL_PART = 6
 #: Tokens whose FFN outputs are verified, and whose activations are described.
 SAMPLE_TOKENS = 8192
 #: Logged intervals between two looks at held-out text and at the activations.
@@ -63,9 +61,8 @@ def train(
     if settings.compile:
         model.compile()
     way = WEIGHTS.get(run.recipe) if run.ffn == "sparse" else None
-    warmup = 0 if run.recipe == "no_warmup" or (way and not way.warmup) else min(settings.warmup, settings.steps)
-    final = settings.steps // FINAL_PART if way and way.dense_end else 0
-    schedule = sparse24.Schedule(settings.steps, dense_warmup_steps=warmup, dense_final_steps=final)
+    warmup = 0 if run.recipe == "no_warmup" else min(settings.warmup, settings.steps)
+    schedule = way.schedule(settings.steps) if way else sparse24.Schedule(settings.steps, dense_warmup_steps=warmup)
     first = schedule_start(schedule, settings.steps) if run.ffn == "sparse" else 0
     tokens = corpus.train.to(device)
     batches = windows_of(tokens, settings, run.seed)

@@ -20,25 +20,31 @@ class Way:
 
     recipe: dict[str, Any] = field(default_factory=lambda: BOTH)
     pruning: dict[str, Any] = field(default_factory=lambda: {"soft": True})
-    warmup: bool = True
-    dense_end: bool = True
+    #: Parts of the steps that are dense.
+    start: float = 1 / 3
+    end: float = 1 / 6
     #: Rank of the adapters that the last tenth of the steps has.
     adapters: int = 0
+
+    def schedule(self, steps: int) -> sparse24.Schedule:
+        """Which steps are sparse."""
+        start, end = (round(part * steps) for part in (self.start, self.end))
+        return sparse24.Schedule(steps, dense_warmup_steps=start, dense_final_steps=end)
 
 
 #: The first is what is recommended. Names of those that follow say what differs.
 WEIGHTS = {
     "weights": Way(),
-    "weights_no_end": Way(dense_end=False),
-    "weights_adapters": Way(dense_end=False, adapters=48),
+    "weights_no_end": Way(end=0),
+    "weights_adapters": Way(end=0, adapters=48),
     "weights_hard": Way(pruning={}),
     "weights_static": Way(pruning={"refresh_steps": 0}),
-    "weights_no_warmup": Way(warmup=False),
+    "weights_no_warmup": Way(start=0),
     "weights_up": Way(recipe={"sparse_weights": "up"}),
     # FST: masks stay for 40 steps, and what is pruned decays.
     "weights_decay": Way(pruning={"refresh_steps": 40, "decay": 6e-5}),
     # SLoPe: static masks, the doubly pruned backward pass, adapters at the end (a tenth of the steps, not a hundredth).
-    "weights_slope": Way(recipe=BOTH | {"double_pruning": True}, pruning={"refresh_steps": 0}, dense_end=False),
+    "weights_slope": Way(recipe=BOTH | {"double_pruning": True}, pruning={"refresh_steps": 0}, end=0),
 }
 
 

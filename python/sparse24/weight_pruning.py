@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparse24._options import boolean, whole_number
 from sparse24.errors import fail
-from sparse24.mlp.weights import kept24, soft_scale
+from sparse24.mlp.weights import kept24, masked, prune24, soft_scale, soft_threshold24
 from sparse24.nn import entering_weights
 from sparse24.schedule import feed_forwards
 
@@ -33,6 +33,9 @@ class WeightPruning:
     decay_of : {"gradients", "weights"}
         "gradients": it is added to the gradient, which Adam then normalises (FST's masked decay).
         "weights": the weights shrink by it directly, times the learning rate.
+    settle : bool
+        The first dense step after sparse ones starts with the network that they trained: see `settle_`. False: with the
+        weights as they are, of which half never entered a product, and a softened rest is another.
 
     Attributes
     ----------
@@ -69,6 +72,7 @@ class WeightPruning:
         refresh_steps: int = 1,
         decay: float = 0.0,
         decay_of: Literal["gradients", "weights"] = "gradients",
+        settle: bool = True,
     ) -> None:
         self.soft = boolean("WeightPruning", "soft", soft)
         self.refresh_steps = whole_number("WeightPruning", "refresh_steps", refresh_steps)
@@ -79,7 +83,9 @@ class WeightPruning:
         if decay_of not in ("gradients", "weights"):
             fail("WeightPruning", 'decay_of to be "gradients" or "weights"', f'"{decay_of}"')
         self.decay, self.decay_of = float(decay), decay_of
+        self.settle = boolean("WeightPruning", "settle", settle)
         self.steps = 0
+        self._begun = False
         self._networks = [network for module in feed_forwards(model) for network in _pruned_layers(module)]
         self._seen: dict[int, Tensor] = {}
         if not self._networks:
@@ -87,18 +93,30 @@ class WeightPruning:
             fail("WeightPruning", what, type(model).__name__)
 
     def step(self) -> None:
-        """Find the masks and scales of the next step, if it is a sparse one and they are due."""
+        """Prepare the next step: find masks and scales, if it is a sparse one and they are due; or settle."""
         if not any(layer.module.sparse for layer in self._networks):
+            if self._begun and self.settle:
+                self.settle_()
             return
-        first, self.steps = self.steps == 0, self.steps + 1
+        first, self._begun, self.steps = not self._begun, True, self.steps + 1
         due = first or (self.refresh_steps > 1 and (self.steps - 1) % self.refresh_steps == 0)
         for layer in self._networks:
             if self.soft and first:
-                entering_weights.put(
-                    layer.module, entering_weights.SOFT[layer.index], soft_scale(layer.whole(), layer.dim)
-                )
+                entering_weights.put(layer.module, layer.names[1], soft_scale(layer.whole(), layer.dim))
             if self.refresh_steps != 1 and due:
-                entering_weights.put(layer.module, entering_weights.KEEP[layer.index], kept24(layer.whole(), layer.dim))
+                entering_weights.put(layer.module, layer.names[0], kept24(layer.whole(), layer.dim))
+
+    @torch.no_grad()
+    def settle_(self) -> None:
+        """Write the weights as they enter the products into the parameters, and forget masks and scales. In place.
+
+        The network is the same then, dense or sparse. What was pruned is zero, and learns again in a dense phase. The
+        optimizer's state stays. A sparse phase that follows finds masks and scales anew.
+        """
+        for layer in self._networks:
+            layer.stored().parameter.copy_(layer.as_stored(layer.entering()))
+            entering_weights.drop(layer.module, layer.names)
+        self._begun = False
 
     @torch.no_grad()
     def decay_(self, learning_rate: float = 1.0) -> None:
@@ -115,7 +133,7 @@ class WeightPruning:
             if not layer.module.sparse:
                 continue
             w = layer.stored().parameter
-            rest = torch.where(layer.keep_as_stored(), torch.zeros_like(w), w)
+            rest = torch.where(layer.as_stored(layer.keep()), torch.zeros_like(w), w)
             if self.decay_of == "weights":
                 w.sub_(rest, alpha=self.decay * learning_rate)
             elif w.grad is not None:
@@ -141,8 +159,8 @@ class WeightPruning:
     def remove(self) -> None:
         """Remove masks and scales: from then on the recipe alone prunes."""
         for layer in self._networks:
-            entering_weights.drop(layer.module)
-        self.steps = 0
+            entering_weights.drop(layer.module, layer.names)
+        self.steps, self._begun = 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs: the steps, masks and scales."""
@@ -150,13 +168,13 @@ class WeightPruning:
             {name: layer.module._buffers[name] for name in layer.names if name in layer.module._buffers}
             for layer in self._networks
         ]
-        return {"steps": self.steps, "buffers": buffers}
+        return {"steps": self.steps, "begun": self._begun, "buffers": buffers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up again, of the same model."""
         if len(state["buffers"]) != len(self._networks):
             fail("WeightPruning", f"a state of {len(self._networks)} weights", len(state["buffers"]))
-        self.steps = state["steps"]
+        self.steps, self._begun = state["steps"], state.get("begun", state["steps"] > 0)
         for layer, buffers in zip(self._networks, state["buffers"], strict=True):
             for name, value in buffers.items():
                 entering_weights.put(layer.module, name, value.to(layer.stored().parameter.device))
@@ -186,16 +204,23 @@ class _Layer:
         kept = self.module._buffers.get(entering_weights.KEEP[self.index])
         return kept24(self.whole(), self.dim) if kept is None else kept
 
-    def keep_as_stored(self) -> Tensor:
-        """Give the mask as the parameter is: transposed, sharded."""
+    def entering(self) -> Tensor:
+        """Give the whole weight as a sparse step multiplies it."""
+        keep, scale = (self.module._buffers.get(name) for name in self.names)
+        w = self.whole()
+        if scale is not None:
+            return soft_threshold24(w, self.dim, scale)
+        return prune24(w, self.dim) if keep is None else masked(w, keep)
+
+    def as_stored(self, whole: Tensor) -> Tensor:
+        """Lay a matrix as the parameter lies: transposed, sharded."""
         w, transposed = self.stored()
-        keep = self.keep()
-        keep = keep.t() if transposed else keep
+        whole = whole.t() if transposed else whole
         if not hasattr(w, "full_tensor"):
-            return keep
+            return whole
         from torch.distributed.tensor import distribute_tensor  # heavy
 
-        return distribute_tensor(keep, w.device_mesh, w.placements)
+        return distribute_tensor(whole, w.device_mesh, w.placements)
 
 
 def _pruned_layers(module: Any) -> list[_Layer]:

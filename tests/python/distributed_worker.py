@@ -212,7 +212,7 @@ def sharded_weight_pruning(rank, steps):
 
 
 def weight_pruning(model, steps):
-    """Train, and return the weights and the flip rates."""
+    """Train, and return the weights, also as a dense end would start with them, and the flip rates."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     pruning = sparse24.WeightPruning(model, refresh_steps=2, decay=0.5)
     flips = []
@@ -223,7 +223,9 @@ def weight_pruning(model, steps):
         pruning.decay_()
         optimizer.step()
         flips.append(torch.tensor(pruning.flip_rate()))
-    return [*(p.detach() for p in model.parameters()), *flips]
+    trained = [p.detach().clone() for p in model.parameters()]
+    pruning.settle_()
+    return [*trained, *(p.detach() for p in model.parameters()), *flips]
 
 
 def sharded_children(rank, kind):

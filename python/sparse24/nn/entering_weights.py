@@ -4,6 +4,7 @@ Buffers of the module outside of its state_dict, which `sparse24.WeightPruning` 
 captured graphs see what is written. With neither, the recipe alone prunes.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +50,8 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_buffer(name, value, persistent=False)
 
 
-def drop(module: nn.Module) -> None:
-    """Remove all of them."""
-    for name in (*KEEP, *SOFT):
+def drop(module: nn.Module, names: Iterable[str] = (*KEEP, *SOFT)) -> None:
+    """Remove some of them, or all."""
+    for name in names:
         if module._buffers.pop(name, None) is not None:
             module._non_persistent_buffers_set.discard(name)

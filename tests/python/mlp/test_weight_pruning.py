@@ -94,9 +94,43 @@ def test_dense_phases_and_schedules():
             )
         if step == 3:
             keep = kept24(model.up_proj.weight)
+        if sparse:
+            assert_same_bits(model._buffers["_sparse24_keep_up"], keep)
         change(model, step)
     assert pruning.steps == 4
-    assert_same_bits(model._buffers["_sparse24_keep_up"], keep)
+
+
+@pytest.mark.parametrize("make", [network, converted])
+@pytest.mark.parametrize("options", [{"soft": True}, {"refresh_steps": 0}, {}], ids=str)
+def test_a_dense_end_starts_with_the_network_of_the_last_sparse_step(make, options):
+    """And with the parameters as they are, where that is chosen; a second sparse phase finds masks and scales anew."""
+    x = torch.randn(64, 32)
+    for settle in (True, False):
+        model = make()
+        pruning = WeightPruning(model, settle=settle, **options)
+        w1, w2 = list(model.parameters())[:2]
+        for step in range(3):
+            pruning.step()
+            change(model, step)
+        stored, sparse = [w.detach().clone() for w in (w1, w2)], model(x).detach()
+        model.sparse = False
+        pruning.step()
+        if not settle:
+            assert_same_bits(w1.detach(), stored[0])
+            assert_same_bits(w2.detach(), stored[1])
+            continue
+        assert_same_bits(prune24(w1).detach(), w1.detach())
+        assert_same_bits(prune24(w2, 0).detach(), w2.detach())
+        assert_same_bits(sparse24.relu2_mlp(x, w1, w2, min_tokens=0).detach(), sparse)
+        assert not list(model.buffers()) and pruning.steps == 3
+        change(model)
+        dense = w1.detach().clone()
+        pruning.step()
+        assert_same_bits(w1.detach(), dense)
+        model.sparse = True
+        pruning.step()
+        entering = {"soft": soft_threshold24(w1, -1, soft_scale(w1))}.get(next(iter(options), ""), prune24(w1))
+        assert_same_bits(pruning._networks[0].entering().detach(), entering.detach())
 
 
 @pytest.mark.parametrize("refresh", [1, 4])
