@@ -37,7 +37,8 @@ Known read(int device) {
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
   const int multiprocessors = properties.multiProcessorCount;
-  DeviceFacts facts{properties.name, multiprocessors - margin(multiprocessors)};
+  // An even number: clusters have two CTAs, and CUTLASS's scheduler would make a grid that they do not divide.
+  DeviceFacts facts{properties.name, (multiprocessors - margin(multiprocessors)) / 2 * 2};
   facts.clock_mhz = attribute(cudaDevAttrClockRate, device) / 1e3;
   // Both edges of the clock, in kHz; width in bits.
   facts.memory_tb_s = 2.0 * attribute(cudaDevAttrMemoryClockRate, device) * properties.memoryBusWidth / 8 * 1e-9;

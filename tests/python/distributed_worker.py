@@ -219,7 +219,7 @@ def weight_pruning(model, steps):
     for _ in range(steps):
         pruning.step()
         optimizer.zero_grad()
-        model(batch(0)).square().mean().backward()
+        model(batch(0, next(model.parameters()).device.type)).square().mean().backward()
         pruning.decay_()
         optimizer.step()
         flips.append(torch.tensor(pruning.flip_rate()))
