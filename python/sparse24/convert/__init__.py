@@ -18,6 +18,7 @@ from sparse24.convert.near import near_misses
 from sparse24.convert.problems import experts_problem, precision_problem, weights_problem
 from sparse24.convert.run import dense_tokens
 from sparse24.convert.seen import look
+from sparse24.convert.weights import merge_weights
 from sparse24.errors import fail
 from sparse24.format import FP8
 from sparse24.mlp import Precision
@@ -303,13 +304,16 @@ def convert(
     return report
 
 
-def revert(model: nn.Module) -> list[str]:
+def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
     """Undo `convert`, in place: the modules get their class back, and compute what they did, bit for bit.
 
     Parameters
     ----------
     model : Module
         Modules that were not converted stay as they are.
+    merge : bool
+        The parameters become the weights of the converted network first, pruned and with their adapters: a plain model
+        that has learned what the adapters have. By default adapters are lost, and weights are as they were stored.
 
     Returns
     -------
@@ -328,5 +332,7 @@ def revert(model: nn.Module) -> list[str]:
         if "_sparse24_base" not in vars(type(module)):
             fail("revert", f"{name or 'model'} to have the class that convert gave it", type(module).__name__)
     for _, module in found:
+        if merge:
+            merge_weights(module)
         uninstall(module)
     return [name for name, _ in found]

@@ -147,6 +147,15 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
     return pruned_weights(conversion.options["recipe"], *weights, None)[:2]
 
 
+@torch.no_grad()
+def merge_weights(module: Any) -> None:
+    """Write the weights of the network into the parameters, where they are not that: pruned, and with adapters."""
+    if not _changes(module, module._sparse24):
+        return
+    for stored, w in zip(stored_weights(module), all_entering(module), strict=True):
+        stored.parameter.copy_(w.t() if stored.transposed else w)
+
+
 def copies_help(module: Any, conversion: Conversion, first: Weights) -> bool:
     """Whether inference is faster with copies."""
     return conversion.decode or _quantises(conversion, first) or _changes(module, conversion)

@@ -162,6 +162,42 @@ def test_calibrated_masks_and_adapters(device):
         assert not list(net.buffers())
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_merged_when_reverted(choice):
+    """A plain model with what the adapters have learned."""
+    batches = [inputs(seed=i) for i in range(2)]
+    net = converted(ConvertConfig(sparse_weights=choice, adapters=8, calibration=batches, min_tokens=0))
+    optimizer = torch.optim.SGD([net.sparse24_up_left, net.sparse24_up_right], lr=0.1)
+    net(inputs()).float().square().mean().backward()
+    optimizer.step()
+    left, right, keep = net.sparse24_up_left, net.sparse24_up_right, net._buffers["_sparse24_keep_up"]
+    w1 = torch.addmm(torch.where(keep, net.c_fc.weight, 0), left, right).detach()
+    w2 = weights(net, choice)[1].detach()
+    assert sparse24.revert(net, merge=True) == [""] and type(net) is Inline
+    assert_same_bits(net.c_fc.weight.detach(), w1)
+    assert_same_bits(net.c_proj.weight.detach(), w2)
+    fresh = model()
+    fresh.load_state_dict(net.state_dict())
+    assert_same_bits(fresh(inputs()), net(inputs()))
+
+
+def test_merged_into_transposed_parameters():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Parameter(normal(a, b, dtype=torch.float32)) for a, b in ((32, 64), (64, 16)))
+
+        def forward(self, x):
+            return torch.relu(x @ self.first).square() @ self.second
+
+    net = Network()
+    wanted = prune24(net.first, 0).detach(), prune24(net.second, -1).detach()
+    assert sparse24.convert(net, ConvertConfig(sparse_weights="both"), quiet=True).converted
+    sparse24.revert(net, merge=True)
+    assert_same_bits(net.first.detach(), wanted[0])
+    assert_same_bits(net.second.detach(), wanted[1])
+
+
 def test_calibration_reaches_every_network():
     stack = model(layers=3)
     batches = [inputs(seed=i) for i in range(2)]
