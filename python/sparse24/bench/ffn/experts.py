@@ -3,8 +3,9 @@
 Variants: `sparse24` (relu2_experts as it comes, which runs dense with few rows per expert) and `sparse24_compiled` (the
 same as part of a compiled model), `grouped_mm` (torch.compile around torch._grouped_mm, in fp8 around
 torch._scaled_grouped_mm with a scale per row, x and the activation quantised inside), `fused_dense` (relu2_experts run
-dense), and `loop` (relu2_mlp, expert by expert, with numbers of rows that the host knows). Float8 weights are quantised
-before on all sides. Every variant multiplies the rows with their router's factors.
+dense), `always_sparse` (2:4, where it comes dense), and `loop` (relu2_mlp, expert by expert, with numbers of rows that
+the host knows). Float8 weights are quantised before on all sides. Every variant multiplies the rows with their router's
+factors.
 
 Rows are distributed by a router of random scores: `balanced`, where every expert is as likely, `zipf`, where the n-th
 is 1 / n as likely as the first, and `recorded`, whose shares are like those of trained routers: log-normal, and one
@@ -31,7 +32,7 @@ from sparse24.bench.harness import Case, Problem, attempt, compiled
 from sparse24.bench.inputs import Sparsity, generator, step_inputs
 from sparse24.bench.options import Options
 from sparse24.bench.precompile import Job, Operand
-from sparse24.experts import pays
+from sparse24.experts import experts_network, pays
 from sparse24.experts.products import by_expert, by_expert_fp8, float8_experts
 from sparse24.format import FEATURES
 
@@ -100,11 +101,14 @@ class Mixture:
         counts = torch.tensor([0, *self.ends]).diff()
         return counts.topk(min(2, len(counts))).indices.tolist()
 
+    def fits(self, dtype: str) -> bool:
+        """Whether an activation of these sizes can be 2:4."""
+        return self.size.d_ff % FEATURES[dtype == "fp8"] == 0
+
     def sparse(self, dtype: str) -> bool:
         """Whether `relu2_experts` runs 2:4."""
-        fp8 = dtype == "fp8"
-        fits = self.size.d_ff % FEATURES[fp8] == 0
-        return fits and (not self.x.is_cuda or pays(len(self.x), self.size.experts, fp8=fp8))
+        pay = not self.x.is_cuda or pays(len(self.x), self.size.experts, fp8=dtype == "fp8")
+        return self.fits(dtype) and pay
 
 
 # ---- what runs -------------------------------------------------------------------------------------------------------
@@ -139,6 +143,14 @@ def default_experts(
 ) -> torch.Tensor:
     """No closure, for the processes that compile it to find it."""
     return sparse24.relu2_experts(x, w1, w2, offsets, row_scale=row_scale)
+
+
+def always_sparse(
+    x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, row_scale: torch.Tensor, offsets: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """2:4 with any number of rows."""
+    how = {"precision": "auto", "w1_scale": None, "w2_scale": None, "recipe": None, "sparse": True, "min_rows": 0}
+    return experts_network(x, w1, w2, offsets, row_scale=row_scale, **how | options)
 
 
 def default_experts_fp8(
@@ -264,6 +276,8 @@ def forward(m: Mixture, options: Options) -> Iterator[Case]:
     yield Case("sparse24_compiled", "bf16", lambda _: inside(*bf16), expected.check(m.sparse("bf16")), **ours)
     if m.x.is_cuda:
         yield Case("loop", "bf16", lambda _: loop(m, *bf16[:4]), lambda out: {}, "part")
+    if m.fits("bf16") and not m.sparse("bf16"):
+        yield Case("always_sparse", "bf16", lambda _: always_sparse(*bf16), expected.check(True), "part")
 
     (w1, s1), (w2, s2) = m.fp8
     fp8 = m.x, w1, s1, w2, s2, *tail
@@ -278,6 +292,10 @@ def forward(m: Mixture, options: Options) -> Iterator[Case]:
     yield Case("fused_dense", "fp8", lambda _: dense_fp8(), expected_fp8.check(False))
     yield Case("sparse24", "fp8", lambda _: default_experts_fp8(*fp8), check, **ours)
     yield Case("sparse24_compiled", "fp8", lambda _: inside_fp8(*fp8), check, **ours)
+    if m.fits("fp8") and not m.sparse("fp8"):
+        of_weights = {"w1_scale": s1, "w2_scale": s2}
+        run = partial(always_sparse, m.x, w1, w2, *tail, **of_weights)
+        yield Case("always_sparse", "fp8", lambda _: run(), expected_fp8.check(True), "part")
 
 
 def training(m: Mixture, options: Options) -> Iterator[Case]:
@@ -302,6 +320,8 @@ def training(m: Mixture, options: Options) -> Iterator[Case]:
     yield Case("fused_dense", "bf16", lambda _: step(dense_experts), exact, **rest)
     yield Case("sparse24", "bf16", lambda _: step(default_experts), kept, "sparse24", **rest)
     yield Case("sparse24_compiled", "bf16", lambda _: step(inside), kept, "sparse24", **rest)
+    if m.fits("bf16") and not m.sparse("bf16"):
+        yield Case("always_sparse", "bf16", lambda _: step(always_sparse), check_training(m, True), "part", **rest)
     roughly = check_training(m, m.sparse("fp8"), BOUND_FP8)
     dense_fp8 = partial(fp8_experts, sparse=False)
     yield Case("fused_dense", "fp8", lambda _: step(dense_fp8), check_training(m, False, BOUND_FP8), **rest)
