@@ -22,7 +22,7 @@ from sparse24.experts.function import Experts
 from sparse24.experts.products import readable
 from sparse24.experts.pruning import pruned
 from sparse24.experts.reference import options_of, relu2_experts_reference
-from sparse24.format import FEATURES
+from sparse24.format import FEATURES, FP8
 from sparse24.mlp import Precision
 from sparse24.mlp.arguments import Plan
 from sparse24.ops.activation import RELU2
@@ -144,9 +144,9 @@ def experts_network(
     if not torch.compiler.is_compiling():
         refuse_tangents("relu2_experts", (x, w1, w2, row_scale))
 
-    x = x.to(dtype)
-    w1, w2 = (w if w.dtype == torch.float8_e4m3fn else w.to(dtype) for w in (w1, w2))
-    needed = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (x, w1, w2, row_scale)]
+    x, w1, w2 = (t if t.dtype in (dtype, FP8) else t.to(dtype) for t in (x, w1, w2))
+    recorded = torch.is_grad_enabled()
+    needed = [recorded and t is not None and t.requires_grad for t in (x, w1, w2, row_scale)]
     experts, features, _ = w1.shape
     with without_autocast(device_type):
         if not x.is_cuda:

@@ -12,7 +12,8 @@ from sparse24.ops import quantize_fp8
 
 def readable(t: Tensor) -> Tensor:
     """Return t, or a copy: torch's grouped products read matrices in either order that begin at 16 bytes."""
-    t = t if t.dim() == 3 and t.mT.is_contiguous() else t.contiguous()
+    if not t.is_contiguous():
+        t = t if t.dim() == 3 and t.mT.is_contiguous() else t.contiguous()
     return t if torch.compiler.is_compiling() or t.data_ptr() % 16 == 0 else t.clone()
 
 
