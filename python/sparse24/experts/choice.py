@@ -4,8 +4,6 @@ from sparse24._symbolic import or_true
 
 #: Rows per expert, on average, from which `relu2_experts` runs sparse on CUDA.
 MIN_ROWS = {"16bit": 256, "fp8": 256}
-#: Rows per expert from which grouped kernels run (`sparse24.experts.fused`): with fewer they have not been measured.
-MIN_FUSED_ROWS = 16
 
 
 def pays(rows: int, experts: int, *, fp8: bool = False) -> bool:

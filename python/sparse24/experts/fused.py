@@ -6,9 +6,8 @@ A 2:4 activation has padded rows here (`sparse24.ops.experts`), of which backwar
 import torch
 from torch import Tensor
 
-from sparse24._symbolic import or_false, or_true
+from sparse24._symbolic import or_false
 from sparse24.experts.arguments import Arguments
-from sparse24.experts.choice import MIN_FUSED_ROWS
 from sparse24.mlp.arguments import Activated
 from sparse24.ops import experts_linear, experts_linear_compress, experts_linear_relu2, experts_mm
 from sparse24.ops.experts import MOST_EXPERTS
@@ -16,10 +15,9 @@ from sparse24.ops.experts import MOST_EXPERTS
 
 def runs(a: Arguments) -> bool:
     """Whether there are kernels for these operands, which lie as `torch.nn.Linear` stores them."""
-    experts, rows = a.w1.shape[0], a.x.shape[0]
     if a.x.dtype != torch.bfloat16 or a.plan.fp8 or not (a.w1.is_contiguous() and a.w2.is_contiguous()):
         return False
-    return or_false(experts <= MOST_EXPERTS) and or_true(rows >= MIN_FUSED_ROWS * experts)
+    return or_false(a.w1.shape[0] <= MOST_EXPERTS)
 
 
 def activation(a: Arguments) -> Activated:
