@@ -1,6 +1,8 @@
-"""What `sparse24.mlp.pays` loses: the default's time over that of the faster one of sparse and dense, size by size.
+"""What the default loses: its time over that of the faster one of sparse and dense, size by size.
 
-python -m bench regret bench/results/<gpu>/ffn_forward.json
+python -m bench regret bench/results/<gpu>/ffn_forward.json bench/results/<gpu>/experts.json
+
+The default is `sparse24.mlp.pays` of a network, and `sparse24.experts.pays` of experts.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.reporting import experts_tables
 from bench.reporting.ffn_tables import DEFAULTS
 from sparse24.bench import results
 from sparse24.mlp import pays
@@ -36,11 +39,30 @@ def choices(records: Iterable[results.Record], kind: str) -> dict[Size, tuple[fl
     return found
 
 
+def experts(records: Iterable[results.Record], race: str, dtype: str) -> dict[tuple, tuple[float, bool]]:
+    """The same of `sparse24.experts.pays`, by rows per expert and what else a problem is."""
+    found = {}
+    for problem in experts_tables.problems(r for r in records if (r["race"], r["dtype"]) == (race, dtype)):
+        ours, first = experts_tables.named(problem, "sparse24"), problem[0]
+        sparse = ours is not None and ours["runs"] == "2:4"
+        other = experts_tables.named(problem, "fused_dense" if sparse else "always_sparse")
+        if ours and other:
+            rows = first["tokens"] * first["top_k"] / first["experts"]
+            size = rows, first["experts"], first["d_model"], first["d_ff"], first["routing"]
+            us = ours["median_us"]
+            found[size] = (us / min(us, other["median_us"]) - 1, sparse)
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", nargs="+", type=Path)
     read = results.read_json(parser.parse_args(argv).json)
-    for kind in DEFAULTS:
-        for size, (regret, chosen) in sorted(choices(read, kind).items(), key=lambda item: -item[1][0]):
+    mixtures, networks = ([r for r in read if (r["bench"] == "experts") is here] for here in (True, False))
+    found = {kind: choices(networks, kind) for kind in DEFAULTS if networks}
+    for race, dtype in sorted({(r["race"], r["dtype"]) for r in mixtures}):
+        found[f"experts, {race}, {dtype}"] = experts(mixtures, race, dtype)
+    for kind, of_sizes in found.items():
+        for size, (regret, chosen) in sorted(of_sizes.items(), key=lambda item: -item[1][0]):
             print(f"{kind}, {' x '.join(map(str, size))}: {'sparse' if chosen else 'dense'} loses {100 * regret:.1f} %")
     return 0

@@ -9,7 +9,7 @@ import torch
 from made_up_records import record
 
 from bench.cases import experts as command
-from bench.reporting import expected, experts_tables
+from bench.reporting import expected, experts_tables, regret
 from sparse24.bench.ffn import experts
 from sparse24.bench.inputs import Sparsity
 from sparse24.bench.options import Options
@@ -86,6 +86,24 @@ def test_sizes_are_those_of_the_models():
     assert not [f for f in found if f[0] == "Ultra" and f[3]]  # gradients of so many weights are left out
     assert [f for f in found if f[1] == 8] == [("Nano", 8, "balanced", False), ("Ultra", 8, "balanced", False)]
     assert len({label for label, *_ in command.labelled(chosen)}) == len(found)
+
+
+def test_what_the_default_loses():
+    """By rows per expert: 2:4 beside our dense kernels, and the other way round."""
+    facts = {"bench": "experts", "experts": 128, "top_k": 8, "routing": "balanced"}
+    records = []
+    for tokens, runs, us, other, others_us in (
+        (8192, "2:4", 100.0, "fused_dense", 120.0),
+        (512, "dense", 50.0, "always_sparse", 40.0),
+    ):
+        for variant, role, time in (("sparse24", "sparse24", us), (other, "part", others_us)):
+            more = facts | {"runs": runs} if variant == "sparse24" else facts
+            records.append(record(tokens, (2688, 1856), "bf16", variant, role, time, **more))
+    found = regret.experts(records, "forward", "bf16")
+    assert found == {
+        (512.0, 128, 2688, 1856, "balanced"): (0.0, True),
+        (32.0, 128, 2688, 1856, "balanced"): (0.25, False),
+    }
 
 
 def made_up():
