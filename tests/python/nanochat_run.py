@@ -4,7 +4,6 @@ It runs in the root of the checkout. What it needs of packages and data is repla
 compiler by nothing. Its last line says, for each call of the library's network, whether it trained and ran sparse.
 """
 
-import importlib
 import os
 import runpy
 import sys
@@ -13,7 +12,7 @@ from unittest import mock
 
 import torch
 
-forward = importlib.import_module("sparse24.convert.forward")  # the name leads to the function convert
+from sparse24.convert import run
 
 VOCABULARY = 256
 
@@ -64,7 +63,7 @@ def relu2_mlp(*args, **kwargs):
     return network(*args, **kwargs)
 
 
-network, forward.relu2_mlp = forward.relu2_mlp, relu2_mlp
+network, run.relu2_mlp = run.relu2_mlp, relu2_mlp
 replace("wandb")
 replace("nanochat.tokenizer", get_tokenizer=Tokenizer, get_token_bytes=token_bytes)
 replace(

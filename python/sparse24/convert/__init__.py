@@ -146,8 +146,8 @@ class ConvertReport:
             counts = Counter(self.skipped.values())
             reasons = [reason if len(counts) == 1 else f"{count}: {reason}" for reason, count in counts.most_common()]
             text += f", skipped {len(self.skipped)} ({'; '.join(reasons)})"
-        elif not self.converted and self.looked_at:
-            text += f": none of {self.looked_at} {'modules' if self.looked_at > 1 else 'module'} has {_LOOKED_FOR}"
+        elif not self.converted and (looked_at := self.looked_at or len(self.near_misses)):
+            text += f": none of {looked_at} {'modules' if looked_at > 1 else 'module'} has {_LOOKED_FOR}"
         if self.near_misses:
             text += "\nnear misses, of which parts can run `sparse24.relu2_mlp`:"
             for reason in dict.fromkeys(self.near_misses.values()):

@@ -349,6 +349,13 @@ def test_the_text_says_what_was_looked_for(capsys):
     assert str(report) == text and capsys.readouterr().out == text + "\n"
 
 
+def test_the_text_of_a_near_miss_alone():
+    assert str(sparse24.convert(Bank(), quiet=True)).startswith(
+        "sparse24: converted 0 of 0: none of 1 module has two linear layers or weights, [F, D] and [D_out, F], and a "
+        "squared ReLU between them\nnear misses, of which parts can run `sparse24.relu2_mlp`:\n  the model: a bank"
+    )
+
+
 def test_names_that_methods_of_torch_hide():
     """Such a module cannot run, and is no reason to raise."""
     report = sparse24.convert(Stack(TwoLayers(("forward_", "type")), TwoLayers()), quiet=True)

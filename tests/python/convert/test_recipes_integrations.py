@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import types
 from pathlib import Path
 from unittest import mock
@@ -324,6 +325,41 @@ def test_the_patch_is_well_formed(tmp_path):
     assert script.read_text().splitlines() == lines
 
 
+def run_nanochat(checkout, options=""):
+    """Run the training script of a checkout on random tokens; give what it printed."""
+    script = Path(worker.__file__).with_name("nanochat_run.py")
+    environment = os.environ | {"NANOCHAT_BASE_DIR": str(checkout.parent / "base"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script, *options.split()], cwd=checkout, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_what_a_checkout_would_run_is_seen(tmp_path):
+    """The test below rests on it, and runs where a checkout is."""
+    script = tmp_path / "checkout" / "scripts" / "base_train.py"
+    script.parent.mkdir(parents=True)
+    program = """
+        import torch
+        from convert_models import D, Inline
+
+        import sparse24
+
+        model, x = Inline(), torch.ones(8, D)
+        sparse24.convert(model)
+        for model.sparse in (False, True):
+            torch.compile(model)(x)
+        with sparse24.disabled(), torch.no_grad():
+            model(x)
+        """
+    script.write_text(textwrap.dedent(program))
+    assert run_nanochat(script.parents[1]).splitlines() == [
+        "sparse24: converted 1 of 1",
+        f"calls {[(True, False), (True, True)]}",
+    ]
+
+
 @pytest.mark.skipif("SPARSE24_NANOCHAT" not in os.environ, reason="SPARSE24_NANOCHAT names no checkout")
 @pytest.mark.parametrize("precision", ["bf16", "fp8", None])
 def test_the_patch_on_a_checkout(tmp_path, precision):
@@ -335,12 +371,7 @@ def test_the_patch_on_a_checkout(tmp_path, precision):
     options += " --eval-every 2 --eval-tokens 256 --core-metric-every 2 --sample-every 2 --window-pattern L"
     if precision:
         options += f" --sparse24 {precision} --sparse24-dense-steps 2"
-    script = Path(worker.__file__).with_name("nanochat_run.py")
-    environment = os.environ | {"NANOCHAT_BASE_DIR": str(tmp_path / "base"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, *options.split()], cwd=checkout, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    printed = run_nanochat(checkout, options)
     calls = [(True, False)] * 4 + [(True, True)] * 4 if precision else []  # of two layers
-    assert done.stdout.splitlines()[-1] == f"calls {calls}", done.stdout
-    assert ("sparse24: converted 2 of 2" in done.stdout) == bool(precision)
+    assert printed.splitlines()[-1] == f"calls {calls}", printed
+    assert ("sparse24: converted 2 of 2" in printed) == bool(precision)
