@@ -88,9 +88,9 @@ def problems(options: Options) -> Iterator[tuple[str, Callable[[], Problem]]]:
 
 
 def compilations(options: Options) -> Iterator[tuple[str, list[Job]]]:
-    """What each problem has compiled: the same for every number of tokens, so that few of them do."""
+    """What each problem has compiled."""
     for label, size, trains in labelled(options):
-        yield label, experts.compilations(size._replace(tokens=64), trains)
+        yield label, experts.compilations(size, trains)
 
 
 def main(argv: list[str] | None = None) -> int:
