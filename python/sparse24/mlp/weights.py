@@ -16,6 +16,7 @@ from torch import Tensor
 from sparse24.errors import dtype_name, fail, type_name
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Weight
+from sparse24.mlp.float8 import cast
 from sparse24.recipe import Recipe
 
 
@@ -228,7 +229,7 @@ def _soft(w: Tensor, dim: int, scale: float | Tensor) -> Tensor:
     second = low[0].maximum(low[1]).minimum(high[0].minimum(high[1]))
     left = exact.abs() - _joined((second,) * 4, dim)
     soft = torch.where(kept24(w, dim), left.copysign(exact) * scale, 0)
-    return soft.to(w.dtype)
+    return cast(soft, w.dtype)
 
 
 class _Straight(torch.autograd.Function):

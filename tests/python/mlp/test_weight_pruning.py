@@ -197,17 +197,25 @@ def test_resumed(options):
     assert_same_bits(copy.deepcopy(model)(x), model(x))
 
 
-def test_compiled_steps_follow_masks():
-    """One graph: masks are written in place."""
+@pytest.mark.parametrize("options", [{"refresh_steps": 2}, {"soft": True}, {}], ids=str)
+def test_compiled_steps(options):
+    """One graph: masks and scales are written in place. Gradients are those of the modules as they are, and dense."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     model = network()
-    pruning = WeightPruning(model, refresh_steps=2)
+    pruning = WeightPruning(model, **options)
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     x = torch.randn(64, 32)
     pruning.step()
     for step in range(5):
+        model(x).sum().backward()
+        expected = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
         compiled(x).sum().backward()
+        for p, grad in zip(model.parameters(), expected, strict=True):
+            assert_same_bits(p.grad, grad)
+            assert p.grad.count_nonzero() > 0.9 * p.numel()
+        model.zero_grad()
         assert_same_bits(compiled(x), model(x))
         change(model, step)
         pruning.step()
