@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24._symbolic import known
+from sparse24.convert.again import remember, run_again
 from sparse24.convert.conversion import SCALES, Conversion, weights_of
 from sparse24.convert.layers import weight_of
 from sparse24.convert.seen import difference
-from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, owner
+from sparse24.convert.weights import adapters_of, as_they_enter, changes, for_inference, owner
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
@@ -32,6 +33,10 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         problem = "in training it computes something else, as dropout does"
     if problem is not None:
         return problem
+    if not torch.compiler.is_compiling():
+        again = run_again(module, conversion, x)
+        if again is not None:
+            return again
     up, down = owner(module, conversion.up), owner(module, conversion.down)
     first, second = weights_of(up, conversion.up), weights_of(down, conversion.down)
     moved = is_moved(up)
@@ -62,6 +67,8 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             sparse=module.sparse,
         )
         if out is not None:
+            if rows is not None and conversion.decode and not changes(module, conversion):
+                remember(module, conversion, x, first, second, rows, float(options.get("threshold", 0)))
             return out
     problem = input_problem(x, first.weight.device if moved else None)
     if problem is None and moved and first.weight.device != second.weight.device:

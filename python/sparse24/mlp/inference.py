@@ -2,12 +2,14 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sparse24._autocast import without_autograd
 from sparse24.format import FEATURES
 from sparse24.mlp.arguments import Weight
 from sparse24.mlp.choice import may_be_few, pays, runs_few
-from sparse24.ops.few_tokens import relu2_mlp_few
+from sparse24.ops.activation import RELU2
+from sparse24.ops.few_tokens import MAX_TOKENS, relu2_mlp_few
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
 from sparse24.ops.network import relu2_mlp_sparse
 from sparse24.recipe import Recipe
@@ -36,7 +38,7 @@ def inferred(
     min_tokens: int | None,
     sparse: bool,
 ) -> Tensor | None:
-    """Compute what `relu2_mlp` does, where that is `relu2_mlp_few` or `relu2_mlp_sparse` and nothing has to be cast.
+    """Compute what `relu2_mlp` does, where that is one op, or dense with few tokens, and nothing has to be cast.
 
     None otherwise, for whatever reason: then `relu2_mlp` is to be called. The same of what does not fit, which it
     refuses in its own words.
@@ -76,13 +78,12 @@ def inferred(
     if d == 0 or x.dim() == 0 or x.shape[-1] != d or in_torch_func() or in_forward_mode():
         return None
     tokens, d_out = x.numel() // d, w2.shape[0]
-    if rows is not None and may_be_few(tokens):
-        if not runs_few(tokens, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
-            return None
+    few = rows is not None and may_be_few(tokens)
+    if few and runs_few(tokens, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
         with without_autograd():
             return relu2_mlp_few(x, w1, rows, b1, b2, first.scale, second.scale, threshold)
 
-    if not sparse or tokens == 0 or x.dim() == 1 or w2.shape[1] != d_ff or d_ff % FEATURES[fp8] != 0:
+    if tokens == 0 or x.dim() == 1 or w2.shape[1] != d_ff:
         return None
     if fp8:
         if d % 16 or d_out % 16 or (b1 is not None and dtype != torch.bfloat16) or not _is_number(scale_y, place):
@@ -94,7 +95,11 @@ def inferred(
     else:
         one_scale = scale_y is not None and second.scale is not None and second.scale.numel() == 1
         enough = not x.is_cuda or pays(tokens, d_ff, d_out, fp8=fp8, one_scale=one_scale)
-    if not enough:
+    if few or not enough:
+        if fp8 or enough or min_tokens is not None or tokens > MAX_TOKENS or threshold != 0:
+            return None
+        return linear(RELU2(linear(x, w1, b1)), w2, b2)
+    if not sparse or d_ff % FEATURES[fp8] != 0:
         return None
     scales = first.scale, second.scale, scale_y, scale_y_factor
     with without_autograd():

@@ -36,10 +36,13 @@ class Record:
         False if an optimizer has changed the weights since, or they are others.
     stepped : bool
         Whether an optimizer that has them has made a step since: fused ones write without a new version.
+    call : object
+        What a call with the copies can be compared with by the next one, or None: whoever makes it knows what it is.
     """
 
     def __init__(self, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
         self.fresh, self.stepped, self.names = True, False, names
+        self.call: Any = None
         self.seen = tuple((weakref.ref(t), t._version, t.data_ptr()) for t in sources)
         _live.add(self)
         if not _hooks:
@@ -53,10 +56,15 @@ class Record:
 
     def holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors as they are now."""
+        return self.is_of(sources) and self.holds_still()
+
+    def holds_still(self) -> bool:
+        """Whether the copies are of the weights as they are now, of which the caller knows that they are the same."""
         if self.stepped or not self.seen:
             return False
-        for (ref, version, pointer), t in zip(self.seen, sources, strict=True):
-            if ref() is not t or t._version != version or t.data_ptr() != pointer:
+        for ref, version, pointer in self.seen:
+            t = ref()
+            if t is None or t._version != version or t.data_ptr() != pointer:
                 return False
         return True
 
@@ -108,7 +116,7 @@ def prepare_to_load(module: Any) -> None:
         forget(t)
     record = module.__dict__.get("_copies")
     if record is not None:
-        record.fresh, record.seen = False, ()
+        record.fresh, record.seen, record.call = False, (), None
 
 
 def renew_when_loaded(module: nn.Module) -> None:

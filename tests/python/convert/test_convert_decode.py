@@ -9,6 +9,7 @@ from compare import assert_same_bits
 from convert_models import HIDDEN, BothParameters, CountOps, D, Inline, Stack, WithModule, randomize
 from data import normal
 from oracle import FP8
+from torch import nn
 
 import sparse24
 from sparse24.convert.conversion import Weights
@@ -120,6 +121,43 @@ def test_copies_follow_the_weights(device, kind, change):
     precision = "fp8" if kind == "fp8" else "16bit"
     expected = sparse24.relu2_mlp(many, first.weight, second.weight, precision=precision, min_tokens=0)
     assert_same_bits(module(many), expected)
+
+
+OTHER_CALLS = {
+    "a new weight": lambda m: setattr(m.up_proj, "weight", nn.Parameter(m.up_proj.weight * 2)),
+    "a new second weight": lambda m: setattr(m.down_proj, "weight", nn.Parameter(m.down_proj.weight * 2)),
+    "a new bias": lambda m: setattr(m.up_proj, "bias", nn.Parameter(m.up_proj.bias + 1)),
+    "no bias": lambda m: setattr(m.down_proj, "bias", None),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("change", OTHER_CALLS)
+def test_calls_unlike_the_one_before(device, kind, change):
+    module, _ = build(device, lambda: WithModule(bias=True), CONFIGS[kind])
+    x = normal(3, D, dtype=torch.bfloat16).to(device)
+    first = module(x)
+    assert_same_bits(module(x), first)
+    OTHER_CALLS[change](module)
+    expected = exactly(module, x, kind == "fp8")
+    got = module(x)
+    if "weight" in change:  # whose copies are of the one before: pruned, or float8 in each call
+        torch.testing.assert_close(got, expected, rtol=0.3, atol=0.3 * float(expected.float().abs().max()))
+        assert float((got - first).float().norm()) > 0.5 * float((expected - first).float().norm()) > 0
+    else:
+        assert_same_bits(got, expected)
+    assert_same_bits(module(x), got)
+
+
+def test_calls_with_gradients_behind_one_without(device):
+    module, _ = build(device)
+    x = normal(3, D, dtype=torch.bfloat16).to(device)
+    with torch.no_grad():
+        module(x)
+    out = module(x.clone().requires_grad_())
+    out.sum().backward()
+    assert module.up_proj.weight.grad is not None
 
 
 @torch.no_grad()
