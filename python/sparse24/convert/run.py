@@ -12,7 +12,7 @@ from sparse24.convert.again import remember, run_again
 from sparse24.convert.conversion import SCALES, Conversion, weights_of
 from sparse24.convert.layers import weight_of
 from sparse24.convert.seen import difference
-from sparse24.convert.weights import adapters_of, as_they_enter, changes, for_inference, owner
+from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, has_changes, owner
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
@@ -67,7 +67,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             sparse=module.sparse,
         )
         if out is not None:
-            if rows is not None and conversion.decode and not changes(module, conversion):
+            if rows is not None and conversion.decode and not has_changes(module, conversion):
                 remember(module, conversion, x, first, second, rows, float(options.get("threshold", 0)))
             return out
     problem = input_problem(x, first.weight.device if moved else None)

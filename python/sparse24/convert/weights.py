@@ -79,13 +79,13 @@ def for_inference(module: Any, conversion: Conversion, first: Weights, second: W
     """Give the weights as inference wants them: made before the call, and the second one by neuron as well."""
     if not copies_help(module, conversion, first):
         return Entering(first, second)
-    others = changes(module, conversion)
+    changes = has_changes(module, conversion)
     if module._copies is None:
-        if not (others or _quantises(conversion, first)) and is_by_neuron(second.weight):
+        if not (changes or _quantises(conversion, first)) and is_by_neuron(second.weight):
             return Entering(first, second, second.weight.t())
         if not torch.compiler.is_compiling():
             put_copies(module)
-    if (others and not module.sparse) or not follow(module, _sources(module, conversion, first, second)):
+    if (changes and not module.sparse) or not follow(module, _sources(module, conversion, first, second)):
         return as_they_enter(module, conversion, first, second)
     copies = module._buffers
     first, second = (
@@ -113,13 +113,13 @@ def what_to_copy(self: Any) -> Copies | None:
         return None
     if any(weight_problem("", t.weight) or t.weight.dtype == torch.float64 for t in (first, second)):
         return None
-    quantises, others = _quantises(conversion, first), changes(self, conversion)
-    if not (quantises or others) and is_by_neuron(second.weight):
+    quantises, changes = _quantises(conversion, first), has_changes(self, conversion)
+    if not (quantises or changes) and is_by_neuron(second.weight):
         return None
 
     def make() -> dict[str, Tensor]:
         made, w1, w2 = {}, first.weight, second.weight
-        if others:
+        if changes:
             w1, w2 = all_entering(self)
         for number, (w, weights) in enumerate(((w1, first), (w2, second)), start=1):
             if quantises:
@@ -158,16 +158,16 @@ def merge_weights(module: Any) -> None:
 
 def copies_help(module: Any, conversion: Conversion, first: Weights) -> bool:
     """Whether inference is faster with copies."""
-    return conversion.decode or _quantises(conversion, first) or changes(module, conversion)
+    return conversion.decode or _quantises(conversion, first) or has_changes(module, conversion)
 
 
 def _sources(module: Any, conversion: Conversion, first: Weights, second: Weights) -> tuple[Tensor, ...]:
-    if changes(module, conversion):
+    if has_changes(module, conversion):
         return first.stored, second.stored, *adapters_of(module)
     return (first.stored, second.stored) if _quantises(conversion, first) else (second.stored,)
 
 
-def changes(module: Any, conversion: Conversion) -> bool:
+def has_changes(module: Any, conversion: Conversion) -> bool:
     """Whether the weights of the network are not those that are stored."""
     return _prunes(conversion) or bool(adapters_of(module))
 
