@@ -150,7 +150,7 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def merge_weights(module: Any) -> None:
     """Write the weights of the network into the parameters, where they are not that: pruned, and with adapters."""
-    if not _changes(module, module._sparse24):
+    if not has_changes(module, module._sparse24):
         return
     for stored, w in zip(stored_weights(module), all_entering(module), strict=True):
         stored.parameter.copy_(w.t() if stored.transposed else w)
