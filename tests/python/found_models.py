@@ -46,6 +46,48 @@ class Parameters(nn.Module):
         return self.activation(x @ (self.w_in if up else self.w_in.t())) @ (self.w_out if down else self.w_out.t())
 
 
+class WithBiases(Parameters):
+    """Biases are parameters too, of either layer or of both, in any order."""
+
+    def __init__(self, which, hidden=HIDDEN, transposed=(False, False)):
+        super().__init__(*transposed)
+        if hidden != HIDDEN:
+            self.w_in, self.w_out = (nn.Parameter(torch.randn(hidden, hidden)) for _ in range(2))
+        sizes = {"b_in": hidden, "b_out": D}
+        for name in which:
+            setattr(self, name, nn.Parameter(torch.randn(sizes[name])))
+
+    def forward(self, x):
+        up, down = self.transposed
+        h = F.linear(x, self.w_in.t() if up else self.w_in, getattr(self, "b_in", None))
+        return F.linear(self.activation(h), self.w_out.t() if down else self.w_out, getattr(self, "b_out", None))
+
+
+class Shifted(WithBiases):
+    """Its parameters have the sizes of biases."""
+
+    def forward(self, x):
+        return super().forward(x + self.b_out)
+
+
+class LearnedScale(Parameters):
+    def __init__(self):
+        super().__init__(False, False)
+        self.b_out = nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        return super().forward(x) * self.b_out
+
+
+class WithThird(WithBiases):
+    def __init__(self, which):
+        super().__init__(which)
+        self.third = nn.Parameter(torch.zeros(D))
+
+    def forward(self, x):
+        return super().forward(x) + self.third
+
+
 class Optional(TwoLayers):
     def forward(self, x, mask=None):
         out = super().forward(x)

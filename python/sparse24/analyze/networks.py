@@ -39,7 +39,7 @@ class Watched:
 
     def layers(self) -> tuple[Weights, Weights]:
         """Read both layers as they are stored."""
-        return tuple(weights_of(owner_of(self.module, layer.name), layer) for layer in (self.up, self.down))
+        return tuple(weights_of(self.module, layer) for layer in (self.up, self.down))
 
     def weights(self) -> tuple[Weights, Weights]:
         """Read both layers as sparse steps multiply them: pruned and with adapters, where they are."""

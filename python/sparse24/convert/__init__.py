@@ -168,12 +168,12 @@ def convert(
 
     Only the forward changes. Children and parameters stay what and where they are, and with them the keys of the
     state_dict, the groups of an optimizer and hooks on the module. A network is any module that owns two linear layers
-    or two-dimensional parameters, [F, D] and [D_out, F] or [F, D_out], under any names, and of which a replica with
-    small random weights computes ``W2 max(W1 x + b1, 0)^2 + b2``; also `torch.nn.Sequential`, layers in lists, and
-    the network inside of `torch.nn.TransformerEncoderLayer` and `torch.nn.TransformerDecoderLayer`. So inlined
-    activations are found, `torch.nn.Linear` subclasses that cast float32 weights too, and gated, leaky and smoothed
-    variants are not. It has to be that network for inputs of every shape, in every dtype that it takes, and in its
-    gradients.
+    or two-dimensional parameters, [F, D] and [D_out, F] or [F, D_out], with their biases or without, under any names,
+    and of which a replica with small random weights computes ``W2 max(W1 x + b1, 0)^2 + b2``; also
+    `torch.nn.Sequential`, layers in lists, and the network inside of `torch.nn.TransformerEncoderLayer` and
+    `torch.nn.TransformerDecoderLayer`. So inlined activations are found, `torch.nn.Linear` subclasses that cast float32
+    weights too, and gated, leaky and smoothed variants are not. It has to be that network for inputs of every shape, in
+    every dtype that it takes, and in its gradients.
 
     The experts of a mixture run `sparse24.relu2_experts` where a module owns all of their weights, [E, F, D] and
     [E, D_out, F], and is called with tokens, the experts of each and their factors, as transformers' `NemotronHExperts`

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sparse24.convert.layers import owner_of
 from sparse24.convert.seen import Seen
 from sparse24.format import FP8
 from sparse24.mlp import Precision
@@ -15,10 +16,14 @@ SCALES = "_sparse24_scales"
 
 
 class Layer(NamedTuple):
-    """Where a weight is: a child's, or a parameter of the network itself, stored [in, out] if `transposed`."""
+    """Where a weight is: a child's, or a parameter of the network itself, stored [in, out] if `transposed`.
+
+    `bias` names the parameter that is the bias of a weight which is a parameter; a child has its own.
+    """
 
     name: str
     transposed: bool = False
+    bias: str = ""
 
 
 class Weights(NamedTuple):
@@ -30,10 +35,15 @@ class Weights(NamedTuple):
     stored: Tensor
 
 
-def weights_of(owner: Any, layer: Layer) -> Weights:
-    """Read the weights of one layer, as `torch.nn.Linear` stores them; a scale only where the weight is float8."""
+def weights_of(module: Any, layer: Layer, owner: Any = None) -> Weights:
+    """Read the weights of one layer, as `torch.nn.Linear` stores them; a scale only where the weight is float8.
+
+    `owner` is the child or the parameter of the module that has the weight, where that is known.
+    """
+    owner = owner_of(module, layer.name) if owner is None else owner
     if isinstance(owner, Tensor):
-        return Weights(owner.t() if layer.transposed else owner, None, None, owner)
+        bias = owner_of(module, layer.bias) if layer.bias else None
+        return Weights(owner.t() if layer.transposed else owner, bias, None, owner)  # type: ignore[arg-type]
     parameters = owner._parameters
     weight = parameters.get("weight")
     if weight is None:  # a buffer, or what a subclass computes

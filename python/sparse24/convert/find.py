@@ -7,7 +7,7 @@ too.
 """
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import permutations, product
 from typing import NamedTuple
 
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from sparse24.convert.call import called_children
 from sparse24.convert.conversion import Layer
 from sparse24.convert.experts import examine_experts, experts_of
-from sparse24.convert.layers import is_called, is_parameter, layers_of, named_pair, weight_of
+from sparse24.convert.layers import is_called, is_parameter, layers_of, may_be_bias, named_pair, owner_of, weight_of
 from sparse24.convert.mention import mentions_relu2
 from sparse24.convert.probe import probe
 from sparse24.convert.problems import (
@@ -23,11 +23,12 @@ from sparse24.convert.problems import (
     PATCHED,
     dropout_problem,
     further_problem,
+    further_tensors,
     layer_problem,
     module_problem,
     sizes_problem,
 )
-from sparse24.convert.reason import IN_TRAINING, Mismatch
+from sparse24.convert.reason import IN_TRAINING, OTHER, Mismatch
 from sparse24.convert.replica import Network
 from sparse24.convert.seen import difference, look
 from sparse24.format import FP8
@@ -103,8 +104,8 @@ def _examine(candidate: _Candidate, alike: list[object]) -> tuple[Network | None
     if experts_of(module):
         return examine_experts(module, up, down)
     reason, dropout = module_problem(module), dropout_problem(module)
-    further = further_problem(module, up, down)
-    problems = layer_problem(module, up) or layer_problem(module, down) or further
+    further, biases = further_problem(module, up, down), _biases(module, up, down)
+    problems = layer_problem(module, up) or layer_problem(module, down) or (not biases and further)
     problems = problems or difference(module, look(module, called_children(module)))
     reason = reason or (problems and (dropout or problems))
     weights = [weight_of(module, name) for name in (up, down)]
@@ -112,15 +113,17 @@ def _examine(candidate: _Candidate, alike: list[object]) -> tuple[Network | None
         reason = "of its weights one is float8 and one is not"
     if reason and (is_named or reason == CONVERTED):
         return None, reason, True
-    networks = list(_readings(candidate))
+    networks = list(_readings(candidate, biases))
     if not networks:
-        return None, sizes_problem(module, up, down), is_named
-    if further or reason == PATCHED:  # what it runs is not its two layers
+        return None, further if biases else sizes_problem(module, up, down), is_named
+    if (further and not biases) or reason == PATCHED:  # what it runs is not its two layers
         return None, reason or "", False
     is_small = max(w.numel() for w in weights) <= _LARGE
     found = probe(module, networks, is_named or is_small or mentions_relu2(module), alike)
     if isinstance(found, Mismatch) and networks[0].up.name != up and not found.is_relu:
         return None, sizes_problem(module, up, down), False
+    if isinstance(found, Mismatch) and biases and (not found.is_relu or found.reason == OTHER):  # they are no biases
+        return None, reason or further or "", is_named
     if isinstance(found, Mismatch):
         # Dropout can be switched off: another activation, or a residual, is the better reason.
         is_better = found.is_relu and found.reason != IN_TRAINING
@@ -129,8 +132,16 @@ def _examine(candidate: _Candidate, alike: list[object]) -> tuple[Network | None
     return found, reason or dropout or "", True
 
 
-def _readings(candidate: _Candidate) -> Iterator[Network]:
-    """List every reading of the two weights whose sizes fit: in both orders, unless names say which is the first."""
+def _biases(module: nn.Module, up: str, down: str) -> list[str]:
+    """Name all further parameters, if they may be biases of weights that are parameters."""
+    names = further_tensors(module, up, down)
+    weights = [name for name in (up, down) if is_parameter(module, name)]
+    fits = len(names) <= len(weights) and all(may_be_bias(owner_of(module, name)) for name in names)
+    return names if fits else []
+
+
+def _readings(candidate: _Candidate, biases: list[str]) -> Iterator[Network]:
+    """List every reading of the weights whose sizes fit: in both orders, unless names say which is the first."""
     _, module, first, second, is_named = candidate
     for up, down in ((first, second),) if is_named else ((first, second), (second, first)):
         shapes = [weight_of(module, name).shape for name in (up, down)]
@@ -138,8 +149,18 @@ def _readings(candidate: _Candidate) -> Iterator[Network]:
         for up_transposed, down_transposed in product(*stored):
             f, d = reversed(shapes[0]) if up_transposed else shapes[0]
             d_out, f_down = reversed(shapes[1]) if down_transposed else shapes[1]
-            if f == f_down:
-                yield Network(Layer(up, up_transposed), Layer(down, down_transposed), d, f, d_out)
+            if f != f_down:
+                continue
+            for first_bias, second_bias in dict.fromkeys(permutations((*biases, "", ""), 2)):
+                named = ((first_bias, up, f), (second_bias, down, d_out))
+                if {first_bias, second_bias}.issuperset(biases) and all(_fits(module, *of) for of in named):
+                    layers = Layer(up, up_transposed, first_bias), Layer(down, down_transposed, second_bias)
+                    yield Network(*layers, d, f, d_out)
+
+
+def _fits(module: nn.Module, bias: str, weight: str, size: int) -> bool:
+    """Whether a parameter may be the bias of a weight; no name is no bias."""
+    return not bias or (is_parameter(module, weight) and len(owner_of(module, bias)) == size)  # type: ignore[arg-type]
 
 
 def _others(module: nn.Module) -> str:

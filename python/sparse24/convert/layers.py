@@ -44,6 +44,11 @@ def is_parameter(module: nn.Module, name: str) -> bool:
     return isinstance(owner_of(module, name), Tensor)
 
 
+def may_be_bias(owner: nn.Module | Tensor) -> bool:
+    """Whether it is a parameter with one dimension."""
+    return isinstance(owner, nn.Parameter) and not is_lazy(owner) and Tensor.dim(owner) == 1
+
+
 def named_pair(module: nn.Module) -> tuple[str, str] | None:
     """Find a pair of NAMES."""
     owned = {**module._parameters, **module._modules}

@@ -79,16 +79,21 @@ def not_linear(name: str, owner: nn.Module) -> str:
     return f"{name} is a {type(owner).__module__}.{type(owner).__qualname__}, not a torch.nn.Linear"
 
 
-def further_problem(module: nn.Module, up: str, down: str) -> str | None:
-    """Name what a network of two layers does not have: gates, norms, adapters, parametrisations."""
+def further_tensors(module: nn.Module, up: str, down: str) -> list[str]:
+    """Name parameters and buffers that are no part of the two layers, in the order of the module."""
     if called_children(module) is not None:
-        return None
+        return []
     known = {up, down}
     for name in known.copy():
         known |= {f"{name}.{part}" for part in ("weight", "bias", "weight_scale", "input_scale", "scale_y_factor")}
     tensors = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     tensors += [name for name, _ in module.named_buffers(remove_duplicate=False)]
-    further = [name for name in tensors if name not in known]
+    return [name for name in tensors if name not in known]
+
+
+def further_problem(module: nn.Module, up: str, down: str) -> str | None:
+    """Name what a network of two layers does not have: gates, norms, adapters, parametrisations."""
+    further = further_tensors(module, up, down)
     if further:
         what = "gated: it" if any("gate" in name for name in further) else "it"
         return f"{what} has parameters or buffers beside its two layers ({', '.join(further[:3])})"

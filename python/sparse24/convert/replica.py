@@ -125,10 +125,14 @@ def replace_weight(
 def replace_bias(replica: nn.Module, layer: Layer, bias: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Put a bias in the place of the module's, if it has one; return what it is worth, in float64."""
     owner = owner_of(replica, layer.name)
-    if isinstance(owner, Tensor) or getattr(owner, "bias", None) is None:
+    name = "bias"
+    if isinstance(owner, Tensor):
+        path, _, name = layer.bias.rpartition(".")
+        owner = replica.get_submodule(path)
+    if not name or getattr(owner, name, None) is None:
         return torch.zeros_like(bias)
     rounded = bias.to(dtype)
-    put(owner, "bias", rounded.to(device))
+    put(owner, name, rounded.to(device))
     return rounded.double()
 
 

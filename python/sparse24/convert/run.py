@@ -38,7 +38,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         if again is not None:
             return again
     up, down = owner(module, conversion.up), owner(module, conversion.down)
-    first, second = weights_of(up, conversion.up), weights_of(down, conversion.down)
+    first, second = weights_of(module, conversion.up, up), weights_of(module, conversion.down, down)
     moved = is_moved(up)
     problem = weight_problem(conversion.up.name, first.weight) or weight_problem(conversion.down.name, second.weight)
     if problem is not None:
@@ -135,7 +135,7 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
     elif not low < tokens < high:
         return False
     if torch.is_grad_enabled():
-        first, second = (weights_of(owner(module, layer), layer) for layer in (conversion.up, conversion.down))
+        first, second = (weights_of(module, layer, owner(module, layer)) for layer in (conversion.up, conversion.down))
         if learns(x, first.weight, second.weight, first.bias, second.bias):
             return False
     child = module._modules.get(conversion.up.name)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sparse24._symbolic import or_true
 from sparse24.convert.conversion import Conversion, Weights, weights_of
-from sparse24.convert.layers import owner_of
 from sparse24.convert.run import input_problem, trains
 from sparse24.convert.seen import difference
 from sparse24.convert.weights import copies_help, for_inference
@@ -53,7 +52,7 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
 
 
 def _weights(module: Any, layer: Any) -> Weights:
-    return weights_of(owner_of(module, layer.name), layer)
+    return weights_of(module, layer)
 
 
 def _choices_problem(x: Any, index: Any, factors: Any) -> str | None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sparse24.convert.conversion import Layer, weights_of
-from sparse24.convert.layers import owner_of
 from sparse24.convert.reason import OTHER, Mismatch, reason
 from sparse24.convert.replica import Network, device_of, make_replica, replace_bias, replace_weight, run
 from sparse24.errors import dtype_name
@@ -94,7 +93,7 @@ class Trial:
     def gradients_differ(self) -> bool:
         """Whether the module's gradients are others than the network's; no if it has none at all."""
         x = self.x[1].to(self.device, copy=True).requires_grad_()
-        layers = [(weights_of(owner_of(self.replica, layer.name), layer), layer) for layer in self.network.layers()]
+        layers = [(weights_of(self.replica, layer), layer) for layer in self.network.layers()]
         stored = [weights.stored.requires_grad_() for weights, _ in layers]
         out = run(self.replica, x, training=False, gradients=True)
         if not isinstance(out, Tensor) or not out.requires_grad:

@@ -38,7 +38,7 @@ def owner(module: nn.Module, layer: Layer) -> Any:
 def both_weights(module: nn.Module) -> tuple[Weights, Weights]:
     """Read the weights of both layers."""
     conversion: Conversion = module._sparse24  # type: ignore[assignment]
-    first, second = (weights_of(owner(module, layer), layer) for layer in (conversion.up, conversion.down))
+    first, second = (weights_of(module, layer, owner(module, layer)) for layer in (conversion.up, conversion.down))
     return first, second
 
 

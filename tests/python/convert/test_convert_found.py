@@ -10,7 +10,18 @@ import torch.nn.functional as F
 from compare import assert_same_bits
 from convert_models import EXACT, HIDDEN, CountOps, D, SquaredReLU, assert_near, gradients, randomize, relu2
 from data import normal
-from found_models import Attention, InList, Optional, Parameters, Scaled, TwoLayers, WithMask, encoder, feed_forward
+from found_models import (
+    Attention,
+    InList,
+    Optional,
+    Parameters,
+    Scaled,
+    TwoLayers,
+    WithBiases,
+    WithMask,
+    encoder,
+    feed_forward,
+)
 from torch import nn
 
 import sparse24
@@ -33,6 +44,11 @@ NETWORKS = {
     "parameters [F, D] and [F, D]": lambda: Parameters(False, True),
     "parameters [D, F] and [D, F]": lambda: Parameters(True, False),
     "parameters [D, F] and [F, D]": lambda: Parameters(True, True),
+    "parameters and biases": lambda: WithBiases(("b_in", "b_out")),
+    "parameters [D, F] and [F, D], the second bias first": lambda: WithBiases(("b_out", "b_in"), HIDDEN, (True, True)),
+    "square parameters and biases": lambda: WithBiases(("b_out", "b_in"), D),
+    "parameters and the first bias": lambda: WithBiases(("b_in",), D),
+    "parameters and the second bias": lambda: WithBiases(("b_out",), D),
     "a further argument that is None": Optional,
     "a further argument that has to be given": WithMask,
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convert_models import EXACT, HIDDEN, D, Inline, SquaredReLU, Stack, relu2
-from found_models import Attention, Scaled, TwoLayers
+from found_models import Attention, LearnedScale, Scaled, Shifted, TwoLayers, WithThird
 from torch import nn
 
 import sparse24
@@ -304,6 +304,12 @@ MISSED = {
         "it has 4 layers (0, 2, 3, 5)",
     ),
     "mixed along tokens": (lambda: Mixed(), "it has parameters or buffers beside its two layers (share)"),
+    "a scale": (lambda: LearnedScale(), "it has parameters or buffers beside its two layers (b_out)"),
+    "no bias": (lambda: Shifted(("b_in", "b_out")), "it has parameters or buffers beside its two layers (b_in, b_out)"),
+    "biases and more": (
+        lambda: WithThird(("b_in", "b_out")),
+        "it has parameters or buffers beside its two layers (b_in, b_out, third)",
+    ),
     "layers of another library": (Columns, f"first is a {__name__}.Column, not a torch.nn.Linear"),
     "norm inside": (
         lambda: nn.Sequential(nn.RMSNorm(D), nn.Linear(D, HIDDEN), SquaredReLU(), nn.Linear(HIDDEN, D)),
