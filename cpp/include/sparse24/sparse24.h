@@ -18,6 +18,7 @@
 #include "sparse24/linear_relu2_gradient_fp8.h"
 #include "sparse24/mm.h"
 #include "sparse24/mm_active.h"
+#include "sparse24/pack.h"
 #include "sparse24/packed.h"
 #include "sparse24/put_features.h"
 #include "sparse24/quantize.h"

@@ -38,9 +38,10 @@ from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
+from sparse24.mlp.packed_weights import Packs, entering
 from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
-from sparse24.mlp.weights import check_groups, pruned_weights, say_that_it_is_not_faster
+from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
 from sparse24.ops.few_tokens import MAX_TOKENS
@@ -208,9 +209,6 @@ def relu2_mlp(
     above = threshold_of("relu2_mlp", threshold)
     if recipe.sparse_weights != "none":
         check_groups(recipe, w1, w2)
-        say_that_it_is_not_faster(x.is_cuda)
-        if sparse and not weights_pruned:
-            w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
     double_pruned = sparse and recipe.double_pruning
     compiling = torch.compiler.is_compiling()
     transformed = in_torch_func() or (not compiling and in_forward_mode())
@@ -222,18 +220,11 @@ def relu2_mlp(
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
     check_delayed_scales(delayed_scales, tokens)
-    exactly = False  # where few tokens are
+    exactly = few = False  # where few tokens are
     if w2_rows is not None:
         check_w2_rows(w2_rows, w2)
         exactly = inference or not (learns or compiling or in_forward_mode()) and is_mapped_alone(x, w1, w2, b1, b2)
-        if exactly and runs_few(tokens.shape[0], *w2_rows.shape, fp8=w1_scale is not None, is_cuda=x.is_cuda):
-            if w1_scale is None:
-                w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)
-            b1, b2 = _cast(b1, dtype), _cast(b2, dtype)
-            with without_autograd():
-                few = run_few_transformed if transformed else relu2_mlp_few
-                return few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
-
+        few = exactly and runs_few(tokens.shape[0], *w2_rows.shape, fp8=w1_scale is not None, is_cuda=x.is_cuda)
     if min_tokens is not None:
         enough = or_true(tokens.shape[0] >= min_tokens)
     else:
@@ -241,10 +232,26 @@ def relu2_mlp(
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
     if exactly and enough:
         enough = not may_be_few(tokens.shape[0])
+
+    stored, packs, first_packed, second_packed = (w1, w2), Packs(), None, None
+    pruned = recipe.weight_groups() if sparse and not weights_pruned else (None, None)
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
+    if pruned != (None, None):
+        if transformed or recipe.double_pruning or w1_scale is not None or w2_scale is not None:
+            w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
+        else:
+            if sparse and fused:
+                packs = Packs.of(recipe, tokens.shape[0], w1, w2, fp8=fp8, learns=learns)
+            w1, w2, w2_rows, first_packed, second_packed = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
+    if few:
+        if w1_scale is None:
+            w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)
+        b1, b2 = _cast(b1, dtype), _cast(b2, dtype)
+        with without_autograd():
+            run_few = run_few_transformed if transformed else relu2_mlp_few
+            return run_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
     if inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS):
         fused = fused and fp8  # torch's functions are the faster ones
-    stored = w1, w2
     # Differentiable casts: float32 master weights get float32 gradients.
     w1 = w1 if w1_scale is not None else _cast(w1, dtype)
     w2 = w2 if w2_scale is not None else _cast(w2, dtype)
@@ -254,7 +261,7 @@ def relu2_mlp(
     fp8_weight_gradients = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1])
     recipe = recipe if sparse else DENSE
     again = recompute or not recipe.reuse_mask
-    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned)
+    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned, packs.first and fp8)
     as_one = learns and (fp8 or sparse or recompute or roots or double_pruned)
     if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives
@@ -262,12 +269,13 @@ def relu2_mlp(
         elif compiling and as_one:  # Dynamo would make a second derivative zero
             fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
     scales = w1_scale, w2_scale, scale_y, scale_y_factor
-    arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, plan, recipe)
+    packed = *(first_packed or (None, None)), *(second_packed or (None, None))
+    arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, *packed, plan, recipe)
     with without_autocast(device_type):
         if transformed and not compiling:
             out = run_transformed(*arguments)
         elif as_one and runs_float8(arguments):
-            out = FeedForwardFp8.apply(*of_step(arguments, delayed_scales, scales_known, stored))
+            out = FeedForwardFp8.apply(*of_step(arguments, delayed_scales, scales_known, stored, pruned))
         elif as_one:
             out = FeedForward.apply(*arguments)
         else:

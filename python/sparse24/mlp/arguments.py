@@ -29,6 +29,8 @@ class Plan(NamedTuple):
     fp8_weight_gradients: bool = False
     #: The backward pass multiplies weights that are pruned along their output features as well.
     double_pruned: bool = False
+    #: fp8: the first weight is packed where it is quantised.
+    packs_first: bool = False
 
     @property
     def stored(self) -> ActivationFunction:
@@ -41,6 +43,13 @@ class Weight(NamedTuple):
 
     values: Tensor
     scale: Tensor | None
+
+
+class Packed(NamedTuple):
+    """A 2:4 weight as `pack24` packs it."""
+
+    values: Tensor
+    meta: Tensor
 
 
 class Activated(NamedTuple):
@@ -69,12 +78,24 @@ class Arguments(NamedTuple):
     scale_y: Tensor | None
     scale_y_factor: Tensor | None
     hot_features: Tensor | None
+    w1_packed: Tensor | None  # w1 and w2 once more, where they are 2:4 and packed: values and metadata
+    w1_meta: Tensor | None
+    w2_packed: Tensor | None
+    w2_meta: Tensor | None
     plan: Plan
     recipe: Recipe  # `DENSE` where it does not run sparse
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return all but how it runs."""
         return self[:-2]
+
+    def first_packed(self) -> Packed | None:
+        """Return the first weight packed, if it is."""
+        return None if self.w1_packed is None or self.w1_meta is None else Packed(self.w1_packed, self.w1_meta)
+
+    def second_packed(self) -> Packed | None:
+        """Return the second weight packed, if it is."""
+        return None if self.w2_packed is None or self.w2_meta is None else Packed(self.w2_packed, self.w2_meta)
 
     def first(self) -> Weight:
         """Return the first weight with its scale."""

@@ -13,14 +13,14 @@ In fp8 the kept values of y are dequantised first, and dx is a product of float8
 dtype.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparse24._autocast import without_autocast
-from sparse24.mlp.arguments import Activated, Arguments, Gradients, Needed, Plan, Weight
+from sparse24.mlp.arguments import Activated, Arguments, Gradients, Needed, Packed, Plan, Weight
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation
 from sparse24.mlp.tokens import distinct_features, put_product, weight_gradient
@@ -31,6 +31,7 @@ from sparse24.ops import (
     feature_counts,
     gather_features,
     linear_gradient,
+    linear_gradient_packed,
     linear_relu2_gradient,
     mm,
     quantize_fp8,
@@ -111,7 +112,7 @@ def _gradients(a: Arguments, activated: Activated | None, needed: Needed, grad: 
     count = recipe.hot_features(features) if split else 0
     if hot is not None:
         hot = distinct_features(hot, features)
-    w1, w2 = _sixteen_bit(a.first(), grad.dtype), _sixteen_bit(a.second(), grad.dtype)
+    w1, w2 = _sixteen_bit(a.first(), grad.dtype), a.second_packed() or _sixteen_bit(a.second(), grad.dtype)
     if not recipe.reuse_mask:
         h = F.linear(again(a.x), w1, a.b1)
         y, dh, dx = _without_mask(a.plan.function, h, grad @ w2 if need_dh else None, w1, needed.x)
@@ -134,14 +135,21 @@ def _gradients(a: Arguments, activated: Activated | None, needed: Needed, grad: 
 
 
 def _both_directions(
-    y: _Activation, grad: Tensor, x: Tensor, w1: Tensor, w2: Tensor, recipe: Recipe, hot: Tensor | None, need_x: bool
+    y: _Activation,
+    grad: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor | Packed,
+    recipe: Recipe,
+    hot: Tensor | None,
+    need_x: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     """Compute dx, dw1, dw2 and the kept values of dh: nothing of size [T, F] is dense in memory."""
     permuted = recipe.permute_tokens
     # Given features, if only none: linear_gradient need not count.
     whole = grad.new_empty(0, dtype=torch.int64) if hot is None else hot
-    dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = linear_gradient(
-        grad, w2, y.values, y.meta, permuted, fp8_meta=y.fp8, hot=whole, roots=y.roots
+    dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = _gradient_of_hidden(
+        grad, w2, y, permuted, hot=whole
     )
     dw1 = mm(dh_tokens, dh_meta, x, dim=-2, interleaved=permuted)
     dw2 = mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True, interleaved=permuted)
@@ -151,14 +159,24 @@ def _both_directions(
     return _gradient_of_x(y, dh, w1) if need_x else None, dw1, dw2, dh
 
 
-def _separate(y: _Activation, grad: Tensor, w1: Tensor, w2: Tensor, needed: Needed) -> _Operands:
+def _gradient_of_hidden(
+    grad: Tensor, w2: Tensor | Packed, y: _Activation, *args: bool, **options: Any
+) -> tuple[Tensor, ...]:
+    """Run `linear_gradient`, or with a packed weight `linear_gradient_packed`."""
+    options = {"fp8_meta": y.fp8, "roots": y.roots, **options}
+    if isinstance(w2, Packed):
+        return linear_gradient_packed(grad, *w2, y.values, y.meta, *args, **options)
+    return linear_gradient(grad, w2, y.values, y.meta, *args, **options)
+
+
+def _separate(y: _Activation, grad: Tensor, w1: Tensor, w2: Tensor | Packed, needed: Needed) -> _Operands:
     """Products over tokens of their own: everything that is per kept entry still happens on half of the entries."""
     if not (needed.x or needed.w1 or needed.b1):
         dh = None
     elif y.meta is None:
         dh = _gradient_of_dense(grad, w2, y.values, y.roots)
     else:
-        dh = linear_gradient(grad, w2, y.values, y.meta, tokens=False, fp8_meta=y.fp8, roots=y.roots)[0]
+        dh = _gradient_of_hidden(grad, w2, y, tokens=False)[0]
     dx = _gradient_of_x(y, dh, w1) if needed.x else None
     if y.meta is None:
         return _Operands(y.squares(), dh, dx)

@@ -13,8 +13,10 @@ from sparse24.ops import (
     compress,
     compress_fp8,
     linear_compress,
+    linear_compress_packed,
     linear_relu2,
     mm,
+    pack24_fp8,
     quantize_fp8,
     quantize_fp8_predict,
 )
@@ -43,8 +45,9 @@ def _activation_16bit(a: Arguments) -> Activated:
     stored = plan.stored
     if plan.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
         if plan.sparse:
-            values, meta, *_ = linear_compress(x, w1, bias=b1, statistics=False, **stored.options)
-            return Activated(values, meta, None)
+            packed, options = a.first_packed(), {"bias": b1, "statistics": False, **stored.options}
+            made = linear_compress(x, w1, **options) if packed is None else linear_compress_packed(x, *packed, **options)
+            return Activated(*made[:2], None)
         return Activated(linear_relu2(x, w1, bias=b1, statistics=False, **stored.options)[0], None, None)
     h = F.linear(x, w1, b1)
     if plan.sparse:
@@ -59,6 +62,14 @@ def _activation_fp8(a: Arguments) -> Activated:
         q, x_scale = quantize_fp8(a.x)
     else:
         q, x_scale, scale_y = quantize_fp8_predict(a.x, factor)
+    options = {"statistics": False, **plan.function.options}
+    if plan.packs_first:
+        *packed, w1_scale = pack24_fp8(a.w1)
+        scaling_out: OutputScaling = "row" if scale_y is None else "given"
+        values, meta, scale, *_ = linear_compress_packed(
+            q, *packed, x_scale, w1_scale, a.b1, scale_y, scaling=scaling_out, **options
+        )
+        return Activated(values, meta, scale if factor is None else scale_y)
     w1, w1_scale = float8_weight(a.first())
     if not plan.fused:
         h = linear_fp8(q, x_scale, w1, w1_scale, a.b1)
@@ -68,9 +79,8 @@ def _activation_fp8(a: Arguments) -> Activated:
         y, scale = quantize_fp8(plan.function(h), scale_y, scaling)
         return Activated(y, None, scale)
     first = q, w1, x_scale, w1_scale, a.b1
-    options = {"statistics": False, **plan.function.options}
     if plan.sparse:
-        scaling_out: OutputScaling = "row" if scale_y is None else "given"
+        scaling_out = "row" if scale_y is None else "given"
         values, meta, scale, *_ = linear_compress(*first, scale_y, scaling=scaling_out, **options)
         # The predicted scale is [T, 1] for any T, where the op's copy of a single token's is [1].
         return Activated(values, meta, scale if factor is None else scale_y)

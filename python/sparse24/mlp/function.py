@@ -40,11 +40,14 @@ class FeedForward(torch.autograd.Function):
 
 def what_is_saved(a: Arguments, activated: Activated) -> tuple[Tensor | None, ...]:
     """List the tensors that the backward pass takes: x and the weights, and the activation or what it is made of."""
+    if a.second_packed() is not None:
+        a = a._replace(w2=None)  # the backward pass multiplies the packed one
     if a.plan.recompute:
         return *a._replace(b2=None).tensors(), None, None, None
     if a.plan.double_pruned:
         a = a._replace(w1=prune24(a.w1, 0), w2=prune24(a.w2, 0))
-    return *a._replace(b1=None, b2=None, scale_y=None, scale_y_factor=None).tensors(), *activated
+    forwards = dict.fromkeys(("b1", "b2", "scale_y", "scale_y_factor", "w1_packed", "w1_meta"))
+    return *a._replace(**forwards).tensors(), *activated
 
 
 def gradients_of_saved(

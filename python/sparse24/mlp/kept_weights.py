@@ -1,16 +1,17 @@
-"""Weights in float8, in both orders: quantised once for all micro-batches of an optimizer step.
+"""What products take of weights, float8 codes in both orders or packed 2:4, made once for all micro-batches of a step.
 
 A weight that has a gradient when it is used again is accumulating one, so that it is not to change before the optimizer
-has seen it. Its codes are then kept, from the first micro-batch of the steps after the first one that accumulated; a
-training that never accumulates keeps nothing, and needs no memory for it. So do weights that FSDP2 gathers, whose
-gradients are elsewhere.
+has seen it. What is made of it is then kept, from the first micro-batch of the steps after the first one that
+accumulated; a training that never accumulates keeps nothing, and needs no memory for it. So do weights that FSDP2
+gathers, whose gradients are elsewhere.
 
 What is kept is of a tensor, its version and its address: whatever writes to the weight or replaces its memory makes
 them anew. A step of any optimizer of torch drops all of it, since fused ones write without a new version. Only what is
-written through ``weight.data`` between the micro-batches of a step is not seen. What is traced or captured quantises in
+written through ``weight.data`` between the micro-batches of a step is not seen. What is traced or captured makes it in
 each call: its weights may change with nobody asking.
 """
 
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,23 +19,25 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sparse24.ops import quantize_fp8_both
+from sparse24.mlp.arguments import Packed
+from sparse24.ops import prune_pack24, quantize_fp8_both
 from sparse24.ops.forward_mode import in_torch_func
 
 
 class BothOrders(NamedTuple):
-    """The codes of a weight, and its transpose, with one scale."""
+    """The codes of a weight, packed where products take them so, and its transpose, with one scale."""
 
-    values: Tensor
+    values: Tensor | Packed
     transposed: Tensor
     scale: Tensor
 
 
 class _Kept(NamedTuple):
     state: tuple[Any, ...]
-    codes: BothOrders
+    form: Any
 
 
+#: Of each weight its forms, by what they are.
 _kept = WeakIdKeyDictionary()
 _accumulating = False
 _hooks: list[Any] = []
@@ -46,8 +49,27 @@ def both_orders(w: Tensor) -> BothOrders:
     return BothOrders(values, transposed, scale)
 
 
-def codes_of(stored: Tensor, cast: Tensor) -> BothOrders | None:
-    """Give the codes of a weight in the dtype of the step, kept or made; None where the step is to make them."""
+def packed(codes: BothOrders) -> BothOrders:
+    """Pack what is 2:4 along its rows."""
+    return codes._replace(values=Packed(*prune_pack24(codes.values)[1:]))
+
+
+def codes_of(stored: Tensor, cast: Tensor, dim: int | None = None, *, packs: bool = False) -> BothOrders | None:
+    """Give the codes of a weight in the dtype of the step, kept or made; None where the step is to make them.
+
+    `dim`: along which dimension the weight was pruned, if it was. `packs`: pack them.
+    """
+
+    def make() -> BothOrders:
+        codes = both_orders(cast)
+        return packed(codes) if packs else codes
+
+    codes: BothOrders | None = kept_form(stored, cast.dtype, ("codes", dim, packs), make)
+    return codes
+
+
+def kept_form(stored: Tensor, dtype: torch.dtype, what: Hashable, make: Callable[[], Any]) -> Any:
+    """Give a form of a weight in the dtype of the step, kept or made; None where it is not to be kept."""
     global _accumulating
     if not _may_keep(stored):
         return None
@@ -55,16 +77,18 @@ def codes_of(stored: Tensor, cast: Tensor) -> BothOrders | None:
     _accumulating = _accumulating or accumulates
     if not _accumulating:
         return None
-    state = _state(stored, cast.dtype)
-    found = _kept.get(stored)
-    if found is None or not accumulates or found.state != state:
-        forget(stored)  # before others take its memory's place
+    state = _state(stored, dtype)
+    forms = {name: kept for name, kept in _kept.get(stored, {}).items() if kept.state == state}
+    found = forms.pop(what, None) if accumulates else None
+    if found is None:
+        forms.pop(what, None)
+        _kept[stored] = forms  # what is dropped goes before others take its memory's place
         with torch.no_grad():
-            found = _Kept(state, both_orders(cast))
-        _kept[stored] = found
+            found = _Kept(state, make())
         if not _hooks:
             _hooks.append(register_optimizer_step_post_hook(lambda *_: _kept.clear()))
-    return found.codes
+    _kept[stored] = {**forms, what: found}
+    return found.form
 
 
 def forget(stored: Tensor) -> None:
@@ -81,6 +105,6 @@ def _may_keep(w: Tensor) -> bool:
 
 
 def _state(w: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Give what a weight is, and the stream: on another one its codes may not be there yet."""
+    """Give what a weight is, and the stream: on another one what is made of it may not be there yet."""
     stream = torch.cuda.current_stream(w.device).cuda_stream if w.is_cuda else 0
     return w._version, w.data_ptr(), w.shape, w.stride(), dtype, stream

@@ -25,17 +25,18 @@ from torch.nn import functional as F
 
 from sparse24._autocast import without_autocast
 from sparse24.format import FP8
-from sparse24.mlp.arguments import Arguments, Gradients, Needed, Plan
+from sparse24.mlp.arguments import Arguments, Gradients, Needed, Packed, Plan
 from sparse24.mlp.backward import again
 from sparse24.mlp.float8 import cast, linear_fp8
 from sparse24.mlp.function import refuse_second_derivatives
-from sparse24.mlp.kept_weights import BothOrders, both_orders, codes_of
+from sparse24.mlp.kept_weights import BothOrders, both_orders, codes_of, packed
 from sparse24.mlp.tokens import distinct_features, put_rows
 from sparse24.ops import (
     decompress,
     densest_features,
     feature_counts,
     linear_compress,
+    linear_compress_packed,
     linear_gradient_fp8,
     linear_relu2,
     linear_relu2_gradient_fp8,
@@ -86,9 +87,19 @@ def runs_float8(a: Arguments) -> bool:
     return plan.fp8_weight_gradients and fits and own and a.w1.requires_grad and a.w2.requires_grad
 
 
-def of_step(a: Arguments, delayed: Tensor | None, known: bool, stored: tuple[Tensor, Tensor]) -> StepArguments:
-    """Give the arguments of the step that `runs_float8`; `stored` are its weights before they were cast."""
-    codes = codes_of(stored[0], a.w1), codes_of(stored[1], a.w2)
+def of_step(
+    a: Arguments,
+    delayed: Tensor | None,
+    known: bool,
+    stored: tuple[Tensor, Tensor],
+    pruned: tuple[int | None, int | None],
+) -> StepArguments:
+    """Give the arguments of the step that `runs_float8`.
+
+    `stored` are its weights before they were pruned and cast, `pruned` along which dimensions they were pruned.
+    """
+    first = codes_of(stored[0], a.w1, pruned[0], packs=a.plan.packs_first)
+    codes = first, codes_of(stored[1], a.w2, pruned[1])
     return StepArguments(a.x, a.w1, a.w2, a.b1, a.b2, a.hot_features, delayed, known, codes, a.plan, a.recipe)
 
 
@@ -120,7 +131,7 @@ class FeedForwardFp8(torch.autograd.Function):
         # A copy: other calls may replace them before this one's backward pass.
         used = _aligned(a.delayed) if a.delayed is not None and a.known else None
         x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
-        w1, w1_t, scale_w1 = a.codes[0] or both_orders(a.w1)
+        w1, w1_t, scale_w1 = a.codes[0] or _first_codes(a.plan, both_orders(a.w1))
         w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2)
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
@@ -162,13 +173,22 @@ class FeedForwardFp8(torch.autograd.Function):
         return *found, *(None,) * (len(StepArguments._fields) - len(found))
 
 
+def _first_codes(plan: Plan, codes: BothOrders) -> BothOrders:
+    """Pack them if the first product takes them so."""
+    return packed(codes) if plan.packs_first else codes
+
+
 def _activation(
-    plan: Plan, first: tuple[Tensor | None, ...], scale_y: Tensor, *, statistics: bool
+    plan: Plan, first: tuple[Tensor | Packed | None, ...], scale_y: Tensor, *, statistics: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Compute codes of the activation, their positions where it is 2:4, and the largest number."""
     options = {"statistics": statistics, **plan.function.options}
     if plan.sparse:
-        values, meta, _, amax, _ = linear_compress(*first, scale_y, **options)
+        x, w1, *others = first
+        if isinstance(w1, Packed):
+            values, meta, _, amax, _ = linear_compress_packed(x, *w1, *others, scale_y, **options)
+        else:
+            values, meta, _, amax, _ = linear_compress(x, w1, *others, scale_y, **options)
         return values, meta, amax
     y, amax, _ = linear_relu2(*first, scale_y, **options)
     return y, None, amax
@@ -181,7 +201,8 @@ def _gradients(
     permuted = _permuted(plan, recipe)
     if saved.values is None:
         x, x_t, *_ = quantize_fp8_both(again(saved.x), saved.scale_x, permuted)
-        w1, w1_t, *_ = quantize_fp8_both(saved.w1, saved.scale_w1)
+        w1_codes, w1_t, *_ = quantize_fp8_both(saved.w1, saved.scale_w1)
+        w1 = _first_codes(plan, BothOrders(w1_codes, w1_t, saved.scale_w1)).values
         first = x, w1, saved.scale_x, saved.scale_w1, saved.b1
         values, meta, _ = _activation(plan, first, saved.scale_y, statistics=False)
         saved = saved._replace(x=x_t, w1=w1_t, values=values, meta=meta)

@@ -19,7 +19,7 @@ from sparse24.ops.linear import OutputActivation, OutputScaling
 from sparse24.ops.linear_shapes import check_bias_and_scales, check_output_scaling, compressed_output
 from sparse24.ops.registration import define
 
-__all__ = ["linear_compress_packed", "pack24", "pack24_fp8", "unpack24"]
+__all__ = ["linear_compress_packed", "pack24", "pack24_fp8", "prune_pack24", "unpack24"]
 
 #: Features are a multiple of this: those of one warp.
 PACKED_FEATURES = 16
@@ -54,7 +54,7 @@ def pack24(w: Tensor, dim: Dim = -1) -> tuple[Tensor, Tensor]:
 
     Notes
     -----
-    Composed of a copy and `compress`: 10 bytes an element of bfloat16, which is once an optimizer step for training.
+    Composed of a copy and `compress`, which is for weights that are packed once. `prune_pack24` is one pass.
     There is no gradient: what is trained is the dense weight.
 
     Source: the method's description, Haziza et al. 2025, arXiv 2503.16672; weights: Mozaffari et al. 2024 (SLoPe),
@@ -69,6 +69,53 @@ def pack24(w: Tensor, dim: Dim = -1) -> tuple[Tensor, Tensor]:
     """
     _check_weight("pack24", w, dim, w.dtype if isinstance(w, Tensor) else None)
     return compress(_operand_of(w.detach(), dim))
+
+
+def prune_pack24(w: Tensor, dim: Dim = -1, *, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Prune a weight to two of four, and pack it as `pack24` does: in one pass, which is once a step of training.
+
+    Parameters
+    ----------
+    w : Tensor [R, C]
+        bfloat16, float16 or float32, which masters are; with ``dim=-1`` also float8_e4m3fn, whose codes are compared
+        and moved as they are. F: a multiple of 16. The other size: a multiple of 16, for float8 of 32.
+    dim : {-1, -2}
+        As in `pack24`.
+    dtype : torch.dtype, optional
+        What is kept is rounded to it, after the choice: of float32 bfloat16 or float16. Default: that of w, which on
+        CUDA devices is not float32.
+
+    Returns
+    -------
+    pruned : Tensor [R, C]
+        w with zeros where nothing is kept, for products whose other operand is sparse.
+    values : Tensor [F, D/2]
+    meta : Tensor
+        As of `pack24`.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, rank or sizes.
+
+    Notes
+    -----
+    There is no gradient: `relu2_mlp` passes that of the pruned weight straight through.
+
+    Source: as `pack24`, arXiv 2405.16325.
+
+    Examples
+    --------
+    >>> w = torch.randn(16, 32)
+    >>> pruned, *packed = sparse24.prune_pack24(w, dtype=torch.bfloat16)
+    >>> assert torch.equal(pruned, sparse24.prune24(w).bfloat16())
+    >>> assert torch.equal(pruned, sparse24.unpack24(*packed, 16, 32))
+    """
+    try:
+        return _prune_pack24(w, dim, dtype=dtype)
+    except RuntimeError:
+        refuse_non_tensors(_prune_pack24, w)
+        raise
 
 
 def pack24_fp8(
@@ -254,6 +301,36 @@ def _in_packed_order(w: Tensor) -> Tensor:
 def _in_own_order(w: Tensor) -> Tensor:
     """Undo `_in_packed_order`."""
     return w.reshape(w.shape[0] // PACKED_FEATURES, 2, 8, w.shape[1]).transpose(1, 2).reshape(w.shape)
+
+
+def _fake_prune_pack24(w: Tensor, dim: Dim, *, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    op = "prune_pack24"
+    expect(dim in (-1, -2), op, "dim to be -1 or -2", dim)
+    check_sizes(op, "w", w, 2)
+    allowed = (torch.bfloat16, torch.float16, FP8, torch.float32)
+    expect(w.dtype in allowed, op, "w to be bfloat16, float16, float8_e4m3fn or float32", name_of(w.dtype))
+    stored = w.dtype if dtype is None else dtype
+    master, own = w.dtype == torch.float32, w.dtype != torch.float32 or not w.is_cuda
+    wanted = "bfloat16 or float16" if master else name_of(w.dtype)
+    rule = f"dtype to be {wanted}{' or float32' if master and own else ''} (w is {name_of(w.dtype)})"
+    expect(master and stored in allowed[:2] or own and stored == w.dtype, op, rule, name_of(stored))
+    expect(dim == -1 or stored != FP8, op, "dim to be -1 (float8_e4m3fn)", dim)
+    features, depth = w.shape if dim == -1 else (w.shape[1], w.shape[0])
+    names = ("rows", "columns") if dim == -1 else ("columns", "rows")
+    expect(features % PACKED_FEATURES == 0, op, f"w to have a multiple of {PACKED_FEATURES} {names[0]}", features)
+    multiple = feature_alignment(stored, -1)
+    expect(depth % multiple == 0, op, f"w to have a multiple of {multiple} {names[1]} ({name_of(stored)})", depth)
+    a = Operand.of(features, depth, stored, -1)
+    return (
+        w.new_empty(w.shape, dtype=stored),
+        w.new_empty(a.values_shape, dtype=stored),
+        w.new_empty(a.meta_bytes, dtype=torch.uint8),
+    )
+
+
+_prune_pack24 = define(
+    "prune_pack24", _fake_prune_pack24, no_backward="relu2_mlp passes the gradient straight through"
+)
 
 
 def _fake_linear_compress_packed(

@@ -1,0 +1,95 @@
+"""2:4 weights as the sparse operands of the two products whose other operand is dense, ``x @ w1.T`` and ``grad @ w2``.
+
+The other products of a weight have a sparse activation, and take the pruned weight as a dense matrix. So a weight enters
+a step in two forms, which one pass over it makes: pruned, and packed. In training that is once an optimizer step
+(`sparse24.mlp.kept_weights`), for inference once.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparse24.mlp.arguments import Packed
+from sparse24.mlp.choice import weights_fit, weights_pay
+from sparse24.mlp.kept_weights import kept_form
+from sparse24.mlp.weights import prune24
+from sparse24.ops import pack24, prune_pack24
+from sparse24.recipe import Recipe
+
+
+class Entering(NamedTuple):
+    """The weights as they enter the products, and which of them are packed."""
+
+    w1: Tensor
+    w2: Tensor
+    rows: Tensor | None
+    first: Packed | None = None
+    second: Packed | None = None
+
+
+class Packs(NamedTuple):
+    """Which products of a call have a packed weight."""
+
+    first: bool = False
+    second: bool = False
+
+    @staticmethod
+    def of(recipe: Recipe, tokens: int, w1: Tensor, w2: Tensor, *, fp8: bool, learns: bool) -> "Packs":
+        """Decide by sizes: where the kernels have no tails for them, or gain nothing, weights are multiplied dense."""
+
+        def wins(w: Tensor, d_ff: int, d_model: int, fp8: bool) -> bool:
+            fits = weights_fit(d_ff, d_model, fp8=fp8)
+            return fits and (not w.is_cuda or weights_pay(tokens, d_ff, d_model, fp8=fp8))
+
+        second = learns and recipe.sparse_weights == "both" and wins(w2, w2.shape[1], w2.shape[0], False)
+        return Packs(wins(w1, *w1.shape, fp8), second)
+
+
+def entering(
+    recipe: Recipe, w1: Tensor, w2: Tensor, rows: Tensor | None, dtype: torch.dtype, packs: Packs, *, fp8: bool
+) -> Entering:
+    """Prune what a recipe says, and pack what is to be packed: weights of 16 bits or masters, without double pruning.
+
+    In fp8 the first weight is packed where its codes are made.
+    """
+    w1, first = _entering(w1, -1, dtype, packs.first and not fp8)
+    second = None
+    if recipe.sparse_weights == "both":
+        w2, second = _entering(w2, -2, dtype, packs.second)
+        rows = None if rows is None else prune24(rows, -1)
+    return Entering(w1, w2, rows, first, second)
+
+
+def _entering(w: Tensor, dim: int, dtype: torch.dtype, packs: bool) -> tuple[Tensor, Packed | None]:
+    made = kept_form(w, dtype, ("pruned", dim, packs), lambda: _forms(w, dim, dtype, packs))
+    pruned, *packed = _Prune.apply(w, dim, dtype, packs, made)
+    return pruned, Packed(*packed) if packs else None
+
+
+def _forms(w: Tensor, dim: int, dtype: torch.dtype, packs: bool) -> tuple[Tensor, ...]:
+    sizes = w.shape if dim == -1 else w.shape[::-1]
+    if w.dtype in (dtype, torch.float32) and weights_fit(*sizes):
+        forms = prune_pack24(w, dim, dtype=dtype)
+        return forms if packs else forms[:1]
+    pruned = prune24(w, dim).to(dtype)
+    return (pruned, *pack24(pruned, dim)) if packs else (pruned,)
+
+
+class _Prune(torch.autograd.Function):
+    """The pruned weight in the dtype of the step, and packed; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, w: Tensor, dim: int, dtype: torch.dtype, packs: bool, made: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, ...]:
+        ctx.dtype = w.dtype
+        # Each call of a step has tensors of its own of what is kept: autograd marks those that a function returns.
+        pruned, *packed = _forms(w, dim, dtype, packs) if made is None else tuple(t.detach() for t in made)
+        ctx.mark_non_differentiable(*packed)
+        ctx.set_materialize_grads(False)
+        return pruned, *packed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_packed: None) -> tuple[Tensor | None, ...]:
+        return None if grad is None else grad.to(ctx.dtype), None, None, None, None
