@@ -12,11 +12,11 @@
 namespace sparse24 {
 
 /// grad @ w in fp32, row by row in blocks of features: `store(row, f_begin, f_end, sums)`, where `sums` begins at
-/// f_begin. Threads share no row.
+/// f_begin. Threads share no row. `kept` as in `dense_products`.
 template <class In, class Args, class Store>
-void for_each_gradient(const Args& args, const Store& store) {
+void for_each_gradient(const Args& args, const Store& store, const uint8_t* kept = nullptr) {
   const std::vector<float> w = widen<In>(args.w, args.in, args.features, Major::kRow, args.features);
-  for_each_sum(args.tokens, args.features, args.in, dense_products<In>(args.grad, args.ld_grad, w, args.features),
+  for_each_sum(args.tokens, args.features, args.in, dense_products<In>(args.grad, args.ld_grad, w, args.features, kept),
                store);
 }
 

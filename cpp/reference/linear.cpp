@@ -10,6 +10,7 @@
 #include "core/buffer.h"
 #include "reference/activate.h"
 #include "reference/groups.h"
+#include "reference/kept.h"
 #include "reference/numeric.h"
 #include "reference/product.h"
 #include "sparse24/compress.h"
@@ -32,9 +33,9 @@ struct PreActivation {
 };
 
 template <class In, class H>
-void multiply_as(const LinearArgs& args, typename H::Storage* h) {
+void multiply_as(const LinearArgs& args, typename H::Storage* h, const uint8_t* kept) {
   const std::vector<float> b = widen<In>(args.w, args.in, args.out, Major::kColumn, args.in);
-  for_each_sum(args.tokens, args.out, args.in, dense_products<In>(args.x, args.in, b, args.out),
+  for_each_sum(args.tokens, args.out, args.in, dense_products<In>(args.x, args.in, b, args.out, kept),
                [&](int64_t t, int64_t f_begin, int64_t f_end, const float* sums) {
                  const float scale_x = scale_at(args.scale_x, args.scale_x_per_row, t);
                  for (int64_t f = f_begin; f < f_end; ++f) {
@@ -45,12 +46,12 @@ void multiply_as(const LinearArgs& args, typename H::Storage* h) {
                });
 }
 
-PreActivation multiply(const LinearArgs& args) {
+PreActivation multiply(const LinearArgs& args, const uint8_t* kept = nullptr) {
   PreActivation pre_activation(args);
   visit_dtype(args.dtype, [&](auto in) {
     visit_dtype(args.hidden_dtype, [&](auto type) {
       using H = decltype(type);
-      multiply_as<decltype(in), H>(args, pre_activation.codes<H>());
+      multiply_as<decltype(in), H>(args, pre_activation.codes<H>(), kept);
     });
   });
   return pre_activation;
@@ -146,9 +147,11 @@ void linear_relu2(const LinearRelu2Args& args) {
   });
 }
 
-void linear_compress(const LinearCompressArgs& args) {
+void linear_compress(const LinearCompressArgs& args) { linear_compress(args, nullptr); }
+
+void linear_compress(const LinearCompressArgs& args, const uint8_t* kept) {
   const LinearArgs& linear = args.linear;
-  PreActivation pre_activation = multiply(linear);
+  PreActivation pre_activation = multiply(linear, kept);
   store_compressed(args, pre_activation.bytes.data());
   const Operand a = Operand::of(linear.tokens, linear.out, args.meta_dtype, Dim::kFeatures);
   visit_dtype(linear.hidden_dtype, [&](auto type) {

@@ -10,6 +10,7 @@
 #include "core/buffer.h"
 #include "reference/gradient.h"
 #include "reference/groups.h"
+#include "reference/kept.h"
 #include "reference/numeric.h"
 #include "sparse24/compress.h"
 
@@ -28,11 +29,12 @@ int64_t token_of(const LinearGradientArgs& args, int64_t row) { return interleav
 
 /// Computes dy [tokens, features] with tokens in their own order.
 template <class In, class H>
-void multiply(const LinearGradientArgs& args, typename H::Storage* dy) {
-  for_each_gradient<In>(args, [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
+void multiply(const LinearGradientArgs& args, typename H::Storage* dy, const uint8_t* kept) {
+  const auto store = [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
     auto* row = dy + r * args.features;
     for (int64_t f = f_begin; f < f_end; ++f) row[f] = H::round(sums[f - f_begin]);
-  });
+  };
+  for_each_gradient<In>(args, store, kept);
 }
 
 /// Copies all tokens of the dense features out of a dense matrix.
@@ -97,7 +99,9 @@ void finish(const LinearGradientArgs& args, Bytes& dy) {
 
 }  // namespace
 
-void linear_gradient(const LinearGradientArgs& given) {
+void linear_gradient(const LinearGradientArgs& args) { linear_gradient(args, nullptr); }
+
+void linear_gradient(const LinearGradientArgs& given, const uint8_t* kept) {
   // The separate steps read metadata in the layout of their values.
   const auto pattern = [&](DType dtype) { return Operand::of(given.tokens, given.features, dtype, Dim::kFeatures); };
   const Operand own = pattern(given.hidden_dtype);
@@ -109,7 +113,7 @@ void linear_gradient(const LinearGradientArgs& given) {
   auto dy = make_buffer<unsigned char>(args.tokens * args.features * size_of(args.hidden_dtype));
   visit_dtype(args.hidden_dtype, [&](auto type) {
     using H = decltype(type);
-    visit_dtype(args.dtype, [&](auto in) { multiply<decltype(in), H>(args, codes<H>(dy)); });
+    visit_dtype(args.dtype, [&](auto in) { multiply<decltype(in), H>(args, codes<H>(dy), kept); });
     finish<H>(args, dy);
   });
 }

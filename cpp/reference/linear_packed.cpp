@@ -5,30 +5,34 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "core/parallel.h"
-#include "sparse24/compress.h"
+#include "reference/groups.h"
+#include "reference/kept.h"
 #include "sparse24/packed.h"
 
 namespace sparse24::cpu {
 namespace {
 
-/// Returns the weight [rows, columns] with its rows as they are packed.
-std::vector<unsigned char> decompressed(const void* values, const uint8_t* meta, DType dtype, int64_t rows,
-                                        int64_t columns) {
-  auto out = make_buffer<unsigned char>(rows * columns * size_of(dtype));
-  decompress({values, meta, dtype, rows, columns, Dim::kFeatures, out.data()});
-  return out;
-}
+/// A packed weight, and which entries it has.
+struct Unpacked {
+  std::vector<unsigned char> dense;
+  std::vector<uint8_t> kept;  ///< [columns, rows of the operand], in the order of features
+};
 
-/// Moves elements of `size` bytes of a matrix [rows, columns] to where `place(row, column)` says.
-template <class Place>
-std::vector<unsigned char> moved(const std::vector<unsigned char>& from, int64_t rows, int64_t columns, int64_t size,
-                                 const Place& place) {
-  auto out = make_buffer<unsigned char>(rows * columns * size);
-  parallel_for(rows, columns, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < columns; ++c)
-        std::memcpy(out.data() + place(r, c) * size, from.data() + (r * columns + c) * size, static_cast<size_t>(size));
+/// Unpacks the operand [rows, columns]. `feature(m)` is that of a row, `place(feature, k)` where an entry goes.
+template <class Feature, class Place>
+Unpacked unpacked(const void* values, const uint8_t* meta, DType dtype, int64_t rows, int64_t columns,
+                  const Feature& feature, const Place& place) {
+  const Operand a = Operand::of(rows, columns, dtype, Dim::kFeatures);
+  const auto size = size_of(dtype);
+  Unpacked out{make_buffer<unsigned char>(rows * columns * size), make_buffer<uint8_t>(rows * columns)};
+  for_each_group(a, [&](int64_t m, int64_t g) {
+    const Pair pair = read_pair(meta, a, m, g);
+    for (int slot = 1; slot >= 0; --slot) {  // the first one counts if both are at the same place
+      const int64_t k = 4 * g + (slot == 0 ? pair.first : pair.second);
+      std::memcpy(out.dense.data() + place(feature(m), k) * size,
+                  static_cast<const unsigned char*>(values) + a.value_index(m, 2 * g + slot) * size,
+                  static_cast<size_t>(size));
+      out.kept[static_cast<size_t>(k * rows + feature(m))] = 1;
     }
   });
   return out;
@@ -38,22 +42,21 @@ std::vector<unsigned char> moved(const std::vector<unsigned char>& from, int64_t
 
 void linear_compress_packed(const LinearCompressPackedArgs& args) {
   const LinearArgs& l = args.compress.linear;
-  const auto packed = decompressed(l.w, args.w_meta, l.dtype, l.out, l.in);
-  const auto dense =
-      moved(packed, l.out, l.in, size_of(l.dtype), [&](int64_t m, int64_t k) { return packed_feature(m) * l.in + k; });
+  const auto w = unpacked(l.w, args.w_meta, l.dtype, l.out, l.in, packed_feature,
+                          [&](int64_t feature, int64_t k) { return feature * l.in + k; });
   LinearCompressArgs compress = args.compress;
-  compress.linear.w = dense.data();
-  linear_compress(compress);
+  compress.linear.w = w.dense.data();
+  linear_compress(compress, w.kept.data());
 }
 
 void linear_gradient_packed(const LinearGradientPackedArgs& args) {
   const LinearGradientArgs& g = args.gradient;
-  const auto transposed = decompressed(g.w, args.w_meta, g.dtype, g.features, g.in);
-  const auto dense = moved(transposed, g.features, g.in, size_of(g.dtype),
-                           [&](int64_t feature, int64_t k) { return k * g.features + feature; });
+  const auto w = unpacked(
+      g.w, args.w_meta, g.dtype, g.features, g.in, [](int64_t m) { return m; },
+      [&](int64_t feature, int64_t k) { return k * g.features + feature; });
   LinearGradientArgs gradient = g;
-  gradient.w = dense.data();
-  linear_gradient(gradient);
+  gradient.w = w.dense.data();
+  linear_gradient(gradient, w.kept.data());
 }
 
 }  // namespace sparse24::cpu

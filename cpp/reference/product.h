@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -59,14 +60,22 @@ void for_each_sum(int64_t m_size, int64_t n_size, int64_t k_size, const Add& add
   });
 }
 
-/// The `add` of a dense A with rows `lda` apart and the widened B of `n_size` columns.
+/// The `add` of a dense A with rows `lda` apart and the widened B of `n_size` columns. `kept`: which entries B has
+/// [k, n_size], where it was 2:4. The others are zero, and multiply nothing: neither NaN nor an infinity.
 template <class In>
-auto dense_products(const void* stored_a, int64_t lda, const std::vector<float>& b, int64_t n_size) {
+auto dense_products(const void* stored_a, int64_t lda, const std::vector<float>& b, int64_t n_size,
+                    const uint8_t* kept = nullptr) {
   const auto* a = static_cast<const typename In::Storage*>(stored_a);
   return [=, &b](int64_t m, int64_t k_begin, int64_t k_end, int64_t n_begin, int64_t n_end, float* sums) {
     for (int64_t k = k_begin; k < k_end; ++k) {
       const float factor = In::load(a[m * lda + k]);
       const float* row = b.data() + k * n_size + n_begin;
+      if (kept != nullptr && !std::isfinite(factor)) {
+        for (int64_t n = 0; n < n_end - n_begin; ++n) {
+          if (kept[k * n_size + n_begin + n]) sums[n] += factor * row[n];
+        }
+        continue;
+      }
       for (int64_t n = 0; n < n_end - n_begin; ++n) sums[n] += factor * row[n];
     }
   };

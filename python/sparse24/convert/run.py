@@ -18,6 +18,7 @@ from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
 from sparse24.mlp.choice import few_tokens, tokens_that_pay
 from sparse24.mlp.inference import inferred, learns
+from sparse24.mlp.packed_weights import packed_pays
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_moved, run_moved, weight_problem
@@ -45,11 +46,12 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         return problem
     infers = not learns(x, first.weight, second.weight, first.bias, second.bias, *adapters_of(module))
     find = for_inference if infers else as_they_enter
-    first, second, rows, settled = find(module, conversion, first, second)
+    first, second, rows, settled, packed = find(module, conversion, first, second)
+    packed = packed if packed_pays(packed, x) else None
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
-    if settled and infers and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
+    if settled and infers and packed is None and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
         options = conversion.options
         out = inferred(
             x,
@@ -94,6 +96,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             scales_known=known_scales,
             w2_rows=rows,
             weights_pruned=settled,
+            w1_packed=packed,
             **conversion.options,
         )
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from sparse24._autocast import without_autocast
 from sparse24.convert.conversion import Conversion, Layer, Weights, weights_of
 from sparse24.convert.layers import owner_of
-from sparse24.mlp.arguments import Weight
+from sparse24.mlp.arguments import Packed, Weight
+from sparse24.mlp.packed_weights import packed_once
 from sparse24.mlp.weights import pruned_weights
 from sparse24.nn.children import weight_problem
 from sparse24.nn.entering_weights import Stored, entering
@@ -18,15 +19,18 @@ from sparse24.recipe import Recipe
 
 #: The parameters of adapters, which are the converted module's own.
 ADAPTERS = ("sparse24_up_left", "sparse24_up_right")
+#: The first weight packed, for inference.
+PACKED = ("sparse24_w1_values", "sparse24_w1_meta")
 
 
 class Entering(NamedTuple):
-    """Both layers as they enter, w2 by neuron, and whether nothing of them is left to be pruned."""
+    """Both layers as they enter, w2 by neuron, whether nothing of them is left to be pruned, and w1 packed."""
 
     first: Weights
     second: Weights
     rows: Tensor | None = None
     settled: bool = True
+    packed: Packed | None = None
 
 
 def owner(module: nn.Module, layer: Layer) -> Any:
@@ -97,7 +101,9 @@ def for_inference(module: Any, conversion: Conversion, first: Weights, second: W
             weights._replace(scale=copies[f"sparse24_w{number}_scale"])
             for number, weights in enumerate((first, second), start=1)
         )
-    return Entering(first, second, copies["sparse24_w2_rows"] if conversion.decode else None)
+    rows = copies["sparse24_w2_rows"] if conversion.decode else None
+    packs = module.sparse and PACKED[0] in copies
+    return Entering(first, second, rows, packed=Packed(*(copies[name] for name in PACKED)) if packs else None)
 
 
 def wants_copies(module: Any, conversion: Conversion) -> bool:
@@ -128,6 +134,8 @@ def what_to_copy(self: Any) -> Copies | None:
                 made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
             elif w is not weights.weight:
                 made[f"sparse24_w{number}"] = w
+        if _prunes(conversion) and not adapters_of(self):
+            made.update(zip(PACKED, packed_once(made.get("sparse24_w1", w1)) or (), strict=False))
         return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
 
     return Copies(make, _sources(self, conversion, first, second))

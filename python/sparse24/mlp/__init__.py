@@ -18,7 +18,7 @@ from torch import Tensor
 from sparse24._autocast import without_autocast, without_autograd
 from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES
-from sparse24.mlp.arguments import DENSE, Arguments, Plan, Weight
+from sparse24.mlp.arguments import DENSE, Arguments, Packed, Plan, Weight
 from sparse24.mlp.checks import (
     check_delayed_scales,
     check_operands,
@@ -38,7 +38,7 @@ from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
-from sparse24.mlp.packed_weights import Packs, entering
+from sparse24.mlp.packed_weights import Packs, entering, packed_pays
 from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.weights import check_groups, pruned_weights
@@ -76,6 +76,7 @@ def relu2_mlp(
     delayed_scales: Tensor | None = None,
     scales_known: bool = True,
     weights_pruned: bool = False,
+    w1_packed: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -156,6 +157,9 @@ def relu2_mlp(
     weights_pruned : bool
         Where `recipe` has 2:4 weights: w1, w2 and `w2_rows` are as they enter the products, and are not pruned again.
         Nothing tells whether that is so.
+    w1_packed : tuple of Tensor, optional
+        With `weights_pruned`: w1 once more, the values and metadata that `sparse24.prune_pack24` makes of it. The first
+        product multiplies them where that is faster. Nothing can tell whether they are w1's.
 
     Returns
     -------
@@ -243,6 +247,10 @@ def relu2_mlp(
             if sparse and fused:
                 packs = Packs.of(recipe, tokens.shape[0], w1, w2, fp8=fp8, learns=learns)
             w1, w2, w2_rows, first_packed, second_packed = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
+    elif w1_packed is not None and sparse and fused and not transformed:
+        given = Packed(*w1_packed)
+        if given.values.dtype == (w1.dtype if fp8 else dtype) and packed_pays(given, tokens):
+            first_packed = given
     if few:
         if w1_scale is None:
             w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)

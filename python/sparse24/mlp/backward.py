@@ -148,9 +148,7 @@ def _both_directions(
     permuted = recipe.permute_tokens
     # Given features, if only none: linear_gradient need not count.
     whole = grad.new_empty(0, dtype=torch.int64) if hot is None else hot
-    dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = _gradient_of_hidden(
-        grad, w2, y, permuted, hot=whole
-    )
+    dh, dh_tokens, dh_meta, y_tokens, y_meta, _, y_hot, dh_hot = _gradient_of_hidden(grad, w2, y, permuted, hot=whole)
     dw1 = mm(dh_tokens, dh_meta, x, dim=-2, interleaved=permuted)
     dw2 = mm(y_tokens, y_meta, grad, dim=-2, transpose_out=True, interleaved=permuted)
     if hot is not None:

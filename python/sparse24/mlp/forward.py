@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse24._symbolic import or_true
-from sparse24.mlp.arguments import Activated, Arguments
+from sparse24.mlp.arguments import Activated, Arguments, Packed
 from sparse24.mlp.float8 import cast, float8_weight, linear_fp8
 from sparse24.ops import (
     OutputScaling,
@@ -46,7 +46,9 @@ def _activation_16bit(a: Arguments) -> Activated:
     if plan.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
         if plan.sparse:
             packed, options = a.first_packed(), {"bias": b1, "statistics": False, **stored.options}
-            made = linear_compress(x, w1, **options) if packed is None else linear_compress_packed(x, *packed, **options)
+            made = (
+                linear_compress(x, w1, **options) if packed is None else linear_compress_packed(x, *packed, **options)
+            )
             return Activated(*made[:2], None)
         return Activated(linear_relu2(x, w1, bias=b1, statistics=False, **stored.options)[0], None, None)
     h = F.linear(x, w1, b1)
@@ -63,8 +65,11 @@ def _activation_fp8(a: Arguments) -> Activated:
     else:
         q, x_scale, scale_y = quantize_fp8_predict(a.x, factor)
     options = {"statistics": False, **plan.function.options}
+    packed, w1_scale = a.first_packed(), a.w1_scale
     if plan.packs_first:
-        *packed, w1_scale = pack24_fp8(a.w1)
+        *codes, w1_scale = pack24_fp8(a.w1)
+        packed = Packed(*codes)
+    if packed is not None:
         scaling_out: OutputScaling = "row" if scale_y is None else "given"
         values, meta, scale, *_ = linear_compress_packed(
             q, *packed, x_scale, w1_scale, a.b1, scale_y, scaling=scaling_out, **options

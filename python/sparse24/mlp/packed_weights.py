@@ -1,7 +1,7 @@
 """2:4 weights as the sparse operands of the two products whose other operand is dense, ``x @ w1.T`` and ``grad @ w2``.
 
-The other products of a weight have a sparse activation, and take the pruned weight as a dense matrix. So a weight enters
-a step in two forms, which one pass over it makes: pruned, and packed. In training that is once an optimizer step
+The other products of a weight have a sparse activation, and take the pruned weight as a dense matrix. So a weight
+enters a step in two forms, which one pass over it makes: pruned, and packed. In training that is once an optimizer step
 (`sparse24.mlp.kept_weights`), for inference once.
 """
 
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed
 from sparse24.mlp.choice import weights_fit, weights_pay
 from sparse24.mlp.kept_weights import kept_form
@@ -44,6 +45,23 @@ class Packs(NamedTuple):
 
         second = learns and recipe.sparse_weights == "both" and wins(w2, w2.shape[1], w2.shape[0], False)
         return Packs(wins(w1, *w1.shape, fp8), second)
+
+
+def packed_once(w1: Tensor) -> Packed | None:
+    """Pack a first weight that is 2:4, for inference, if there is a kernel for it."""
+    types = (torch.bfloat16, torch.float16, FP8) if w1.is_cuda else (torch.bfloat16, torch.float16, FP8, torch.float32)
+    if w1.dtype not in types or not weights_fit(*w1.shape, fp8=w1.dtype == FP8):
+        return None
+    return Packed(*prune_pack24(w1)[1:])
+
+
+def packed_pays(packed: Packed | None, x: Tensor) -> bool:
+    """Whether a call for inference is faster with a first weight that was packed before."""
+    if packed is None:
+        return False
+    (d_ff, half), fp8 = packed.values.shape, packed.values.dtype == FP8
+    tokens = x.numel() // max(2 * half, 1)
+    return not x.is_cuda or weights_pay(tokens, d_ff, 2 * half, fp8=fp8)
 
 
 def entering(

@@ -7,7 +7,6 @@ one network, and its gradients are exact.
 """
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -142,20 +141,6 @@ def kept24(w: Tensor, dim: int = -1) -> Tensor:
 def masked(w: Tensor, keep: Tensor) -> Tensor:
     """Keep the entries of w where `keep` is true; the gradient passes straight through to all."""
     return _Mask.apply(w, keep)
-
-
-_said: list[bool] = []
-
-
-def say_that_it_is_not_faster(on_cuda: bool) -> None:
-    """Warn, once in a process, that pruned weights are multiplied as dense ones; not while tracing."""
-    if on_cuda and not _said and not torch.compiler.is_compiling():
-        _said.append(True)
-        warnings.warn(
-            "sparse24: sparse_weights changes what the network computes and gains no speed: "
-            "pruned weights are multiplied as dense matrices",
-            stacklevel=3,
-        )
 
 
 def check_groups(recipe: Recipe, w1: Tensor, w2: Tensor) -> None:

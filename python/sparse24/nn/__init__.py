@@ -157,7 +157,8 @@ class ReLU2MLP(SparseWeights24):
         rows = self._rows(first, second) if self._decodes else None
         w1, w2, rows, settled = self._entering(first, second, rows, learning=learning)
         factor = factor_of(up, scale_y)
-        if settled and not learning and not torch.compiler.is_compiling():
+        packed = self._packed(x) if settled and self.sparse and not learning else None
+        if settled and packed is None and not learning and not torch.compiler.is_compiling():
             out = inferred(
                 x,
                 first._replace(values=w1),
@@ -196,6 +197,7 @@ class ReLU2MLP(SparseWeights24):
             scales_known=known,
             w2_rows=rows,
             weights_pruned=settled,
+            w1_packed=packed,
         )
 
     def _call_layers(self, x: Tensor) -> Tensor:

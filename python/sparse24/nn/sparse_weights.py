@@ -11,14 +11,17 @@ from sparse24._autocast import without_autocast
 from sparse24._options import whole_number
 from sparse24.errors import fail
 from sparse24.format import FP8
-from sparse24.mlp.arguments import Weight
+from sparse24.mlp.arguments import Packed, Weight
+from sparse24.mlp.packed_weights import packed_once, packed_pays
 from sparse24.mlp.weights import check_groups, pruned24, pruned_weights
 from sparse24.nn.entering_weights import Stored, drop, entering
-from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies, renew_when_loaded
+from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
 from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
 
 #: Buffers of weights as they enter, where the parameters are not that: pruned anew, or with adapters.
 ENTERING = ("up_weight", "down_weight")
+#: Buffers of the first weight packed.
+PACKED = ("up_values", "up_meta")
 ADAPTERS = ("up_left", "up_right")
 
 
@@ -31,6 +34,7 @@ class SparseWeights24(nn.Module):
     sparse: bool
     _prunes = False
     _decodes = False
+    _copies: Record | None
     _layers_problem: Callable[[], str | None]
 
     @torch.no_grad()
@@ -219,6 +223,14 @@ class SparseWeights24(nn.Module):
         with without_autocast(w1.device.type):
             return torch.addmm(w1, *adapters), w2, rows, True
 
+    def _packed(self, x: Tensor) -> Packed | None:
+        """Give the first weight packed, if inference keeps it so and is faster with it; asked after `_entering`."""
+        record = self._copies
+        if record is None or not record.fresh or PACKED[0] not in record.names:
+            return None
+        packed = Packed(*(self._buffers[name] for name in PACKED))
+        return packed if packed_pays(packed, x) else None
+
     def _rows(self, first: Weight, second: Weight) -> Tensor | None:
         """Give the second weight by neuron, if that is at hand."""
         w2 = second.values
@@ -247,6 +259,8 @@ class SparseWeights24(nn.Module):
         for name, w, weight in zip(ENTERING, (w1, w2), (first, second), strict=True):
             if w is not weight.values and not torch.equal(_bits(w), _bits(weight.values)):
                 made[name] = w
+        if self._prunes and self._adapters() is None:
+            made.update(zip(PACKED, packed_once(w1) or (), strict=False))
         if self._decodes and (ENTERING[1] in made or not is_by_neuron(second.values)):
             made["w2_rows"] = w2.t()
         return made

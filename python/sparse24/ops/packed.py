@@ -328,9 +328,7 @@ def _fake_prune_pack24(w: Tensor, dim: Dim, *, dtype: torch.dtype | None) -> tup
     )
 
 
-_prune_pack24 = define(
-    "prune_pack24", _fake_prune_pack24, no_backward="relu2_mlp passes the gradient straight through"
-)
+_prune_pack24 = define("prune_pack24", _fake_prune_pack24, no_backward="relu2_mlp passes the gradient straight through")
 
 
 def _fake_linear_compress_packed(

@@ -172,6 +172,8 @@ def test_schemas():
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True, '
         "float threshold=0.0) "
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
+        "prune_pack24": "(Tensor w, int dim=-1, *, ScalarType? dtype=None) "
+        "-> (Tensor pruned, Tensor values, Tensor meta)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",
         "densest_features": "(Tensor counts, SymInt k) -> Tensor",
         "feature_counts": "(Tensor values, Tensor meta, SymInt samples=1024, bool fp8_meta=False) -> Tensor",

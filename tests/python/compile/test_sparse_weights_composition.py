@@ -15,7 +15,6 @@ import sparse24
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning"),
 ]
 
 
@@ -113,7 +112,7 @@ def test_cuda_graph_of_a_step_with_sparse_weights(cuda, kind):
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     model.zero_grad(set_to_none=True)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         out = model(x)
         out.square().mean().backward()
     with torch.no_grad():

@@ -15,8 +15,6 @@ from sparse24 import ConvertConfig, Recipe, prune24
 
 CHOICES = ("up", "both")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning")
-
 
 def model(dtype=torch.bfloat16, device="cpu", layers=1):
     torch.manual_seed(0)

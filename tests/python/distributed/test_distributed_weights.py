@@ -6,8 +6,6 @@ import torch
 from composition_models import WEIGHT_KINDS, build
 from distributed_worker import WORLD, assert_ranks_near, averaged
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning")
-
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
 @pytest.mark.parametrize("wrap", ["plain", "checkpointed", "compiled"])

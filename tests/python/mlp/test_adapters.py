@@ -16,8 +16,6 @@ from sparse24.nn import ReLU2MLP
 
 CHOICES = ("none", "up", "both")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning")
-
 
 def module(device="cpu", dtype=torch.bfloat16, choice="both", *, rank=0, trained=True, **options):
     torch.manual_seed(0)

@@ -11,8 +11,6 @@ from sparse24 import Recipe, prune24
 
 SLOPE = Recipe(sparse_weights="both", double_pruning=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning")
-
 
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "few tokens"])
 def test_as_slope(device, dtype, sparse):

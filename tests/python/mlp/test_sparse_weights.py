@@ -11,12 +11,10 @@ from training_reference import NAMES, exact_operands, operands, run
 
 import sparse24
 from sparse24 import Recipe, prune24
-from sparse24.mlp import weights as pruning
 
 CHOICES = ("up", "both")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning"),
 ]
 
 
@@ -174,11 +172,3 @@ def test_modules_and_schedules():
     assert_same_bits(outs[0], sparse24.relu2_mlp(x, *weights, sparse=False))
     assert_same_bits(outs[15], sparse24.relu2_mlp(x, prune24(weights[0]), prune24(weights[1], 0)))
     assert_same_bits(outs[29], outs[0])
-
-
-def test_says_once_that_it_is_not_faster(monkeypatch):
-    monkeypatch.setattr(pruning, "_said", [])
-    pruning.say_that_it_is_not_faster(False)
-    with pytest.warns(UserWarning, match="sparse_weights .* gains no speed"):
-        pruning.say_that_it_is_not_faster(True)
-    pruning.say_that_it_is_not_faster(True)  # warnings are errors here

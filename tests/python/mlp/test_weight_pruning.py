@@ -16,7 +16,6 @@ from sparse24.mlp.weights import kept24, soft_scale
 BOTH = Recipe(sparse_weights="both")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*gains no speed:UserWarning"),
 ]
 
 

@@ -85,6 +85,10 @@ def calls() -> dict[str, Call]:
                         dim=dim,
                         transpose_out=transpose_out,
                     )
+    for r, c in ((0, 64), (64, 0), (0, 0)):
+        for dim in (-1, -2):
+            add("prune_pack24", f"{r}x{c}-dim{dim}", numbers(r, c), dim)
+            add("prune_pack24", f"{r}x{c}-dim{dim}-master", numbers(r, c, dtype=torch.float32), dim, dtype=BF16)
     for r, c in ((0, 64), (5, 0), (0, 0)):
         for scaling in ("row", "tensor"):
             scale = torch.full((r if scaling == "row" else 1,), 0.5)

@@ -57,12 +57,20 @@ def test_roots(device):
     check(device, torch.float16, (131, 32, 96), roots=True)
 
 
-def test_nan_of_a_token_is_its_own(device):
+def test_pruned_weights_multiply_nothing(device):
+    """NaN of grad reaches the features whose weight for it was kept, and no others."""
     grad, packed, y, pruned = operands(device, torch.bfloat16, 131, 32, 96)
+    keeps = sparse24.unpack24(torch.ones_like(packed[0]), packed[1], 32, 96, -2)[3] != 0
+    assert 0 < keeps.sum() < 96
+    dy = grad.float() @ pruned.float()
+    dy[7] -= grad[7, 3].float() * pruned[3].float()
+    dy[7, keeps] = float("nan")
     grad[7, 3] = float("nan")
-    actual = sparse24.linear_gradient_packed(grad, *packed, *y)[0]
-    expected = sparse24.linear_gradient(grad, pruned, *y)[0]
-    assert_same_bits(actual, expected)
+    kept = sparse24.compress_like(dy.to(torch.bfloat16), y[1]).float()
+    expected = (kept * (2 * y[0].float().sqrt())).to(torch.bfloat16).float()
+    actual = sparse24.linear_gradient_packed(grad, *packed, *y)[0].float()
+    assert torch.equal(actual.isnan(), expected.isnan()) and actual.isnan().any()
+    assert_same_bits(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize(

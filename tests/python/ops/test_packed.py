@@ -95,10 +95,81 @@ def test_options(device, values_dtype, options):
     check(p, output_scale(130, "rows", device) if values_dtype == FP8 else None, **options)
 
 
-def test_nan_of_a_token_is_its_own(device):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pruned_weights_multiply_nothing(device, value):
+    """What is not finite in x reaches the features whose weight for it was kept, and no others."""
     p = problem(130, 64, 96, torch.bfloat16, device, seed=6)
-    p.x[7, 3] = float("nan")
-    check(p)
+    pruned, (values, meta) = packed(p)
+    x = p.x.clone()
+    x[7, 3] = value
+    keeps = sparse24.unpack24(torch.ones_like(values), meta, 96, 64)[:, 3] != 0
+    assert 0 < keeps.sum() < 96
+    h = p.x.float() @ pruned.w.float().t() - p.x[:, 3:4].float() * pruned.w[:, 3].float()
+    h[:7] = p.x[:7].float() @ pruned.w.float().t()
+    h[8:] = p.x[8:].float() @ pruned.w.float().t()
+    h[7, keeps] += value * pruned.w[keeps, 3].float()
+    expected = sparse24.compress(h.to(torch.bfloat16), "relu2")
+    for a, e in zip(sparse24.linear_compress_packed(x, values, meta)[:2], expected, strict=True):
+        assert_same_bits(a, e)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, FP8], ids=str)
+@pytest.mark.parametrize("out", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize("shape", [(48, 96), (16, 32), (272, 1184), (1888, 32), (0, 32), (32, 0)], ids=str)
+def test_prunes_and_packs_in_one_pass(poisoned_memory, device, dtype, out, dim, shape):
+    if dtype == FP8 and dim == -2 or out is not None and dtype != torch.float32:
+        pytest.skip("not of these")
+    if device == "cuda" and dtype == torch.float32 and out is None:
+        pytest.skip("float32 is packed on the CPU only")
+    w = activations(*shape, torch.bfloat16 if dtype == FP8 else dtype, seed=7, specials=dtype != FP8).to(device, dtype)
+    w = w if dim == -1 else w.t().contiguous()
+    pruned, values, meta = sparse24.prune_pack24(w, dim, dtype=out)
+    expected = sparse24.prune24(w, dim)
+    expected = expected if out is None else expected.to(out)
+    assert_same_numbers(pruned, expected)
+    assert_same_numbers(sparse24.unpack24(values, meta, *w.shape, dim), expected)
+    if out is None and dtype != FP8:
+        for a, e in zip((values, meta), sparse24.pack24(w, dim), strict=True):
+            assert_same_bits(a, e)
+    for a, e in zip((pruned, values, meta), sparse24.prune_pack24(w.cpu(), dim, dtype=out or dtype), strict=True):
+        assert_same_bits(a.cpu(), e)
+
+
+def assert_same_numbers(actual, expected):
+    """Bit for bit, but for codes of NaN, which torch rounds to another one."""
+    assert actual.dtype == expected.dtype
+    actual, expected = actual.float(), expected.float()
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert_same_bits(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ((torch.ones(24, 32),), {}, "w to have a multiple of 16 rows, got 24"),
+        ((torch.ones(32, 24), -2), {}, "w to have a multiple of 16 columns, got 24"),
+        ((torch.ones(32, 24),), {}, r"w to have a multiple of 16 columns \(float32\), got 24"),
+        ((torch.ones(32, 48).to(FP8),), {}, r"w to have a multiple of 32 columns \(float8_e4m3fn\), got 48"),
+        ((torch.ones(32, 32).to(FP8), -2), {}, r"dim to be -1 \(float8_e4m3fn\), got -2"),
+        ((torch.ones(32, 32), 1), {}, "dim to be -1 or -2, got 1"),
+        (
+            (torch.ones(32, 32).bfloat16(),),
+            {"dtype": torch.float16},
+            r"dtype to be bfloat16 \(w is bfloat16\), got float16",
+        ),
+        (
+            (torch.ones(32, 32),),
+            {"dtype": FP8},
+            r"dtype to be bfloat16 or float16 or float32 \(w is float32\), got float8_e4m3fn",
+        ),
+        ((torch.ones(32, 32, dtype=torch.float64),), {}, "w to be .*, got float64"),
+        ((None,), {}, "w to be a Tensor, got None"),
+    ],
+)  # fmt: skip
+def test_packing_in_one_pass_refuses(arguments, options, sentence):
+    with pytest.raises(RuntimeError, match=f"^sparse24.prune_pack24: expected {sentence}"):
+        sparse24.prune_pack24(*arguments, **options)
 
 
 def call(device, **changes):

@@ -1,0 +1,205 @@
+"""2:4 weights in products with a dense operand, which multiply them packed: the bits of pruning and a dense product."""
+
+import pytest
+import torch
+from compare import assert_same_bits
+from data import integers
+from training_reference import NAMES, run
+
+import sparse24
+from sparse24 import Recipe, prune24
+from sparse24.mlp import backward, choice, forward, kept_weights, packed_weights, step_fp8
+
+# Dynamo makes an instance of every autograd function that it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+CHOICES = ("up", "both")
+D, F, OUT = 32, 160, 48
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    """Few tokens too, on CUDA."""
+    monkeypatch.setattr(choice, "MIN_WEIGHT_PRODUCTS", 0)
+    kept_weights._kept.clear()
+    monkeypatch.setattr(kept_weights, "_accumulating", False)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the ops with packed weights, and of what packs them, in the order of the calls."""
+    made = []
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def counted(*args, **kwargs):
+            made.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module in (forward, step_fp8):
+        spy(module, "linear_compress_packed")
+    spy(backward, "linear_gradient_packed")
+    spy(packed_weights, "prune_pack24")
+    return made
+
+
+def operands(tokens, dtype, device, d=D):
+    """Small integers: every sum of products is exact."""
+    shapes = ((tokens, d), (F, d), (OUT, F), (F,), (OUT,), (tokens, OUT))
+    return [integers(*s, dtype=dtype, limit=1, seed=i).to(device) for i, s in enumerate(shapes)]
+
+
+def pruned(leaves, choice):
+    x, w1, w2, *biases = leaves
+    return [x, prune24(w1, -1), prune24(w2, 0) if choice == "both" else w2, *biases]
+
+
+def assert_same(actual, expected):
+    for name, a, e in zip(("out", *NAMES), actual, expected, strict=True):
+        assert_same_bits(a + 0.0, e + 0.0, name)
+
+
+@pytest.mark.parametrize("which", CHOICES)
+@pytest.mark.parametrize("tokens", [133, 512])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recompute": True},
+        {"threshold": 2.0},
+        {"further": {"residual": True}},
+        {"further": {"weight_gradients": "dense"}},
+        {"precision": "fp8"},
+        {"precision": "fp8", "recompute": True},
+        {"precision": "fp8", "further": {"fp8_weight_gradients": True}},
+        {"precision": "fp8", "recompute": True, "further": {"fp8_weight_gradients": True}},
+    ],
+    ids=str,
+)
+def test_as_in_two_steps(poisoned_memory, device, dtype, calls, which, tokens, options):
+    *leaves, grad = operands(tokens, dtype, device)
+    further = options.pop("further", {}) if "further" in (options := dict(options)) else {}
+    actual = run(leaves, grad, recipe=Recipe(sparse_weights=which, **further), **options)
+    float8 = "fp8_weight_gradients" in further
+    assert "linear_compress_packed" in calls
+    assert ("linear_gradient_packed" in calls) == (which == "both" and not float8)
+    calls.clear()
+    assert_same(actual, run(pruned(leaves, which), grad, recipe=Recipe(**further), **options))
+    assert not calls
+
+
+@pytest.mark.parametrize("needed", [("x",), ("w1",), ("w2", "b1"), ("x", "w2")], ids=str)
+def test_only_some_gradients(device, needed):
+    *leaves, grad = operands(133, torch.bfloat16, device)
+    recipe = Recipe(sparse_weights="both")
+    actual = run(leaves, grad, needed=needed, recipe=recipe)
+    expected = run(pruned(leaves, "both"), grad, needed=needed)
+    for a, e in zip(actual, expected, strict=True):
+        assert a is None and e is None or torch.equal(a, e)
+
+
+def test_masters_are_pruned_before_they_are_rounded(device):
+    *leaves, grad = operands(133, torch.float32, "cpu")
+    x, *masters = [t.to(device) for t in leaves]
+    masters[0][:, 1] = masters[0][:, 0] * (1 + 2**-12)  # equal in 16 bits
+    grad = grad.to(device, torch.bfloat16)
+
+    def step(masters, recipe):
+        masters = [t.detach().clone().requires_grad_() for t in masters]
+        out = sparse24.relu2_mlp(x.bfloat16(), *masters, recipe=recipe, min_tokens=0)
+        out.backward(grad)
+        return out.detach(), *(t.grad for t in masters)
+
+    _, *dense = pruned([x, *masters], "both")
+    actual = step(masters, Recipe(sparse_weights="both"))
+    assert {t.dtype for t in actual[1:]} == {torch.float32}
+    for a, e in zip(actual, step(dense, None), strict=True):
+        assert_same_bits(a + 0.0, e + 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "masters"])
+@pytest.mark.parametrize("options", [{}, {"precision": "fp8"}], ids=str)
+def test_packed_once_a_step(device, calls, dtype, options):
+    """From the step after the first that accumulated; the bits of a training that keeps nothing."""
+    recipe = Recipe(sparse_weights="both", fp8_weight_gradients="precision" in options)
+
+    def train(keeps):
+        torch.manual_seed(0)
+        mlp = sparse24.nn.ReLU2MLP(D, F, OUT, device=device, dtype=dtype, recipe=recipe, min_tokens=0, **options)
+        optimizer = torch.optim.SGD(mlp.parameters(), lr=1e-2)
+        packings = []
+        for step in range(3):
+            for batch in range(3):
+                calls.clear()
+                x = integers(64, D, dtype=torch.bfloat16, seed=3 * step + batch).to(device)
+                mlp(x).sum().backward()
+                packings.append(calls.count("prune_pack24"))
+                if not keeps:
+                    kept_weights._kept.clear()
+            optimizer.step()
+            optimizer.zero_grad()
+        return packings, [p.detach() for p in mlp.parameters()]
+
+    packings, parameters = train(True)
+    assert packings == [2, 2, 0, 2, 0, 0, 2, 0, 0]
+    kept_weights._accumulating = False
+    assert not kept_weights._kept
+    packings, expected = train(False)
+    assert packings == [2] * 9
+    for a, e in zip(parameters, expected, strict=True):
+        assert_same_bits(a, e)
+
+
+def test_a_changed_weight_is_packed_again(device, calls):
+    mlp = sparse24.nn.ReLU2MLP(D, F, OUT, device=device, dtype=torch.bfloat16, recipe=Recipe(sparse_weights="up"))
+    mlp.min_tokens = 0
+    x = integers(64, D, dtype=torch.bfloat16).to(device)
+    for _ in range(3):
+        mlp(x).sum().backward()
+    calls.clear()
+    with torch.no_grad():
+        mlp.up_proj.weight.mul_(-1)
+    out = mlp(x)
+    assert calls.count("prune_pack24") == 1
+    kept_weights._kept.clear()
+    assert_same_bits(out, mlp(x))
+
+
+def test_what_is_saved(device):
+    """Of w2 the packed form alone, in 9 of 16 parts of the bytes; of w1 the pruned one."""
+
+    def saved(recipe):
+        *leaves, _ = operands(133, torch.bfloat16, device)
+        leaves = [t.requires_grad_() for t in leaves]
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+            sparse24.relu2_mlp(*leaves, min_tokens=0, recipe=recipe)
+        return [tuple(t.shape) for t in kept.values()]
+
+    assert (OUT, F) in saved(Recipe())
+    shapes = saved(Recipe(sparse_weights="both"))
+    assert (OUT, F) not in shapes and (F, OUT // 2) in shapes and (F, D // 2) not in shapes
+
+
+def test_sizes_without_a_kernel_are_multiplied_dense(device, calls):
+    *leaves, grad = operands(133, torch.bfloat16, device, d=24)
+    actual = run(leaves, grad, recipe=Recipe(sparse_weights="up"))
+    assert not calls
+    assert_same(actual, run(pruned(leaves, "up"), grad))
+
+
+@pytest.mark.parametrize("which", CHOICES)
+@pytest.mark.parametrize("options", [{}, {"precision": "fp8"}], ids=str)
+def test_compiled(device, which, options):
+    torch._dynamo.reset()
+    *leaves, grad = operands(96, torch.bfloat16, device)
+    recipe = Recipe(sparse_weights=which)
+    compiled = torch.compile(sparse24.relu2_mlp, fullgraph=True, backend="aot_eager")
+    leaves = [t.requires_grad_() for t in leaves]
+    out = compiled(*leaves, recipe=recipe, min_tokens=0, **options)
+    actual = out.detach(), *torch.autograd.grad(out, leaves, grad)
+    assert_same(actual, run(leaves, grad, recipe=recipe, **options))
+    torch._dynamo.reset()
