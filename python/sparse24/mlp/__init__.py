@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse24._autocast import without_autocast, without_autograd
 from sparse24._symbolic import known, or_true
-from sparse24.format import FEATURES
+from sparse24.format import FEATURES, FP8
 from sparse24.mlp.arguments import DENSE, Arguments, Packed, Plan, Weight
 from sparse24.mlp.checks import (
     check_delayed_scales,
@@ -249,7 +249,7 @@ def relu2_mlp(
             w1, w2, w2_rows, first_packed, second_packed = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
     elif w1_packed is not None and sparse and fused and not transformed:
         given = Packed(*w1_packed)
-        if given.values.dtype == (w1.dtype if fp8 else dtype) and packed_pays(given, tokens):
+        if given.values.dtype == (FP8 if fp8 else dtype) and packed_pays(given, tokens):
             first_packed = given
     if few:
         if w1_scale is None:

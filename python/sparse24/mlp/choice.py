@@ -19,6 +19,9 @@ FEW_TOKENS = 512
 
 #: Multiply-adds of the first GEMM from which one with a 2:4 weight is faster than `linear_compress` on CUDA.
 MIN_WEIGHT_PRODUCTS = 20e9
+#: Output features from which `linear_gradient_packed` is faster than `linear_gradient` there: what it takes longer for
+#: each entry of the activation, its product has to win.
+MIN_GRADIENT_DEPTH = 4096
 
 # By bits of the weights, d_model and d_ff; and what was looked up for others.
 _few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
@@ -64,6 +67,11 @@ def weights_pay(tokens: int, d_ff: int, d_model: int, *, fp8: bool = False) -> b
         Its precision.
     """
     return weights_fit(d_ff, d_model, fp8=fp8) and or_true(tokens * d_ff * d_model >= MIN_WEIGHT_PRODUCTS)
+
+
+def gradient_weights_pay(tokens: int, d_ff: int, d_out: int) -> bool:
+    """Whether the product with a 2:4 second weight of the backward pass runs as `linear_gradient_packed` on CUDA."""
+    return weights_pay(tokens, d_ff, d_out) and or_true(d_out >= MIN_GRADIENT_DEPTH)
 
 
 def tokens_that_pay(d_ff: int, d_out: int) -> int:

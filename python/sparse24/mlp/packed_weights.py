@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed
-from sparse24.mlp.choice import weights_fit, weights_pay
+from sparse24.mlp.choice import gradient_weights_pay, weights_fit, weights_pay
 from sparse24.mlp.kept_weights import kept_form
 from sparse24.mlp.weights import prune24
 from sparse24.ops import pack24, prune_pack24
@@ -38,13 +38,11 @@ class Packs(NamedTuple):
     @staticmethod
     def of(recipe: Recipe, tokens: int, w1: Tensor, w2: Tensor, *, fp8: bool, learns: bool) -> "Packs":
         """Decide by sizes: where the kernels have no tails for them, or gain nothing, weights are multiplied dense."""
-
-        def wins(w: Tensor, d_ff: int, d_model: int, fp8: bool) -> bool:
-            fits = weights_fit(d_ff, d_model, fp8=fp8)
-            return fits and (not w.is_cuda or weights_pay(tokens, d_ff, d_model, fp8=fp8))
-
-        second = learns and recipe.sparse_weights == "both" and wins(w2, w2.shape[1], w2.shape[0], False)
-        return Packs(wins(w1, *w1.shape, fp8), second)
+        first = weights_fit(*w1.shape, fp8=fp8) and (not w1.is_cuda or weights_pay(tokens, *w1.shape, fp8=fp8))
+        if not learns or recipe.sparse_weights != "both":
+            return Packs(first)
+        second = weights_fit(*w2.shape[::-1]) and (not w2.is_cuda or gradient_weights_pay(tokens, *w2.shape[::-1]))
+        return Packs(first, second)
 
 
 def packed_once(w1: Tensor) -> Packed | None:

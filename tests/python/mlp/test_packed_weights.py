@@ -21,6 +21,7 @@ D, F, OUT = 32, 160, 48
 def always(monkeypatch):
     """Few tokens too, on CUDA."""
     monkeypatch.setattr(choice, "MIN_WEIGHT_PRODUCTS", 0)
+    monkeypatch.setattr(choice, "MIN_GRADIENT_DEPTH", 0)
     kept_weights._kept.clear()
     monkeypatch.setattr(kept_weights, "_accumulating", False)
 
@@ -203,3 +204,66 @@ def test_compiled(device, which, options):
     actual = out.detach(), *torch.autograd.grad(out, leaves, grad)
     assert_same(actual, run(leaves, grad, recipe=recipe, **options))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_modules_keep_it_packed_for_inference(device, calls, precision, quantised):
+    """`prune_weights_` packs the first weight once; calls follow the weight, and the dense phase does not use it."""
+    options = {"precision": "fp8"} if precision == "fp8" or quantised else {}
+    torch.manual_seed(0)
+    mlp = sparse24.nn.ReLU2MLP(D, F, OUT, device=device, dtype=torch.bfloat16, min_tokens=0, **options)
+    x = integers(133, D, dtype=torch.bfloat16).to(device)
+    mlp.prune_weights_("both")
+    if quantised:
+        mlp.quantize_()
+
+    def check():
+        first, second = mlp.up_proj, mlp.down_proj
+        scales = {"w1_scale": first.weight_scale, "w2_scale": second.weight_scale} if quantised else {}
+        factor = {"scale_y_factor": first.scale_y_factor} if quantised else {}
+        expected = sparse24.relu2_mlp(x, first.weight, second.weight, min_tokens=0, **options, **scales, **factor)
+        calls.clear()
+        out = mlp(x)
+        packed = precision == "16bit" and not options or quantised
+        assert calls.count("linear_compress_packed") == packed
+        error = (out.double() - expected.double()).norm() / expected.double().norm()
+        assert error < 1e-2
+
+    with torch.no_grad():
+        check()
+        if not quantised:
+            mlp.up_proj.weight.copy_(prune24(torch.randn_like(mlp.up_proj.weight)))
+            check()
+        calls.clear()
+        mlp.sparse = False
+        mlp(x)
+    assert not calls
+
+
+@pytest.mark.parametrize("precision", ["16bit", "fp8"])
+def test_converted_modules_keep_it_packed(device, calls, precision):
+    class MLP(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up_proj, self.down_proj = torch.nn.Linear(D, F, bias=False), torch.nn.Linear(F, OUT, bias=False)
+
+        def forward(self, x):
+            return self.down_proj(torch.relu(self.up_proj(x)).square())
+
+    torch.manual_seed(0)
+    mlp = MLP().to(device, torch.bfloat16).eval()
+    x = integers(133, D, dtype=torch.bfloat16).to(device)
+    dtype = "bf16" if precision == "16bit" else "fp8"
+    config = sparse24.ConvertConfig(sparse_weights="up", dtype=dtype, min_tokens=0)
+    sparse24.convert(mlp, config, quiet=True)
+    with torch.no_grad():
+        for _ in range(2):
+            out = mlp(x)
+            expected = sparse24.relu2_mlp(
+                x, prune24(mlp.up_proj.weight), mlp.down_proj.weight, min_tokens=0, precision=precision
+            )
+            assert calls.count("linear_compress_packed") == 1
+            assert (out.double() - expected.double()).norm() < 1e-2 * expected.double().norm()
+            mlp.up_proj.weight.mul_(-1)
+            calls.clear()
