@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed
 from sparse24.mlp.choice import gradient_weights_pay, weights_fit, weights_pay
+from sparse24.mlp.float8 import cast
 from sparse24.mlp.kept_weights import kept_form
 from sparse24.mlp.weights import prune24
 from sparse24.ops import pack24, prune_pack24
@@ -88,7 +89,7 @@ def _forms(w: Tensor, dim: int, dtype: torch.dtype, packs: bool) -> tuple[Tensor
     if w.dtype in (dtype, torch.float32) and weights_fit(*sizes):
         forms = prune_pack24(w, dim, dtype=dtype)
         return forms if packs else forms[:1]
-    pruned = prune24(w, dim).to(dtype)
+    pruned = cast(prune24(w, dim), dtype)
     return (pruned, *pack24(pruned, dim)) if packs else (pruned,)
 
 
