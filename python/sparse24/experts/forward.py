@@ -46,12 +46,13 @@ def output(a: Arguments, activated: Activated) -> Tensor:
 def matrix(activated: Activated, a: Arguments) -> Tensor:
     """Return what was stored, y or its root [S, F], dense and in x's dtype."""
     y = _stored(activated, a)
-    return y if activated.scale is None else (y.float() * activated.scale).to(a.x.dtype)
+    if activated.scale is not None:
+        y = (y.float() * activated.scale).to(a.x.dtype)
+    if activated.meta is None or not fused.runs(a):
+        return y
+    return y.index_select(0, fused.padded_rows_of(a.offsets, a.x.shape[0]))
 
 
 def _stored(activated: Activated, a: Arguments) -> Tensor:
     values, meta, _ = activated
-    if meta is None:
-        return values
-    y = decompress(values, meta, values.shape[0], a.w1.shape[1])
-    return y.index_select(0, fused.padded_rows_of(a.offsets, a.x.shape[0])) if fused.runs(a) else y
+    return values if meta is None else decompress(values, meta, values.shape[0], a.w1.shape[1])

@@ -39,14 +39,20 @@ def by_expert_fp8(a: Tensor, a_scale: Tensor, w: Tensor, w_scale: Tensor, offset
     return (out * a_scale.reshape(-1, 1) * w_scale[expert]).to(torch.bfloat16)
 
 
-def float8_experts(w: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """float8 matrices [E, N, K] with a scale for each row [E, N], quantising what is not float8 yet."""
+def quantized_experts(w: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """float8 matrices [E, N, K] with their scales [E] or [E, N], quantising by row what is not float8 yet."""
+    if scale is not None:
+        return w.contiguous(), scale
     experts, rows, columns = w.shape
-    if scale is None:
-        values, scale = quantize_fp8(w.reshape(experts * rows, columns))
-        return values.view(experts, rows, columns), scale.view(experts, rows)
+    values, scale = quantize_fp8(w.reshape(experts * rows, columns))
+    return values.view(experts, rows, columns), scale.view(experts, rows)
+
+
+def float8_experts(w: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Quantise likewise, with a scale for each row [E, N]."""
+    w, scale = quantized_experts(w, scale)
     scale = scale.unsqueeze(1) if scale.dim() == 1 else scale
-    return w.contiguous(), scale.expand(experts, rows).contiguous()
+    return w, scale.expand(w.shape[:2]).contiguous()
 
 
 def sixteen_bit(w: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
