@@ -280,10 +280,6 @@ def make_or_skip(case: Case, device: str, *args: Any, **kwargs: Any) -> Sample:
         pytest.skip("float32 is for the CPU only")
     if on_cuda and case.op.startswith("experts_") and case.dtype == torch.float16:
         pytest.skip("float16 is for the CPU only")
-<<<<<<< HEAD
-    if on_cuda and case.op == "experts_linear_compress":
-=======
-    if device == "cuda" and case.op in ("experts_linear_compress", "experts_linear_gradient"):
->>>>>>> 586f887 (experts: kernels of the backward pass and of float8)
+    if on_cuda and case.op in ("experts_linear_compress", "experts_linear_gradient"):
         pytest.skip("padding is not written; test_experts_ops.py compares what is")
     return case.make(device, *args, **kwargs)
