@@ -104,8 +104,8 @@ struct ExpertsLinearGradientArgs {
   void* y_dense = nullptr;           ///< row_scale * y, rounded once more
   float* products = nullptr;         ///< [rows]; on the GPU [product_parts(features), rows], to be added up
 
-  /// How many tiles of columns the kernels have.
-  static constexpr int64_t product_parts(int64_t features) { return ceil_div(features, int64_t{192}); }
+  static constexpr int kTileColumns = 192;  ///< of the kernels
+  static constexpr int64_t product_parts(int64_t features) { return ceil_div(features, kTileColumns); }
 };
 
 namespace cpu {

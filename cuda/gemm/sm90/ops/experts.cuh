@@ -158,6 +158,7 @@ void launch_experts_mm_sm90(const ExpertsMmArgs& args, cudaStream_t stream) {
 template <DType kDType, GemmTile kTile>
 void launch_experts_linear_gradient_sm90(const ExpertsLinearGradientArgs& args, cudaStream_t stream) {
   constexpr int kN = kExpertColumns<kTile>;
+  static_assert(kN == ExpertsLinearGradientArgs::kTileColumns, "a sum for each tile");
   using Epilogue = ExpertsGradientEpilogue<typename CudaType<kDType>::type, kExpertRows, kN>;
   using Gemm = ExpertsSm90<kDType, false, kN, Epilogue, Major::kRow>;
   const Experts& experts = args.experts;
