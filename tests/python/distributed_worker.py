@@ -82,8 +82,9 @@ class Ranks:
         return max(of_float32, 1e-2) if self.device == "cuda" else of_float32
 
     def close(self):
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
+        for pipe in self.pipes:  # all before the first is waited for: with NCCL they leave the group together
             pipe.send(None)
+        for process in self.processes:
             process.join(60)
 
 
