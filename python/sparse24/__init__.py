@@ -11,6 +11,7 @@ model; `build_info` and ``python -m sparse24 info`` tell what was built.
 # ruff: noqa: F403
 
 from sparse24 import _library, nn
+from sparse24 import distributed as distributed
 from sparse24 import linear as linear
 from sparse24 import mlp as mlp
 from sparse24 import training as training

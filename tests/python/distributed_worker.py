@@ -6,6 +6,7 @@ With gloo they run on the CPU in float32, with NCCL on a GPU each in bfloat16.
 import contextlib
 import functools
 import pickle
+import socket
 import traceback
 import types
 import warnings
@@ -17,10 +18,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional_collectives
 from composition_models import build, dtype_of, inputs, layer_names
-from convert_models import HIDDEN, CountOps, D, assert_near, gradients
+from convert_models import HIDDEN, CountOps, D, assert_near, gradients, randomize
 from data import generator
 from mixture_models import Mixture
 from recipes import execute, sections
+from shared_files import FilePeers
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -227,6 +229,42 @@ def weight_pruning(model, steps):
     trained = [p.detach().clone() for p in model.parameters()]
     pruning.settle_()
     return [*trained, *(p.detach() for p in model.parameters()), *flips]
+
+
+def sharded_by_copy_engines(rank, kind, folder, *, other_group=False):
+    """FSDP2, and the same with copy engines: what two steps give, and whether ranks agreed on reading memory."""
+    with contextlib.ExitStack() as patches:
+        if DEVICE == "cpu":
+            patches.enter_context(mock.patch.object(sparse24.distributed, "Peers", FilePeers))
+            patches.enter_context(mock.patch.object(FilePeers, "folder", folder))
+        results = []
+        for engines in (False, True):
+            model = build(kind, DEVICE, torch.float32)
+            larger = torch.nn.Linear(D, 16 * D), torch.nn.Linear(16 * D, D)
+            model.layers.insert(1, randomize(torch.nn.Sequential(*larger)).to(DEVICE))
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            shard(model, mp_policy=policy)
+            if engines:
+                alone = [dist.new_group([rank]) for rank in range(WORLD)]
+                group = alone[rank] if other_group else None
+                assert sparse24.distributed.use_copy_engines(model, group) is model
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(batch(rank).bfloat16()).float().square().mean().backward()
+                optimizer.step()
+            results.append(whole(p.grad for p in model.parameters()))
+        group = model.layers[0]._get_fsdp_state()._fsdp_param_group
+        return *results, [comm.peers.agreements for comm in (group._all_gather_comm, group._reduce_scatter_comm)]
+
+
+def copy_engines_of_two_machines(rank):
+    """What is refused; no rank waits for the other."""
+    with mock.patch.object(socket, "gethostname", lambda: f"host {rank}"):
+        try:
+            sparse24.distributed.use_copy_engines(shard(build("module", DEVICE)))
+        except RuntimeError as error:
+            return str(error)
 
 
 def sharded_children(rank, kind):

@@ -97,6 +97,33 @@ def test_fsdp2_training(ranks, kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["module", "converted"])
+def test_fsdp2_by_copy_engines(ranks, kind, tmp_path):
+    """Weights and sums are those of the process group's collectives, also of modules with more than those before."""
+    for expected, actual, agreements in ranks(worker.sharded_by_copy_engines, kind, str(tmp_path)):
+        assert_near(actual, expected, ranks.tolerance(1e-6))
+        # Before and after ranks read: of three modules, in two steps, weights twice and gradients once.
+        assert agreements == [2 * 3 * 2 * 2, 2 * 3 * 2]
+
+
+def test_copy_engines_of_another_group(ranks, tmp_path):
+    """What is sharded over other ranks is gathered as before."""
+    results = ranks(worker.sharded_by_copy_engines, "module", str(tmp_path), other_group=True)
+    for expected, actual, agreements in results:
+        assert_near(actual, expected, ranks.tolerance(1e-6))
+        assert agreements == [0, 0]
+
+
+def test_copy_engines_of_two_machines(ranks):
+    sentence = "sparse24.distributed.use_copy_engines: expected group to be of one machine, got 2 of them"
+    assert ranks(worker.copy_engines_of_two_machines) == [sentence] * WORLD
+
+
+def test_copy_engines_need_sharded_modules():
+    with pytest.raises(RuntimeError, match="expected model to have modules that fully_shard wrapped, got Linear"):
+        sparse24.distributed.use_copy_engines(torch.nn.Linear(2, 2))
+
+
 def assert_layers_called(ranks, results, kind, reason):
     """Dense, by the layers themselves, and with a warning that gives the reason."""
     network = build(kind, ranks.device).layers[0]
