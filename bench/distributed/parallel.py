@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+import sparse24
 from bench.distributed import model
 from bench.distributed.exchange import Gather, Scatter, Swap
 from bench.distributed.experts import Experts
@@ -80,6 +81,19 @@ class FSDP2(Alone):
     def part(self, name: str, whole: torch.Tensor) -> torch.Tensor:
         parts = whole.chunk(dist.get_world_size())  # as FSDP2 shares out rows
         return parts[dist.get_rank()] if dist.get_rank() < len(parts) else whole[:0]
+
+
+class CopyEngines(FSDP2):
+    """FSDP2, with weights and gradients brought by copy engines of GPUs of one machine."""
+
+    name = "fsdp2_engines"
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        return sparse24.distributed.use_copy_engines(super().wrapped(size, variant, weights))
+
+    @staticmethod
+    def fits(size: Size, ranks: int) -> bool:
+        return dist.get_backend() == "nccl" and FSDP2.fits(size, ranks)
 
 
 class DDP(Alone):
@@ -155,4 +169,4 @@ class ExpertParallel(DDP):
         return whole.chunk(self.ranks)[self.rank] if self.sums(name) else whole
 
 
-WAYS: dict[str, type[Alone]] = {way.name: way for way in (FSDP2, TensorParallel, DDP, ExpertParallel)}
+WAYS: dict[str, type[Alone]] = {way.name: way for way in (FSDP2, CopyEngines, TensorParallel, DDP, ExpertParallel)}

@@ -19,6 +19,7 @@ VARIANTS = {
 WAYS = {
     "alone": "one GPU",
     "fsdp2": "FSDP2",
+    "fsdp2_engines": "FSDP2, copy engines",
     "tensor": "tensor and sequence parallel",
     "ddp": "DDP",
     "expert": "expert parallel",
