@@ -20,6 +20,7 @@ COMMANDS = {
     "corpus": "training.corpus",
     "accuracy": "studies.accuracy",
     "token_direction": "studies.token_direction",
+    "pruned_weights": "studies.pruned_weights",
     "tune_mm": "tuning.mm",
     "tune_linear": "tuning.linear",
     "fit": "tuning.fit",

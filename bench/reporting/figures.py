@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.reporting import expected, figure_values, fp8_figures, report, summary, tables  # noqa: F401
+from bench.reporting import expected, figure_values, fp8_figures, report, summary, tables, weight_tables  # noqa: F401
 from sparse24.bench import results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,7 @@ FIGURE = re.compile(r"<!-- fig:(?P<name>[\w-]+) -->(?P<text>.*?)<!-- /fig -->", 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[results.Record]], str]]] = {
     "README.md": (("h200",), summary.headline),
     "docs/performance/index.md": (("h200", "h100"), summary.markdown),
+    "docs/guide/sparse_weights.md": (("h200", "cpu"), weight_tables.markdown),
     "bench/results/h200/README.md": (("h200",), tables.markdown),
     "bench/results/h100/README.md": (("h100",), tables.markdown),
 }

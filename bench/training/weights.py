@@ -19,10 +19,10 @@ class Way:
     """How a run trains its weights: a recipe, the options of `sparse24.WeightPruning`, phases, and adapters."""
 
     recipe: dict[str, Any] = field(default_factory=lambda: BOTH)
-    pruning: dict[str, Any] = field(default_factory=lambda: {"soft": True})
+    pruning: dict[str, Any] = field(default_factory=dict)
     #: Parts of the steps that are dense.
-    start: float = 1 / 3
-    end: float = 1 / 6
+    start: float = 0.1
+    end: float = 0.2
     #: Rank of the adapters that the last tenth of the steps has.
     adapters: int = 0
 
@@ -35,16 +35,18 @@ class Way:
 #: The first is what is recommended. Names of those that follow say what differs.
 WEIGHTS = {
     "weights": Way(),
+    "weights_soft": Way(pruning={"soft": True}),
     "weights_no_end": Way(end=0),
-    "weights_adapters": Way(end=0, adapters=48),
-    "weights_hard": Way(pruning={}),
-    "weights_static": Way(pruning={"refresh_steps": 0}),
     "weights_no_warmup": Way(start=0),
+    "weights_static": Way(pruning={"refresh_steps": 0}),
+    "weights_adapters": Way(end=0, adapters=48),
     "weights_up": Way(recipe={"sparse_weights": "up"}),
+    "weights_unsettled": Way(pruning={"settle": False}),
     # FST: masks stay for 40 steps, and what is pruned decays.
     "weights_decay": Way(pruning={"refresh_steps": 40, "decay": 6e-5}),
-    # SLoPe: static masks, the doubly pruned backward pass, adapters at the end (a tenth of the steps, not a hundredth).
+    # SLoPe, without its adapters: static masks, and the doubly pruned backward pass.
     "weights_slope": Way(recipe=BOTH | {"double_pruning": True}, pruning={"refresh_steps": 0}, end=0),
+    "weights_soft_no_end": Way(pruning={"soft": True}, end=0),
 }
 
 

@@ -1,0 +1,64 @@
+"""What 2:4 weights cost a trained model in loss, and what adapters give back: the model that `sparse24 demo` trains.
+
+    python -m bench pruned_weights --out bench/results/cpu/pruned_weights.json
+    python -m bench pruned_weights --checkpoint demo.pt         # trains and saves; the next call loads
+
+`sparse24.analyze_weights` prunes the first weight of every network, or both, by magnitude or by what an entry does to
+the output on training text, and fits adapters of some ranks to what was taken away. Loss on held-out text; nothing is
+trained after pruning, and the activations stay dense.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from bench.reporting import weight_tables
+from bench.studies.accuracy import trained
+from sparse24 import analyze_weights
+from sparse24.bench import environment, results
+from sparse24.demo.data import even_windows, read_corpus
+from sparse24.demo.model import SMALL
+from sparse24.demo.training import TrainConfig
+
+RANKS = (0, 4, 8, 16)
+#: Batches to judge by and to calibrate with, and windows of each.
+BATCHES, CALIBRATION, WINDOWS = 8, 2, 8
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="default: cpu")
+    parser.add_argument("--out", type=Path, help="JSON file for the records")
+    parser.add_argument("--checkpoint", type=Path, help="the trained model; made where it does not exist")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
+    parser.add_argument("--smoke", action="store_true", help="three steps, little text: checks the code path")
+    args = parser.parse_args(argv)
+    args.steps = 3 if args.smoke else args.steps
+    device = torch.device(args.device)
+    facts = environment.facts(device) | {"seed": args.seed}
+    corpus = read_corpus((), args.seed, SMALL.sequence + 1)
+    model, facts["steps"] = trained(args, corpus.train, device)
+
+    seen, held_out = (
+        even_windows(part, count * (1 if args.smoke else WINDOWS), SMALL.sequence + 1).to(device).split(WINDOWS)
+        for part, count in ((corpus.train, CALIBRATION), (corpus.held_out, 1 if args.smoke else BATCHES))
+    )
+    records = []
+    for weights in ("up", "both"):
+        for chosen, calibration in (("magnitude", None), ("outputs", seen)):
+            losses = analyze_weights(model, held_out, sparse_weights=weights, ranks=RANKS, calibration=calibration)
+            dense = losses.pop("dense")
+            records += [
+                {"bench": "pruned_weights", "variant": name, "weights": weights, "chosen_by": chosen}
+                | {"rank": rank, "dim": SMALL.dim, "loss": loss, "dense_loss": dense}
+                | facts
+                for rank, (name, loss) in zip(RANKS, losses.items(), strict=True)
+            ]
+    print(weight_tables.pruned(records))
+    if args.out:
+        results.write_json(args.out, records)
+    return 0
