@@ -11,6 +11,7 @@ from sparse24.bench import results
 #: What differs in each run of train_gpt with 2:4 weights, by its recipe.
 WAYS = {
     "weights": "both weights, as recommended",
+    "weights_half": "sparse for half of the steps",
     "weights_up": "the first weight alone",
     "weights_soft": "soft threshold (S-STE)",
     "weights_static": "static masks",

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from bench.reporting import weight_tables
 from bench.studies.accuracy import trained
 from sparse24 import analyze_weights
 from sparse24.bench import environment, results
@@ -26,6 +25,17 @@ from sparse24.demo.training import TrainConfig
 RANKS = (0, 4, 8, 16)
 #: Batches to judge by and to calibrate with, and windows of each.
 BATCHES, CALIBRATION, WINDOWS = 8, 2, 8
+
+
+def text(records: list[results.Record]) -> str:
+    """A line for each model, with the loss over that of the dense one in %."""
+    dense = records[0]["dense_loss"]
+    lines = [f"held-out loss {dense:.4f}; with 2:4 weights, % more, and with adapters of rank {RANKS[1:]}"]
+    for start in range(0, len(records), len(RANKS)):
+        some = records[start : start + len(RANKS)]
+        losses = "".join(f"{100 * (r['loss'] / dense - 1):>+9.2f}" for r in some)
+        lines.append(f"{some[0]['weights']:<6}{some[0]['chosen_by']:<11}{losses}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
                 | facts
                 for rank, (name, loss) in zip(RANKS, losses.items(), strict=True)
             ]
-    print(weight_tables.pruned(records))
+    print(text(records))
     if args.out:
         results.write_json(args.out, records)
     return 0

@@ -35,6 +35,7 @@ class Way:
 #: The first is what is recommended. Names of those that follow say what differs.
 WEIGHTS = {
     "weights": Way(),
+    "weights_half": Way(start=1 / 3, end=1 / 6),
     "weights_soft": Way(pruning={"soft": True}),
     "weights_no_end": Way(end=0),
     "weights_no_warmup": Way(start=0),
