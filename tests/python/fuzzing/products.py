@@ -220,16 +220,16 @@ def linear_compress(
     return check
 
 
-def _times_root(dy: Tensor, y: Tensor, roots: bool) -> Tensor:
+def _times_root(dy: Tensor, y: Tensor, roots: bool, factor: Tensor | float) -> Tensor:
     root = y.detach().float() if roots else torch.from_numpy(np.sqrt(y.detach().float().numpy()))
-    return round_to(dy.float() * (2 * root), dy.dtype)
+    return round_to(dy.float() * (2 * root) * factor, dy.dtype)
 
 
-def _check_dh(dh: Tensor, p: Product, y: Tensor, dtype: torch.dtype, roots: bool) -> None:
-    """``dy * 2 sqrt(y)``, or with `roots` ``dy * 2 y``, where p is dy."""
+def check_dh(dh: Tensor, p: Product, y: Tensor, dtype: torch.dtype, roots: bool, factor: Tensor | float = 1.0) -> None:
+    """``dy * 2 sqrt(y)``, or with `roots` ``dy * 2 y``, times a factor, where p is dy."""
     if p.is_exact:
-        return assert_same_bits(dh, _times_root(p.rounded(dtype), y, roots), "dh")
-    root = 2 * (y.detach().double() if roots else y.detach().double().sqrt())
+        return assert_same_bits(dh, _times_root(p.rounded(dtype), y, roots, factor), "dh")
+    root = 2 * (y.detach().double() if roots else y.detach().double().sqrt()) * factor
     slack = (p.bound + torch.finfo(dtype).eps * p.exact.abs() + torch.finfo(dtype).tiny) * root.abs()
     overflows = (p.exact.abs() + p.bound > 0.98 * min(torch.finfo(dtype).max, 1e38)) | (root.abs() > 1e38)
     near(torch.where(overflows, 0.0, dh), torch.where(overflows, 0.0, p.exact * root), slack)
@@ -248,7 +248,7 @@ def linear_relu2_gradient(grad, w, y, roots) -> Check:
     tensor(y, 2, [grad.dtype])
     need(tuple(y.shape) == shape, "shape of y")
     need(not contract.flag(roots) or grad.dtype in ROOT_DTYPES, "roots")
-    return lambda results: _check_dh(results[0], product(grad, w), y, grad.dtype, roots)
+    return lambda results: check_dh(results[0], product(grad, w), y, grad.dtype, roots)
 
 
 def linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots) -> Check | None:
@@ -273,7 +273,7 @@ def linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot, r
         p = product(grad, w)
         kept = Product(*(pattern.gather(t) for t in (p.exact, p.magnitude)), p.is_exact, p.fp8)
         dh, *along_tokens, counts, y_hot, dh_hot = results
-        _check_dh(dh, kept, values, grad.dtype, roots)
+        check_dh(dh, kept, values, grad.dtype, roots)
         stored = values.detach()
         y = pattern.scatter(round_to(stored.float().square(), stored.dtype) if roots else stored)
         dense_dh = pattern.scatter(dh)

@@ -122,22 +122,27 @@ def test_notices_a_network_that_is_off(at):
         Judge("cpu").judge(0, changed(network, quarter_more))
 
 
+PADDED = ("experts_linear_compress", "experts_linear_gradient")
+
+
 @pytest.mark.parametrize("op", experts.GENERATORS)
 def test_notices_an_expert_that_is_off(op):
     """In the last of its rows alone."""
     x, w = Draw((150, 32), torch.bfloat16, "integers"), Draw((3, 32, 32), torch.bfloat16, "integers", seed=1)
     call = Call(op, dict.fromkeys(name for name, _ in Call(op, {}).arguments))
     call.args |= {"offsets": Draw((3,), torch.int32, "ends", limit=150)}
+    a = Draw((512, 16), torch.bfloat16, "squares"), Draw((4096,), torch.uint8, "pattern")
     if op == "experts_mm":
-        a = Draw((512, 16), torch.bfloat16, "integers"), Draw((4096,), torch.uint8, "pattern")
         call.args |= dict(zip(("values", "meta", "b", "rows"), (*a, w, 150), strict=True))
+    elif op == "experts_linear_gradient":
+        call.args |= dict(zip(("grad", "w", "values", "meta"), (x, w, *a), strict=True)) | {"dense": False}
     else:
         call.args |= {"x": x, "w": w}
         call.args |= {} if op == "experts_linear" else {"activation": "relu", "threshold": 0.0}
 
     def three_more(values, results):
         *_, last = experts.groups(values["offsets"], 150)
-        row = last.padded_rows.stop if op == "experts_linear_compress" else last.rows.stop
+        row = (last.padded_rows if op in PADDED else last.rows).stop
         results[0][row - 1] += 3
         return results
 
