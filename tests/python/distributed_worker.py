@@ -231,7 +231,7 @@ def weight_pruning(model, steps):
     return [*trained, *(p.detach() for p in model.parameters()), *flips]
 
 
-def sharded_by_copy_engines(rank, kind, folder, *, other_group=False):
+def sharded_by_copy_engines(rank, kind, folder, *, other_group=False, sent=None):
     """FSDP2, and the same with copy engines: what two steps give, and whether ranks agreed on reading memory."""
     with contextlib.ExitStack() as patches:
         if DEVICE == "cpu":
@@ -247,7 +247,7 @@ def sharded_by_copy_engines(rank, kind, folder, *, other_group=False):
             if engines:
                 alone = [dist.new_group([rank]) for rank in range(WORLD)]
                 group = alone[rank] if other_group else None
-                assert sparse24.distributed.use_copy_engines(model, group) is model
+                assert sparse24.distributed.use_copy_engines(model, group, sent=sent) is model
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for _ in range(2):
                 optimizer.zero_grad()

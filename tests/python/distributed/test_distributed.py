@@ -97,10 +97,13 @@ def test_fsdp2_training(ranks, kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["module", "converted"])
-def test_fsdp2_by_copy_engines(ranks, kind, tmp_path):
-    """Weights and sums are those of the process group's collectives, also of modules with more than those before."""
-    for expected, actual, agreements in ranks(worker.sharded_by_copy_engines, kind, str(tmp_path)):
+@pytest.mark.parametrize("kind, sent", [("module", None), ("converted", None), ("module", torch.bfloat16)])
+def test_fsdp2_by_copy_engines(ranks, kind, sent, tmp_path):
+    """Weights and sums are those of the process group's collectives, also of modules with more than those before.
+
+    Gradients of bfloat16 weights that travel in bfloat16 have the same sums in float32.
+    """
+    for expected, actual, agreements in ranks(worker.sharded_by_copy_engines, kind, str(tmp_path), sent=sent):
         assert_near(actual, expected, ranks.tolerance(1e-6))
         # Before and after ranks read: of three modules, in two steps, weights twice and gradients once.
         assert agreements == [2 * 3 * 2 * 2, 2 * 3 * 2]
