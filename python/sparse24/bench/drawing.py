@@ -142,5 +142,6 @@ def save(figure: plt.Figure, path: Path) -> None:
         figure.savefig(path, dpi=DPI, metadata=metadata, bbox_inches="tight")
     plt.close(figure)
     if path.suffix == ".svg":
-        text = re.sub(r"(\d\.\d)\d+", r"\1", path.read_text())
+        # Places stand in tags; a number between them, such as a version or a label, stays what it is.
+        text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), path.read_text())
         path.write_text(re.sub(r"\n +", "\n", text))

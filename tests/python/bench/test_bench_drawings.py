@@ -31,6 +31,20 @@ def test_drawings_show_the_losing_region(tmp_path):
     assert (tmp_path / "ffn_forward.svg").read_text() == drawn  # the same records, the same file
 
 
+def test_numbers_that_are_written_are_whole(tmp_path):
+    """Places in the file are rounded; versions and labels are not."""
+    pytest.importorskip("matplotlib")
+    records = [{**r, "torch": "2.11.0+cu130"} for r in MODELS]
+    results.write_json(tmp_path / "ffn_forward.json", records)
+    run("plot", tmp_path)
+    written = texts(tmp_path / "ffn_forward_sizes.svg")
+    assert any("torch 2.11.0+cu130" in text for text in written)
+    labels = {text for text in written if re.fullmatch(r"\d\.\d\d", text)}
+    assert "1.00" in labels and len(labels) > 2
+    places = re.findall(r' x="([^"]*)"', (tmp_path / "ffn_forward_sizes.svg").read_text())
+    assert places and not any(re.search(r"\.\d\d", place) for place in places)
+
+
 def test_no_point_of_a_sweep_is_cut_off():
     """And what relu2_mlp runs dense is an empty marker, by the rule of the library."""
     pytest.importorskip("matplotlib")
