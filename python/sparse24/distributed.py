@@ -70,6 +70,8 @@ def use_copy_engines(
     if not hasattr(FSDPModule, "set_custom_reduce_scatter"):
         fail(NAME, "a version of torch with FSDPModule.set_custom_reduce_scatter", torch.__version__)
     group = dist.group.WORLD if group is None else group
+    if group.size() == 1:
+        return model  # FSDP2 calls no collective
     machines: list[str] = [""] * group.size()
     dist.all_gather_object(machines, socket.gethostname(), group)
     if len(set(machines)) > 1:
