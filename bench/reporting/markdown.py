@@ -27,6 +27,12 @@ def gain(rival: results.Record, ours: results.Record, time: str = "median_us") -
     return f"**{ratio:.2f}**" if ratio < 1 else f"{ratio:.2f}"
 
 
+def gain_both(rival: results.Record, ours: results.Record) -> str:
+    """The same, and back to back where that was timed."""
+    hot = rival.get("sustained_us") and ours.get("sustained_us")
+    return gain(rival, ours) + (f" ({gain(rival, ours, 'sustained_us')})" if hot else "")
+
+
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:
     lines = [title, "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

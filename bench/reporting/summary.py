@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.reporting import model_tables
 from bench.reporting.ffn_tables import by_default, compiled
-from bench.reporting.markdown import gain, table, us
+from bench.reporting.markdown import gain, gain_both, table, us
 from bench.reporting.origins import Origins
 from sparse24.bench import results, sizes
 
@@ -52,7 +52,7 @@ def _headline(records: list[results.Record]) -> str:
             ours, mine = _ours(here, timed)
             rivals = (compiled(mine, timed[1]), _fused(mine))
             mark = origins[name].mark(ours) if ours else ""
-            row += [_both(rival, ours) + mark if ours and rival else "" for rival in rivals]
+            row += [gain_both(rival, ours) + mark if ours and rival else "" for rival in rivals]
         rows.append(row)
     head = ["T, D, F", "FFN of"]
     for name in ("forward bf16", "forward fp8, exact scales", "training bf16", "training fp8"):
@@ -136,8 +136,3 @@ def _ours(records: list[results.Record], timed: tuple[str, ...]) -> tuple[result
 
 def _fused(records: list[results.Record]) -> results.Record | None:
     return next((r for r in records if r["variant"] in ("fused_dense", "fused_dense_fp8")), None)
-
-
-def _both(rival: results.Record, ours: results.Record) -> str:
-    hot = rival.get("sustained_us") and ours.get("sustained_us")
-    return gain(rival, ours) + (f" ({gain(rival, ours, 'sustained_us')})" if hot else "")

@@ -7,6 +7,9 @@ from bench.reporting.markdown import gain, rate, size, table, us, zeros
 from bench.reporting.origins import Origins
 from sparse24.bench import results
 
+#: Benches whose times back to back stand in tables of their own.
+ELSEWHERE = ("nanochat_step", "experts")
+
 
 def markdown(records: list[results.Record]) -> str:
     """All tables, under a headline for each GPU."""
@@ -36,7 +39,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
             parts.append(make(chosen))
     parts.append(training_tables.fp8_table([r for r in usual if r["bench"] == "ffn_training"]))
     parts += model_tables.all_tables(usual)
-    hot = [r for r in usual if r.get("sustained_us") and r["median_us"] and r["bench"] != "nanochat_step"]
+    hot = [r for r in usual if r.get("sustained_us") and r["median_us"] and r["bench"] not in ELSEWHERE]
     parts.append(ffn_tables.back_to_back(hot))
     sizes = dict.fromkeys(r["config"]["size"]["dim"] for r in runs)
     parts += [_gpt_table([r for r in runs if r["config"]["size"]["dim"] == dim]) for dim in sizes]
