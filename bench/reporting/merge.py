@@ -33,7 +33,8 @@ def _problem(record: results.Record) -> tuple:
     """What identifies a problem without its label: sizes and data. Zeros are rounded: generators of GPUs differ."""
     names = ("bench", "tokens", "d_model", "d_ff", "pattern", "model" if "model" in record else "bench")
     # There each race is a problem.
-    apart = record["race"] if record["bench"] in ("models", "generate", "distributed", "ffn_training") else None
+    benches = ("models", "generate", "distributed", "ffn_training", "experts")
+    apart = (record["race"] if record["bench"] in benches else None, record.get("routing"))
     label = None if record["tokens"] else record.get("problem")
     return (*(record[name] for name in names), round(20 * record["zeros"]), apart, label)
 

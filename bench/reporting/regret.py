@@ -44,8 +44,8 @@ def experts(records: Iterable[results.Record], race: str, dtype: str) -> dict[tu
     found = {}
     for problem in experts_tables.problems(r for r in records if (r["race"], r["dtype"]) == (race, dtype)):
         ours, first = experts_tables.named(problem, "sparse24"), problem[0]
-        sparse = ours is not None and ours["runs"] == "2:4"
-        other = experts_tables.named(problem, "fused_dense" if sparse else "always_sparse")
+        always = experts_tables.named(problem, "always_sparse")  # only where the default is dense
+        sparse, other = always is None, always or experts_tables.named(problem, "fused_dense")
         if ours and other:
             rows = first["tokens"] * first["top_k"] / first["experts"]
             size = rows, first["experts"], first["d_model"], first["d_ff"], first["routing"]

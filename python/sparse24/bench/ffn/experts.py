@@ -324,14 +324,16 @@ def training(m: Mixture, options: Options) -> Iterator[Case]:
     rest: dict[str, Any] = {"race": "training"}
     yield Case("grouped_mm", "bf16", lambda _: step(rival), exact, **rest)
     yield Case("fused_dense", "bf16", lambda _: step(dense_experts), exact, **rest)
-    yield Case("sparse24", "bf16", lambda _: step(default_experts), kept, "sparse24", **rest)
-    yield Case("sparse24_compiled", "bf16", lambda _: step(inside), kept, "sparse24", **rest)
+    ours = rest | {"role": "sparse24", "facts": {"runs": "2:4" if m.sparse("bf16") else "dense"}}
+    yield Case("sparse24", "bf16", lambda _: step(default_experts), kept, **ours)
+    yield Case("sparse24_compiled", "bf16", lambda _: step(inside), kept, **ours)
     if m.fits("bf16") and not m.sparse("bf16"):
         yield Case("always_sparse", "bf16", lambda _: step(always_sparse), check_training(m, True), "part", **rest)
     roughly = check_training(m, m.sparse("fp8"), BOUND_FP8)
     dense_fp8 = partial(fp8_experts, sparse=False)
     yield Case("fused_dense", "fp8", lambda _: step(dense_fp8), check_training(m, False, BOUND_FP8), **rest)
-    yield Case("sparse24", "fp8", lambda _: step(fp8_experts), roughly, "sparse24", **rest)
+    ours = rest | {"role": "sparse24", "facts": {"runs": "2:4" if m.sparse("fp8") else "dense"}}
+    yield Case("sparse24", "fp8", lambda _: step(fp8_experts), roughly, **ours)
 
 
 def problem(size: Size, sparsity: Sparsity, options: Options, trains: bool) -> Problem:
