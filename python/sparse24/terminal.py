@@ -65,10 +65,19 @@ def progress(losses: Iterable[float], steps: int) -> Iterator[float]:
 
 @contextmanager
 def bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` are done, whenever the function that it gives is called: on a terminal, with rich."""
-    shown = _bar("stderr") if sys.stderr.isatty() else None
-    if shown is None:
+    """Show how many of `total` are done, whenever the function that it gives is called: on a terminal.
+
+    A bar with rich, else numbers in one line.
+    """
+    if not sys.stderr.isatty():
         yield lambda done: None
+        return
+    shown = _bar("stderr")
+    if shown is None:
+        try:
+            yield lambda done: print(f"\r{done:,} of {total:,} {what}", end="", file=sys.stderr, flush=True)
+        finally:
+            print(file=sys.stderr)
         return
     with shown:
         task = shown.add_task("", total=total, text=what)

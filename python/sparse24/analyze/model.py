@@ -26,8 +26,7 @@ def analyze_model(model: nn.Module, batches: Iterable[Any], *, max_tokens: int =
 
     The networks are those that `sparse24.convert` finds; converted ones and `sparse24.nn.ReLU2MLP` are looked at, too.
     The model runs as it is, dense, in evaluation mode and without gradients; every module gets its mode back. Counts
-    are kept, not activations: memory does not grow with the number of batches. On a terminal a bar shows how far it is
-    (with the package rich).
+    are kept, not activations: memory does not grow with the number of batches. On a terminal a bar shows how far it is.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from convert_models import HIDDEN, BothParameters, D, Inline, SquaredReLU, Stack
 from torch import nn
 
 import sparse24
+from sparse24 import terminal
 from sparse24.demo.model import BYTES, GPT, SMALL, DenseMLP
 
 TOKENS = 96
@@ -240,6 +241,14 @@ def test_a_bar_shows_how_far_it_is_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", silent)
     sparse24.analyze_model(model(), [batch()])
     assert not silent.getvalue() and not capsys.readouterr().out
+
+
+def test_without_rich_numbers_show_how_far_it_is(monkeypatch):
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(terminal, "_bar", lambda stream: None)
+    sparse24.analyze_model(model(), [batch(), batch(1)], max_tokens=2 * TOKENS)
+    assert shown.getvalue() == f"\r{TOKENS} of {2 * TOKENS} tokens\r{2 * TOKENS} of {2 * TOKENS} tokens\n"
 
 
 class Parts(nn.Module):
