@@ -84,12 +84,12 @@ class FSDP2(Alone):
 
 
 class CopyEngines(FSDP2):
-    """FSDP2, with weights and gradients brought by copy engines of GPUs of one machine."""
+    """FSDP2 by copy engines of GPUs of one machine. Gradients travel in bfloat16, which they are, to the same sums."""
 
     name = "fsdp2_engines"
 
     def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
-        return sparse24.distributed.use_copy_engines(super().wrapped(size, variant, weights))
+        return sparse24.distributed.use_copy_engines(super().wrapped(size, variant, weights), sent=torch.bfloat16)
 
     @staticmethod
     def fits(size: Size, ranks: int) -> bool:
