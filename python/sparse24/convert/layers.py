@@ -52,9 +52,10 @@ def may_be_bias(owner: nn.Module | Tensor) -> bool:
 def named_pair(module: nn.Module) -> tuple[str, str] | None:
     """Find a pair of NAMES."""
     owned = {**module._parameters, **module._modules}
-    # The keys and values of attention are no layers of a network.
-    pairs = [pair for pair in NAMES if all(owned.get(n) is not None for n in pair) and "query" not in owned]
-    return pairs[0] if pairs else None
+    pairs = [pair for pair in NAMES if all(owned.get(n) is not None for n in pair)]
+    # The keys and values of attention are no layers of a network; that of RWKV has no query, but an output.
+    is_attention = "query" in owned or (pairs == [("key", "value")] and "output" in owned)
+    return pairs[0] if pairs and not is_attention else None
 
 
 def layers_of(module: nn.Module) -> list[str]:

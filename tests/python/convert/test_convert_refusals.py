@@ -244,8 +244,9 @@ def test_a_forward_that_insists(device, weights, x_dtype):
     assert sparse24.convert(module, quiet=True).converted == [""]
 
 
-def test_attention_is_no_candidate():
-    attention = nn.ModuleDict({name: nn.Linear(D, D) for name in ("query", "key", "value")})
+@pytest.mark.parametrize("names", [("query", "key", "value"), ("key", "value", "receptance", "output")])
+def test_attention_is_no_candidate(names):
+    attention = nn.ModuleDict({name: nn.Linear(D, D) for name in names})
     report = sparse24.convert(attention, quiet=True)
     assert not report.skipped and not report.converted
     report = sparse24.convert(sparse24.nn.ReLU2MLP(D, HIDDEN), quiet=True)
