@@ -16,7 +16,16 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.reporting import expected, figure_values, fp8_figures, report, summary, tables, weight_tables  # noqa: F401
+from bench.reporting import (  # noqa: F401
+    expected,
+    figure_values,
+    fp8_figures,
+    report,
+    summary,
+    tables,
+    weight_figures,
+    weight_tables,
+)
 from sparse24.bench import results
 
 ROOT = Path(__file__).resolve().parents[2]
