@@ -44,7 +44,7 @@ def _gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor)
         if needed.w1:
             dw1 = over_rows(dh, a.x, offsets)
     if needed.w2:
-        scaled = grad if a.row_scale is None else (grad * a.row_scale.unsqueeze(1)).to(dtype)
+        scaled = grad if a.row_scale is None else _rounded(grad, a.row_scale.unsqueeze(1), dtype)
         dw2 = over_rows(scaled, y, offsets)
     return dx, dw1, dw2, drow
 
@@ -56,4 +56,11 @@ def _times_derivative(dy: Tensor, kept: Tensor, a: Arguments) -> Tensor:
     if torch.compiler.is_compiling() or a.plan.roots:
         return (root * scale * dy).to(dy.dtype)
     # In place: each step would be a float32 tensor of its own.
-    return root.mul_(scale).mul_(dy).to(dy.dtype)
+    return _rounded(root.mul_(scale), dy, dy.dtype)
+
+
+def _rounded(t: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Their product in float32, which is not stored where torch rounds it as it is computed."""
+    if torch.compiler.is_compiling():
+        return (t * factor).to(dtype)
+    return torch.mul(t, factor, out=torch.empty(t.shape, dtype=dtype, device=t.device))
