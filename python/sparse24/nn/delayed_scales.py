@@ -4,7 +4,7 @@ The buffer [4] is float32 whatever the module is cast to, and zeros until a back
 that is not known. While there is one, steps use exact scales. Whether there is one the host has to read from the
 device. An eager forward pass does so until all are known, and ever more rarely: where no step writes them, as with one
 frozen weight, they never are. What is traced or captured cannot, and takes what was known before: `refresh` reads for
-it.
+it, which `sparse24.Schedule` calls, and the steps of torch's optimizers do.
 
 Each rank keeps its own scales: gradients of different batches saturate at different magnitudes, and nothing is gained
 by waiting for the others. DDP broadcasts buffers unless it is told not to; the room above the largest magnitude of a
@@ -12,9 +12,11 @@ step before covers the difference of ranks.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparse24.mlp import Precision
 from sparse24.recipe import Recipe
@@ -22,6 +24,11 @@ from sparse24.recipe import Recipe
 #: What modules have beside the buffer, and its default: whether all of its scales are known, and how many eager forward
 #: passes with gradients found that they were not.
 ATTRIBUTES = {"scales_known": False, "calls_with_unknown_scales": 0}
+
+
+#: Modules whose scales nobody has found to be known: the name of the buffer, and after how many steps of optimizers.
+_unknown: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
+_hooks: list[Any] = []
 
 
 def wanted(precision: Precision, recipe: Recipe | None, features: int) -> bool:
@@ -40,6 +47,24 @@ def register(
         else None
     )
     module.register_buffer(name, scales, persistent=persistent)
+    if scales is not None:
+        _unknown[module] = name, 0
+        if not _hooks:
+            _hooks.append(register_optimizer_step_post_hook(_look))
+
+
+def _look(*_: Any) -> None:
+    """Look, ever more rarely, whether a step of training has written the scales: compiled ones do not look."""
+    if torch.compiler.is_compiling():
+        return
+    for module, (name, steps) in list(_unknown.items()):
+        scales = module._buffers.get(name)
+        if scales is None or module.scales_known:
+            del _unknown[module]
+        elif not (scales.is_cuda and torch.cuda.is_current_stream_capturing()):
+            _unknown[module] = name, steps + 1
+            if steps & (steps + 1) == 0:
+                refresh(module, name)
 
 
 def refresh(module: Any, name: str) -> bool:

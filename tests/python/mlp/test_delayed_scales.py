@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -116,6 +117,45 @@ def test_compiled_with_a_schedule(device):
         for p, q in zip(module.parameters(), eager.parameters(), strict=True):
             assert_same_bits(p.grad, q.grad)
     assert counter.frame_count == 3 and module.scales_known
+
+
+def test_compiled_without_a_schedule(device):
+    """The step of an optimizer finds that they are known: one graph with exact scales, one with these."""
+    torch._dynamo.reset()
+    module, counter = make(device), CompileCounterWithBackend("aot_eager")
+    eager = copy.deepcopy(module)
+    compiled = torch.compile(module, backend=counter, fullgraph=True)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=1e-3) for m in (module, eager)]
+    for seed in range(4):
+        g = torch.Generator().manual_seed(seed)
+        x, grad = (torch.randn(64, n, generator=g).to(device, torch.bfloat16) for n in (D, OUT))
+        outs = [m(x) for m in (compiled, eager)]
+        for out, optimizer in zip(outs, optimizers, strict=True):
+            optimizer.zero_grad()
+            out.backward(grad)
+            optimizer.step()
+        assert_same_bits(*outs)
+        assert module.scales_known
+    assert counter.frame_count == 2
+
+
+def test_optimizers_stop_looking(device, monkeypatch):
+    """Ever more rarely where no step writes the scales; and not at all where all are known or nobody is left."""
+    monkeypatch.setattr(delayed_scales, "_unknown", WeakKeyDictionary())
+    module, reads = make(device), []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(delayed_scales, "refresh", lambda *_: reads.append(1))
+        for _ in range(40):
+            optimizer.step()
+    assert len(reads) == 6
+    step(module)
+    step(module)
+    assert module.scales_known
+    optimizer.step()
+    assert not delayed_scales._unknown
+    make(device)
+    assert not delayed_scales._unknown
 
 
 def test_converted(device):
