@@ -54,4 +54,19 @@ __device__ __forceinline__ void store16(void* p, uint32_t a, uint32_t b, uint32_
   *static_cast<uint4*>(p) = make_uint4(a, b, c, d);
 }
 
+#ifdef __CUDACC__  // inline PTX; tests/cpp/emulator/ptx.h has it for hosts
+// Stores where a condition holds, without a branch, around which nothing could be scheduled.
+__device__ __forceinline__ void store4_if(bool condition, void* p, uint32_t w) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p st.global.u32 [%1], %2;\n}" ::"r"(uint32_t(condition)),
+               "l"(p), "r"(w)
+               : "memory");
+}
+__device__ __forceinline__ void store16_if(bool condition, void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(
+                   uint32_t(condition)),
+               "l"(p), "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+#endif
+
 }  // namespace sparse24::cuda

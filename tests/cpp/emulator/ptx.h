@@ -47,6 +47,17 @@ inline uint32_t pack2_relu(__nv_bfloat16, float lo, float hi) {
 }
 inline uint32_t pack2_relu(__half, float lo, float hi) { return bits_of(__floats2half2_rn(relu(lo), relu(hi))); }
 
+// ---- common/packed.cuh
+// -------------------------------------------------------------------------------------------------------
+
+inline void store4_if(bool condition, void* p, uint32_t w) {
+  if (condition) std::memcpy(p, &w, sizeof w);
+}
+inline void store16_if(bool condition, void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const uint32_t w[] = {a, b, c, d};
+  if (condition) std::memcpy(p, w, sizeof w);
+}
+
 // ---- epilogues/derivative.cuh
 // --------------------------------------------------------------------------------------------------
 

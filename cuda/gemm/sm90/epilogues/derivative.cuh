@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/activation.cuh"
+#include "common/float8.cuh"
 #include "common/packed.cuh"
 
 namespace sparse24::cuda {
@@ -18,18 +19,22 @@ __device__ __forceinline__ float approximate_inverse_root(float x) {
 __device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)); }
 #endif
 
-// Computes twice the square roots of 16-bit numbers T, rounded to nearest: it is __fsqrt_rn without the branches, which
-// zeros would take, and in step, so that no number waits for another. With `roots` x holds the roots already; that is
-// chosen at the end, because a branch would take registers.
+// Computes twice the square roots of numbers T, of 16 bits or float8, rounded to nearest: it is __fsqrt_rn without the
+// branches, which zeros would take, and in step, so that no number waits for another. With `roots` x holds the roots
+// already; that is chosen at the end, because a branch would take registers.
 template <class T, int kCount>
 __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
-  // The sequence needs a normal number as its correction, so that tiny ones are scaled; float16 has none. These are
-  // factors and not choices, because a choice would hold one of seven predicates from the first step to the last.
+  // Codes of float8 have no infinity.
+  constexpr bool kInfinite = !std::is_same_v<T, __nv_fp8_e4m3>;
+  // The sequence needs a normal number as its correction, so that tiny ones are scaled; of 16 and 8 bits bfloat16 alone
+  // has some. These are factors and not choices, because a choice would hold one of seven predicates from the first
+  // step to the last.
+  constexpr bool kTiny = std::is_same_v<T, __nv_bfloat16>;
   float scaled[kCount], inverse[kCount], unscale[kCount];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const bool tiny = std::is_same_v<T, __nv_bfloat16> && x[i] < 0x1p-100f;
-    scaled[i] = __fmul_rn(x[i], tiny ? 0x1p64f : 1.f);
+    const bool tiny = kTiny && x[i] < 0x1p-100f;
+    scaled[i] = kTiny ? __fmul_rn(x[i], tiny ? 0x1p64f : 1.f) : x[i];
     unscale[i] = tiny ? 0x1p-32f : 1.f;
   }
 #pragma unroll
@@ -40,7 +45,8 @@ __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
   for (int i = 0; i < kCount; ++i) {
     const float root = __fmul_rn(scaled[i], inverse[i]);
     const float corrected = __fmaf_rn(__fmaf_rn(-root, root, scaled[i]), inverse[i], __fadd_rn(root, root));
-    const float twice = x[i] == 0.f || x[i] == INFINITY ? x[i] : __fmul_rn(corrected, unscale[i]);
+    const bool itself = x[i] == 0.f || (kInfinite && x[i] == INFINITY);
+    const float twice = itself ? x[i] : kTiny ? __fmul_rn(corrected, unscale[i]) : corrected;
     x[i] = kHasRoots<T> && roots ? __fadd_rn(x[i], x[i]) : twice;
   }
 }

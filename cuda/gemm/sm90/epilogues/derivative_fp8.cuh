@@ -48,30 +48,35 @@ struct DerivativeFp8 {
   };
   CUTLASS_DEVICE Seen begin() const { return {__fmul_rn(to_dh(), __frcp_rn(usable_scale(*scale_dh)))}; }
 
-  // Pairs of dy and of y's codes, in step.
+  // Pairs of dy and of y's codes, in step; `largest` grows with the products.
   template <int kCount>
   CUTLASS_DEVICE static void apply(const uint32_t (&dy)[kCount], const uint16_t (&y)[kCount], uint16_t (&dh)[kCount],
-                                   Seen& seen) {
-    float factors[2 * kCount];
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      const __half2_raw numbers = __nv_cvt_fp8x2_to_halfraw2(y[i], __NV_E4M3);
-      factors[2 * i] = to_float(__half{}, numbers.x);
-      factors[2 * i + 1] = to_float(__half{}, numbers.y);
-    }
-    twice_roots<__half>(factors, /*roots=*/false);
+                                   float to_code, float& largest) {
+    float products[2 * kCount];
+    multiply(dy, y, products);
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       float scaled[2];
       CUTLASS_PRAGMA_UNROLL
       for (int c = 0; c < 2; ++c) {
-        const float product = __fmul_rn(to_float(__nv_bfloat16{}, uint16_t(dy[i] >> 16 * c)), factors[2 * i + c]);
-        seen.largest = fmaxf(seen.largest, fabsf(product));
-        scaled[c] = __fmul_rn(product, seen.to_code);
-        seen.saturated += fabsf(scaled[c]) > kLargestE4M3;
+        largest = fmaxf(largest, fabsf(products[2 * i + c]));
+        scaled[c] = __fmul_rn(products[2 * i + c], to_code);
       }
       dh[i] = to_e4m3x2(scaled[0], scaled[1]);
     }
+  }
+  // How many of the same numbers saturate: for when one of them is too large, which is rare.
+  template <int kCount>
+  CUTLASS_DEVICE static int saturated_of(const uint32_t (&dy)[kCount], const uint16_t (&y)[kCount], float to_code) {
+    float products[2 * kCount];
+    multiply(dy, y, products);
+    int count = 0;
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 2 * kCount; ++i) count += exceeds(products[i], to_code);
+    return count;
+  }
+  CUTLASS_DEVICE static bool exceeds(float product, float to_code) {
+    return fabsf(__fmul_rn(product, to_code)) > kLargestE4M3;
   }
 
   CUTLASS_DEVICE void collect(Seen const& seen, int lane) const {
@@ -85,6 +90,22 @@ struct DerivativeFp8 {
   }
 
  private:
+  template <int kCount>
+  CUTLASS_DEVICE static void multiply(const uint32_t (&dy)[kCount], const uint16_t (&y)[kCount],
+                                      float (&products)[2 * kCount]) {
+    float factors[2 * kCount];
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const __half2_raw numbers = __nv_cvt_fp8x2_to_halfraw2(y[i], __NV_E4M3);
+      factors[2 * i] = to_float(__half{}, numbers.x);
+      factors[2 * i + 1] = to_float(__half{}, numbers.y);
+    }
+    twice_roots<__nv_fp8_e4m3>(factors, /*roots=*/false);
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 2 * kCount; ++i)
+      products[i] = __fmul_rn(to_float(__nv_bfloat16{}, uint16_t(dy[i / 2] >> 16 * (i % 2))), factors[i]);
+  }
+
   CUTLASS_DEVICE float to_dh() const { return __fmul_rn(__fmul_rn(*scale_grad, *scale_w), __fsqrt_rn(*scale_y)); }
 };
 

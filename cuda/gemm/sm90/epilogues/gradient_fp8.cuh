@@ -162,26 +162,44 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     return out;
   }
 
+  static constexpr int kBatch = 4;  // pairs whose roots are taken in step: two blocks of both tokens
+
+  // The kept pairs of dy and of y of a batch. Beyond the last row and column y is zero, and dy whatever was multiplied:
+  // NaN times their zero is none of theirs.
+  CUTLASS_DEVICE static void batch(uint32_t const (&dy)[kBlocks][4], Kept const& y, uint32_t const (&mask)[2][2], int b,
+                                   uint32_t (&kept)[kBatch], uint16_t (&of_y)[kBatch]) {
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const int s = i % 2, block = b + i / 2;
+      kept[i] = y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) & mask[s][block / 4];
+      of_y[i] = uint16_t(y.codes[s][b / 2] >> 16 * (i / 2));
+    }
+  }
+
   // Codes of dh of what y keeps.
   CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Tokens const& tokens, int feature,
                                     Codes& dh, DerivativeFp8::Seen& seen) const {
-    constexpr int kBatch = 4;  // pairs whose roots are taken in step: two blocks of both tokens
+    uint32_t mask[2][2];  // of tokens and of 32 columns
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 4; ++i)
+      mask[i / 2][i % 2] = tokens.place + i / 2 < p_.tokens && feature + 32 * (i % 2) < p_.features ? ~0u : 0u;
+    uint32_t kept[kBatch];
+    uint16_t of_y[kBatch], codes[kBatch];
+    float largest = 0.f;
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < kBlocks; b += kBatch / 2) {
-      uint32_t kept[kBatch];
-      uint16_t of_y[kBatch], codes[kBatch];
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < kBatch; ++i) {
-        const int s = i % 2, block = b + i / 2;
-        // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
-        // theirs.
-        const bool valid = tokens.place + s < p_.tokens && feature + 8 * block < p_.features;
-        kept[i] = valid ? y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) : 0u;
-        of_y[i] = uint16_t(y.codes[s][b / 2] >> 16 * (i / 2));
-      }
-      DerivativeFp8::apply(kept, of_y, codes, seen);
+      batch(dy, y, mask, b, kept, of_y);
+      DerivativeFp8::apply(kept, of_y, codes, seen.to_code, largest);
       CUTLASS_PRAGMA_UNROLL
       for (int s = 0; s < 2; ++s) dh[s][b / 2] = pack16(codes[s], codes[s + 2]);
+    }
+    seen.largest = fmaxf(seen.largest, largest);
+    if (__builtin_expect(DerivativeFp8::exceeds(largest, seen.to_code), false)) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < kBlocks; b += kBatch / 2) {
+        batch(dy, y, mask, b, kept, of_y);
+        seen.saturated += DerivativeFp8::saturated_of(kept, of_y, seen.to_code);
+      }
     }
   }
 
@@ -191,8 +209,8 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     for (int s = 0; s < 2; ++s) {
       uint32_t w[4] = {dh[s][0], dh[s][1], dh[s][2], dh[s][3]};
       blocks_of_groups(w, lane >> 1 & 1);
-      if (has_values(tokens, s, feature, lane))
-        store16(p_.dh + value_index(tokens.index[s], feature, lane), w[0], w[1], w[2], w[3]);
+      store16_if(has_values(tokens, s, feature, lane), p_.dh + value_index(tokens.index[s], feature, lane), w[0], w[1],
+                 w[2], w[3]);
     }
   }
 

@@ -112,23 +112,43 @@ class Relu2GradientFp8Epilogue : public EpilogueBase<Relu2GradientFp8Params, NoS
     }
   }
 
+  // Features 0 and 1, 2 and 3 of both tokens, of dy and of y. Beyond the last row and column y is zero, and dy whatever
+  // was multiplied.
+  CUTLASS_DEVICE static void block(uint32_t const (&dy)[4], Codes const& y, uint32_t const (&mask)[2], int b,
+                                   uint32_t (&of_dy)[4], uint16_t (&of_y)[4]) {
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int s = i / 2, j = i % 2;
+      of_dy[i] = dy[s + 2 * j] & mask[s];
+      of_y[i] = uint16_t(y[s][b] >> 16 * j);
+    }
+  }
+
   CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Codes const& y, int token, int feature, Codes& dh,
                                     DerivativeFp8::Seen& seen) const {
+    uint32_t of_dy[4], mask[2];
+    uint16_t of_y[4], codes[4];
+    float largest = 0.f;
+    const auto mask_of = [&](int b) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int s = 0; s < 2; ++s) mask[s] = token + s < p_.tokens && feature + 8 * b < p_.features ? ~0u : 0u;
+    };
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      uint32_t of_dy[4];  // features 0 and 1, 2 and 3 of both tokens
-      uint16_t of_y[4], codes[4];
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int s = i / 2, j = i % 2;
-        // Beyond the last row and column y is zero, and dy whatever was multiplied.
-        const bool valid = token + s < p_.tokens && feature + 8 * b < p_.features;
-        of_dy[i] = valid ? dy[b][s + 2 * j] : 0u;
-        of_y[i] = uint16_t(y[s][b] >> 16 * j);
-      }
-      DerivativeFp8::apply(of_dy, of_y, codes, seen);
+      mask_of(b);
+      block(dy[b], y, mask, b, of_dy, of_y);
+      DerivativeFp8::apply(of_dy, of_y, codes, seen.to_code, largest);
       dh[0][b] = pack16(codes[0], codes[1]);
       dh[1][b] = pack16(codes[2], codes[3]);
+    }
+    seen.largest = fmaxf(seen.largest, largest);
+    if (__builtin_expect(DerivativeFp8::exceeds(largest, seen.to_code), false)) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        mask_of(b);
+        block(dy[b], y, mask, b, of_dy, of_y);
+        seen.saturated += DerivativeFp8::saturated_of(of_dy, of_y, seen.to_code);
+      }
     }
   }
 
@@ -144,9 +164,8 @@ class Relu2GradientFp8Epilogue : public EpilogueBase<Relu2GradientFp8Params, NoS
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int s = i / 2, half = i % 2;
-      if (exists(token + s, feature + 16 * half, lane))
-        store16(p_.dh + index(token + s, feature + 16 * half, lane), w[s][4 * half], w[s][4 * half + 1],
-                w[s][4 * half + 2], w[s][4 * half + 3]);
+      store16_if(exists(token + s, feature + 16 * half, lane), p_.dh + index(token + s, feature + 16 * half, lane),
+                 w[s][4 * half], w[s][4 * half + 1], w[s][4 * half + 2], w[s][4 * half + 3]);
     }
   }
 
@@ -168,9 +187,8 @@ class Relu2GradientFp8Epilogue : public EpilogueBase<Relu2GradientFp8Params, NoS
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < 4; ++i) {  // feature 2q + i % 2 of block b + i / 2
         const int row = feature + 8 * (b + i / 2) + 2 * (lane & 3) + i % 2;
-        if (row < p_.features && 4 * group < pitch)
-          *reinterpret_cast<uint32_t*>(out + row * pitch + 4 * group) =
-              permute_bytes(t01[i / 2], t23[i / 2], i % 2 ? 0x7632 : 0x5410);
+        store4_if(row < p_.features && 4 * group < pitch, out + row * pitch + 4 * group,
+                  permute_bytes(t01[i / 2], t23[i / 2], i % 2 ? 0x7632 : 0x5410));
       }
     }
   }

@@ -31,7 +31,13 @@ __device__ __forceinline__ uint32_t transpose_bytes_of_quad(uint32_t w, int q) {
 // One matrix along tokens: what is selected of two blocks is stored at once, its nibbles where four blocks are there.
 class TokenStoreFp8 {
  public:
-  __device__ __forceinline__ TokenStoreFp8(const TokenParams& p, const TokenPart& part) : p_(p), part_(part) {}
+  __device__ __forceinline__ TokenStoreFp8(const TokenParams& p, const TokenPart& part) : p_(p), part_(part) {
+    const int64_t pitch = round_up(part.tokens, 32) / 2, byte = 2 * (part.group - part.lane / 4) + 4 * (part.lane & 3);
+    first_ = static_cast<uint8_t*>(p.values) + (part.feature + part.lane / 4) * pitch + byte;
+    block_ = int(8 * pitch);
+    // Features are a multiple of 32.
+    for (int i = 0; i < 2; ++i) stored_[i] = part.feature + 32 * i < part.features && byte < pitch;
+  }
 
   // Words of blocks b and b + 1: b = 0, 2, 4, 6 in this order.
   __device__ __forceinline__ void take(int b, const uint32_t (&tokens)[4]) {
@@ -51,11 +57,7 @@ class TokenStoreFp8 {
   // Pairs of features 2q and 2q + 1 of block b.
   __device__ __forceinline__ void store_values(int b, uint32_t pairs) const {
     const uint32_t groups = transpose_8x8(pairs);
-    const int feature = part_.feature + 8 * b + part_.lane / 4;
-    const int64_t pitch = round_up(part_.tokens, 32) / 2,
-                  byte = 2 * (part_.group - part_.lane / 4) + 4 * (part_.lane & 3);
-    if (feature < part_.features && byte < pitch)
-      *reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(p_.values) + feature * pitch + byte) = groups;
+    store4_if(stored_[b / 4], first_ + int64_t(b) * block_, groups);
   }
   // Nibbles of blocks b .. b + 3, lowest first, of features 2q and 2q + 1.
   __device__ __forceinline__ void store_meta(int b, uint32_t nibbles) const {
@@ -68,13 +70,15 @@ class TokenStoreFp8 {
     // some that lie beyond.
     const int m_meta = int(round_up(part_.features, kMetaRowPadding)), tile = part_.group / 32;
     const int feature = part_.feature + 8 * (b + i) + lane / 4;
-    if (128 * tile >= part_.tokens || feature >= m_meta) return;
     const int64_t row = int64_t(tile) * m_meta + feature;
-    *reinterpret_cast<uint32_t*>(p_.meta + row * 16 + (part_.group % 32 / 8) * 4) = word;
+    store4_if(128 * tile < part_.tokens && feature < m_meta, p_.meta + row * 16 + (part_.group % 32 / 8) * 4, word);
   }
 
   TokenParams p_;
   TokenPart part_;
+  uint8_t* first_;  // of this lane: four bytes of block 0
+  int block_;       // bytes from one block to the next
+  bool stored_[2];  // whether blocks 0 .. 3 and 4 .. 7 are
   uint32_t nibbles_;
 };
 
