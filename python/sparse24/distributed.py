@@ -29,8 +29,9 @@ def use_copy_engines(
 
     It is for GPUs of one machine that reach each other's memory, and is called by all ranks after ``fully_shard``.
     Weights and gradients are those that NCCL brings, up to the order of sums. A rank's part of the gathered weights,
-    and the gradients that it sends, lie in memory that stays allocated: what the largest of the modules needs. Where a
-    rank fails, the others wait until they are ended, as ``torchrun`` does: there is no timeout.
+    and the gradients that it sends, lie in memory that stays allocated: what the largest of the modules needs. A sum
+    takes as much as is sent while it is made. Where a rank fails, the others wait until they are ended, as ``torchrun``
+    ends them: there is no timeout.
 
     Parameters
     ----------
