@@ -8,11 +8,10 @@ from bench.reporting.markdown import gain, gain_both, table, us
 from bench.reporting.origins import Origins
 from sparse24.bench import results, sizes
 
-# The large sizes, more and fewer tokens, and a narrow network.
+# The large sizes, few tokens, and a narrow network.
 SHOWN = (
     *(size[:3] for size in sizes.LARGE),
     (16384, 4096, 16384),
-    (1024, 4096, 16384),
     (128, 4096, 16384),
     (32768, 768, 3072),
 )
