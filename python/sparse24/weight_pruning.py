@@ -57,7 +57,7 @@ class WeightPruning:
 
     Examples
     --------
-    >>> pruning = sparse24.WeightPruning(model, soft=True)
+    >>> pruning = sparse24.WeightPruning(model)
     >>> for step in range(schedule.total_steps):
     ...     schedule.apply(model, step)
     ...     pruning.step()
