@@ -11,6 +11,7 @@ COMMANDS = {
     "ffn_forward": "cases.ffn_forward",
     "ffn_training": "cases.ffn_training",
     "ffn_few_tokens": "cases.ffn_few_tokens",
+    "ffn_weights": "cases.ffn_weights",
     "experts": "cases.experts",
     "models": "cases.models",
     "generate": "cases.generate",

@@ -1,0 +1,54 @@
+"""The benchmark of 2:4 weights: every variant is verified, and what is packed is."""
+
+import argparse
+import json
+
+import benches
+import pytest
+import torch
+
+from sparse24.bench.ffn import forward, weights
+from sparse24.bench.options import Options
+from sparse24.bench.sizes import Size
+from sparse24.mlp.weights import kept24
+
+VARIANTS = {
+    ("bf16", "forward"): "torch_compile fused_dense sparse24 sparse24_up",
+    ("fp8", "forward"): "scaled_mm_row scaled_mm_tensor fused_dense sparse24 sparse24_up sparse24_up_row",
+    ("bf16", "gemm1"): "linear_compress linear_compress_packed",
+    ("fp8", "gemm1"): "linear_compress linear_compress_packed",
+    ("bf16", "training"): "torch_compile fused_dense sparse24 sparse24_up sparse24_both",
+    ("fp8", "training"): "scaled_mm_tensor fused_dense_fp8 sparse24_fp8 sparse24_fp8_up sparse24_fp8_both",
+}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    out = tmp_path_factory.mktemp("smoke") / "ffn_weights.json"
+    printed = benches.run("ffn_weights", "--device", "cpu", "--smoke", "--rounds", "1", "--out", out)
+    return printed, json.loads(out.read_text())
+
+
+def test_all_variants_are_verified(smoke):
+    printed, records = smoke
+    assert "0 of them not verified" in printed
+    assert all(r["verified"] for r in records)
+    assert all(r["bench"] == ("gemm1" if r["race"] == "gemm1" else "ffn_weights") for r in records)
+    for (dtype, race), names in VARIANTS.items():
+        mine = {r["variant"] for r in records if (r["dtype"], r["race"]) == (dtype, race)}
+        assert mine == set(names.split()), (dtype, race)
+    assert all(r["zeros"] == pytest.approx(0.9, abs=0.03) for r in records)
+
+
+def test_the_weights_are_pruned_and_a_wrong_result_is_seen():
+    options = Options(torch.device("cpu"), True, False, None, 0, argparse.Namespace())
+    size = Size(96, 64, 128)
+    x, w1, w2 = weights.operands(size, 0.9, options)
+    assert torch.equal(w1 != 0, kept24(w1) & (w1 != 0)) and torch.equal(w2 != 0, kept24(w2, 0) & (w2 != 0))
+    cases = weights.bf16(forward.Operands(x, w1, w2, None, None, torch.arange(96)), options)
+    packed = next(case for case in cases if case.variant == "sparse24_up")
+    out = packed.run(0)
+    packed.check(out)
+    for wrong in (out.roll(1, 0), 1.1 * out, torch.full_like(out, torch.nan)):
+        with pytest.raises(Exception, match="expected"):
+            packed.check(wrong)
