@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from sparse24._autocast import without_autocast
 from sparse24.convert.conversion import Conversion, Layer, Weights, weights_of
 from sparse24.convert.layers import owner_of
+from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
-from sparse24.mlp.packed_weights import packed_once
-from sparse24.mlp.weights import pruned_weights
+from sparse24.mlp.packed_weights import packed_once, packed_with_adapters
+from sparse24.mlp.weights import prune24, pruned_weights
 from sparse24.nn.children import weight_problem
 from sparse24.nn.entering_weights import Stored, entering
 from sparse24.nn.quantized_state import quantized, quantized_experts
@@ -30,7 +31,7 @@ class Entering(NamedTuple):
     second: Weights
     rows: Tensor | None = None
     settled: bool = True
-    packed: Packed | None = None
+    packed: tuple[Tensor, ...] | None = None
 
 
 def owner(module: nn.Module, layer: Layer) -> Any:
@@ -103,7 +104,7 @@ def for_inference(module: Any, conversion: Conversion, first: Weights, second: W
         )
     rows = copies["sparse24_w2_rows"] if conversion.decode else None
     packs = module.sparse and PACKED[0] in copies
-    return Entering(first, second, rows, packed=Packed(*(copies[name] for name in PACKED)) if packs else None)
+    return Entering(first, second, rows, packed=_as_packed(module) if packs else None)
 
 
 def wants_copies(module: Any, conversion: Conversion) -> bool:
@@ -134,11 +135,30 @@ def what_to_copy(self: Any) -> Copies | None:
                 made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
             elif w is not weights.weight:
                 made[f"sparse24_w{number}"] = w
-        if _prunes(conversion) and not adapters_of(self):
-            made.update(zip(PACKED, packed_once(made.get("sparse24_w1", w1)) or (), strict=False))
+        if _prunes(conversion):
+            made.update(zip(PACKED, _first_packed(self, made.get("sparse24_w1", w1)) or (), strict=False))
         return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
 
     return Copies(make, _sources(self, conversion, first, second))
+
+
+def _first_packed(module: Any, w1: Tensor) -> Packed | None:
+    """Pack the first weight as it enters, or what is pruned of it beside its adapters."""
+    adapters = adapters_of(module)
+    if not adapters:
+        return packed_once(w1)
+    if w1.dtype == FP8:
+        return None
+    first, second = both_weights(module)
+    before, module.sparse = module.sparse, True
+    pruned, _ = entering(module, first.weight, second.weight, module._sparse24.options["recipe"])
+    module.sparse = before
+    return packed_with_adapters(prune24(pruned), adapters[0])
+
+
+def _as_packed(module: Any) -> tuple[Tensor, ...]:
+    """Give the first weight as `w1_packed` of `relu2_mlp`."""
+    return *(module._buffers[name] for name in PACKED), *adapters_of(module)[1:]
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def relu2_mlp(
     delayed_scales: Tensor | None = None,
     scales_known: bool = True,
     weights_pruned: bool = False,
-    w1_packed: tuple[Tensor, Tensor] | None = None,
+    w1_packed: tuple[Tensor, ...] | None = None,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -159,7 +159,9 @@ def relu2_mlp(
         Nothing tells whether that is so.
     w1_packed : tuple of Tensor, optional
         With `weights_pruned`: w1 once more, the values and metadata that `sparse24.prune_pack24` makes of it. The first
-        product multiplies them where that is faster. Nothing can tell whether they are w1's.
+        product multiplies them where that is faster. Nothing can tell whether they are w1's. Without gradients in 16
+        bits adapters may be a part of w1, but not of what is packed: `sparse24.mlp.packed_weights` has their columns
+        beside it, and a third tensor is the right one, [rank, D].
 
     Returns
     -------
@@ -237,7 +239,7 @@ def relu2_mlp(
     if exactly and enough:
         enough = not may_be_few(tokens.shape[0])
 
-    stored, packs, first_packed, second_packed = (w1, w2), Packs(), None, None
+    stored, packs, first_packed, second_packed, right = (w1, w2), Packs(), None, None, None
     pruned = recipe.weight_groups() if sparse and not weights_pruned else (None, None)
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
     if pruned != (None, None):
@@ -248,9 +250,8 @@ def relu2_mlp(
                 packs = Packs.of(recipe, tokens.shape[0], w1, w2, fp8=fp8, learns=learns)
             w1, w2, w2_rows, first_packed, second_packed = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
     elif w1_packed is not None and sparse and fused and not transformed:
-        given = Packed(*w1_packed)
-        if given.values.dtype == (FP8 if fp8 else dtype) and packed_pays(given, tokens):
-            first_packed = given
+        if w1_packed[0].dtype == (FP8 if fp8 else dtype) and packed_pays(w1_packed, tokens):
+            first_packed, right = Packed(*w1_packed[:2]), (*w1_packed[2:], None)[0]
     if few:
         if w1_scale is None:
             w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)
@@ -277,7 +278,7 @@ def relu2_mlp(
         elif compiling and as_one:  # Dynamo would make a second derivative zero
             fail("no derivative of torch.func inside of torch.compile with fullgraph=True", "one")
     scales = w1_scale, w2_scale, scale_y, scale_y_factor
-    packed = *(first_packed or (None, None)), *(second_packed or (None, None))
+    packed = *(first_packed or (None, None)), right, *(second_packed or (None, None))
     arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, *packed, plan, recipe)
     with without_autocast(device_type):
         if transformed and not compiling:

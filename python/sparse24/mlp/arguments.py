@@ -80,6 +80,7 @@ class Arguments(NamedTuple):
     hot_features: Tensor | None
     w1_packed: Tensor | None  # w1 and w2 once more, where they are 2:4 and packed: values and metadata
     w1_meta: Tensor | None
+    x_right: Tensor | None  # [rank, D]: w1 has adapters packed beside it, and x @ x_right.T more columns of x
     w2_packed: Tensor | None
     w2_meta: Tensor | None
     plan: Plan

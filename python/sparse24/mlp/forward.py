@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from sparse24._symbolic import or_true
 from sparse24.mlp.arguments import Activated, Arguments, Packed
 from sparse24.mlp.float8 import cast, float8_weight, linear_fp8
+from sparse24.mlp.packed_weights import two_of_four
 from sparse24.ops import (
     OutputScaling,
     Scaling,
@@ -16,7 +17,7 @@ from sparse24.ops import (
     linear_compress_packed,
     linear_relu2,
     mm,
-    pack24_fp8,
+    prune_pack24,
     quantize_fp8,
     quantize_fp8_predict,
 )
@@ -45,6 +46,8 @@ def _activation_16bit(a: Arguments) -> Activated:
     stored = plan.stored
     if plan.fused and w1.shape[0] % 8 == 0:  # as linear_relu2 needs it; where it is sparse, it is a multiple of 16
         if plan.sparse:
+            if a.x_right is not None:
+                x = torch.cat((x, two_of_four(x @ a.x_right.t())), 1)
             packed, options = a.first_packed(), {"bias": b1, "statistics": False, **stored.options}
             made = (
                 linear_compress(x, w1, **options) if packed is None else linear_compress_packed(x, *packed, **options)
@@ -67,8 +70,8 @@ def _activation_fp8(a: Arguments) -> Activated:
     options = {"statistics": False, **plan.function.options}
     packed, w1_scale = a.first_packed(), a.w1_scale
     if plan.packs_first:
-        *codes, w1_scale = pack24_fp8(a.w1)
-        packed = Packed(*codes)
+        codes, w1_scale = float8_weight(a.first())
+        packed = Packed(*prune_pack24(codes)[1:])
     if packed is not None:
         scaling_out: OutputScaling = "row" if scale_y is None else "given"
         values, meta, scale, *_ = linear_compress_packed(

@@ -46,7 +46,7 @@ def what_is_saved(a: Arguments, activated: Activated) -> tuple[Tensor | None, ..
         return *a._replace(b2=None).tensors(), None, None, None
     if a.plan.double_pruned:
         a = a._replace(w1=prune24(a.w1, 0), w2=prune24(a.w2, 0))
-    forwards = dict.fromkeys(("b1", "b2", "scale_y", "scale_y_factor", "w1_packed", "w1_meta"))
+    forwards = dict.fromkeys(("b1", "b2", "scale_y", "scale_y_factor", "w1_packed", "w1_meta", "x_right"))
     return *a._replace(**forwards).tensors(), *activated
 
 

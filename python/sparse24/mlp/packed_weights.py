@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed
@@ -54,13 +55,26 @@ def packed_once(w1: Tensor) -> Packed | None:
     return Packed(*prune_pack24(w1)[1:])
 
 
-def packed_pays(packed: Packed | None, x: Tensor) -> bool:
-    """Whether a call for inference is faster with a first weight that was packed before."""
+def packed_with_adapters(pruned: Tensor, left: Tensor) -> Packed | None:
+    """Pack a first weight and, as further columns, the left adapters [F, rank]: two of each four are a dense matrix."""
+    return None if pruned.dtype != left.dtype else packed_once(torch.cat((pruned, two_of_four(left)), 1))
+
+
+def two_of_four(t: Tensor) -> Tensor:
+    """Put the columns of a matrix [N, rank] in pairs, with two zeros after each: [N, 2 rank], of multiples of 16."""
+    pairs = F.pad(t, (0, -t.shape[1] % 8)).unflatten(1, (-1, 2))
+    return F.pad(pairs, (0, 2)).flatten(1)
+
+
+def packed_pays(packed: tuple[Tensor, ...] | None, x: Tensor) -> bool:
+    """Whether a call for inference is faster with a first weight that was packed before; see `w1_packed`."""
     if packed is None:
         return False
-    (d_ff, half), fp8 = packed.values.shape, packed.values.dtype == FP8
-    tokens = x.numel() // max(2 * half, 1)
-    return not x.is_cuda or weights_pay(tokens, d_ff, 2 * half, fp8=fp8)
+    values = packed[0]
+    d_ff, depth = values.shape[0], 2 * values.shape[1]
+    if not x.is_cuda:
+        return len(packed) == 2
+    return weights_pay(x.numel() // max(x.shape[-1], 1), d_ff, depth, fp8=values.dtype == FP8)
 
 
 def entering(

@@ -12,8 +12,8 @@ from sparse24._options import whole_number
 from sparse24.errors import fail
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
-from sparse24.mlp.packed_weights import packed_once, packed_pays
-from sparse24.mlp.weights import check_groups, pruned24, pruned_weights
+from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_adapters
+from sparse24.mlp.weights import check_groups, prune24, pruned24, pruned_weights
 from sparse24.nn.entering_weights import Stored, drop, entering
 from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
 from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
@@ -223,12 +223,12 @@ class SparseWeights24(nn.Module):
         with without_autocast(w1.device.type):
             return torch.addmm(w1, *adapters), w2, rows, True
 
-    def _packed(self, x: Tensor) -> Packed | None:
+    def _packed(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """Give the first weight packed, if inference keeps it so and is faster with it; asked after `_entering`."""
         record = self._copies
         if record is None or not record.fresh or PACKED[0] not in record.names:
             return None
-        packed = Packed(*(self._buffers[name] for name in PACKED))
+        packed = *(self._buffers[name] for name in PACKED), *(self._adapters() or ())[1:]
         return packed if packed_pays(packed, x) else None
 
     def _rows(self, first: Weight, second: Weight) -> Tensor | None:
@@ -259,11 +259,22 @@ class SparseWeights24(nn.Module):
         for name, w, weight in zip(ENTERING, (w1, w2), (first, second), strict=True):
             if w is not weight.values and not torch.equal(_bits(w), _bits(weight.values)):
                 made[name] = w
-        if self._prunes and self._adapters() is None:
-            made.update(zip(PACKED, packed_once(w1) or (), strict=False))
+        if self._prunes:
+            made.update(zip(PACKED, self._first_packed(w1) or (), strict=False))
         if self._decodes and (ENTERING[1] in made or not is_by_neuron(second.values)):
             made["w2_rows"] = w2.t()
         return made
+
+    def _first_packed(self, w1: Tensor) -> Packed | None:
+        """Pack the first weight as it enters, or what is pruned of it beside its adapters."""
+        adapters = self._adapters()
+        if adapters is None:
+            return packed_once(w1)
+        first, second = self._weights()
+        before, self.sparse = self.sparse, True
+        pruned, _ = entering(self, first.values, second.values, self.recipe)
+        self.sparse = before
+        return packed_with_adapters(prune24(pruned), adapters[0])
 
     def _all_entering(self) -> tuple[Tensor, Tensor]:
         """Give both weights as sparse steps multiply them, in a dense phase too."""
