@@ -3,13 +3,33 @@
 #include "sparse24/quantize_both.h"
 
 #include <algorithm>
+#include <vector>
 
+#include "core/buffer.h"
 #include "core/parallel.h"
 #include "reference/activate.h"
+#include "reference/groups.h"
 #include "reference/numeric.h"
 
 namespace sparse24::cpu {
 namespace {
+
+/// Returns x with zeros where nothing is kept.
+template <class In>
+std::vector<typename In::Storage> pruned(const QuantizeBothArgs& args) {
+  const auto* x = static_cast<const typename In::Storage*>(args.x);
+  auto out = make_buffer<typename In::Storage>(args.rows * args.cols);
+  const Operand a = Operand::of(args.rows, args.cols, args.x_dtype, args.dim);
+  const bool features = args.dim == Dim::kFeatures;
+  for_each_group(a, [&](int64_t m, int64_t g) {
+    const auto place = [&](int i) { return features ? m * args.cols + 4 * g + i : (4 * g + i) * args.cols + m; };
+    uint32_t key[4];
+    for (int i = 0; i < 4; ++i) key[i] = selection_key(In::load(x[place(i)]));
+    const Pair pair = select_pair(key);
+    for (int i : {pair.first, pair.second}) out[static_cast<size_t>(place(i))] = x[place(i)];
+  });
+  return out;
+}
 
 template <class In>
 void quantize_as(const QuantizeBothArgs& args) {
@@ -19,6 +39,8 @@ void quantize_as(const QuantizeBothArgs& args) {
   if (!amax.empty()) *args.amax = *std::max_element(amax.begin(), amax.end());
   *args.scale = args.given_scale ? usable_scale(*args.given_scale) : scale_of_amax(*args.amax);
   const float inverse = 1.0f / *args.scale;
+  const auto kept = args.prunes ? pruned<In>(args) : std::vector<typename In::Storage>{};
+  if (args.prunes) x = kept.data();
   const int64_t ld = args.ld_qt();
   parallel_for(ld, args.cols, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {

@@ -10,6 +10,7 @@
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "elementwise/amax.cuh"
+#include "elementwise/prune_pack24.cuh"
 #include "sparse24/quantize_both.h"
 
 namespace sparse24::cuda {
@@ -37,8 +38,34 @@ __device__ __forceinline__ uint32_t four_to_e4m3(const Vec8& v, int first, float
   return pack16(to_e4m3x2(scaled(0), scaled(1)), to_e4m3x2(scaled(2), scaled(3)));
 }
 
+// Prunes groups of four columns of one row, or of the four rows.
+template <class T>
+__device__ __forceinline__ void prune(Vec8 (&v)[4][2], bool columns) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // Of row i two groups, or of all rows columns 2 i and 2 i + 1.
+      uint32_t bits[2][4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        bits[0][j] = columns ? v[i][half][j] : v[j][half][2 * i];
+        bits[1][j] = columns ? v[i][half][4 + j] : v[j][half][2 * i + 1];
+      }
+      const KeptOfFour a = keep_of_four<T, T>(bits[0]), b = keep_of_four<T, T>(bits[1]);
+      if (columns) {
+        v[i][half] = {{pack16(a.out[0], a.out[1]), pack16(a.out[2], a.out[3]), pack16(b.out[0], b.out[1]),
+                       pack16(b.out[2], b.out[3])}};
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) v[j][half].w[i] = pack16(a.out[j], b.out[j]);
+      }
+    }
+  }
+}
+
 // kGiven: the scale is, and max |x| is found on the way; else that is known, and gives the scale.
-template <class T, bool kGiven>
+template <class T, bool kGiven, bool kPrunes>
 __global__ void __launch_bounds__(kThreads)
     quantize_both(const QuantizeBothArgs args, int64_t ld_qt, int column_tiles) {
   // Of each column 32 words, word g at g ^ 4 * (column / 8 % 8) against bank conflicts.
@@ -72,6 +99,7 @@ __global__ void __launch_bounds__(kThreads)
     const float of_warp = warp_max(Raw<T>::activated_max(m));
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = of_warp;
   }
+  if constexpr (kPrunes) prune<T>(v, args.dim == Dim::kFeatures);
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -119,10 +147,11 @@ void run(const QuantizeBothArgs& args, cudaStream_t stream) {
   }
   const int64_t column_tiles = ceil_div(args.cols, kColumns), ld_qt = args.ld_qt();
   const auto blocks = unsigned(ceil_div(args.rows, kRows) * column_tiles);
-  if (args.given_scale) {
-    quantize_both<T, true><<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles));
+  const auto launch = [&](auto kernel) { kernel<<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles)); };
+  if (args.prunes) {
+    args.given_scale ? launch(quantize_both<T, true, true>) : launch(quantize_both<T, false, true>);
   } else {
-    quantize_both<T, false><<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles));
+    args.given_scale ? launch(quantize_both<T, true, false>) : launch(quantize_both<T, false, false>);
   }
   check_launch("quantize_both");
 }

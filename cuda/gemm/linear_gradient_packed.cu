@@ -17,8 +17,15 @@ constexpr int kTileM = 4 * kTileGroups, kTileN = 64;  // tokens and features of 
 // blocks of 8 columns; then halves of 64 rows.
 using Fragment = cute::Layout<cute::Shape<cute::Shape<cute::_2, cute::_2, cute::Int<kTileN / 8>>, cute::_2, cute::_1>>;
 
+// CTAs of a multiprocessor, which is bound by their loads: as many as registers suffice for.
+template <class T>
+constexpr int kCtas = 5;
+template <>
+constexpr int kCtas<__half> = 4;
+
 template <class T, bool kFp8Meta, bool kCounts>
-__global__ void __launch_bounds__(128, 4) differentiate(__grid_constant__ const GradientParams<T> p, const T* dy) {
+__global__ void __launch_bounds__(128, kCtas<T>)
+    differentiate(__grid_constant__ const GradientParams<T> p, const T* dy) {
   using namespace cute;
   const int m = blockIdx.y, n = blockIdx.x, lane = threadIdx.x % 32;
   const int place = 4 * (m * kTileGroups + threadIdx.x / 32 * 8 + lane / 4), feature = n * kTileN + 2 * (lane & 3);

@@ -21,6 +21,9 @@ struct QuantizeBothArgs {
   const float* given_scale;  ///< one element, counts as `usable_scale`; null: max |x| / 448 as in `CompressArgs`
   float* scale;              ///< one element: what was used
   float* amax;               ///< one element, zero before the call: max |x|, NaN not counted
+  /// x is pruned to two of four along `dim` before it is rounded, by the rule of compress; not with `interleaved`.
+  bool prunes = false;
+  Dim dim = Dim::kFeatures;
 
   SPARSE24_HD int64_t quarter() const { return interleaved ? rows / 4 : 0; }
   /// As many columns as a float8 operand along tokens has.

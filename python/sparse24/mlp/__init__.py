@@ -39,7 +39,7 @@ from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
 from sparse24.mlp.packed_weights import Packs, entering, packed_pays
-from sparse24.mlp.step_fp8 import FeedForwardFp8, of_step, runs_float8
+from sparse24.mlp.step_fp8 import FeedForwardFp8, has_products, of_step, runs_float8
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
@@ -240,6 +240,7 @@ def relu2_mlp(
         enough = not may_be_few(tokens.shape[0])
 
     stored, packs, first_packed, second_packed, right = (w1, w2), Packs(), None, None, None
+    prunes: tuple[int | None, int | None] = (None, None)
     pruned = recipe.weight_groups() if sparse and not weights_pruned else (None, None)
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
     if pruned != (None, None):
@@ -248,7 +249,13 @@ def relu2_mlp(
         else:
             if sparse and fused:
                 packs = Packs.of(recipe, tokens.shape[0], w1, w2, fp8=fp8, learns=learns)
-            w1, w2, w2_rows, first_packed, second_packed = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
+            float8 = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1]) and has_products(recipe)
+            own = scale_y is None and scale_y_factor is None and w1.requires_grad and w2.requires_grad
+            if float8 and sparse and learns and own and w1.dtype == w2.dtype == dtype:
+                prunes = pruned[0], None if pruned[1] is None else -2
+            else:
+                entered = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
+                w1, w2, w2_rows, first_packed, second_packed = entered
     elif w1_packed is not None and sparse and fused and not transformed:
         if w1_packed[0].dtype == (FP8 if fp8 else dtype) and packed_pays(w1_packed, tokens):
             first_packed, right = Packed(*w1_packed[:2]), (*w1_packed[2:], None)[0]
@@ -270,7 +277,8 @@ def relu2_mlp(
     fp8_weight_gradients = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1])
     recipe = recipe if sparse else DENSE
     again = recompute or not recipe.reuse_mask
-    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned, packs.first and fp8)
+    packs_codes = packs.first and fp8
+    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned, packs_codes, prunes)
     as_one = learns and (fp8 or sparse or recompute or roots or double_pruned)
     if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives

@@ -31,6 +31,8 @@ class Plan(NamedTuple):
     double_pruned: bool = False
     #: fp8: the first weight is packed where it is quantised.
     packs_first: bool = False
+    #: A float8 step prunes its weights where it quantises them, along these dimensions.
+    prunes: tuple[int | None, int | None] = (None, None)
 
     @property
     def stored(self) -> ActivationFunction:

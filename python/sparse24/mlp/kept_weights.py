@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparse24.mlp.arguments import Packed
-from sparse24.ops import prune_pack24, quantize_fp8_both
+from sparse24.ops import prune_pack24, prune_quantize_fp8_both, quantize_fp8_both
 from sparse24.ops.forward_mode import in_torch_func
 
 
@@ -43,9 +43,12 @@ _accumulating = False
 _hooks: list[Any] = []
 
 
-def both_orders(w: Tensor) -> BothOrders:
-    """Quantise a weight."""
-    values, transposed, scale, _ = quantize_fp8_both(w)
+def both_orders(w: Tensor, prune: int | None = None) -> BothOrders:
+    """Quantise a weight, pruned along a dimension."""
+    if prune is None:
+        values, transposed, scale, _ = quantize_fp8_both(w)
+    else:
+        values, transposed, scale, _ = prune_quantize_fp8_both(w, None, prune)
     return BothOrders(values, transposed, scale)
 
 
@@ -54,17 +57,19 @@ def packed(codes: BothOrders) -> BothOrders:
     return codes._replace(values=Packed(*prune_pack24(codes.values)[1:]))
 
 
-def codes_of(stored: Tensor, cast: Tensor, dim: int | None = None, *, packs: bool = False) -> BothOrders | None:
+def codes_of(
+    stored: Tensor, cast: Tensor, dim: int | None = None, prune: int | None = None, *, packs: bool = False
+) -> BothOrders | None:
     """Give the codes of a weight in the dtype of the step, kept or made; None where the step is to make them.
 
-    `dim`: along which dimension the weight was pruned, if it was. `packs`: pack them.
+    `dim`: along which dimension the weight was pruned, if it was. `prune`: along which it is to be. `packs`: pack them.
     """
 
     def make() -> BothOrders:
-        codes = both_orders(cast)
+        codes = both_orders(cast) if prune is None else both_orders(cast, prune)
         return packed(codes) if packs else codes
 
-    codes: BothOrders | None = kept_form(stored, cast.dtype, ("codes", dim, packs), make)
+    codes: BothOrders | None = kept_form(stored, cast.dtype, ("codes", dim, prune, packs), make)
     return codes
 
 

@@ -41,6 +41,7 @@ from sparse24.ops import (
     linear_relu2,
     linear_relu2_gradient_fp8,
     mm,
+    prune_quantize_fp8_both,
     quantize_fp8_both,
 )
 from sparse24.recipe import Recipe
@@ -81,10 +82,15 @@ class StepArguments(NamedTuple):
 
 def runs_float8(a: Arguments) -> bool:
     """Tell whether a step runs so: the recipe says it, and there is all of it to run, with scales of its own."""
-    plan, recipe = a.plan, a.recipe
-    fits = not plan.sparse or (recipe.weight_gradients == "sparse" and recipe.reuse_mask and not recipe.residual)
+    plan = a.plan
+    fits = not plan.sparse or has_products(a.recipe)
     own = a.w1_scale is None and a.w2_scale is None and a.scale_y is None and a.scale_y_factor is None
     return plan.fp8_weight_gradients and fits and own and a.w1.requires_grad and a.w2.requires_grad
+
+
+def has_products(recipe: Recipe) -> bool:
+    """Tell whether there are float8 kernels for the sparse products of a recipe."""
+    return recipe.weight_gradients == "sparse" and recipe.reuse_mask and not recipe.residual
 
 
 def of_step(
@@ -98,8 +104,9 @@ def of_step(
 
     `stored` are its weights before they were pruned and cast, `pruned` along which dimensions they were pruned.
     """
-    first = codes_of(stored[0], a.w1, pruned[0], packs=a.plan.packs_first)
-    codes = first, codes_of(stored[1], a.w2, pruned[1])
+    prunes = a.plan.prunes
+    first = codes_of(stored[0], a.w1, pruned[0], prunes[0], packs=a.plan.packs_first)
+    codes = first, codes_of(stored[1], a.w2, pruned[1], prunes[1])
     return StepArguments(a.x, a.w1, a.w2, a.b1, a.b2, a.hot_features, delayed, known, codes, a.plan, a.recipe)
 
 
@@ -131,8 +138,8 @@ class FeedForwardFp8(torch.autograd.Function):
         # A copy: other calls may replace them before this one's backward pass.
         used = _aligned(a.delayed) if a.delayed is not None and a.known else None
         x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
-        w1, w1_t, scale_w1 = a.codes[0] or _first_codes(a.plan, both_orders(a.w1))
-        w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2)
+        w1, w1_t, scale_w1 = a.codes[0] or _first_codes(a.plan, _orders(a.w1, a.plan.prunes[0]))
+        w2, w2_t, scale_w2 = a.codes[1] or _orders(a.w2, a.plan.prunes[1])
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
         if scale_y is None:
@@ -173,6 +180,10 @@ class FeedForwardFp8(torch.autograd.Function):
         return *found, *(None,) * (len(StepArguments._fields) - len(found))
 
 
+def _orders(w: Tensor, prune: int | None) -> BothOrders:
+    return both_orders(w) if prune is None else both_orders(w, prune)
+
+
 def _first_codes(plan: Plan, codes: BothOrders) -> BothOrders:
     """Pack them if the first product takes them so."""
     return packed(codes) if plan.packs_first else codes
@@ -201,7 +212,10 @@ def _gradients(
     permuted = _permuted(plan, recipe)
     if saved.values is None:
         x, x_t, *_ = quantize_fp8_both(again(saved.x), saved.scale_x, permuted)
-        w1_codes, w1_t, *_ = quantize_fp8_both(saved.w1, saved.scale_w1)
+        if plan.prunes[0] is None:
+            w1_codes, w1_t, *_ = quantize_fp8_both(saved.w1, saved.scale_w1)
+        else:
+            w1_codes, w1_t, *_ = prune_quantize_fp8_both(saved.w1, saved.scale_w1, plan.prunes[0])
         w1 = _first_codes(plan, BothOrders(w1_codes, w1_t, saved.scale_w1)).values
         first = x, w1, saved.scale_x, saved.scale_w1, saved.b1
         values, meta, _ = _activation(plan, first, saved.scale_y, statistics=False)

@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from sparse24.format import FP8, WIDE, token_padding, up
-from sparse24.ops.arguments import Scaling, refuse_non_tensors
+from sparse24.ops.arguments import Dim, Scaling, refuse_non_tensors
 from sparse24.ops.checks import (
     check_device,
+    check_dim,
     check_dtype,
     check_given_scale,
     check_scale,
@@ -16,7 +17,7 @@ from sparse24.ops.checks import (
 )
 from sparse24.ops.registration import ROUNDING, define
 
-__all__ = ["quantize_fp8", "quantize_fp8_both", "quantize_fp8_predict"]
+__all__ = ["prune_quantize_fp8_both", "quantize_fp8", "quantize_fp8_both", "quantize_fp8_predict"]
 
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row") -> tuple[Tensor, Tensor]:
@@ -54,6 +55,51 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row
         return _quantize_fp8(x, scale, scaling)
     except RuntimeError:
         refuse_non_tensors(_quantize_fp8, x, scale)
+        raise
+
+
+def prune_quantize_fp8_both(
+    w: Tensor, scale: Tensor | None = None, dim: Dim = -1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Convert a weight to float8_e4m3fn in both orders as `quantize_fp8_both` does, pruned to two of four before.
+
+    What is kept is what `prune24` keeps of w's own numbers, in the pass that rounds them.
+
+    Parameters
+    ----------
+    w : Tensor [R, C]
+        bfloat16 or float16; on the CPU also float32. C: a multiple of 16.
+    scale : Tensor, optional
+        As in `quantize_fp8_both`.
+    dim : {-1, -2}
+        Along which dimension the groups of four lie. -2: R is a multiple of 4.
+
+    Returns
+    -------
+    values, transposed, scale, amax : Tensor
+        As of `quantize_fp8_both`; `amax` is that of w.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, rank or sizes; a scale that does not fit.
+
+    Notes
+    -----
+    There is no gradient: `relu2_mlp` passes it straight through.
+
+    Source: Haziza et al. 2025, arXiv 2503.16672; weights: Mozaffari et al. 2024 (SLoPe), arXiv 2405.16325.
+
+    Examples
+    --------
+    >>> w = torch.randn(32, 16)
+    >>> values, transposed, scale, amax = sparse24.prune_quantize_fp8_both(w)
+    >>> assert torch.equal(values.float(), sparse24.quantize_fp8_both(sparse24.prune24(w))[0].float())
+    """
+    try:
+        return _prune_quantize_fp8_both(w, scale, dim)
+    except RuntimeError:
+        refuse_non_tensors(_prune_quantize_fp8_both, w, scale, dim)
         raise
 
 
@@ -147,10 +193,10 @@ def quantize_fp8_both(
         raise
 
 
-def _check_quantized(op: str, x: Tensor) -> None:
-    check_sizes(op, "x", x, 2)
-    check_dtype(op, "x", x, WIDE)
-    expect(x.shape[1] % 16 == 0, op, "x to have a multiple of 16 columns", x.shape[1])
+def _check_quantized(op: str, x: Tensor, name: str = "x") -> None:
+    check_sizes(op, name, x, 2)
+    check_dtype(op, name, x, WIDE)
+    expect(x.shape[1] % 16 == 0, op, f"{name} to have a multiple of 16 columns", x.shape[1])
 
 
 def _fake_quantize_fp8(x: Tensor, scale: Tensor | None, scaling: str) -> tuple[Tensor, Tensor]:
@@ -172,10 +218,21 @@ def _fake_quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tenso
 def _fake_quantize_fp8_both(
     x: Tensor, scale: Tensor | None, interleaved: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "quantize_fp8_both"
-    _check_quantized(op, x)
+    return _both_orders("quantize_fp8_both", "x", x, scale)
+
+
+def _fake_prune_quantize_fp8_both(w: Tensor, scale: Tensor | None, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    op = "prune_quantize_fp8_both"
+    check_dim(op, dim)
+    _check_quantized(op, w, "w")
+    expect(dim == -1 or w.shape[0] % 4 == 0, op, "w to have a multiple of 4 rows", w.shape[0])
+    return _both_orders(op, "w", w, scale)
+
+
+def _both_orders(op: str, name: str, x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_quantized(op, x, name)
     if scale is not None:
-        check_device(op, "scale", scale, "x", x)
+        check_device(op, "scale", scale, name, x)
         check_scale(op, "scale", scale, 1, "one scale")
     transposed = x.new_empty((x.shape[1], up(x.shape[0], token_padding(FP8))), dtype=FP8)
     return x.new_empty(x.shape, dtype=FP8), transposed, *(new_scale(x, "tensor", x.shape[0]) for _ in range(2))
@@ -183,4 +240,9 @@ def _fake_quantize_fp8_both(
 
 _quantize_fp8 = define("quantize_fp8", _fake_quantize_fp8, no_backward=ROUNDING)
 _quantize_fp8_both = define("quantize_fp8_both", _fake_quantize_fp8_both, no_backward=ROUNDING)
+_prune_quantize_fp8_both = define(
+    "prune_quantize_fp8_both",
+    _fake_prune_quantize_fp8_both,
+    no_backward="relu2_mlp passes the gradient straight through",
+)
 _quantize_fp8_predict = define("quantize_fp8_predict", _fake_quantize_fp8_predict, no_backward=ROUNDING)

@@ -172,6 +172,8 @@ def test_schemas():
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True, '
         "float threshold=0.0) "
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
+        "prune_quantize_fp8_both": "(Tensor w, Tensor? scale=None, int dim=-1) "
+        "-> (Tensor values, Tensor transposed, Tensor scale, Tensor amax)",
         "prune_pack24": "(Tensor w, int dim=-1, *, ScalarType? dtype=None) "
         "-> (Tensor pruned, Tensor values, Tensor meta)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",

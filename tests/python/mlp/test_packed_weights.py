@@ -45,6 +45,7 @@ def calls(monkeypatch):
         spy(module, "linear_compress_packed")
     spy(backward, "linear_gradient_packed")
     spy(packed_weights, "prune_pack24")
+    spy(kept_weights, "prune_quantize_fp8_both")
     return made
 
 
@@ -138,7 +139,7 @@ def test_packed_once_a_step(device, calls, dtype, options):
                 calls.clear()
                 x = integers(64, D, dtype=torch.bfloat16, seed=3 * step + batch).to(device)
                 mlp(x).sum().backward()
-                packings.append(calls.count("prune_pack24"))
+                packings.append(calls.count("prune_pack24") + calls.count("prune_quantize_fp8_both"))
                 if not keeps:
                     kept_weights._kept.clear()
             optimizer.step()

@@ -88,6 +88,7 @@ def calls() -> dict[str, Call]:
     for r, c in ((0, 64), (64, 0), (0, 0)):
         for dim in (-1, -2):
             add("prune_pack24", f"{r}x{c}-dim{dim}", numbers(r, c), dim)
+            add("prune_quantize_fp8_both", f"{r}x{c}-dim{dim}", numbers(r, c), None, dim)
             add("prune_pack24", f"{r}x{c}-dim{dim}-master", numbers(r, c, dtype=torch.float32), dim, dtype=BF16)
     for r, c in ((0, 64), (5, 0), (0, 0)):
         for scaling in ("row", "tensor"):

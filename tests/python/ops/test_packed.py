@@ -136,6 +136,31 @@ def test_prunes_and_packs_in_one_pass(poisoned_memory, device, dtype, out, dim, 
         assert_same_bits(a.cpu(), e)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("dim", [-1, -2])
+@pytest.mark.parametrize("shape", [(48, 96), (4, 16), (260, 272), (132, 1904), (0, 32), (32, 0)], ids=str)
+@pytest.mark.parametrize("given", [False, True])
+def test_prunes_where_it_quantises(poisoned_memory, device, dtype, dim, shape, given):
+    if device == "cuda" and dtype == torch.float32:
+        pytest.skip("float32 is for the CPU only")
+    w = activations(*shape, dtype, seed=8, specials=False).to(device)
+    scale = torch.full((1,), 0.03, device=device) if given else None
+    expected = sparse24.quantize_fp8_both(sparse24.prune24(w, dim), scale)
+    for a, e in zip(sparse24.prune_quantize_fp8_both(w, scale, dim), expected, strict=True):
+        assert_same_bits(a, e)
+
+
+def test_prunes_where_it_quantises_refuses(device):
+    w = torch.ones(6, 32, dtype=torch.bfloat16, device=device)
+    op = "^sparse24.prune_quantize_fp8_both: expected "
+    with pytest.raises(RuntimeError, match=op + "w to have a multiple of 4 rows, got 6"):
+        sparse24.prune_quantize_fp8_both(w, None, -2)
+    with pytest.raises(RuntimeError, match=op + "w to have a multiple of 16 columns, got 24"):
+        sparse24.prune_quantize_fp8_both(w[:, :24])
+    with pytest.raises(RuntimeError, match=op + "dim to be -1 or -2, got 1"):
+        sparse24.prune_quantize_fp8_both(w, None, 1)
+
+
 def assert_same_numbers(actual, expected):
     """Bit for bit, but for codes of NaN, which torch rounds to another one."""
     assert actual.dtype == expected.dtype
