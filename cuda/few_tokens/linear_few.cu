@@ -12,10 +12,12 @@
 namespace sparse24::cuda {
 namespace {
 
-// By preference.
+// By preference: while x is small, two blocks of a multiprocessor, one of which reads while the other ends a pass.
 using Tiles =
-    std::tuple<LinearTile<8, 1, true>, LinearTile<16, 1, true>, LinearTile<8, 2, true>, LinearTile<16, 2, true>,
-               LinearTile<8, 4, true>, LinearTile<16, 4, false>, LinearTile<32, 4, false>, LinearTile<64, 4, false>>;
+    std::tuple<LinearTile<8, 1, 256, 3, true>, LinearTile<8, 1, 256, 2, true>, LinearTile<8, 1, 128, 4, true>,
+               LinearTile<16, 1, 256, 2, true>, LinearTile<16, 1, 128, 2, true>, LinearTile<16, 2, 128, 2, true>,
+               LinearTile<16, 2, 128, 4, false>, LinearTile<16, 4, 128, 4, false>, LinearTile<16, 8, 128, 2, false>>;
+constexpr int kShortRows = 2;  // the tile for rows of few bytes
 constexpr int kTiles = int(std::tuple_size_v<Tiles>);
 
 template <class F, int... kIndices>
@@ -29,16 +31,16 @@ void visit_tile(int tile, F&& f) {
 
 template <class Tile>
 int64_t shared_bytes(const LinearFewArgs& args) {
-  return args.w_dtype == DType::kFloat8E4M3 ? LinearShape<Tile, 1>::shared_bytes(args.in)
-                                            : LinearShape<Tile, 2>::shared_bytes(args.in);
+  return args.w_dtype == DType::kFloat8E4M3 ? LinearShape<Tile, 1>::shared_bytes(args.in, args.tokens)
+                                            : LinearShape<Tile, 2>::shared_bytes(args.in, args.tokens);
 }
 
 template <class T, class W>
 void launch(int tile, const LinearFewArgs& args, cudaStream_t stream) {
   visit_tile(tile, [&](auto shape) {
     using Tile = decltype(shape);
-    // One block a multiprocessor, none without a row.
-    const int64_t blocks = std::min<int64_t>(device_info().sm_count, args.out);
+    // None without a row.
+    const int64_t blocks = std::min<int64_t>(device_info().sm_count * Tile::kBlocks, args.out);
     constexpr auto kKernel = linear_few_kernel<T, W, Tile>;
     launch_few<kKernel>("linear_few", blocks, Tile::kThreads, int(shared_bytes<Tile>(args)), false, args, stream);
   });
@@ -52,18 +54,14 @@ bool linear_few_tile_fits(int tile, const LinearFewArgs& args) {
   bool fits = false;
   visit_tile(tile, [&](auto shape) {
     using Tile = decltype(shape);
-    fits = args.tokens <= Tile::kTokens && shared_bytes<Tile>(args) <= kMaxSharedBytes;
+    fits =
+        args.tokens <= Tile::kTokens && shared_bytes<Tile>(args) <= (Tile::kBlocks == 1 ? kMaxSharedBytes : 113 * 1024);
   });
   return fits;
 }
 
 int select_linear_few_tile(const LinearFewArgs& args) {
-  // Measured on an H200. float8 wants many rows for each load of x, which its conversion does not wait for.
-  const bool fp8 = args.w_dtype == DType::kFloat8E4M3;
-  int tile = args.tokens > 8    ? (fp8 ? 3 : 1)
-             : fp8              ? (args.in * args.out >= 20'000'000 ? 4 : 2)
-             : args.out > 16384 ? 2
-                                : 0;
+  int tile = args.in * size_of(args.w_dtype) <= 4096 ? kShortRows : 0;
   while (tile < kTiles - 1 && !linear_few_tile_fits(tile, args)) ++tile;
   return tile;
 }

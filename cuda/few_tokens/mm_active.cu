@@ -12,9 +12,10 @@ namespace {
 // How the columns and the neurons are divided, for any number of tokens; and how the workspace is.
 struct Division {
   explicit Division(const MmActiveArgs& args) {
-    const int64_t columns = 128 / size_of(args.w_dtype);
+    constexpr int64_t columns = 256, warps = 8, fewest = 32;  // ActiveTile; neurons of a warp
     strips = ceil_div(args.out_features, columns);
-    blocks = std::clamp<int64_t>(264 / std::max<int64_t>(strips, 1), 1, 16);
+    blocks = 264 / std::max<int64_t>(strips, 1);  // two of a multiprocessor
+    blocks = std::clamp<int64_t>(std::min(blocks, args.features / (warps * fewest)), 1, 32);
     pitch = strips * columns;
     arrivals = strips * ceil_div(args.tokens, 8);
     arrival_bytes = round_up(arrivals * int64_t{sizeof(int)}, 128);
@@ -22,9 +23,9 @@ struct Division {
   int64_t strips, blocks, pitch, arrivals, arrival_bytes;
 };
 
-template <class Y, class W, int kEights, bool kVectors>
+template <class Y, class W, int kTokens, bool kVectors>
 void launch(bool dependent, const MmActiveArgs& args, cudaStream_t stream) {
-  using Tile = ActiveTile<W, kEights, kVectors>;
+  using Tile = ActiveTile<W, kTokens, kVectors>;
   constexpr auto kKernel = mm_active_kernel<Y, W, Tile>;
   const Division of(args);
   auto* workspace = static_cast<char*>(args.workspace);
@@ -34,24 +35,15 @@ void launch(bool dependent, const MmActiveArgs& args, cudaStream_t stream) {
   launch_few<kKernel>("mm_active", of.blocks * tiles, Tile::kThreads, Tile::kSharedBytes, dependent, launch, stream);
 }
 
-template <class Y, class W, bool kVectors>
-void launch_tokens(bool dependent, const MmActiveArgs& args, cudaStream_t stream) {
-  if (args.tokens <= 8) return launch<Y, W, 1, kVectors>(dependent, args, stream);
-  // A strip of float8 has twice the columns, and 32 tokens of them do not fit the registers.
-  if (args.tokens <= 16 || sizeof(W) == 1) return launch<Y, W, 2, kVectors>(dependent, args, stream);
-  if constexpr (sizeof(W) == 2) launch<Y, W, 4, kVectors>(dependent, args, stream);
-}
-
 template <class Y, class W>
-void launch_types(bool dependent, const MmActiveArgs& args, cudaStream_t stream) {
-  const auto aligned = [](const void* p, int64_t row_bytes) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && row_bytes % 16 == 0;
-  };
-  if (aligned(args.y, args.features * 2) && aligned(args.w, args.out_features * int64_t{sizeof(W)})) {
-    launch_tokens<Y, W, true>(dependent, args, stream);
-  } else {
-    launch_tokens<Y, W, false>(dependent, args, stream);
-  }
+void launch_tokens(bool dependent, const MmActiveArgs& args, cudaStream_t stream) {
+  const bool vectors =
+      reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features * int64_t{sizeof(W)} % 16 == 0;
+  if (!vectors) return launch<Y, W, 16, false>(dependent, args, stream);
+  if (args.tokens <= 2) return launch<Y, W, 2, true>(dependent, args, stream);
+  if (args.tokens <= 4) return launch<Y, W, 4, true>(dependent, args, stream);
+  if (args.tokens <= 8) return launch<Y, W, 8, true>(dependent, args, stream);
+  launch<Y, W, 16, true>(dependent, args, stream);
 }
 
 }  // namespace
@@ -76,9 +68,9 @@ void launch_mm_active(bool dependent, const MmActiveArgs& args, cudaStream_t str
   dispatch_16bit(args.dtype, [&](auto type) {
     using Y = decltype(type);
     if (args.w_dtype == DType::kFloat8E4M3) {
-      launch_types<Y, __nv_fp8_e4m3>(dependent, args, stream);
+      launch_tokens<Y, __nv_fp8_e4m3>(dependent, args, stream);
     } else {
-      launch_types<Y, Y>(dependent, args, stream);
+      launch_tokens<Y, Y>(dependent, args, stream);
     }
   });
 }

@@ -8,11 +8,10 @@ namespace sparse24 {
 
 /// out = y @ (w * scale_w) + bias, in which rows of w that no token uses are not read.
 ///
-/// An entry of y that is zero adds nothing, whatever the weight is. Sums are float32. On the CPU a sum is a chain of
-/// multiply-adds over the neurons of a slice, in ascending order and without those whose y is zero; then eight slices
-/// in order, from zero, and then the eight sums of eight in order. On a GPU it is one of tensor cores, 16 neurons at a
-/// time, over the slice of a warp; then eight warps in order, and then the blocks in order. Both orders depend on
-/// `features`, `out_features` and the weight's type alone, so a row of out depends on its row of y alone.
+/// An entry of y that is zero adds nothing, whatever the weight is. A sum is a chain of float32 multiply-adds over the
+/// neurons of a slice, in ascending order and without those whose y is zero; then eight slices in order, from zero, and
+/// then the sums of eight in order. On the CPU there are 64 slices; on a GPU how many there are depends on `features`
+/// and `out_features`. So a row of out depends on its row of y alone.
 struct MmActiveArgs {
   const void* y;  ///< [tokens, features], contiguous
   DType dtype;    ///< of y

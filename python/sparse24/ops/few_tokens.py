@@ -45,9 +45,9 @@ def mm_active(
     ``y @ (w * scale_w) + bias``, in which an entry of y that is zero contributes nothing, whatever w holds: infinity
     and NaN too. On CUDA, rows of w that no token uses are not read.
 
-    Sums are in float32: those of 64 slices of the neurons, each in ascending order, then by eight in order, twice. So
-    the order depends on F alone, a row of the result on its row of y alone, and the bits are the same on the CPU and
-    on CUDA, for any number of tokens.
+    Sums are in float32: multiply-adds over the neurons of a slice in ascending order, then over the slices by eight in
+    order, twice. How many slices there are depends on F, D_out and the device, so a row of the result depends on its
+    row of y alone, for any number of tokens.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def relu2_mlp_few(
     """Run a squared-ReLU network for few tokens: exactly, without pruning, in one call.
 
     ``y = h^2`` where ``h = x @ (w1 * w1_scale).T + b1``, rounded to x's dtype, is greater than `threshold`, else zero;
-    the result is ``mm_active(y, w2_rows, w2_scale, b2)``. Weights in float8 take half the time of 16-bit ones, and need
+    the result is ``mm_active(y, w2_rows, w2_scale, b2)``. Weights in float8 are half of the bytes to read, and need
     no quantised activations.
 
     Parameters

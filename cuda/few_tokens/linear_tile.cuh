@@ -1,0 +1,196 @@
+// The shape of a block of linear_few, and how its operands lie in shared memory.
+#pragma once
+
+#include "few_tokens/asynchronous.cuh"
+#include "few_tokens/halves.cuh"
+#include "sparse24/relu2_mlp_few.h"
+
+namespace sparse24::cuda {
+
+// kEights: of tokens. kChunk: bytes of a row of w that are copied at once. kStages: such chunks that are on the way.
+// kResident: all of x is in shared memory at once; or the columns of a chunk for each slice, twice.
+template <int kWarps_, int kEights_, int kChunk_, int kStages_, bool kResident_>
+struct LinearTile {
+  static constexpr int kEights = kEights_, kTokens = 8 * kEights, kChunk = kChunk_, kStages = kStages_;
+  static constexpr bool kResident = kResident_;
+  static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps, kBlocks = 16 / kWarps;  // of a multiprocessor
+  static constexpr int kSlices = 4, kGroups = kWarps / kSlices;                          // of K, of rows
+  static constexpr int kWarpRows = 16, kPassRows = kGroups * kWarpRows;
+  static constexpr int kStageBytes = kWarpRows * kChunk, kRingBytes = kWarps * kStages * kStageBytes;
+  static constexpr int kBlockBytes = 64;  // of a row: what four lanes load at once
+  static constexpr int kChunkBlocks = kChunk / kBlockBytes;
+  static constexpr int kSumPitch = kPassRows + 4, kSumTokens = kEights == 1 ? 8 : 16;  // that are added at once
+  static constexpr int kSumBytes = kSlices * kSumTokens * kSumPitch * 4;
+  static constexpr int kScaleBytes = 2 * kTokens * 4;
+};
+
+// Sizes that depend on the bytes of a weight too.
+template <class Tile, int kWeightBytes>
+struct LinearShape {
+  static constexpr int kVec = 16 / kWeightBytes, kBlock = 4 * kVec;  // elements of a lane, of a block
+  static constexpr int kChunkColumns = Tile::kChunkBlocks * kBlock;
+  // A row of tokens begins this many bytes after a multiple of 128: eight lanes, of two tokens, meet no bank twice.
+  static constexpr int kSkew = kWeightBytes == 2 ? 64 : 16;
+  static constexpr int kChunkPitch = 2 * kChunkColumns + kSkew;
+  static constexpr int kXStageBytes = Tile::kSlices * Tile::kTokens * kChunkPitch;
+
+  SPARSE24_HD static int blocks(int64_t in) { return int(ceil_div(in, kBlock)); }
+  // The first block of a slice.
+  SPARSE24_HD static int slice_begin(int64_t in, int slice) { return blocks(in) * slice / Tile::kSlices; }
+  SPARSE24_HD static int resident_pitch(int64_t in) { return int(round_up(blocks(in) * kBlock * 2, 128)) + kSkew; }
+  SPARSE24_HD static int rest_bytes(int64_t in) { return kWeightBytes == 1 ? int(round_up(blocks(in), 16)) : 0; }
+  // x comes last.
+  SPARSE24_HD static int x_at(int64_t in) {
+    return Tile::kRingBytes + Tile::kSumBytes + Tile::kScaleBytes + rest_bytes(in);
+  }
+  SPARSE24_HD static int64_t shared_bytes(int64_t in, int64_t tokens) {
+    return x_at(in) + (Tile::kResident ? tokens * resident_pitch(in) : int64_t{2} * kXStageBytes);
+  }
+};
+
+// The chunks of w that a warp multiplies, in a ring in shared memory: 16 rows of a slice of K, pass after pass.
+template <class Tile>
+struct WeightRing {
+  const unsigned char* w;  // of the block's first row, the slice's first column, and this lane's piece
+  int64_t row_bytes;
+  int slice_bytes, chunks;  // of the slice
+  int rows, passes, pass_rows, group_rows, group;
+  uint32_t ring;  // of the warp
+  int lane;
+  int pass = 0, chunk = 0, stage = 0;  // of the next copy
+
+  static constexpr int kLanes = Tile::kChunk / 16, kRowsOfCopy = 32 / kLanes;
+
+  // The pieces of odd rows are exchanged by fours, so that eight lanes meet no bank twice.
+  __device__ __forceinline__ static uint32_t at(int row, int byte) {
+    return row * Tile::kChunk + (byte ^ row % 2 * 64);
+  }
+
+  __device__ __forceinline__ void copy() {
+    if (pass < passes && chunks > 0) {
+      const int first = pass * pass_rows + group * group_rows;
+      const int end = min(min((pass + 1) * pass_rows, rows), first + group_rows);
+      const int piece = lane % kLanes * 16, row0 = lane / kLanes;
+      const bool exists = chunk * Tile::kChunk + piece < slice_bytes;
+      const unsigned char* from = w + (first + row0) * row_bytes + chunk * Tile::kChunk;
+      const uint32_t to = ring + stage * Tile::kStageBytes;
+#pragma unroll
+      for (int i = 0; i < Tile::kWarpRows; i += kRowsOfCopy) {
+        copy16_if(exists && first + row0 + i < end, to + at(row0 + i, piece), from + i * row_bytes);
+      }
+      if (++chunk == chunks) {
+        chunk = 0;
+        ++pass;
+      }
+    }
+    commit_copies();
+    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+  }
+};
+
+// x as it is multiplied: of the products' type, in shared memory.
+template <class T, class W, class Tile>
+struct StagedTokens {
+  using Shape = LinearShape<Tile, int(sizeof(W))>;
+  const uint16_t* x;
+  int tokens, in;
+  unsigned char* shared;
+  float* scales;         // [tokens], and their reciprocals behind them
+  unsigned char* rests;  // of a block of K: whether there are any
+
+  // Eight columns, or zeros.
+  __device__ __forceinline__ uint4 load(int token, int column) const {
+    if (column >= in) return {0, 0, 0, 0};
+    return *reinterpret_cast<const uint4*>(x + int64_t{token} * in + column);
+  }
+  __device__ __forceinline__ void store(int at, int token, int column, uint4 v) const {
+    uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    if constexpr (kScaled<T, W>) {
+      bool more = false;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) words[i] = halves_of(words[i], scales[token], 0, more);
+      if (more) rests[column / Shape::kBlock] = 1;
+    }
+    *reinterpret_cast<uint4*>(shared + at) = {words[0], words[1], words[2], words[3]};
+  }
+  // Before all else, with room for a word of each warp and each token.
+  __device__ __forceinline__ void find_scales(uint32_t* room) const {
+    if constexpr (kScaled<T, W>) {
+      for (int i = threadIdx.x; i < Shape::blocks(in); i += Tile::kThreads) rests[i] = 0;
+      // Warps share a token where there are more of them.
+      const int warp = threadIdx.x / 32, parts = max(1, Tile::kWarps / tokens), part = warp % parts;
+      for (int token = warp / parts; token < tokens; token += max(1, Tile::kWarps / parts)) {
+        uint32_t most = 0;
+#pragma unroll 4
+        for (int column = 8 * (threadIdx.x % 32 + 32 * part); column < in; column += 256 * parts) {
+          const uint4 v = load(token, column);
+          most = most_of(most_of(most_of(most_of(most, v.x), v.y), v.z), v.w);
+        }
+        most = __reduce_max_sync(0xffffffffu, most);
+        if (threadIdx.x % 32 == 0) room[token * parts + part] = most;
+      }
+      __syncthreads();
+      for (int token = threadIdx.x; token < tokens; token += Tile::kThreads) {
+        uint32_t most = 0;
+        for (int i = 0; i < parts; ++i) most = max(most, room[token * parts + i]);
+        scales[token] = scale_of(most);
+        scales[Tile::kTokens + token] = unscale_of(most);
+      }
+      __syncthreads();
+    }
+  }
+  __device__ __forceinline__ void stage_all() const {
+    const int of_token = Shape::blocks(in) * Shape::kBlock / 8, pitch = Shape::resident_pitch(in);
+    const int pieces = tokens * of_token;
+    constexpr int kBatch = 8;  // whose loads do not wait for each other
+    for (int first = threadIdx.x; first < pieces; first += kBatch * Tile::kThreads) {
+      uint4 v[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int i = first + b * Tile::kThreads;
+        v[b] = i < pieces ? load(i / of_token, i % of_token * 8) : uint4{0, 0, 0, 0};
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int i = first + b * Tile::kThreads, token = i / of_token, column = i % of_token * 8;
+        if (i < pieces) store(token * pitch + column * 2, token, column, v[b]);
+      }
+    }
+  }
+  // A chunk of each slice: loaded before, and stored after, the products of the one in front of it.
+  static constexpr int kPieces = Shape::kChunkColumns / 8;
+  static constexpr int kOfThread = (Tile::kSlices * Tile::kTokens * kPieces + Tile::kThreads - 1) / Tile::kThreads;
+  struct Place {
+    int slice, token, piece, column;
+  };
+  __device__ __forceinline__ Place place(int i, int chunk) const {
+    const int index = threadIdx.x + i * Tile::kThreads, token = index / kPieces % Tile::kTokens;
+    const int slice = index / kPieces / Tile::kTokens, piece = index % kPieces;
+    const int column = Shape::slice_begin(in, slice) * Shape::kBlock + chunk * Shape::kChunkColumns + piece * 8;
+    return {slice, token, piece, column};
+  }
+  // Where there is more of it in registers than pays, it is loaded when it is stored.
+  static constexpr bool kAhead = !Tile::kResident && kOfThread <= 4;
+  using Pieces = uint4[kAhead ? kOfThread : 1];
+  __device__ __forceinline__ void load_chunk(int chunk, Pieces& v) const {
+    if constexpr (kAhead) {
+#pragma unroll
+      for (int i = 0; i < kOfThread; ++i) {
+        const Place p = place(i, chunk);
+        v[i] = p.slice < Tile::kSlices && p.token < tokens ? load(p.token, p.column) : uint4{0, 0, 0, 0};
+      }
+    }
+  }
+  __device__ __forceinline__ void store_chunk(int chunk, int stage, const Pieces& v) const {
+#pragma unroll(kAhead ? kOfThread : 2)
+    for (int i = 0; i < kOfThread; ++i) {
+      const Place p = place(i, chunk);
+      const int at = (p.slice * Tile::kTokens + p.token) * Shape::kChunkPitch + p.piece * 16;
+      if (p.slice < Tile::kSlices && p.token < tokens && p.column < Shape::blocks(in) * Shape::kBlock) {
+        store(stage * Shape::kXStageBytes + at, p.token, p.column, kAhead ? v[i] : load(p.token, p.column));
+      }
+    }
+  }
+};
+
+}  // namespace sparse24::cuda
