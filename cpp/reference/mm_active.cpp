@@ -16,20 +16,22 @@ template <class Y, class W>
 void sum_row(const MmActiveArgs& args, int64_t t, int64_t n_begin, int64_t n_end, float* total) {
   const auto* y = static_cast<const typename Y::Storage*>(args.y) + t * args.features;
   const auto* w = static_cast<const typename W::Storage*>(args.w);
-  const int64_t slice = active_slice(args.features), columns = n_end - n_begin;
-  for (int64_t group = 0; group < args.features; group += kActiveGroup * slice) {
-    float of_group[kColumnBlock] = {};
-    for (int64_t begin = group; begin < std::min(group + kActiveGroup * slice, args.features); begin += slice) {
-      float sums[kColumnBlock] = {};
-      for (int64_t f = begin; f < std::min(begin + slice, args.features); ++f) {
+  const int64_t columns = n_end - n_begin;
+  for (int64_t part = 0; part < kActiveSlices; part += kActivePart) {
+    float of_part[kColumnBlock] = {};
+    for (int64_t slice = part; slice < part + kActivePart; ++slice) {
+      const int64_t begin = active_slice(args.features, slice), end = active_slice(args.features, slice + 1);
+      float sums[2][kColumnBlock] = {};
+      for (int64_t f = begin; f < end; ++f) {
         const float factor = Y::load(y[f]);
         if (factor == 0.0f) continue;
         const auto* row = w + f * args.out_features + n_begin;
-        for (int64_t n = 0; n < columns; ++n) sums[n] += factor * W::load(row[n]);
+        float* chain = sums[(f - begin) % 2];
+        for (int64_t n = 0; n < columns; ++n) chain[n] += factor * W::load(row[n]);
       }
-      for (int64_t n = 0; n < columns; ++n) of_group[n] += sums[n];
+      for (int64_t n = 0; n < columns; ++n) of_part[n] += sums[0][n] + sums[1][n];
     }
-    for (int64_t n = 0; n < columns; ++n) total[n] += of_group[n];
+    for (int64_t n = 0; n < columns; ++n) total[n] += of_part[n];
   }
 }
 

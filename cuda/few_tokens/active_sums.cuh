@@ -1,21 +1,19 @@
-// The end of mm_active: the sums of the warps of a block, and then of the blocks of a strip, are added in order.
+// The end of mm_active: the sums of a block, and then those of all slices of the neurons, are added in order.
 #pragma once
 
 #include <type_traits>
 
 #include "common/packed.cuh"
-#include "sparse24/mm_active.h"
+#include "few_tokens/active_rows.cuh"
 
 namespace sparse24::cuda {
 
-// The blocks of a strip each write their sums, and the last one that has done so adds them up. They are no cluster:
-// clusters of more than two blocks do not fill the multiprocessors.
+// Up to eight tokens. The blocks write their sums, and a kernel behind them adds those up: it is faster than a block
+// that comes last, and no block waits for others, which need not be there yet.
 struct ActiveLaunch {
   MmActiveArgs args;
-  int blocks;     // of a strip, for any number of tokens
-  float* sums;    // [blocks][tokens][pitch]
-  int pitch;      // whole strips
-  int* arrivals;  // [strips][groups of tokens], zeros at the start
+  float* sums;  // [slices][tokens][pitch]
+  int pitch;    // a multiple of eight
 };
 
 template <class T>
@@ -36,58 +34,85 @@ __device__ __forceinline__ float load_as(DType dtype, const void* data, int64_t 
   const uint16_t bits = static_cast<const uint16_t*>(data)[i];
   return dtype == DType::kBFloat16 ? to_float(__nv_bfloat16{}, bits) : to_float(__half{}, bits);
 }
+__device__ __forceinline__ float4 add4(const float4& a, const float4& b) {
+  return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
+}
 
-// `shared`: [warps] of Tile::kWarpBytes, which begin with the sums [tokens][kPitch]. `index` is that of the strip and
-// the group of tokens.
+// The sums of the even and the odd neurons of a slice: each half of the warps adds those of half of the tokens.
+// `shared`: Tile::kSumBytes, which no thread uses any more when all have come here.
 template <class Tile>
-__device__ __forceinline__ void add_active_sums(const ActiveLaunch& launch, const unsigned char* shared, unsigned index,
-                                                unsigned rank, int token0, int tokens, int strip0) {
-  const MmActiveArgs& args = launch.args;
-  constexpr int kQuads = Tile::kColumns / 4;
-  const auto add = [](float4& to, const float4& from) {
-    to = {__fadd_rn(to.x, from.x), __fadd_rn(to.y, from.y), __fadd_rn(to.z, from.z), __fadd_rn(to.w, from.w)};
+__device__ __forceinline__ void store_active_sums(const ActiveLaunch& launch, unsigned char* shared, int slice,
+                                                  ActiveColumns columns, const float (&c)[Tile::kTokens][8]) {
+  constexpr int kHalf = Tile::kTokens / 2;
+  const int parity = threadIdx.x / 32 / Tile::kColumnWarps, column = threadIdx.x % (Tile::kThreads / 2) * 8;
+  const int tokens = int(launch.args.tokens);
+  const auto at = [&](int token, int half) {
+    return reinterpret_cast<float4*>(shared) + ((token * 2 + half) * Tile::kColumns + column) / 8;
   };
-  const auto of_warp = [&](int warp, int i) {
-    const int at = (i / kQuads * Tile::kPitch + i % kQuads * 4) * 4;
-    return reinterpret_cast<const float4*>(shared + warp * Tile::kWarpBytes + at);
-  };
-  const auto of_block = [&](int block, int i) {
-    const int64_t row = int64_t{block} * args.tokens + token0 + i / kQuads;
-    return reinterpret_cast<float4*>(launch.sums + row * launch.pitch + strip0 + i % kQuads * 4);
-  };
-  for (int i = threadIdx.x; i < tokens * kQuads; i += Tile::kThreads) {
-    float4 total{0.f, 0.f, 0.f, 0.f};
+  __syncthreads();
 #pragma unroll
-    for (int warp = 0; warp < Tile::kWarps; ++warp) add(total, *of_warp(warp, i));
-    __stcg(of_block(int(rank), i), total);
+  for (int t = 0; t < Tile::kTokens; ++t) {
+    if (t / kHalf == parity) continue;
+    *at(t, 0) = {c[t][0], c[t][1], c[t][2], c[t][3]};
+    *at(t, 1) = {c[t][4], c[t][5], c[t][6], c[t][7]};
   }
   __syncthreads();
-  bool arrives_last = false;
-  if (threadIdx.x == 0) {
-    __threadfence();  // what all threads have written is seen before the count
-    arrives_last = atomicAdd(launch.arrivals + index, 1) == launch.blocks - 1;
-    __threadfence();
-  }
-  if (!__syncthreads_or(arrives_last)) return;
-
-  const int out_features = int(args.out_features);
-  for (int i = threadIdx.x; i < tokens * kQuads; i += Tile::kThreads) {
-    const int64_t token = token0 + i / kQuads;
-    const int from = strip0 + i % kQuads * 4;
-    if (from >= out_features) continue;
-    float4 total{0.f, 0.f, 0.f, 0.f};
-#pragma unroll 16
-    for (int block = 0; block < launch.blocks; ++block) add(total, __ldcg(of_block(block, i)));
-    const float of_column[4] = {total.x, total.y, total.z, total.w};
 #pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      if (from + v >= out_features) break;
-      float sum = of_column[v];
-      if (args.scale_w != nullptr) sum = __fmul_rn(sum, args.scale_w[args.scale_w_per_column ? from + v : 0]);
-      if (args.bias != nullptr) sum = __fadd_rn(sum, load_as(args.bias_dtype, args.bias, from + v));
-      store_as(args.out_dtype, args.out, token * out_features + from + v, sum);
-    }
+  for (int t = 0; t < Tile::kTokens; ++t) {
+    if (t / kHalf != parity || t >= tokens || column >= columns.count) continue;
+    float4* to =
+        reinterpret_cast<float4*>(launch.sums + (int64_t{slice} * tokens + t) * launch.pitch + columns.first + column);
+    __stcg(to, add4({c[t][0], c[t][1], c[t][2], c[t][3]}, *at(t, 0)));
+    __stcg(to + 1, add4({c[t][4], c[t][5], c[t][6], c[t][7]}, *at(t, 1)));
   }
+}
+
+// Each warp adds some of the slices of 128 columns of a token; then the warps are added.
+struct ActiveSumTile {
+  static constexpr int kSlices = int(kActivePart), kWarps = int(kActiveSlices) / kSlices, kThreads = 32 * kWarps;
+  static constexpr int kColumns = 128;
+  static_assert(kSlices * kWarps == kActiveSlices);
+};
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads) add_active_sums_kernel(const ActiveLaunch launch) {
+  __shared__ float4 of_warp[Tile::kWarps][32];
+  const MmActiveArgs& args = launch.args;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int strips = (launch.pitch + Tile::kColumns - 1) / Tile::kColumns, token = blockIdx.x / strips;
+  const int column = blockIdx.x % strips * Tile::kColumns + lane * 4, out_features = int(args.out_features);
+  const auto* sums = launch.sums + int64_t{token} * launch.pitch + column;
+  const int64_t slice_pitch = args.tokens * int64_t{launch.pitch};
+
+  const int mine = blockIdx.x % strips * Tile::kColumns + threadIdx.x;  // the column that this thread ends
+  wait_for_predecessors();
+  float scale = 1.f, bias = 0.f;
+  if (threadIdx.x < Tile::kColumns && mine < out_features) {
+    if (args.scale_w != nullptr) scale = args.scale_w[args.scale_w_per_column ? mine : 0];
+    if (args.bias != nullptr) bias = load_as(args.bias_dtype, args.bias, mine);
+  }
+  float4 total{0.f, 0.f, 0.f, 0.f};
+  if (column < launch.pitch) {
+    float4 v[Tile::kSlices];
+#pragma unroll
+    for (int s = 0; s < Tile::kSlices; ++s) {
+      v[s] = __ldcg(reinterpret_cast<const float4*>(sums + (warp * Tile::kSlices + s) * slice_pitch));
+    }
+#pragma unroll
+    for (int s = 0; s < Tile::kSlices; ++s) total = add4(total, v[s]);
+  }
+  of_warp[warp][lane] = total;
+  __syncthreads();
+  if (threadIdx.x >= Tile::kColumns) return;
+  if (mine >= out_features) return;
+  float sum = 0.f;
+#pragma unroll
+  for (int s = 0; s < Tile::kWarps; ++s) {
+    sum = __fadd_rn(sum, reinterpret_cast<const float*>(of_warp[s])[threadIdx.x]);
+  }
+  if (args.scale_w != nullptr) sum = __fmul_rn(sum, scale);
+  if (args.bias != nullptr) sum = __fadd_rn(sum, bias);
+  store_as(args.out_dtype, args.out, int64_t{token} * out_features + mine, sum);
 }
 
 }  // namespace sparse24::cuda

@@ -6,7 +6,6 @@
 #include "few_tokens/launch_few.cuh"
 #include "few_tokens/linear_few.cuh"
 #include "few_tokens/linear_few.h"
-#include "few_tokens/mm_active.h"
 #include "sparse24/device.h"
 
 namespace sparse24::cuda {
@@ -42,7 +41,7 @@ void launch(int tile, const LinearFewArgs& args, cudaStream_t stream) {
     // None without a row.
     const int64_t blocks = std::min<int64_t>(device_info().sm_count * Tile::kBlocks, args.out);
     constexpr auto kKernel = linear_few_kernel<T, W, Tile>;
-    launch_few<kKernel>("linear_few", blocks, Tile::kThreads, int(shared_bytes<Tile>(args)), false, args, stream);
+    launch_few<kKernel>("linear_few", {blocks, Tile::kThreads, int(shared_bytes<Tile>(args))}, args, stream);
   });
 }
 
@@ -80,15 +79,6 @@ void linear_few_tile(int tile, const LinearFewArgs& args, cudaStream_t stream) {
 
 void linear_few(const LinearFewArgs& args, cudaStream_t stream) {
   linear_few_tile(select_linear_few_tile(args), args, stream);
-}
-
-void relu2_mlp_few(const Relu2MlpFewArgs& args, cudaStream_t stream) {
-  LinearFewArgs first = args.first;
-  const ActiveArrivals arrivals = active_arrivals(args.second);
-  first.zeros = arrivals.data;
-  first.zero_count = arrivals.count;
-  linear_few(first, stream);
-  launch_mm_active(first.out > 0, args.second, stream);
 }
 
 }  // namespace sparse24::cuda

@@ -30,41 +30,60 @@ __device__ __forceinline__ void to_fragments(const uint4& row, const uint4& row8
   }
 }
 
-template <class T, class W, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kernel(const LinearFewArgs args) {
+// The rows of a block of linear_few: consecutive ones, in passes of about as many.
+template <class Tile>
+__device__ __forceinline__ LinearRows rows_of_block(int64_t out) {
+  const int64_t first = out * blockIdx.x / gridDim.x;
+  const int rows = int(out * (blockIdx.x + 1) / gridDim.x - first);
+  const int passes = (rows + Tile::kPassRows - 1) / Tile::kPassRows,
+            of_pass = passes > 0 ? (rows + passes - 1) / passes : 0;
+  return {first, passes, of_pass, of_pass, rows};
+}
+
+// Multiplies rows of w with all tokens, and gives each y to the sink.
+//
+// The sink has: `behind(stage)`, which is called in place of a copy where all of w is on the way, and may copy
+// something else to that stage, as one group of copies; `store(token, row, y)`, where `row` counts from the first one;
+// `begin_end(pass)` before, and `end(pass)` behind, the stores of a pass. Returns the oldest stage.
+template <class T, class W, class Tile, class Sink>
+__device__ __forceinline__ int multiply_rows(const LinearFewArgs& args, const LinearRows& rows, unsigned char* shared,
+                                             Sink& sink) {
   using Shape = LinearShape<Tile, int(sizeof(W))>;
   constexpr int kEights = Tile::kEights, kVec = Shape::kVec, kBlock = Shape::kBlock;
   constexpr int kProducts = 4 / int(sizeof(W));  // of a block
-  extern __shared__ __align__(16) unsigned char shared[];
   const uint32_t shared_at = shared_address(shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const int group = warp / Tile::kSlices, slice = warp % Tile::kSlices;
   const int tokens = int(args.tokens), in = int(args.in);
+  static_assert(Tile::kThreads % Tile::kPassRows == 0);
 
-  // Rows of this block, and of each of its passes and groups; blocks of K of this warp.
-  const int64_t row0 = args.out * blockIdx.x / gridDim.x, row_end = args.out * (blockIdx.x + 1) / gridDim.x;
-  const int rows = int(row_end - row0), passes = (rows + Tile::kPassRows - 1) / Tile::kPassRows;
-  const int pass_rows = passes > 0 ? (rows + passes - 1) / passes : 0;
-  const int group_rows = (pass_rows + Tile::kGroups - 1) / Tile::kGroups;
+  // Rows of each group of a pass; blocks of K of this warp.
+  const int group_rows = (rows.of_pass + Tile::kGroups - 1) / Tile::kGroups;
   const int block0 = Shape::slice_begin(in, slice), blocks = Shape::slice_begin(in, slice + 1) - block0;
   const int most_blocks = (Shape::blocks(in) + Tile::kSlices - 1) / Tile::kSlices;  // of a slice
   const int chunks = (most_blocks + Tile::kChunkBlocks - 1) / Tile::kChunkBlocks;   // the same for all slices
 
   const int64_t row_bytes = int64_t{in} * int(sizeof(W));
-  WeightRing<Tile> ring{static_cast<const unsigned char*>(args.w) + row0 * row_bytes + block0 * Tile::kBlockBytes +
-                            lane % WeightRing<Tile>::kLanes * 16,
+  WeightRing<Tile> ring{static_cast<const unsigned char*>(args.w) + rows.first * row_bytes +
+                            block0 * Tile::kBlockBytes + lane % WeightRing<Tile>::kLanes * 16,
                         row_bytes,
                         min(blocks * Tile::kBlockBytes, int(row_bytes) - block0 * Tile::kBlockBytes),
                         chunks,
                         rows,
-                        passes,
-                        pass_rows,
                         group_rows,
                         group,
                         shared_at + warp * Tile::kStages * Tile::kStageBytes,
                         lane};
+  const auto copy = [&] {
+    if (ring.complete()) {
+      sink.behind(ring.stage);
+    } else {
+      ring.copy();
+    }
+    ring.advance();
+  };
 #pragma unroll
-  for (int s = 0; s < Tile::kStages; ++s) ring.copy();
+  for (int s = 0; s < Tile::kStages; ++s) copy();
 
   // ---- x ----
   auto* sums = reinterpret_cast<float*>(shared + Tile::kRingBytes);  // [slices][tokens][rows of a pass]
@@ -75,9 +94,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kern
                                    shared + Shape::x_at(in),
                                    scales,
                                    shared + Tile::kRingBytes + Tile::kSumBytes + Tile::kScaleBytes};
-  if (blockIdx.x == 0) {
-    for (int i = threadIdx.x; i < args.zero_count; i += Tile::kThreads) args.zeros[i] = 0;
-  }
   x.find_scales(reinterpret_cast<uint32_t*>(sums));
   typename StagedTokens<T, W, Tile>::Pieces next_x;
   if constexpr (Tile::kResident) {
@@ -92,10 +108,21 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kern
                           (Tile::kResident ? block0 * kBlock * 2 : slice * Tile::kTokens * pitch);
 
   int stage = 0, x_stage = 0;
-  for (int pass = 0; pass < passes; ++pass) {
+  for (int pass = 0; pass < rows.passes; ++pass) {
+    const int pass0 = pass * rows.stride, pass_end = min(rows.of_pass, rows.end - pass0);
+    // What this thread scales and adds at the end of the pass, so that nobody waits for it then.
+    const int local = threadIdx.x % Tile::kPassRows, in_group = local % Tile::kWarpRows;
+    const int row = local / Tile::kWarpRows * group_rows + in_group;
+    const bool row_exists = in_group < group_rows && row < pass_end;
+    const int64_t f = rows.first + pass0 + row;
+    float scale_w = 1.f;
+    uint16_t bias = 0;
+    if (row_exists && args.scale_w != nullptr) scale_w = args.scale_w[args.scale_w_per_row ? f : 0];
+    if (row_exists && args.bias != nullptr) bias = static_cast<const uint16_t*>(args.bias)[f];
+
     float c[kEights][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      const bool more_x = !Tile::kResident && (chunk + 1 < chunks || pass + 1 < passes);
+      const bool more_x = !Tile::kResident && (chunk + 1 < chunks || pass + 1 < rows.passes);
       const int next_chunk = chunk + 1 < chunks ? chunk + 1 : 0;
       if constexpr (!Tile::kResident) {
         if (more_x) x.load_chunk(next_chunk, next_x);
@@ -146,7 +173,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kern
         }
       }
       __syncwarp();
-      ring.copy();
+      copy();
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
       if constexpr (!Tile::kResident) {
         x_stage ^= 1;
@@ -156,41 +183,59 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kern
     }
 
     // ---- the sums of the four slices, some tokens at a time ----
-    if (pass + 1 == passes) launch_dependents();
-    const int64_t pass0 = row0 + pass * pass_rows;
-    const int pass_end = min(pass_rows, rows - pass * pass_rows);
+    sink.begin_end(pass);
 #pragma unroll
     for (int first = 0; first < Tile::kTokens; first += Tile::kSumTokens) {
 #pragma unroll
       for (int e = 0; e < Tile::kSumTokens / 8; ++e) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int token = 8 * e + 2 * q + i % 2, row = group * Tile::kWarpRows + g + i / 2 * 8;
-          sums[(slice * Tile::kSumTokens + token) * Tile::kSumPitch + row] = c[first / 8 + e][i];
+          const int token = 8 * e + 2 * q + i % 2, at = group * Tile::kWarpRows + g + i / 2 * 8;
+          sums[(slice * Tile::kSumTokens + token) * Tile::kSumPitch + at] = c[first / 8 + e][i];
         }
       }
       __syncthreads();
       for (int i = threadIdx.x; i < Tile::kSumTokens * Tile::kPassRows; i += Tile::kThreads) {
-        const int token = i / Tile::kPassRows, local = i % Tile::kPassRows, in_group = local % Tile::kWarpRows;
-        const int row = local / Tile::kWarpRows * group_rows + in_group;
-        if (first + token >= tokens || in_group >= group_rows || row >= pass_end) continue;
+        const int token = i / Tile::kPassRows;
+        if (first + token >= tokens || !row_exists) continue;
         float sum = 0.f;
 #pragma unroll
         for (int s = 0; s < Tile::kSlices; ++s) {
           sum += sums[(s * Tile::kSumTokens + token) * Tile::kSumPitch + local];
         }
-        const int64_t f = pass0 + row;
         if constexpr (kScaled<T, W>) sum = __fmul_rn(sum, scales[Tile::kTokens + first + token]);
-        if (args.scale_w != nullptr) sum = __fmul_rn(sum, args.scale_w[args.scale_w_per_row ? f : 0]);
-        if (args.bias != nullptr) sum = __fadd_rn(sum, to_float(T{}, static_cast<const uint16_t*>(args.bias)[f]));
+        if (args.scale_w != nullptr) sum = __fmul_rn(sum, scale_w);
+        if (args.bias != nullptr) sum = __fadd_rn(sum, to_float(T{}, bias));
         const float h = to_float(T{}, uint16_t(pack2(T{}, sum, 0.f)));
         const float kept = h <= args.threshold ? 0.f : h;  // NaN is kept
-        static_cast<uint16_t*>(args.y)[int64_t{first + token} * args.out + f] =
-            uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f));
+        sink.store(first + token, pass0 + row, uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f)));
       }
       __syncthreads();
     }
+    sink.end(pass);
   }
+  return stage;
+}
+
+// What linear_few does with them.
+struct LinearSink {
+  uint16_t* y;  // of the first row
+  int64_t out;
+  int passes;
+  __device__ __forceinline__ void behind(int) const { commit_copies(); }
+  __device__ __forceinline__ void begin_end(int pass) const {
+    if (pass + 1 == passes) launch_dependents();
+  }
+  __device__ __forceinline__ void store(int token, int row, uint16_t value) const { y[token * out + row] = value; }
+  __device__ __forceinline__ void end(int) const {}
+};
+
+template <class T, class W, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kernel(const LinearFewArgs args) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const LinearRows rows = rows_of_block<Tile>(args.out);
+  LinearSink sink{static_cast<uint16_t*>(args.y) + rows.first, args.out, rows.passes};
+  multiply_rows<T, W, Tile>(args, rows, shared, sink);
 }
 
 }  // namespace sparse24::cuda

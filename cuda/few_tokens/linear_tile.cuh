@@ -48,13 +48,20 @@ struct LinearShape {
   }
 };
 
+// The rows of w of a block: pass p has `of_pass` of them from first + p * stride on, as far as they lie below `end`.
+struct LinearRows {
+  int64_t first;
+  int passes, of_pass, stride, end;  // `end` counts from `first`
+};
+
 // The chunks of w that a warp multiplies, in a ring in shared memory: 16 rows of a slice of K, pass after pass.
 template <class Tile>
 struct WeightRing {
   const unsigned char* w;  // of the block's first row, the slice's first column, and this lane's piece
   int64_t row_bytes;
   int slice_bytes, chunks;  // of the slice
-  int rows, passes, pass_rows, group_rows, group;
+  LinearRows rows;
+  int group_rows, group;
   uint32_t ring;  // of the warp
   int lane;
   int pass = 0, chunk = 0, stage = 0;  // of the next copy
@@ -66,26 +73,25 @@ struct WeightRing {
     return row * Tile::kChunk + (byte ^ row % 2 * 64);
   }
 
+  __device__ __forceinline__ bool complete() const { return pass >= rows.passes || chunks == 0; }
   __device__ __forceinline__ void copy() {
-    if (pass < passes && chunks > 0) {
-      const int first = pass * pass_rows + group * group_rows;
-      const int end = min(min((pass + 1) * pass_rows, rows), first + group_rows);
-      const int piece = lane % kLanes * 16, row0 = lane / kLanes;
-      const bool exists = chunk * Tile::kChunk + piece < slice_bytes;
-      const unsigned char* from = w + (first + row0) * row_bytes + chunk * Tile::kChunk;
-      const uint32_t to = ring + stage * Tile::kStageBytes;
+    const int first = pass * rows.stride + group * group_rows;
+    const int end = min(min(pass * rows.stride + rows.of_pass, rows.end), first + group_rows);
+    const int piece = lane % kLanes * 16, row0 = lane / kLanes;
+    const bool exists = chunk * Tile::kChunk + piece < slice_bytes;
+    const unsigned char* from = w + (first + row0) * row_bytes + chunk * Tile::kChunk;
+    const uint32_t to = ring + stage * Tile::kStageBytes;
 #pragma unroll
-      for (int i = 0; i < Tile::kWarpRows; i += kRowsOfCopy) {
-        copy16_if(exists && first + row0 + i < end, to + at(row0 + i, piece), from + i * row_bytes);
-      }
-      if (++chunk == chunks) {
-        chunk = 0;
-        ++pass;
-      }
+    for (int i = 0; i < Tile::kWarpRows; i += kRowsOfCopy) {
+      copy16_if(exists && first + row0 + i < end, to + at(row0 + i, piece), from + i * row_bytes);
     }
     commit_copies();
-    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+    if (++chunk == chunks) {
+      chunk = 0;
+      ++pass;
+    }
   }
+  __device__ __forceinline__ void advance() { stage = stage + 1 == Tile::kStages ? 0 : stage + 1; }
 };
 
 // x as it is multiplied: of the products' type, in shared memory.

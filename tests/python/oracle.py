@@ -258,20 +258,20 @@ class Pattern:
 
 
 def mm_active(y: Tensor, w: Tensor, scale_w: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """In float32: the neurons of a slice in ascending order, without zeros of y; then eight slices; then all."""
+    """In float32: of 66 slices the neurons at even and odd places, without zeros of y; eleven slices; the six sums."""
     y, w = y.float().cpu(), w.float().cpu()
     features = y.shape[1]
-    length = round_up(round_up(features, 64) // 64, 8)
     total = torch.zeros(y.shape[0], w.shape[1])
-    for group in range(0, features, 8 * length or 1):
-        of_group = torch.zeros_like(total)
-        for begin in range(group, min(features, group + 8 * length), length):
-            part = torch.zeros_like(total)
-            for f in range(begin, min(features, begin + length)):
+    for first in range(0, 66, 11):
+        of_part = torch.zeros_like(total)
+        for index in range(first, first + 11):
+            begin, end = features * index // 66, features * (index + 1) // 66
+            chains = torch.zeros(2, *total.shape)
+            for f in range(begin, end):
                 used = y[:, f] != 0
-                part[used] += y[used, f, None] * w[f]
-            of_group += part
-        total += of_group
+                chains[(f - begin) % 2, used] += y[used, f, None] * w[f]
+            of_part += chains[0] + chains[1]
+        total += of_part
     if scale_w is not None:
         total = total * scale_w.cpu().reshape(-1)
     return total if bias is None else total + bias.float().cpu()

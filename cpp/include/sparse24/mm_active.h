@@ -8,10 +8,11 @@ namespace sparse24 {
 
 /// out = y @ (w * scale_w) + bias, in which rows of w that no token uses are not read.
 ///
-/// An entry of y that is zero adds nothing, whatever the weight is. A sum is a chain of float32 multiply-adds over the
-/// neurons of a slice, in ascending order and without those whose y is zero; then eight slices in order, from zero, and
-/// then the sums of eight in order. On the CPU there are 64 slices; on a GPU how many there are depends on `features`
-/// and `out_features`. So a row of out depends on its row of y alone.
+/// An entry of y that is zero adds nothing, whatever the weight is. Sums are float32, in an order that depends on
+/// `features` alone, so a row of out depends on its row of y alone. The neurons are divided into slices. In a slice,
+/// the sum of the neurons at even places and that of those at odd places are chains of multiply-adds in ascending
+/// order, without those whose y is zero; then the two are added. The slices are added in order in parts, from zero, and
+/// then the parts, in order.
 struct MmActiveArgs {
   const void* y;  ///< [tokens, features], contiguous
   DType dtype;    ///< of y
@@ -29,12 +30,12 @@ struct MmActiveArgs {
 
 /// The most tokens of a call on a GPU.
 inline constexpr int64_t kMaxActiveTokens = 64;
-/// Slices of the neurons that the CPU sums apart.
-inline constexpr int64_t kActiveSlices = 64;
-/// Slices whose sums are added before those of others: the square root of their number.
-inline constexpr int64_t kActiveGroup = 8;
-/// Neurons of a slice; the last ones may have fewer, or none.
-SPARSE24_HD constexpr int64_t active_slice(int64_t features) { return round_up(ceil_div(features, kActiveSlices), 8); }
+/// Slices of the neurons: on a GPU of 132 multiprocessors two blocks each have one.
+inline constexpr int64_t kActiveSlices = 66;
+/// Slices whose sums are added before those of others.
+inline constexpr int64_t kActivePart = 11;
+/// The first neuron of a slice, which ends where the next one begins.
+SPARSE24_HD constexpr int64_t active_slice(int64_t features, int64_t slice) { return features * slice / kActiveSlices; }
 
 namespace cpu {
 void mm_active(const MmActiveArgs& args);

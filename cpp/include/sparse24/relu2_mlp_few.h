@@ -18,9 +18,7 @@ struct LinearFewArgs {
   bool scale_w_per_row;
   const void* bias;  ///< [out], of x's type, or none
   float threshold;
-  void* y;     ///< [tokens, out], contiguous
-  int* zeros;  ///< what the kernel behind this one counts in, set to zero in passing
-  int zero_count;
+  void* y;  ///< [tokens, out], contiguous
 };
 
 /// The second product takes the y of the first: `second` repeats its pointers and sizes.
