@@ -64,7 +64,7 @@ struct ActiveRows {
     const int column = warp % Tile::kColumnWarps * Tile::kWarpColumns + lane * Tile::kOfLane;
     const int64_t row_bytes = args.out_features * int64_t{sizeof(W)};
     const char* w = static_cast<const char*>(args.w) + neuron0 * row_bytes + (columns.first + column) * int(sizeof(W));
-    const uint32_t ring = rings + warp * Tile::kStages * Tile::kStageBytes + lane * Tile::kPieceBytes;
+    const uint32_t ring = rings + warp * Tile::kStages * Tile::kStageBytes;
     return {w, row_bytes, columns.count - column, activations, ring, warp / Tile::kColumnWarps};
   }
 
@@ -112,10 +112,13 @@ struct ActiveRows {
     for (; count < Tile::kStageRows; ++count) {
       const int neuron = next(copying);
       if (neuron < 0) break;
-      copy_piece(ring + stage * Tile::kStageBytes + count * Tile::kRowBytes, w + neuron * row_bytes);
+      copy_piece(place(stage, count) + threadIdx.x % 32 * Tile::kPieceBytes, w + neuron * row_bytes);
     }
     commit_copies();
     counts = (counts & ~(31u << 5 * stage)) | uint32_t(count) << 5 * stage;
+  }
+  __device__ __forceinline__ uint32_t place(int stage, int row) const {
+    return ring + stage * Tile::kStageBytes + row * Tile::kRowBytes;
   }
   __device__ __forceinline__ int count(int stage) const { return int(counts >> 5 * stage & 31u); }
   __device__ __forceinline__ void copy_piece(uint32_t to, const char* from) const {
@@ -137,31 +140,48 @@ struct ActiveRows {
     }
   }
 
-  // The products of the rows of a stage. Each lane takes what it has copied itself.
+  // What a lane multiplies: a row at the columns 4 lane .. 4 lane + 3 of 128, and of the 128 behind them; and its y.
+  struct Row {
+    Values values;
+    uint32_t words[2 * int(sizeof(W))];
+  };
+  __device__ __forceinline__ void load(int stage, int i, Row& row) {
+    load(next(adding), row.values);
+    const uint32_t at = place(stage, i) + threadIdx.x % 32 * (Tile::kPieceBytes / 2);
+    if constexpr (sizeof(W) == 2) {
+      const uint2 v = load_shared2(at), u = load_shared2(at + Tile::kRowBytes / 2);
+      row.words[0] = v.x;
+      row.words[1] = v.y;
+      row.words[2] = u.x;
+      row.words[3] = u.y;
+    } else {
+      row.words[0] = load_shared1(at);
+      row.words[1] = load_shared1(at + Tile::kRowBytes / 2);
+    }
+  }
+  // The products of the rows of a stage, of which the next one is loaded while one is multiplied.
   __device__ __forceinline__ void add(int stage, float (&c)[kTokens][8]) {
     const int rows = count(stage);
-    for (int i = 0; i < rows; ++i) {
-      const int neuron = next(adding);
-      Values values;
-      load(neuron, values);
-      const uint32_t at = ring + stage * Tile::kStageBytes + i * Tile::kRowBytes;
+    if (rows == 0) return;
+    Row row;
+    load(stage, 0, row);
+    for (int i = 1; i <= rows; ++i) {
+      const Row now = row;
+      if (i < rows) load(stage, i, row);
       float of_column[8];
-      if constexpr (sizeof(W) == 2) {
-        const uint4 v = load_shared4(at);
-        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-        widen<W>(words, of_column);
-      } else {
-        const uint2 v = load_shared2(at);
-        const uint32_t words[2] = {v.x, v.y};
-        widen<W>(words, of_column);
-      }
+      widen<W>(now.words, of_column);
 #pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        const uint16_t value = uint16_t(t % 2 ? values[t / 2] >> 16 : values[t / 2]);
-        if ((value & 0x7fffu) == 0) continue;  // the same in all lanes
-        const float factor = to_float(Y{}, value);
+      for (int pair = 0; pair < kTokens / 2; ++pair) {
+        if ((now.values[pair] & 0x7fff7fffu) == 0) continue;  // the same in all lanes
 #pragma unroll
-        for (int v = 0; v < 8; ++v) c[t][v] = __fmaf_rn(factor, of_column[v], c[t][v]);
+        for (int half = 0; half < 2; ++half) {
+          const uint16_t value = uint16_t(now.values[pair] >> 16 * half);
+          if ((value & 0x7fffu) == 0) continue;
+          const float factor = to_float(Y{}, value);
+          float (&sums)[8] = c[2 * pair + half];
+#pragma unroll
+          for (int v = 0; v < 8; ++v) sums[v] = __fmaf_rn(factor, of_column[v], sums[v]);
+        }
       }
     }
   }
@@ -179,7 +199,9 @@ struct ActiveRows {
     for (int idle = 0; idle < Tile::kStages; stage = after(stage)) {
       idle = count(stage) == 0 ? idle + 1 : 0;
       wait_for_copies<Tile::kStages - 1>();
+      __syncwarp();
       add(stage, c);
+      __syncwarp();
       copy(stage);
     }
   }

@@ -43,11 +43,12 @@ __device__ __forceinline__ float4 add4(const float4& a, const float4& b) {
 template <class Tile>
 __device__ __forceinline__ void store_active_sums(const ActiveLaunch& launch, unsigned char* shared, int slice,
                                                   ActiveColumns columns, const float (&c)[Tile::kTokens][8]) {
-  constexpr int kHalf = Tile::kTokens / 2;
-  const int parity = threadIdx.x / 32 / Tile::kColumnWarps, column = threadIdx.x % (Tile::kThreads / 2) * 8;
+  constexpr int kHalf = Tile::kTokens / 2, kThreads = Tile::kThreads / 2;  // of the tokens, of the threads
+  const int parity = threadIdx.x / kThreads, thread = threadIdx.x % kThreads;
+  const int column = thread / 32 * Tile::kWarpColumns + thread % 32 * 4;  // and those 128 behind
   const int tokens = int(launch.args.tokens);
   const auto at = [&](int token, int half) {
-    return reinterpret_cast<float4*>(shared) + ((token * 2 + half) * Tile::kColumns + column) / 8;
+    return reinterpret_cast<float4*>(shared) + (token * 2 + half) * kThreads + thread;
   };
   __syncthreads();
 #pragma unroll
@@ -59,11 +60,11 @@ __device__ __forceinline__ void store_active_sums(const ActiveLaunch& launch, un
   __syncthreads();
 #pragma unroll
   for (int t = 0; t < Tile::kTokens; ++t) {
-    if (t / kHalf != parity || t >= tokens || column >= columns.count) continue;
-    float4* to =
+    if (t / kHalf != parity || t >= tokens) continue;
+    auto* to =
         reinterpret_cast<float4*>(launch.sums + (int64_t{slice} * tokens + t) * launch.pitch + columns.first + column);
-    __stcg(to, add4({c[t][0], c[t][1], c[t][2], c[t][3]}, *at(t, 0)));
-    __stcg(to + 1, add4({c[t][4], c[t][5], c[t][6], c[t][7]}, *at(t, 1)));
+    if (column < columns.count) __stcg(to, add4({c[t][0], c[t][1], c[t][2], c[t][3]}, *at(t, 0)));
+    if (column + 128 < columns.count) __stcg(to + 32, add4({c[t][4], c[t][5], c[t][6], c[t][7]}, *at(t, 1)));
   }
 }
 

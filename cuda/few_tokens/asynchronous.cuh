@@ -70,8 +70,8 @@ __device__ __forceinline__ uint32_t address_of_block(uint32_t address, uint32_t 
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-__device__ __forceinline__ void store_cluster(uint32_t address, uint16_t v) {
-  asm volatile("st.shared::cluster.u16 [%0], %1;" ::"r"(address), "h"(v) : "memory");
+__device__ __forceinline__ void store_cluster(uint32_t address, uint32_t v) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 // All threads of both blocks, whose stores before the one are seen after the other.
 __device__ __forceinline__ void arrive_at_cluster() {

@@ -12,7 +12,9 @@ bool try_launch(const NetworkLaunch& launch, cudaStream_t stream) {
   const int64_t bytes = Tile::shared_bytes(launch.first);
   if (bytes > kMaxSharedBytes) return false;
   constexpr auto kKernel = relu2_mlp_few_kernel<T, W, Tile>;
-  launch_few<kKernel>("relu2_mlp_few", {2 * kActiveSlices, Tile::kThreads, int(bytes), 2}, launch, stream);
+  FewGrid grid{2 * kActiveSlices, Tile::kThreads, int(bytes), 2};
+  grid.dependent = true;  // on whatever is in front of it
+  launch_few<kKernel>("relu2_mlp_few", grid, launch, stream);
   return true;
 }
 

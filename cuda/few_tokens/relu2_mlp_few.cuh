@@ -11,11 +11,11 @@
 namespace sparse24::cuda {
 
 // kStages: of the rings, which both products use. kChunk: bytes of a row of W1 that are copied at once.
-template <class W, int kTokens, int kStages, int kChunk = 256, int kLeastPasses_ = 1>
+template <class W, int kTokens, int kStages, int kChunk = 256, int kLeastPasses_ = 1, int kTrigger_ = 0>
 struct NetworkTile {
   using Linear = LinearTile<16, 1, kChunk, kStages, true>;
   using Active = ActiveTile<W, kTokens, true, kStages, Linear::kStageBytes>;
-  static constexpr int kLeastPasses = kLeastPasses_;
+  static constexpr int kLeastPasses = kLeastPasses_, kTrigger = kTrigger_;
   static_assert(Linear::kRingBytes == Active::kRingBytes && Linear::kStageBytes == Active::kStageBytes);
   static constexpr int kThreads = Linear::kThreads;
 
@@ -37,10 +37,12 @@ struct NetworkLaunch {
 template <class Rows, class Tile>
 struct NetworkSink {
   Rows& rows;
-  uint32_t here, there;  // y of this block's first row, in both blocks
-  int of_pass, neurons;  // of both blocks
-  int given = 0;         // neurons whose y both blocks have given
-  bool waits = true;     // for the other block
+  uint16_t* y;        // of this block's first row
+  uint32_t there;     // the same in the other block
+  int of_pass;        // of both blocks
+  int neurons, mine;  // of both blocks, and from this block's first row on
+  int given = 0;      // neurons whose y both blocks have given
+  bool waits = true;  // for the other block
 
   __device__ __forceinline__ void settle() {
     if (!waits) return;
@@ -54,11 +56,14 @@ struct NetworkSink {
   }
   __device__ __forceinline__ void begin_end(int) { settle(); }
   __device__ __forceinline__ void store(int token, int row, uint16_t value) const {
-    const uint32_t at = (row * Tile::kTokens + token) * 2;
-    store_cluster(here + at, value);
-    store_cluster(there + at, value);
+    y[row * Tile::kTokens + token] = value;
   }
   __device__ __forceinline__ void end(int pass) {
+    const int first = pass * of_pass, rows_here = min(of_pass / 2, mine - first);
+    for (int i = threadIdx.x; i < rows_here * Tile::kTokens / 2; i += Tile::kThreads) {
+      const int at = first * Tile::kTokens / 2 + i;
+      store_cluster(there + at * 4, reinterpret_cast<const uint32_t*>(y)[at]);
+    }
     arrive_at_cluster();
     waits = true;
     given = min(neurons, (pass + 1) * of_pass);
@@ -74,6 +79,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) relu2_mlp_few_kernel(const 
   extern __shared__ __align__(16) unsigned char shared[];
   const uint32_t rings = shared_address(shared), activations = rings + Tile::activations_at(first);
   const int rank = blockIdx.x % 2, slice = blockIdx.x / 2;
+  wait_for_predecessors();
+  if constexpr (Tile::kTrigger == 2) launch_dependents();
   const int begin = int(active_slice(first.out, slice)), neurons = int(active_slice(first.out, slice + 1)) - begin;
 
   // Both blocks have as many passes, however many rows there are.
@@ -87,18 +94,24 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) relu2_mlp_few_kernel(const 
 
   auto columns = ActiveColumns::of<Active>(second.out_features, 0, rank);
   auto rows = ActiveRows<T, W, Active>::of(second, begin, columns, activations, rings);
-  const uint32_t mine = activations + rank * of_pass * Active::kTokens * 2;
-  NetworkSink<ActiveRows<T, W, Active>, Active> sink{rows, address_of_block(mine, rank),
-                                                     address_of_block(mine, rank ^ 1), 2 * of_pass, neurons};
+  const int offset = rank * of_pass * Active::kTokens * 2;
+  NetworkSink<ActiveRows<T, W, Active>, Active> sink{
+      rows,
+      reinterpret_cast<uint16_t*>(shared + Tile::activations_at(first) + offset),
+      address_of_block(activations + offset, rank ^ 1),
+      2 * of_pass,
+      neurons,
+      neurons - rank * of_pass};
   __syncthreads();
   arrive_at_cluster();  // both blocks run, and their y is empty
   int stage = multiply_rows<T, W, Linear>(first, rows_of_w1, shared, sink);
   sink.settle();
+  if constexpr (Tile::kTrigger == 1) launch_dependents();
 
   for (int strip = 0;;) {
     float c[Active::kTokens][8] = {};
     rows.add_all(stage, c);
-    if (++strip == columns.strips) launch_dependents();
+    if (++strip == columns.strips && Tile::kTrigger == 0) launch_dependents();
     store_active_sums<Active>(launch.second, shared, slice, columns, c);
     if (strip == columns.strips) return;
     __syncthreads();
