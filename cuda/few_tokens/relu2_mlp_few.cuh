@@ -10,12 +10,11 @@
 
 namespace sparse24::cuda {
 
-// kStages: of the rings, which both products use. kChunk: bytes of a row of W1 that are copied at once.
-template <class W, int kTokens, int kStages, int kChunk = 256, int kLeastPasses_ = 1, int kTrigger_ = 0>
+// kStages: of the rings, which both products use.
+template <class W, int kTokens, int kStages>
 struct NetworkTile {
-  using Linear = LinearTile<16, 1, kChunk, kStages, true>;
+  using Linear = LinearTile<16, 1, 256, kStages, true>;
   using Active = ActiveTile<W, kTokens, true, kStages, Linear::kStageBytes>;
-  static constexpr int kLeastPasses = kLeastPasses_, kTrigger = kTrigger_;
   static_assert(Linear::kRingBytes == Active::kRingBytes && Linear::kStageBytes == Active::kStageBytes);
   static constexpr int kThreads = Linear::kThreads;
 
@@ -80,11 +79,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) relu2_mlp_few_kernel(const 
   const uint32_t rings = shared_address(shared), activations = rings + Tile::activations_at(first);
   const int rank = blockIdx.x % 2, slice = blockIdx.x / 2;
   wait_for_predecessors();
-  if constexpr (Tile::kTrigger == 2) launch_dependents();
   const int begin = int(active_slice(first.out, slice)), neurons = int(active_slice(first.out, slice + 1)) - begin;
 
   // Both blocks have as many passes, however many rows there are.
-  const int passes = max(Tile::kLeastPasses, (neurons + 2 * Linear::kPassRows - 1) / (2 * Linear::kPassRows));
+  const int passes = max(1, (neurons + 2 * Linear::kPassRows - 1) / (2 * Linear::kPassRows));
   const int of_pass = (neurons + 2 * passes - 1) / (2 * passes);
   const LinearRows rows_of_w1{begin + rank * of_pass, passes, of_pass, 2 * of_pass, neurons - rank * of_pass};
   // Of tokens that do not exist.
@@ -106,12 +104,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) relu2_mlp_few_kernel(const 
   arrive_at_cluster();  // both blocks run, and their y is empty
   int stage = multiply_rows<T, W, Linear>(first, rows_of_w1, shared, sink);
   sink.settle();
-  if constexpr (Tile::kTrigger == 1) launch_dependents();
 
   for (int strip = 0;;) {
     float c[Active::kTokens][8] = {};
     rows.add_all(stage, c);
-    if (++strip == columns.strips && Tile::kTrigger == 0) launch_dependents();
+    if (++strip == columns.strips) launch_dependents();
     store_active_sums<Active>(launch.second, shared, slice, columns, c);
     if (strip == columns.strips) return;
     __syncthreads();
