@@ -153,19 +153,20 @@ class ReLU2MLP(SparseWeights24):
         up, down = self._modules["up_proj"], self._modules["down_proj"]
         first, second = self._weights()
         plain = type(x) is Tensor
-        learning = not plain or learns(x, first.values, second.values, up.bias, down.bias, *(self._adapters() or ()))
+        b1, b2 = up._parameters.get("bias"), down._parameters.get("bias")  # attributes of modules take the host longer
+        learning = not plain or learns(x, first.values, second.values, b1, b2, *(self._adapters() or ()))
         rows = self._rows(first, second) if self._decodes else None
         w1, w2, rows, settled = self._entering(first, second, rows, learning=learning)
-        factor = factor_of(up, scale_y)
+        factor = None if first.scale is None else factor_of(up, scale_y)
         packed = self._packed(x) if settled and self.sparse and not learning else None
         if settled and packed is None and not learning and not torch.compiler.is_compiling():
             out = inferred(
                 x,
-                first._replace(values=w1),
-                second._replace(values=w2),
+                first if w1 is first.values else first._replace(values=w1),
+                second if w2 is second.values else second._replace(values=w2),
                 rows,
-                up.bias,
-                down.bias,
+                b1,
+                b2,
                 precision=self.precision,
                 recipe=None,
                 scale_y=scale_y,
@@ -181,8 +182,8 @@ class ReLU2MLP(SparseWeights24):
             x,
             w1,
             w2,
-            up.bias,
-            down.bias,
+            b1,
+            b2,
             precision=self.precision,
             w1_scale=first.scale,
             w2_scale=second.scale,
@@ -353,7 +354,8 @@ def _layer_problem(name: str, child: nn.Module) -> str | None:
     if kind is not nn.Linear and kind is not QuantizedLinear:
         return f"{name} is a {kind.__module__}.{kind.__qualname__}, not a torch.nn.Linear"
     forward = LINEAR_FORWARD if kind is nn.Linear else _QUANTIZED_FORWARD
-    return call_problem(name, child, forward) or weight_problem(name, child.weight)
+    weight = child._parameters.get("weight")
+    return call_problem(name, child, forward) or weight_problem(name, child.weight if weight is None else weight)
 
 
 def _further_problem(name: str, child: nn.Module) -> str | None:

@@ -176,10 +176,7 @@ class SparseWeights24(nn.Module):
         return w1, w2
 
     def _weights(self) -> tuple[Weight, Weight]:
-        first, second = (
-            Weight(layer.weight, getattr(layer, "weight_scale", None)) for layer in (self.up_proj, self.down_proj)
-        )
-        return first, second
+        return _weight_of(self._modules["up_proj"]), _weight_of(self._modules["down_proj"])
 
     def _adapters(self) -> tuple[Tensor, Tensor] | None:
         left = self._parameters.get("up_left")
@@ -309,3 +306,8 @@ def pruned_state(state: MutableMapping[str, Tensor], prefix: str, recipe: Recipe
 def _bits(w: Tensor) -> Tensor:
     """Return a weight as torch can copy and compare it."""
     return w.view(torch.uint8) if w.dtype == FP8 else w
+
+
+def _weight_of(layer: Any) -> Weight:
+    weight = layer._parameters.get("weight")  # attributes of modules take the host longer
+    return Weight(layer.weight if weight is None else weight, layer._buffers.get("weight_scale"))
