@@ -23,6 +23,12 @@ def test_the_default_is_seldom_wrong_and_never_by_much(choices, kind, most):
     assert all(1400 <= tokens <= 1536 or loss < 0.025 for (tokens, *_), loss in wrong.items()), wrong
 
 
+def test_experts_run_the_faster_way_forward():
+    found = regret.experts(results.read_json([RESULTS / "h200" / "experts.json"]), "forward", "bf16")
+    assert len(found) >= 7 and all(sparse == (rows >= 64) for (rows, *_), (_, sparse) in found.items())
+    assert all(loss <= 0.02 for loss, _ in found.values()), found
+
+
 def test_another_rule_would_lose(choices, monkeypatch):
     """The fp8 threshold of before, 40e9 and 256 tokens, ran dense where sparse is faster."""
     monkeypatch.setattr(regret, "pays", lambda t, d_ff, d, **how: t <= 256 or t * d_ff * d >= 40e9)
