@@ -1,4 +1,4 @@
-"""relu2_mlp_few: bit for bit its two steps where sums are exact; rows that do not depend on each other; errors."""
+"""relu2_mlp_few: bit for bit its two steps where the first one is exact; rows that do not depend on others; errors."""
 
 import pytest
 import torch
@@ -20,19 +20,24 @@ SHAPES = [
     (33, 208, 300, 8),
     (63, 2080, 150, 16),
     (64, 528, 700, 104),
+    # On a GPU: two and three passes, with one to eight tokens; two strips of columns; x and rings that fill a block.
+    (1, 64, 17000, 40),
+    (4, 32, 9000, 136),
+    (7, 272, 8500, 24),
+    (2, 16, 200, 4200),
+    (2, 9000, 80, 8),
+    (8, 5008, 70, 16),
 ]
 ODD_DEPTHS = [(3, 1, 40, 8), (9, 36, 64, 24), (20, 99, 72, 5)]
 
 
 def network(shape, dtype: torch.dtype, w_dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor | None, ...]:
-    """Small integers, scales that are powers of two: every sum of the first product is exact, and on CUDA of both."""
+    """Small integers, scales that are powers of two: every sum of the first product is exact."""
     tokens, depth, features, out = shape
-    x = integers(tokens, depth, dtype=dtype, limit=2, seed=seed)
-    w1 = integers(features, depth, dtype=w_dtype, limit=2, seed=seed + 1)
-    w2_rows = normal(features, out, dtype=torch.float32, seed=seed + 2)
-    if device == "cuda":  # whose second product adds in an order of its own
-        w2_rows = w2_rows.round()
-    w2_rows = w2_rows.to(w_dtype)
+    limit = 2 if depth < 4000 else 1  # few squares exceed float16
+    x = integers(tokens, depth, dtype=dtype, limit=limit, seed=seed)
+    w1 = integers(features, depth, dtype=w_dtype, limit=limit, seed=seed + 1)
+    w2_rows = normal(features, out, dtype=torch.float32, seed=seed + 2).to(w_dtype)
     b1 = integers(features, dtype=dtype, limit=9, seed=seed + 3) - 6
     b2 = normal(out, dtype=torch.float32 if out % 2 else dtype, seed=seed + 4)
     scales: list[Tensor | None] = [None, None]
