@@ -4,6 +4,7 @@ import pytest
 import torch
 from compare import assert_same_bits
 from data import normal
+from synchronisation import no_synchronisation
 from test_experts_ops import BF16, COUNTS, Case, close
 
 import sparse24
@@ -95,11 +96,8 @@ def test_nothing_waits_on_the_host(device):
         pytest.skip("synchronisation")
     case = Backward([130, 0, 1, 65, 3], 9, device)
     case.gradient()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronisation():
         case.gradient(case.row_scale)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(
