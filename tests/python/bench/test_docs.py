@@ -117,7 +117,7 @@ def test_the_walk_meets_what_it_names():
 
 def test_figures_and_tables_are_those_of_the_records():
     run("figures", "--check")
-    assert "<!-- fig:fp8-bounded-over-row -->" in (ROOT / "README.md").read_text()
+    assert "<!-- fig:bf16-over-compile -->" in (ROOT / "README.md").read_text()
 
 
 def test_a_stale_figure_is_seen(tmp_path, monkeypatch):
