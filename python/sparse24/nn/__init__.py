@@ -83,7 +83,8 @@ class ReLU2MLP(SparseWeights24):
         `sparse24.relu2_mlp`. It is saved, loaded and copied with the module, and each rank has its own.
     scales_known : bool
         Whether they are used. An eager forward pass finds out by itself. A compiled one does not: it runs with exact
-        scales, slower, until `refresh_scales` (which `sparse24.Schedule` calls) has found those of a step.
+        scales, slower, until the step of an optimizer of torch or `refresh_scales` (which `sparse24.Schedule` calls)
+        has found those of a step.
     calls_with_unknown_scales : int
         How many eager forward passes with gradients found that they are not: they look ever more rarely.
     """
