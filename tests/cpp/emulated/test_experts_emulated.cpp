@@ -11,7 +11,6 @@
 
 #include "emulator/block.h"
 #include "emulator/intrinsics.h"
-#include "gemm/sm90/mainloops/expert_columns.cuh"
 #include "gemm/sm90/mainloops/expert_rows.cuh"
 #include "gemm/sm90/schedulers/expert_scheduler.cuh"
 
@@ -233,43 +232,6 @@ TYPED_TEST(ExpertLoads, BringTheRowsOfAnExpert) {
               ASSERT_EQ(stage[size_t(r * kTileK + c)], expected)
                   << "n " << n << ", expert " << expert << ", tile " << tile << ", shared " << shared << ", row " << r;
             }
-          }
-        }
-      }
-    }
-  }
-}
-
-/// Blocks of 64 columns, in each the 64 rows of the K tile.
-TEST(ExpertColumns, BringTheColumnsOfAnExpert) {
-  constexpr int kTileN = 192, kTileK = 64, kExperts = 3;
-  using Columns = cuda::ExpertColumns<Mainloop<uint16_t, kTileN>>;
-  for (const int n : {8, 192, 200}) {
-    for (const int k : {16, 64, 104}) {
-      std::vector<uint16_t> w(size_t(kExperts * n * k));
-      for (size_t i = 0; i < w.size(); ++i) w[i] = uint16_t(1 + i % 65000);
-      const auto& dims = Columns::layout(n, k, kExperts).dims;
-      for (const bool shared : {true, false}) {
-        const int expert = 1, tile = (n - 1) / kTileN, first = (k - 1) / kTileK * kTileK;
-        std::vector<uint16_t> stage(kTileN * kTileK, 0xEEEE);
-        for (int rank = 0; rank < (shared ? 2 : 1); ++rank) {
-          const auto one = [&](int to, int column, int row) {
-            for (int r = 0; r < dims[1].box; ++r) {
-              for (int c = 0; c < dims[0].box; ++c) {
-                const int64_t at[] = {tile * kTileN + column + c, first + row + r, expert};
-                const bool inside = at[0] < dims[0].size && at[1] < dims[1].size && at[2] < dims[2].size;
-                const int64_t offset = at[0] * dims[0].stride + at[1] * dims[1].stride + at[2] * dims[2].stride;
-                stage[size_t(to + r * dims[0].box + c)] = inside ? w[size_t(offset)] : 0;
-              }
-            }
-          };
-          shared ? Columns::each<true>(rank, one) : Columns::each<false>(rank, one);
-        }
-        for (int c = 0; c < kTileN; ++c) {
-          for (int r = 0; r < kTileK; ++r) {
-            const int column = tile * kTileN + c, row = first + r;
-            const uint16_t expected = column < n && row < k ? w[size_t((expert * k + row) * n + column)] : 0;
-            ASSERT_EQ(stage[size_t(c / 64 * 64 * kTileK + r * 64 + c % 64)], expected) << column << ", " << row;
           }
         }
       }

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from compare import assert_same_bits
 from oracle import FP8, Pattern, meta_atom, meta_bytes, round_up
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from fuzzing import contract, products
 from fuzzing.calls import alignment
 from fuzzing.contract import FLOATS, FLOATS_AND_FP8, Check, Unsettled, is_huge, is_legal_meta, is_ordinary, need, tensor
 from fuzzing.dice import Dice
-from fuzzing.rounding import Product, near, product, round_to
+from fuzzing.rounding import product
 from fuzzing.tensors import Draw
 
 MOST = 1024
@@ -121,29 +120,12 @@ def _mm(d: Dice) -> dict[str, Any]:
     }
 
 
-def _linear_gradient(d: Dice) -> dict[str, Any]:
-    dtype = torch.bfloat16 if d.device == "cuda" and d.chance(0.9) else d.dtype()
-    rows, depth, width, offsets = _sizes(d, dtype, 16)
-    padded = padded_rows(rows, offsets.shape[0])
-    grad = d.draw((rows, depth), dtype, d.contents())
-    return {
-        "grad": grad,
-        "w": _weight(d, (offsets.shape[0], depth, width), grad),
-        "values": d.draw((padded, width // 2), dtype, d.choice(("squares", "squares", "zeros", "specials"))),
-        "meta": d.meta(meta_bytes(padded, width, dtype, -1)),
-        "offsets": offsets,
-        "row_scale": d.scale(rows) if d.chance(0.6) else None,
-        "dense": d.chance(0.6),
-    }
-
-
 #: Of every op, how its arguments are made, and how often it is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "experts_linear_relu2": (_linear_relu2, 1),
     "experts_linear_compress": (_linear_compress, 2),
     "experts_linear": (_linear, 1),
     "experts_mm": (_mm, 2),
-    "experts_linear_gradient": (_linear_gradient, 2),
 }
 
 
@@ -324,53 +306,6 @@ def experts_mm(values, meta, b, offsets, scale_a, scale_b, row_scale, rows, out_
         _check_second(results[0], a, pattern.mask, b.mT, offsets, scales, rows, out_dtype, True)
 
     return check
-
-
-def experts_linear_gradient(grad, w, values, meta, offsets, row_scale, dense) -> Check | None:
-    tensor(grad, 2, FLOATS)
-    _columns(grad)
-    _operands(grad, w, offsets, None)
-    rows, experts, features = grad.shape[0], offsets.shape[0], w.shape[2]
-    need(w.shape[1] == grad.shape[1] and features % alignment(grad.dtype, -1) == 0, "sizes of w")
-    tensor(values, 2, [grad.dtype])
-    need(tuple(values.shape) == (padded_rows(rows, experts), features // 2), "shape of values")
-    contract.metadata(meta, values.shape[0], features, grad.dtype, -1)
-    contract.one_of_scale(row_scale, rows, False)
-    contract.flag(dense)
-    if any(is_huge(t) for t in (grad, w, values, meta)) or not is_legal_meta(meta) or not is_ordinary(row_scale):
-        return None
-
-    def check(results) -> None:
-        pattern = Pattern.of_meta(meta, values.shape[0], features, grad.dtype, -1)
-        dh, *spread, sums = results
-        assert sums.dtype == torch.float32 and tuple(sums.shape) == (rows,)
-        factors = torch.ones(rows) if row_scale is None else row_scale.reshape(-1)
-        end = 0
-        for group in groups(offsets, rows):
-            of_group = Pattern(pattern.kept[group.padded_rows], group.rows.stop - group.rows.start, features, -1)
-            p, y, end = product(grad[group.rows], w[group.expert]), values[group.padded_rows], group.rows.stop
-            kept = Product(*(of_group.gather(t) for t in (p.exact, p.magnitude)), p.is_exact, p.fp8)
-            factor = factors[group.rows, None]
-            products.check_dh(dh[group.padded_rows], kept, y, grad.dtype, False, factor)
-            scaled = round_to(y.detach().float() * factor, grad.dtype)
-            for actual, part in zip(spread if dense else (), (dh[group.padded_rows], scaled), strict=False):
-                assert_same_bits(actual[group.rows], of_group.scatter(part))
-            if features:
-                _check_sums(sums[group.rows], kept, y, grad.dtype)
-        assert not sums[end:].any(), "rows of no expert"
-
-    return check
-
-
-def _check_sums(sums: Tensor, dy: Product, y: Tensor, dtype: torch.dtype) -> None:
-    """Of y times dy, which was rounded."""
-    y = y.detach().double()
-    slack = dy.bound + torch.finfo(dtype).eps * dy.exact.abs() + torch.finfo(dtype).tiny
-    terms, bounds = y * dy.exact, y.abs() * slack
-    settled = (dy.exact.abs() + dy.bound < 0.98 * min(torch.finfo(dtype).max, 1e37)).all(1) & terms.isfinite().all(1)
-    settled &= (terms.abs().sum(1) < 1e37) & bounds.isfinite().all(1)
-    exact, bound = terms.sum(1), bounds.sum(1) + 1e-5 * terms.abs().sum(1) + 1e-30
-    near(torch.where(settled, sums, 0.0), torch.where(settled, exact, 0.0), torch.where(settled, bound, 0.0))
 
 
 def on_cuda(first: Tensor, values: dict[str, Any]) -> None:

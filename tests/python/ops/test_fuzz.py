@@ -122,7 +122,7 @@ def test_notices_a_network_that_is_off(at):
         Judge("cpu").judge(0, changed(network, quarter_more))
 
 
-PADDED = ("experts_linear_compress", "experts_linear_gradient")
+PADDED = ("experts_linear_compress",)
 
 
 @pytest.mark.parametrize("op", experts.GENERATORS)
@@ -134,8 +134,6 @@ def test_notices_an_expert_that_is_off(op):
     a = Draw((512, 16), torch.bfloat16, "squares"), Draw((4096,), torch.uint8, "pattern")
     if op == "experts_mm":
         call.args |= dict(zip(("values", "meta", "b", "rows"), (*a, w, 150), strict=True))
-    elif op == "experts_linear_gradient":
-        call.args |= dict(zip(("grad", "w", "values", "meta"), (x, w, *a), strict=True)) | {"dense": False}
     else:
         call.args |= {"x": x, "w": w}
         call.args |= {} if op == "experts_linear" else {"activation": "relu", "threshold": 0.0}
