@@ -216,6 +216,7 @@ def training() -> None:
         figure(f"step-{gpu}-fp8-over-dense-fp8", step(gpu, fp8, dense_fp8))
         figure(f"step-{gpu}-fp8-over-bf16", step(gpu, fp8, bf16))
         figure(f"weight-gradients-{gpu}-fp8-over-bf16", lambda gpu=gpu: span(fp8_weight_gradients(gpu)))
+    figure("step-h200-over-compile-wide", step("h200", bf16, compile_, wide))
     figure("step-h100-over-fused-wide", step("h100", bf16, fused, wide))
     figure("step-h100-over-fused-narrow", step("h100", bf16, fused, narrow))
     figure("step-h100-over-dense-fp8-wide", step("h100", bf16, dense_fp8, wide))
