@@ -28,7 +28,8 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
     if problem is not None:
         return problem
     if copies_help(module, conversion, first) and not learns(x, first.weight, second.weight, factors):
-        first, second, _, _ = for_inference(module, conversion, first, second)
+        entering = for_inference(module, conversion, first, second)
+        first, second = entering.first, entering.second
     options = conversion.options
     least = options.get("min_tokens")
     sparse = module.sparse and (least is None or or_true(x.shape[0] >= least))
