@@ -27,6 +27,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ import sparse24
 from sparse24.bench import environment, results
 from sparse24.bench.ffn import baselines
 from sparse24.bench.reference import FP8_MAX, prune24, relative_error, relu2
-from sparse24.demo.data import even_windows, read_corpus
+from sparse24.demo.data import Corpus, even_windows, read_corpus
 from sparse24.demo.model import BYTES, GPT, SMALL, DenseMLP
 from sparse24.demo.training import TrainConfig, train
 from sparse24.mlp import up_projection
@@ -201,8 +202,19 @@ def inputs(model: GPT, data: Tensor, count: int, device: torch.device) -> list[l
     return [list(layer) for layer in zip(*batches, strict=True)]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Subject(NamedTuple):
+    """What a study of the demo's model is about."""
+
+    args: argparse.Namespace
+    device: torch.device
+    facts: dict[str, Any]  # of every record
+    corpus: Corpus
+    model: GPT
+
+
+def subject(description: str | None, argv: list[str] | None) -> Subject:
+    """Read the options of a study, and train the demo's model or read it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="default: cpu")
     parser.add_argument("--out", type=Path, help="JSON file for the records")
     parser.add_argument("--checkpoint", type=Path, help="the trained model; made where it does not exist")
@@ -212,9 +224,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.steps = 3 if args.smoke else args.steps
     device = torch.device(args.device)
-    header = environment.facts(device) | {"seed": args.seed}
+    facts = environment.facts(device) | {"seed": args.seed}
     corpus = read_corpus((), args.seed, SMALL.sequence + 1)
-    model, header["steps"] = trained(args, corpus.train, device)
+    model, facts["steps"] = trained(args, corpus.train, device)
+    return Subject(args, device, facts, corpus, model)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, device, header, corpus, model = subject(__doc__, argv)
 
     records = []
     with torch.no_grad():

@@ -10,17 +10,11 @@ trained after pruning, and the activations stay dense.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-import torch
-
-from bench.studies.accuracy import trained
+from bench.studies.accuracy import subject
 from sparse24 import analyze_weights
-from sparse24.bench import environment, results
-from sparse24.demo.data import even_windows, read_corpus
+from sparse24.bench import results
+from sparse24.demo.data import even_windows
 from sparse24.demo.model import SMALL
-from sparse24.demo.training import TrainConfig
 
 RANKS = (0, 4, 8, 16)
 #: Batches to judge by and to calibrate with, and windows of each.
@@ -39,19 +33,7 @@ def text(records: list[results.Record]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cpu", help="default: cpu")
-    parser.add_argument("--out", type=Path, help="JSON file for the records")
-    parser.add_argument("--checkpoint", type=Path, help="the trained model; made where it does not exist")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
-    parser.add_argument("--smoke", action="store_true", help="three steps, little text: checks the code path")
-    args = parser.parse_args(argv)
-    args.steps = 3 if args.smoke else args.steps
-    device = torch.device(args.device)
-    facts = environment.facts(device) | {"seed": args.seed}
-    corpus = read_corpus((), args.seed, SMALL.sequence + 1)
-    model, facts["steps"] = trained(args, corpus.train, device)
+    args, device, facts, corpus, model = subject(__doc__, argv)
 
     seen, held_out = (
         even_windows(part, count * (1 if args.smoke else WINDOWS), SMALL.sequence + 1).to(device).split(WINDOWS)
