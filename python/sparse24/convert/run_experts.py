@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24._symbolic import or_true
-from sparse24.convert.conversion import Conversion, Weights, weights_of
+from sparse24.convert.conversion import Conversion, weights_of
 from sparse24.convert.run import input_problem, trains
 from sparse24.convert.seen import difference
 from sparse24.convert.weights import copies_help, for_inference
@@ -21,7 +21,7 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
     problem = difference(module, conversion.seen)
     if problem is None and not conversion.in_training and trains(module):
         problem = "in training it computes something else, as dropout does"
-    first, second = (_weights(module, layer) for layer in (conversion.up, conversion.down))
+    first, second = (weights_of(module, layer) for layer in (conversion.up, conversion.down))
     problem = problem or weight_problem(conversion.up.name, first.weight)
     problem = problem or weight_problem(conversion.down.name, second.weight)
     problem = problem or _choices_problem(x, index, factors) or input_problem(x)
@@ -50,10 +50,6 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
         )
 
     return run_routed(x, index, factors, first.weight.shape[0], experts)
-
-
-def _weights(module: Any, layer: Any) -> Weights:
-    return weights_of(module, layer)
 
 
 def _choices_problem(x: Any, index: Any, factors: Any) -> str | None:
