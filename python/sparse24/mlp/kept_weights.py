@@ -66,7 +66,7 @@ def codes_of(
     """
 
     def make() -> BothOrders:
-        codes = both_orders(cast) if prune is None else both_orders(cast, prune)
+        codes = both_orders(cast, prune)
         return packed(codes) if packs else codes
 
     codes: BothOrders | None = kept_form(stored, cast.dtype, ("codes", dim, prune, packs), make)

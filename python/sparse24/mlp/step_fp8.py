@@ -138,8 +138,8 @@ class FeedForwardFp8(torch.autograd.Function):
         # A copy: other calls may replace them before this one's backward pass.
         used = _aligned(a.delayed) if a.delayed is not None and a.known else None
         x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
-        w1, w1_t, scale_w1 = a.codes[0] or _first_codes(a.plan, _orders(a.w1, a.plan.prunes[0]))
-        w2, w2_t, scale_w2 = a.codes[1] or _orders(a.w2, a.plan.prunes[1])
+        w1, w1_t, scale_w1 = a.codes[0] or _first_codes(a.plan, both_orders(a.w1, a.plan.prunes[0]))
+        w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2, a.plan.prunes[1])
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
         if scale_y is None:
@@ -178,10 +178,6 @@ class FeedForwardFp8(torch.autograd.Function):
                     found_scales = torch.where(ctx.delayed == used, found_scales, found_scales.maximum(ctx.delayed))
                 ctx.delayed.copy_(found_scales)
         return *found, *(None,) * (len(StepArguments._fields) - len(found))
-
-
-def _orders(w: Tensor, prune: int | None) -> BothOrders:
-    return both_orders(w) if prune is None else both_orders(w, prune)
 
 
 def _first_codes(plan: Plan, codes: BothOrders) -> BothOrders:
