@@ -73,8 +73,8 @@ def experts_linear_compress(
     Returns
     -------
     values, meta : Tensor
-        Of ``padded_rows`` x F, of x's dtype. On CUDA, values of padding are not written, nor anything behind the last
-        expert.
+        Of ``padded_rows`` x F, of x's dtype. On CUDA, values of padding are not written, nor metadata of 64 rows that
+        all are padding, nor anything behind the last expert.
     scale : Tensor
         float8: of each padded row, [.., 1]; else empty.
 

@@ -17,6 +17,8 @@ from fuzzing.tensors import Draw
 MOST = 1024
 #: Rows of a tile: a 2:4 activation has those of each expert from a multiple of them on.
 TILE = 128
+#: Of metadata, what keeps the first two of each four.
+META_PADDING = 0x44
 
 
 def padded_rows(rows: int, experts: int) -> int:
@@ -243,11 +245,13 @@ def _each_first(rule, x, w, offsets, scale_x, scale_w, activation, threshold, lo
 
 
 def _meta_of(meta: Tensor, padded: int, group: Group, dtype: torch.dtype) -> Tensor:
-    """Metadata of one expert, as that of an operand of its own."""
+    """Metadata of one expert, as that of an operand of its own. Half a tile without rows has none: kernels skip it."""
     width = meta_atom(dtype) // 8
-    tiles = round_up(group.rows.stop - group.rows.start, TILE)
+    rows = group.rows.stop - group.rows.start
     atoms = meta.view(-1, padded * width) if meta.numel() else meta.view(0, padded * width)
-    return atoms[:, group.padded * width : (group.padded + tiles) * width].reshape(-1)
+    of_tiles = atoms[:, group.padded * width : (group.padded + round_up(rows, TILE)) * width].clone()
+    of_tiles[:, round_up(rows, TILE // 2) * width :] = META_PADDING
+    return of_tiles.reshape(-1)
 
 
 def _second(first, w, offsets, scale_a, scale_w, row_scale, rows: int, out_dtype) -> bool:
