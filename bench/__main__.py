@@ -40,6 +40,9 @@ COMMANDS = {
 
 def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nCOMMAND --help tells more. Commands: {', '.join(COMMANDS)}")
+        return 0
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
         print(f"python -m bench: expected a command of {known}; got {name or 'none'}", file=sys.stderr)

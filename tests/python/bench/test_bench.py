@@ -6,6 +6,7 @@ import pytest
 import torch
 from benches import run
 
+import bench.__main__
 import sparse24
 from bench.cases import model_stacks
 from bench.reporting import train_table
@@ -33,6 +34,13 @@ def draw(name, folder) -> None:
     pytest.importorskip("matplotlib")
     run("plot", folder)
     assert "</svg>" in (folder / f"{name}.svg").read_text()
+
+
+def test_help_names_every_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", "--help"])
+    assert bench.__main__.main() == 0
+    printed = capsys.readouterr().out.split("Commands: ")[1]
+    assert printed.strip().split(", ") == list(bench.__main__.COMMANDS)
 
 
 @pytest.mark.parametrize("name", ["compress", "mm", "tune_mm", "ffn_training"])
