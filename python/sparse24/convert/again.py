@@ -3,7 +3,6 @@
 A step of decoding makes such a call in each layer, and there the host counts.
 """
 
-import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ class FewCall(NamedTuple):
     """What ran: `relu2_mlp_few` with a copy of the second weight by neuron."""
 
     layers: tuple[nn.Module, nn.Module]
-    parameters: tuple["weakref.ref[Tensor] | None", ...]  # of both: weight, bias
+    parameters: tuple[int | None, ...]  # the identity of each of both: weight, bias
     dtypes: tuple[torch.dtype, torch.dtype]  # of x, and of the first weight as it is stored
     place: tuple[torch.device, int]  # and the index of the device
     width: int
@@ -48,7 +47,7 @@ def remember(
     most = few_tokens(d_ff, d_out, fp8=first.scale is not None) if x.is_cuda else MAX_TOKENS
     record.call = FewCall(
         layers,  # type: ignore[arg-type]
-        tuple(None if t is None else weakref.ref(t) for t in (first.stored, first.bias, second.stored, second.bias)),
+        tuple(None if t is None else id(t) for t in (first.stored, first.bias, second.stored, second.bias)),
         (x.dtype, first.stored.dtype),
         (x.device, x.get_device()),
         width,
@@ -73,11 +72,12 @@ def run_again(module: Any, conversion: Conversion, x: Any) -> Tensor | None:
     of_up, of_down = up._parameters, down._parameters
     w1, b1, w2, b2 = of_up.get("weight"), of_up.get("bias"), of_down.get("weight"), of_down.get("bias")
     for t, seen in zip((w1, b1, w2, b2), call.parameters, strict=True):
-        if t is not (None if seen is None else seen()):
+        if seen != (None if t is None else id(t)):
             return None
     device, place = call.place
     if (
         w1 is None
+        or w2 is None
         or ADAPTERS[0] in module._parameters
         or x.dtype != call.dtypes[0]
         or w1.dtype != call.dtypes[1]
@@ -86,7 +86,7 @@ def run_again(module: Any, conversion: Conversion, x: Any) -> Tensor | None:
         or not 0 < x.numel() <= call.most
         or x.shape[-1:] != (call.width,)
         or "_hf_hook" in up.__dict__
-        or not record.holds_still()
+        or not record.holds((w2,) if call.first is None else (w1, w2))
         or torch.is_autocast_enabled(device.type)
         or in_torch_func()
         or in_forward_mode()

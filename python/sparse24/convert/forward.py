@@ -28,7 +28,7 @@ from sparse24.nn.weight_copies import (
     bytes_of_copies,
     drop_copies,
     follow_traced,
-    prepare_to_load,
+    let_go,
     put_copies,
     renew_when_loaded,
     stop_renewing,
@@ -139,6 +139,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     def apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = self._buffers.get(SCALES)
         drop_copies(self)  # they are neither cast nor left behind
+        let_go(self)
         base._apply(self, fn, recurse)
         delayed_scales.keep(self, SCALES, before)
         if "_sparse24" in self.__dict__:
@@ -146,7 +147,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         return self
 
     def load(self: Any, *args: Any, **kwargs: Any) -> None:
-        prepare_to_load(self)
+        let_go(self)
         base._load_from_state_dict(self, *args, **kwargs)
 
     def refresh_scales(self: Any) -> bool:

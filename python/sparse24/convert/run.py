@@ -16,7 +16,7 @@ from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, 
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
-from sparse24.mlp.choice import few_tokens, tokens_that_pay
+from sparse24.mlp.choice import few_tokens, least_when_exact, tokens_that_pay
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.packed_weights import packed_pays
 from sparse24.mlp.scale import factor_of
@@ -47,12 +47,14 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     infers = not learns(x, first.weight, second.weight, first.bias, second.bias, *adapters_of(module))
     find = for_inference if infers else as_they_enter
     first, second, rows, settled, packed = find(module, conversion, first, second)
+    options = conversion.options
+    if infers and conversion.decode and rows is None:
+        options = {**options, "min_tokens": least_when_exact(options.get("min_tokens"), x)}
     packed = packed if packed_pays(packed, x) else None
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
     if settled and infers and packed is None and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
-        options = conversion.options
         out = inferred(
             x,
             Weight(first.weight, first.scale),
@@ -97,7 +99,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             w2_rows=rows,
             weights_pruned=settled,
             w1_packed=packed,
-            **conversion.options,
+            **options,
         )
 
     return run_moved(up, down, x, network) if moved else network(x)

@@ -3,6 +3,7 @@
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from sparse24 import _C
 from sparse24._symbolic import exporting, known, or_false, or_true
@@ -125,6 +126,14 @@ def runs_few(tokens: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) ->
     On the CPU it does wherever tokens may be few: there it is the reference.
     """
     return may_be_few(tokens) and (not is_cuda or _at_most(tokens, few_tokens(d_ff, d_out, fp8=fp8)))
+
+
+def least_when_exact(min_tokens: int | None, x: Tensor) -> int | None:
+    """Give the `min_tokens` with which few tokens run dense: a call that is to be exact, and has no `w2_rows`."""
+    width = x.shape[-1] if x.dim() > 0 else 0
+    if width == 0 or not may_be_few(x.numel() // width):
+        return min_tokens
+    return max(min_tokens or 0, MAX_TOKENS + 1)
 
 
 def _at_most(tokens: int, most: int) -> bool:

@@ -10,6 +10,7 @@ from sparse24._options import boolean, whole_number
 from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.checks import check_fp8_sizes
+from sparse24.mlp.choice import least_when_exact
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
@@ -22,7 +23,7 @@ from sparse24.nn.weight_copies import (
     bytes_of_copies,
     drop_copies,
     follow_traced,
-    prepare_to_load,
+    let_go,
     put_copies,
     renew_when_loaded,
     without_copies,
@@ -159,6 +160,9 @@ class ReLU2MLP(SparseWeights24):
         rows = self._rows(first, second) if self._decodes else None
         w1, w2, rows, settled = self._entering(first, second, rows, learning=learning)
         factor = None if first.scale is None else factor_of(up, scale_y)
+        least = self.min_tokens
+        if self._decodes and rows is None and not learning:
+            least = least_when_exact(least, x)
         packed = self._packed(x) if settled and self.sparse and not learning else None
         if settled and packed is None and not learning and not torch.compiler.is_compiling():
             out = inferred(
@@ -173,7 +177,7 @@ class ReLU2MLP(SparseWeights24):
                 scale_y=scale_y,
                 scale_y_factor=factor,
                 threshold=self.threshold,
-                min_tokens=self.min_tokens,
+                min_tokens=least,
                 sparse=self.sparse,
             )
             if out is not None:
@@ -190,7 +194,7 @@ class ReLU2MLP(SparseWeights24):
             w2_scale=second.scale,
             scale_y=scale_y,
             scale_y_factor=factor,
-            min_tokens=self.min_tokens,
+            min_tokens=least,
             recipe=self.recipe,
             recompute=self.recompute,
             sparse=self.sparse,
@@ -217,11 +221,12 @@ class ReLU2MLP(SparseWeights24):
         with torch.autocast(device_type, x.dtype):
             return down(activation(up(x)))
 
-    def _layers_problem(self) -> str | None:
+    def _layers_problem(self, *, to_follow: bool = True) -> str | None:
+        """Why the weights cannot be read; or, `to_follow`, cannot be seen to change."""
         for name in _LAYERS:
             child = getattr(self, name)
             problem = _layer_problem(name, child)
-            if problem is None and child.weight.is_inference():
+            if problem is None and to_follow and child.weight.is_inference():
                 problem = f"the weight of {name} was made in inference mode"
             if problem is not None:
                 return problem
@@ -240,8 +245,8 @@ class ReLU2MLP(SparseWeights24):
         and a call after the weight was changed in place makes it again first. Changes through ``weight.data`` escape
         that: call `prepare_decode_` again. So they do in a graph that is compiled or captured, which cannot look; but a
         compiled one stops using the copy once an optimizer of torch has made a step, until a call that is not compiled,
-        or `prepare_decode_`, has made it again. If the weight is replaced, or FSDP gathers it for the call, the module
-        runs as without the copy.
+        or `prepare_decode_`, has made it again. There is no copy of a weight that replaces another, that FSDP gathers
+        for the call, or that was made in inference mode: few tokens then run dense, which prunes nothing either.
 
         Raises
         ------
@@ -302,7 +307,7 @@ class ReLU2MLP(SparseWeights24):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        prepare_to_load(self)
+        let_go(self)
         # Both layers before either is written to, and before they see their entries.
         for name in _LAYERS:
             child, key = self._modules.get(name), f"{prefix}{name}."
@@ -328,6 +333,7 @@ class ReLU2MLP(SparseWeights24):
     def _apply(self, fn, recurse=True):
         before = self._buffers.get("delayed_scales")
         drop_copies(self)
+        let_go(self)
         super()._apply(fn, recurse)
         delayed_scales.keep(self, "delayed_scales", before)
         put_copies(self)

@@ -35,7 +35,7 @@ class SparseWeights24(nn.Module):
     _prunes = False
     _decodes = False
     _copies: Record | None
-    _layers_problem: Callable[[], str | None]
+    _layers_problem: Callable[..., str | None]
 
     @torch.no_grad()
     def prune_weights_(self, sparse_weights: SparseWeights | None = None) -> Any:
@@ -241,7 +241,7 @@ class SparseWeights24(nn.Module):
 
     def _what_to_copy(self) -> Copies | None:
         keeps = self._keeps_entering()
-        if not (self._decodes or keeps) or self._layers_problem() is not None:
+        if not (self._decodes or keeps) or self._layers_problem(to_follow=False) is not None:
             return None
         first, second = self._weights()
         if not keeps and is_by_neuron(second.values):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparse24._symbolic import exporting
@@ -25,6 +26,32 @@ class Copies(NamedTuple):
 
     make: Callable[[], Mapping[str, Tensor]]
     sources: tuple[Tensor, ...]
+
+
+class _Seen(NamedTuple):
+    """A weight as it was: which tensor, and what it held.
+
+    Its memory is what is referred to, not the tensor. torch swaps no tensor to which there are weak references, as it
+    does where a layer is loaded or cast; an identity alone may come again, but not that of memory that is referred to.
+    """
+
+    tensor: int
+    base: int
+    storage: StorageWeakRef
+    version: int
+    pointer: int
+
+    @staticmethod
+    def of(t: Tensor) -> "_Seen":
+        return _Seen(id(t), id(t._base), StorageWeakRef(t.untyped_storage()), t._version, t.data_ptr())
+
+    def is_still(self, t: Tensor) -> bool:
+        """Whether nothing was written to the tensor, which is the same."""
+        return (
+            t.data_ptr() == self.pointer
+            and t.untyped_storage()._cdata == self.storage.cdata
+            and t._version == self.version
+        )
 
 
 class Record:
@@ -40,10 +67,11 @@ class Record:
         What a call with the copies can be compared with by the next one, or None: whoever makes it knows what it is.
     """
 
-    def __init__(self, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
+    def __init__(self, module: nn.Module, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
         self.fresh, self.stepped, self.names = True, False, names
         self.call: Any = None
-        self.seen = tuple((weakref.ref(t), t._version, t.data_ptr()) for t in sources)
+        self.seen = tuple(map(_Seen.of, sources))
+        self._module = weakref.ref(module)
         _live.add(self)
         if not _hooks:
             _hooks.append(register_optimizer_step_post_hook(_after_step))
@@ -51,22 +79,23 @@ class Record:
     def is_of(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors, whatever these held."""
         return len(self.seen) == len(sources) and all(
-            seen[0]() is t for seen, t in zip(self.seen, sources, strict=True)
+            seen.tensor == id(t) for seen, t in zip(self.seen, sources, strict=True)
         )
 
     def holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors as they are now."""
-        return self.is_of(sources) and self.holds_still()
-
-    def holds_still(self) -> bool:
-        """Whether the copies are of the weights as they are now, of which the caller knows that they are the same."""
-        if self.stepped or not self.seen:
+        if self.stepped or not self.seen or not self.is_of(sources):
             return False
-        for ref, version, pointer in self.seen:
-            t = ref()
-            if t is None or t._version != version or t.data_ptr() != pointer:
-                return False
-        return True
+        return all(seen.is_still(t) for seen, t in zip(self.seen, sources, strict=True))
+
+    def look(self, stepped: set[int]) -> None:
+        """Look what a step of an optimizer, which has these tensors, has done to the weights."""
+        if any(seen.tensor in stepped or seen.base in stepped for seen in self.seen):
+            self.fresh, self.stepped = False, True
+        elif self.fresh:
+            module = self._module()
+            there = {} if module is None else {id(t): t for t in (*module.parameters(), *module.buffers())}
+            self.fresh = all(seen.tensor in there and seen.is_still(there[seen.tensor]) for seen in self.seen)
 
 
 _live: "weakref.WeakSet[Record]" = weakref.WeakSet()
@@ -76,12 +105,7 @@ _hooks: list[Any] = []
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     stepped = {id(t) for group in optimizer.param_groups for t in group["params"]}
     for record in list(_live):
-        for ref, version, _ in record.seen:
-            t = ref()
-            if t is None or t._version != version:
-                record.fresh = False
-            elif id(t) in stepped or id(t._base) in stepped:
-                record.fresh, record.stepped = False, True
+        record.look(stepped)
 
 
 def put_copies(module: Any) -> None:
@@ -107,16 +131,13 @@ def put_copies(module: Any) -> None:
             else:
                 module._buffers[name] = value.clone(memory_format=torch.contiguous_format)
                 module._non_persistent_buffers_set.add(name)
-        module.__dict__["_copies"] = Record(tuple(made), found.sources)
+        module.__dict__["_copies"] = Record(module, tuple(made), found.sources)
 
 
-def prepare_to_load(module: Any) -> None:
-    """Let go of the weights before a state is loaded: torch swaps no tensor to which there are weak references."""
+def let_go(module: nn.Module) -> None:
+    """Let go of the weights before they are replaced: torch swaps no tensor to which there are weak references."""
     for t in module.parameters():
         forget(t)
-    record = module.__dict__.get("_copies")
-    if record is not None:
-        record.fresh, record.seen, record.call = False, (), None
 
 
 def renew_when_loaded(module: nn.Module) -> None:
@@ -155,7 +176,10 @@ def follow(module: Any, sources: tuple[Tensor, ...]) -> bool:
     if torch.compiler.is_compiling():
         module._follow_traced()
         return record.fresh
-    return record.holds(sources) or _renewed(module, record, sources)
+    if record.holds(sources):
+        record.fresh = True  # they may have been others for a while
+        return True
+    return _renewed(module, record, sources)
 
 
 def _renewed(module: Any, record: Record, sources: tuple[Tensor, ...]) -> bool:

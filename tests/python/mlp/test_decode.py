@@ -49,6 +49,15 @@ def assert_as_without(m, x):
         assert_same_bits(m(x), sparse24.relu2_mlp(x, up.weight, down.weight, up.bias, down.bias, min_tokens=0))
 
 
+@torch.no_grad()
+def assert_dense(m, x, weights=None):
+    """It runs without the copy, and prunes nothing either."""
+    w = dict(m.named_parameters()) if weights is None else weights
+    biases = w.get("up_proj.bias"), w.get("down_proj.bias")
+    expected = sparse24.relu2_mlp(x, w["up_proj.weight"], w["down_proj.weight"], *biases, sparse=False)
+    assert_same_bits(m(x) if weights is None else torch.func.functional_call(m, weights, x), expected)
+
+
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"threshold": 0.25}], ids=str)
 @pytest.mark.parametrize("quantised", ["no", "before", "after"])
 @pytest.mark.parametrize("count", [0, 1, 63, 64])
@@ -94,10 +103,19 @@ def test_special_numbers(device):
         assert (m(x) == torch.inf).all()
 
 
+def other_part_of_its_memory(m, _):
+    weight = m.down_proj.weight
+    weights = torch.cat((weight, weight * 3))
+    weight.data = weights[:OUT]
+    m.prepare_decode_()
+    weight.data = weights[OUT:]
+
+
 CHANGES = {
     "in place": lambda m, _: m.down_proj.weight.mul_(2),
     "first layer": lambda m, _: m.up_proj.weight.mul_(2),
     "other data": lambda m, _: setattr(m.down_proj.weight, "data", m.down_proj.weight * 3),
+    "other part of its memory": other_part_of_its_memory,
     "loaded": lambda m, _: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}),
     "assigned": lambda m, _: m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}, assign=True),
     "cast": lambda m, _: m.half().bfloat16(),
@@ -155,13 +173,43 @@ def test_other_weights_are_not_those_of_the_copy(device):
     m = module(device).prepare_decode_()
     x = tokens(3, torch.bfloat16, device)
     m.down_proj.weight = nn.Parameter(m.down_proj.weight.detach() * 2)
-    assert_as_without(m, x)
+    assert_dense(m, x)
     assert_exact(m.prepare_decode_(), x)
     weights = {name: t.detach() * 2 for name, t in m.named_parameters()}
+    assert_dense(m, x, weights)
     with torch.no_grad():
-        got = torch.func.functional_call(m, weights, x)
-    expected = sparse24.relu2_mlp(x, weights["up_proj.weight"], weights["down_proj.weight"], min_tokens=0)
-    assert_same_bits(got, expected)
+        mapped = torch.vmap(lambda w: torch.func.functional_call(m, w, x))({n: t[None] for n, t in weights.items()})
+        assert_same_bits(mapped[0], torch.func.functional_call(m, weights, x))
+    assert_exact(m, x)
+    assert m._copies.fresh  # for what is compiled, too
+
+
+def test_weights_of_inference_mode(device):
+    """They count no changes, so there is no copy of them; few tokens are exact, and it is said once."""
+    m = module(device).prepare_decode_().requires_grad_(False)
+    with torch.inference_mode():
+        state = {name: t * 2 for name, t in m.state_dict().items()}
+    with pytest.warns(UserWarning, match="made in inference mode: they count no changes"):
+        m.load_state_dict(state, assign=True)
+    assert not m._buffers.get("w2_rows", torch.empty(0)).numel()
+    assert_dense(m, tokens(3, torch.bfloat16, device))
+
+
+def test_memory_that_comes_again(monkeypatch):
+    """A weight may have the identity and the address of one that is no more."""
+    monkeypatch.setattr(weight_copies, "id", lambda _: 0, raising=False)
+    m, memory = module("cpu"), bytearray(2 * HIDDEN * OUT)
+
+    def put(value):
+        weight = torch.frombuffer(memory, dtype=torch.bfloat16).reshape(OUT, HIDDEN)
+        weight.copy_(value)
+        m.down_proj.weight = nn.Parameter(torch.frombuffer(memory, dtype=torch.bfloat16).reshape(OUT, HIDDEN))
+
+    weight = m.down_proj.weight.detach()
+    put(weight)
+    m.prepare_decode_()
+    put(weight * 2)
+    assert_exact(m, tokens(3, torch.bfloat16, "cpu"))
 
 
 @pytest.fixture
@@ -179,6 +227,10 @@ def test_parameters_that_are_swapped(device, swaps):
     network.load_state_dict({name: t * 2 for name, t in network.state_dict().items()})
     assert_exact(m, x)
     network.half().bfloat16()
+    assert_exact(m, x)
+    for layer in m.children():  # which the module does not see
+        layer.load_state_dict({name: t * 2 for name, t in layer.state_dict().items()})
+        layer.half().bfloat16()
     assert_exact(m, x)
 
 
@@ -251,7 +303,7 @@ def test_compiled(device):
         for p in m.parameters():
             p.grad = torch.ones_like(p)
         optimizer.step()
-        expected = sparse24.relu2_mlp(x, m.up_proj.weight, m.down_proj.weight, min_tokens=0)
+        expected = sparse24.relu2_mlp(x, m.up_proj.weight, m.down_proj.weight, sparse=False)
         assert_same_bits(compiled(x), expected)
     assert_exact(m, x)
     assert_same_bits(compiled(x), exactly(m, x))
