@@ -54,27 +54,27 @@ def steps(records: list[results.Record]) -> str:
 
 
 def generation(records: list[results.Record]) -> str:
-    """From the records of bench "generate": a row per model and kind of cache, of each batch a column."""
+    """From the records of bench "generate": a row per model, a column per kind of cache and batch."""
     origins, rows = Origins(records), []
-    batches = sorted({r["batch"] for r in records})
-    for model, race in dict.fromkeys((r["model"], r["race"]) for r in records):
-        mine = {(r["batch"], r["variant"]): r for r in records if (r["model"], r["race"]) == (model, race)}
-        first = next(iter(mine.values()))
-        row = [f"{model}, {race}{origins.mark(first)}"]
-        for batch in batches:
-            row += [
-                _cell(mine.get((batch, name)), mine.get((batch, rival or "")), _tokens_generated)
+    columns = list(dict.fromkeys((r["race"], r["batch"]) for r in records))
+    for model in dict.fromkeys(r["model"] for r in records):
+        mine = {(r["race"], r["batch"], r["variant"]): r for r in records if r["model"] == model}
+        row = [model + origins.mark(next(iter(mine.values())))]
+        for way in columns:
+            cells = [
+                _cell(mine.get((*way, name)), mine.get((*way, rival or "")), _tokens_generated)
                 for name, (_, rival) in GENERATING.items()
             ]
+            row.append(" / ".join(filter(None, cells)))
         rows.append(row)
     first = records[0]
     title = (
         f"**Tokens per second of transformers' `generate`**, {first['layers']} layers, torch {first['torch']}, "
-        f"{_zeros(records)}, with its own cache (eager) or a static one, which it compiles; converted with "
-        f"`decode=True`, and the speed-up over the model as it is in bf16. {origins.note()}"
+        f"{_zeros(records)}: {' / '.join(name for name, _ in GENERATING.values())}; with its own cache (eager) or a "
+        "static one, which it compiles, by sequences; converted with `decode=True`, and the speed-up over the model as "
+        f"it is in bf16. {origins.note()}"
     )
-    heads = [f"batch {batch}, {name}" for batch in batches for name, _ in GENERATING.values()]
-    return table(title, ["model", *heads], rows)
+    return table(title, ["model", *(f"{race}, {batch}" for race, batch in columns)], rows)
 
 
 def _cell(ours: results.Record | None, rival: results.Record | None, text) -> str:
