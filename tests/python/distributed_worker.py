@@ -292,6 +292,27 @@ def data_parallel(rank, kind, steps=1):
     return gradients(model, call, batch(rank))
 
 
+def steps_in_float8(rank, wrap):
+    """Two steps of this rank's share, then a forward pass: its output, and the scales that it used."""
+    model = build("fp8_step", DEVICE)
+    if wrap == "fsdp2":
+        run = shard(model)
+    else:
+        run = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=wrap == "ddp")
+    return scales_of_steps(run, model, share_of(rank, DEVICE))
+
+
+def share_of(rank, device):
+    """Magnitudes differ by rank, within the room that scales have."""
+    return batch(rank, device) * (1 + 0.1 * rank)
+
+
+def scales_of_steps(run, model, x):
+    for _ in range(2):
+        run(x).square().mean().backward()
+    return run(x).detach(), torch.stack([layer.delayed_scales for layer in model.layers])
+
+
 def input_of_a_collective(rank, kind):
     """x is a tensor that waits for its values, as sequence parallelism gathers it."""
     network = build(kind, DEVICE).layers[0]

@@ -152,6 +152,20 @@ def test_data_parallel(ranks, kind, steps):
     assert_ranks_near(ranks(worker.data_parallel, kind, steps), expected, ranks.tolerance(1e-5))
 
 
+@pytest.mark.parametrize("wrap", ["fsdp2", "ddp", "ddp without buffers"])
+def test_delayed_scales(ranks, wrap):
+    """Each rank has its own, but where DDP sends buffers: there all have those of rank 0."""
+    shares = [worker.share_of(rank, ranks.device) for rank in range(WORLD)]
+    models = [build("fp8_step", ranks.device) for _ in shares]
+    alone = [worker.scales_of_steps(model, model, x) for model, x in zip(models, shares, strict=True)]
+    # Far enough apart to be told from each other.
+    assert ((alone[1][1] / alone[0][1])[:, :2] > 1.05).all()
+    for rank, (out, scales) in enumerate(ranks(worker.steps_in_float8, wrap)):
+        assert_near([scales], [alone[0 if wrap == "ddp" else rank][1]], 1e-2)
+        if wrap != "ddp":  # other scales round elsewhere, and other pairs are kept
+            assert_near([out], [alone[rank][0]], 1e-2)
+
+
 @pytest.mark.parametrize("kind", ["module", "fp8"])
 def test_input_of_a_collective(ranks, kind):
     expected = build(kind, ranks.device).layers[0](batch(device=ranks.device)).detach()
