@@ -36,7 +36,7 @@ from sparse24.bench.options import Options, parse
 VOCABULARY, PROMPT = 8, 16
 ZEROS = 0.9
 #: New tokens of the two calls, and how often each is timed.
-SHORT, LONG, ROUNDS = 8, 40, 3
+SHORT, LONG, ROUNDS = 8, 40, 5
 FFN = ("up_proj", "down_proj")
 STACKS = {
     "nemotron": Stack("Nemotron-Mini-4B", "nemotron", 32, 64, 3072, 9216, 24, 8, FFN),
