@@ -15,6 +15,7 @@
 // epilogue behind its own mma.
 #pragma once
 
+#include <cutlass/arch/barrier.h>
 #include <cutlass/arch/grid_dependency_control.h>
 #include <cutlass/arch/reg_reconfig.h>
 
@@ -332,9 +333,12 @@ class OverlappedGemm {
       } else {
         visit_all(epilogue);
         epilogue.forget();
+        // One thread gives a stage back for all warps of its warpgroup. mma keeps them together, and nothing does here:
+        // a warp that is late by all stages would wait for a phase that is over, for ever.
         CUTLASS_PRAGMA_NO_UNROLL
         for (int k = 0; k < count; ++k, ++state) {
           pipeline.consumer_wait(state);
+          cutlass::arch::NamedBarrier::sync(128, first != 0);
           pipeline.consumer_release(state);
         }
         epilogue_pipeline.consumer_wait(epilogue_state);
