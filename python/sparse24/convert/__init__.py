@@ -223,7 +223,8 @@ def convert(
     autocast, and with further arguments, unless they are None or their default. Hooks for all modules of the process
     see the network and not its children; hooks of accelerate that only move inputs to the weights are followed.
     Conversion is whole or not at all: where it raises, nothing has changed. A replica has other sizes than a large
-    module, and random weights and inputs: what a forward does at one size or for one value alone is not seen.
+    module, and random weights and inputs: what a forward does for one value alone is not seen, and what it does at one
+    size alone only where it then calls other operators, at the numbers of tokens that are looked at.
     Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
     activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
     quantised per token.

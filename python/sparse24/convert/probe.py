@@ -6,6 +6,7 @@ the network, it has to do so whatever shape its input has, in every dtype that i
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sparse24.convert.call import called_children
 from sparse24.convert.layers import weight_of
+from sparse24.convert.operators import tells_sizes_apart, told_apart
 from sparse24.convert.reason import Mismatch
 from sparse24.convert.replica import Network
 from sparse24.convert.seen import look, summary
@@ -24,6 +26,8 @@ from sparse24.format import FP8
 _OF_SIZES = (RuntimeError, ValueError, AssertionError, IndexError)
 #: Weights with more entries are not tried at their own sizes where smaller ones do.
 _QUICK = 2**18
+#: Nor those with more even if they call other operators there: in float64 they take gigabytes.
+_TOO_LARGE = 2**26
 #: That a model may be cast to.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: How the tokens [magnitudes, 3, d] of a trial are arranged else: one, a list, transposed, so many that a module may
@@ -126,12 +130,15 @@ def _difference(
 ) -> Mismatch | None:
     """Tell where a module that was the network in one trial is another. What it refuses to run says nothing."""
     trial = Trial(module, tried, *dtypes, biases=True)
-    if any(_ran(lambda arranged=arranged: trial.mismatch(False, arranged)) for arranged in _ARRANGED):
+    arrangements = chain(_ARRANGED, told_apart(trial.replica, trial.x, _ARRANGED))
+    if any(_ran(lambda arranged=arranged: trial.mismatch(False, arranged)) for arranged in arrangements):
         return Mismatch(_SHAPE, True)
     if dtypes[0] == torch.float64 and _ran(trial.gradients_differ):
         return Mismatch(_GRADIENTS, True)
-    if tried != network and max(network.d, network.d_out) * network.f <= _QUICK:
-        if isinstance(_ran(lambda: _try(module, network, *dtypes)), Mismatch):
+    entries = max(network.d, network.d_out) * network.f
+    own = trial.x.new_empty(*trial.x.shape[:-1], network.d, device="meta")
+    if tried != network and (entries <= _QUICK or tells_sizes_apart(module, trial.replica, trial.x, own)):
+        if entries > _TOO_LARGE or isinstance(_ran(lambda: _try(module, network, *dtypes)), Mismatch):
             return Mismatch(_SIZES, True)
     own = weight_of(module, network.up.name).dtype
     for others in () if own == FP8 else [(own, torch.bfloat16), *((t, t) for t in _DTYPES)]:

@@ -62,7 +62,7 @@ def run(
         module.training = training
     devices = [x.device] if x.is_cuda else []
     # Dropout without a module draws random numbers in training: it differs, and leaves no trace.
-    autocast = torch.autocast(x.device.type, enabled=False)
+    autocast = torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
     with torch.inference_mode(False), torch.set_grad_enabled(gradients), torch.random.fork_rng(devices), autocast:
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed devices that are not restored
         if x.is_cuda:

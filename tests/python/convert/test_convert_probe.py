@@ -88,7 +88,8 @@ def test_small_replicas_are_tried(device):
 
     class Watched(nn.Linear):
         def forward(self, x):
-            shapes.add(tuple(self.weight.shape))
+            if not self.weight.is_meta:
+                shapes.add(tuple(self.weight.shape))
             return super().forward(x)
 
     assert convert(Inline(linear=Watched, d=512, hidden=2048).to(device)) is None
@@ -147,6 +148,9 @@ LEAKY = "its activation is not zero for negative inputs, as that of a leaky or s
 BRANCHES = {
     "one token": (lambda x: x.shape[-2] == 1, SHAPE),
     "many tokens": (lambda x: x.shape[-2] > 4096, SHAPE),
+    "very many tokens": (lambda x: x.shape[-2] > 50_000, SHAPE),
+    "seven tokens": (lambda x: x.numel() == 7 * D, SHAPE),
+    "64 tokens": (lambda x: x.shape[-2] == 64, SHAPE),
     "a large batch": (lambda x: x.dim() == 3 and x.shape[0] > 1000, SHAPE),
     "a batch of one": (lambda x: x.shape[0] == 1, SHAPE),
     "tokens without a batch": (lambda x: x.dim() == 2, SHAPE),
@@ -170,6 +174,25 @@ def test_what_depends_on_its_input_is_another_network(device, name):
             return self.c_proj(F.gelu(h) if condition(x) else relu2(h))
 
     assert convert(Branching().to(device)) == reason
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_what_depends_on_sizes_of_its_own_is_another_network(where):
+    """Of weights that are too large to be tried at their own sizes, unless they call other operators there."""
+
+    class Branching(Inline):
+        def forward(self, x):
+            h = self.c_fc(x)
+            return self.c_proj(h.relu() ** 1.5 if h.shape[-1] > self.most else h.relu() ** 2)
+
+    class Small(Branching):
+        most = 5000
+
+    class Large(Branching):
+        most = 10_000
+
+    assert convert(Small(hidden=8192).to(where)) == SIZES
+    assert convert(Large(hidden=8192).to(where)) is None
 
 
 def test_outputs_have_the_type_of_the_input(device):
@@ -257,7 +280,8 @@ def test_modules_that_are_alike_are_tried_on_all_inputs_once(device):
             self.most = 10**6
 
         def forward(self, x):
-            shapes.append(tuple(x.shape))
+            if not x.is_meta:
+                shapes.append(tuple(x.shape))
             h = self.c_fc(x)
             return self.c_proj(F.gelu(h) if x.shape[0] > self.most else relu2(h))
 
