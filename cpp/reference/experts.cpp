@@ -2,40 +2,16 @@
 /// The plain form of the products of experts: one expert after the other, by the references of one product.
 #include "sparse24/experts.h"
 
-#include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "core/buffer.h"
+#include "reference/experts.h"
 #include "reference/product.h"
 #include "sparse24/mm.h"
 
 namespace sparse24::cpu {
 namespace {
-
-/// The rows of one expert.
-struct Group {
-  int64_t expert, begin, rows;
-  int64_t padded_row;  ///< where they begin in an operand of padded rows
-};
-
-/// Calls `each` for every expert that has rows, and returns where the rows of the last end.
-template <class Each>
-int64_t for_each_group(const Experts& experts, const Each& each) {
-  int64_t begin = 0, padded_row = 0;
-  for (int64_t e = 0; e < experts.count; ++e) {
-    const int64_t end = std::max(begin, std::min<int64_t>(experts.offsets[e], experts.rows));
-    if (end > begin) each(Group{e, begin, end - begin, padded_row});
-    padded_row += round_up(end - begin, kExpertRows);
-    begin = end;
-  }
-  return begin;
-}
-
-template <class T>
-T* at(T* start, int64_t bytes) {
-  return static_cast<T*>(static_cast<std::conditional_t<std::is_const_v<T>, const char*, char*>>(start) + bytes);
-}
 
 /// Scales of one expert's rows: `per_row` of them, or one for all.
 const float* scales_of(const float* scale, bool per_row, int64_t row) {
@@ -46,7 +22,7 @@ const float* scales_of_weight(const float* scale, bool per_row, int64_t expert, 
   return scale == nullptr ? nullptr : scale + expert * (per_row ? n : 1);
 }
 
-LinearArgs of_group(const LinearArgs& all, const Group& group) {
+LinearArgs of_group(const LinearArgs& all, const ExpertGroup& group) {
   LinearArgs args = all;
   args.tokens = group.rows;
   args.x = at(all.x, group.begin * all.in * size_of(all.dtype));
@@ -68,12 +44,13 @@ void copy_meta(uint8_t* to, const uint8_t* from, const Operand& whole, const Ope
 }
 
 /// The product of one expert, with its scales of rows made one.
-MmArgs product_of(const ExpertsProduct& all, const Group& group, int64_t row_of_a, std::vector<float>& row_scales) {
+MmArgs product_of(const ExpertsProduct& all, const ExpertGroup& group, int64_t row_of_a,
+                  std::vector<float>& row_scales) {
   MmArgs args{};
   args.n = all.out;
   args.b = at(all.w, group.expert * all.out * all.in * size_of(all.dtype));
-  args.b_major = Major::kColumn;
-  args.ldb = all.in;
+  args.b_major = all.w_major;
+  args.ldb = all.w_major == Major::kColumn ? all.in : all.out;
   args.d = at(all.d, group.begin * all.out * size_of(all.d_dtype));
   args.d_dtype = all.d_dtype;
   args.d_major = Major::kRow;
@@ -115,7 +92,7 @@ void multiply_dense(const MmArgs& args, const void* x, int64_t rows, int64_t in)
 
 void experts_linear_relu2(const ExpertsLinearRelu2Args& args) {
   const LinearArgs& all = args.of.linear;
-  for_each_group(args.experts, [&](const Group& group) {
+  for_each_expert(args.experts, [&](const ExpertGroup& group) {
     linear_relu2({of_group(all, group), at(args.of.y, group.begin * all.out * size_of(all.y_dtype))});
   });
 }
@@ -124,7 +101,7 @@ void experts_linear_compress(const ExpertsLinearCompressArgs& args) {
   const LinearArgs& all = args.of.linear;
   const DType dtype = args.of.meta_dtype;
   const Operand whole = Operand::of(args.experts.padded_rows(), all.out, dtype, Dim::kFeatures);
-  for_each_group(args.experts, [&](const Group& group) {
+  for_each_expert(args.experts, [&](const ExpertGroup& group) {
     const Operand part = Operand::of(group.rows, all.out, dtype, Dim::kFeatures);
     auto meta = make_buffer<uint8_t>(part.meta_bytes());
     void* values = at(args.of.values, group.padded_row * all.out / 2 * size_of(all.y_dtype));
@@ -136,7 +113,7 @@ void experts_linear_compress(const ExpertsLinearCompressArgs& args) {
 void experts_linear(const ExpertsLinearArgs& args) {
   const ExpertsProduct& of = args.of;
   std::vector<float> row_scales;
-  clear(of, for_each_group(of.experts, [&](const Group& group) {
+  clear(of, for_each_expert(of.experts, [&](const ExpertGroup& group) {
           const MmArgs product = product_of(of, group, group.begin, row_scales);
           visit_dtype(of.dtype, [&](auto type) {
             multiply_dense<decltype(type)>(product, at(args.x, group.begin * of.in * size_of(of.dtype)), group.rows,
@@ -149,7 +126,7 @@ void experts_mm(const ExpertsMmArgs& args) {
   const ExpertsProduct& of = args.of;
   const Operand whole = Operand::of(of.experts.padded_rows(), of.in, of.dtype, Dim::kFeatures);
   std::vector<float> row_scales;
-  clear(of, for_each_group(of.experts, [&](const Group& group) {
+  clear(of, for_each_expert(of.experts, [&](const ExpertGroup& group) {
           MmArgs product = product_of(of, group, group.padded_row, row_scales);
           product.a = Operand::of(group.rows, of.in, of.dtype, Dim::kFeatures);
           auto meta = make_buffer<uint8_t>(product.a.meta_bytes());

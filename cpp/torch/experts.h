@@ -6,9 +6,10 @@
 
 namespace sparse24::torch_ops {
 
-/// Checks offsets int32 [experts] for `rows` rows of `x`, and weights [experts, ...] called `w_name`.
+/// Checks offsets int32 [experts] for `rows` rows of `x`; and weights [experts, ...] called `w_name`.
 Experts check_experts(OpName op, const Tensor& offsets, const char* w_name, const Tensor& w, const Tensor& x,
                       int64_t rows);
+Experts check_offsets(OpName op, const Tensor& offsets, const Tensor& x, int64_t rows);
 /// Checks scales of the weights of experts: [experts, n], or [experts].
 void check_weight_scale(OpName op, const char* argument, const std::optional<Tensor>& scale, int64_t experts, int64_t n,
                         const Tensor& x);

@@ -4,18 +4,24 @@
 
 namespace sparse24::torch_ops {
 
-Experts check_experts(OpName op, const Tensor& offsets, const char* w_name, const Tensor& w, const Tensor& x,
-                      int64_t rows) {
-  check_device(op, w_name, w, "x", x);
-  check_sizes(op, w_name, w, 3);
+Experts check_offsets(OpName op, const Tensor& offsets, const Tensor& x, int64_t rows) {
   check_device(op, "offsets", offsets, "x", x);
   check_sizes(op, "offsets", offsets, 1);
   expect(offsets.scalar_type() == ScalarType::Int, op, "offsets to be int32, got ", dtype_text(offsets.scalar_type()));
   const int64_t experts = offsets.size(0);
   expect(experts >= 1 && experts <= kMostExperts, op, "offsets to have 1 to ", kMostExperts, " elements, got ",
          experts);
-  expect(w.size(0) == experts, op, w_name, " to have ", experts, " experts (elements of offsets), got ", w.size(0));
   return {experts, rows, nullptr};
+}
+
+Experts check_experts(OpName op, const Tensor& offsets, const char* w_name, const Tensor& w, const Tensor& x,
+                      int64_t rows) {
+  check_device(op, w_name, w, "x", x);
+  check_sizes(op, w_name, w, 3);
+  const Experts experts = check_offsets(op, offsets, x, rows);
+  expect(w.size(0) == experts.count, op, w_name, " to have ", experts.count, " experts (elements of offsets), got ",
+         w.size(0));
+  return experts;
 }
 
 void check_weight_scale(OpName op, const char* argument, const std::optional<Tensor>& scale, int64_t experts, int64_t n,

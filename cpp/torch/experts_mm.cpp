@@ -62,7 +62,8 @@ const float* point(const std::optional<Tensor>& given, std::optional<Tensor>& ow
 }
 
 Owners prepare(const Inputs& in, ExpertsProduct& args, int64_t rows_of_a) {
-  Owners owners{contiguous_aligned(in.w), as_contiguous(in.offsets), {}, {}, {}};
+  const Tensor w = args.w_major == Major::kColumn ? in.w : torch::stable::transpose(in.w, 1, 2);
+  Owners owners{contiguous_aligned(w), as_contiguous(in.offsets), {}, {}, {}};
   args.w = owners.w.const_data_ptr();
   args.experts.offsets = owners.offsets.const_data_ptr<int32_t>();
   args.scale_a = point(in.scale_a, owners.scale_a);
@@ -124,6 +125,7 @@ Tensor experts_mm(const Tensor& values, const Tensor& meta, const Tensor& b, con
 
   const Tensor d = new_empty(values, {rows, product.out}, to_torch(product.d_dtype));
   if (rows > 0 && product.out > 0) {
+    if (dtype != DType::kFloat8E4M3 && b.is_contiguous()) product.w_major = Major::kRow;
     const Owners owners = prepare(in, product, values.size(0));
     const Tensor kept = contiguous_aligned(values), pattern = contiguous_aligned(meta);
     product.d = d.mutable_data_ptr();

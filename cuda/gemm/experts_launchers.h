@@ -12,7 +12,11 @@ template <DType kDType, DType kHidden, GemmTile kTile>
 void launch_experts_linear_compress_sm90(const ExpertsLinearCompressArgs& args, cudaStream_t stream);
 template <DType kDType, GemmTile kTile>
 void launch_experts_linear_sm90(const ExpertsLinearArgs& args, cudaStream_t stream);
-template <DType kDType, GemmTile kTile>
+template <DType kDType, Major kMajor, GemmTile kTile>
 void launch_experts_mm_sm90(const ExpertsMmArgs& args, cudaStream_t stream);
+template <DType kDType, GemmTile kTile>
+void launch_experts_linear_gradient_sm90(const ExpertsLinearGradientArgs& args, cudaStream_t stream);
+template <DType kDType, GemmTile kTile>
+void launch_experts_weight_gradient_sm90(const ExpertsWeightGradientArgs& args, cudaStream_t stream);
 
 }  // namespace sparse24::cuda

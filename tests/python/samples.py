@@ -164,7 +164,14 @@ class Case:
         row_scale = torch.full((ROWS,), 0.25, device=device)
         if self.op == "experts_linear":
             return Sample(self.op, (x, w, offsets, scale_x, scale_w, row_scale))
+        if self.op == "experts_weight_gradient":
+            b = laid_out(integers(ROWS, N, dtype=self.dtype, seed=seed + 2).to(device))
+            return Sample(self.op, (x, b, offsets))
         values, meta, _ = sparse24.experts_linear_compress(x.detach(), w.detach(), offsets)
+        if self.op == "experts_linear_gradient":
+            grad = laid_out(integers(ROWS, N, dtype=self.dtype, seed=seed + 2).to(device))
+            w2 = laid_out(integers(3 * N, COLS, dtype=self.dtype, seed=seed + 3).to(device)).view(3, N, COLS)
+            return Sample(self.op, (grad, w2, laid_out(values), meta, offsets, row_scale))
         b = laid_out(integers(3 * N, COLS, dtype=self.dtype, seed=seed + 2).to(device)).view(3, N, COLS).mT
         return Sample(self.op, (laid_out(values), meta, b, offsets, None, scale_w, row_scale), {"rows": ROWS})
 
@@ -241,7 +248,7 @@ def _cases() -> list[Case]:
     for op in ("linear_gradient", "linear_relu2_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     products = "experts_linear_relu2", "experts_linear_compress", "experts_linear", "experts_mm"
-    for op in products:
+    for op in (*products, "experts_linear_gradient", "experts_weight_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("mm_active", "relu2_mlp_few", "relu2_mlp_sparse"):
         for w_dtype in (None, FP8):
@@ -279,6 +286,6 @@ def make_or_skip(case: Case, device: str, *args: Any, **kwargs: Any) -> Sample:
         pytest.skip("float32 is for the CPU only")
     if on_cuda and case.op.startswith("experts_") and case.dtype == torch.float16:
         pytest.skip("float16 is for the CPU only")
-    if on_cuda and case.op == "experts_linear_compress":
+    if on_cuda and case.op in ("experts_linear_compress", "experts_linear_gradient"):
         pytest.skip("padding is not written; test_experts_ops.py compares what is")
     return case.make(device, *args, **kwargs)

@@ -58,8 +58,9 @@ struct ExpertsLinearCompressArgs {
 struct ExpertsProduct {
   Experts experts;
   int64_t in, out;
-  DType dtype;    ///< of a and w
-  const void* w;  ///< [count, out, in]
+  DType dtype;                     ///< of a and w
+  const void* w;                   ///< [count, out, in]
+  Major w_major = Major::kColumn;  ///< kRow: [count, in, out], for the sparse product in 16 bits
   void* d;
   DType d_dtype;  ///< 16 bits on the GPU
 
@@ -83,7 +84,44 @@ struct ExpertsMmArgs {
   const uint8_t* meta;
 };
 
+/// linear_gradient of experts: dy = grad @ w[expert] where the forward pass kept y, and what follows from it. Matrices
+/// are of `dtype`; dy is rounded before it is multiplied.
+///
+///     dh = row_scale * dy * 2 sqrt(y)      products[row] = sum of y * dy
+///
+/// Rows of no expert get products of zero, and nothing else.
+struct ExpertsLinearGradientArgs {
+  Experts experts;
+  int64_t in, features;  ///< columns of grad, and of dh
+  DType dtype;
+  const void* grad;                  ///< [rows, in]
+  const void* w;                     ///< [count, in, features]
+  const void* values;                ///< y as linear_compress of experts stored it
+  const uint8_t* meta;               ///< that of y and of dh
+  const float* row_scale = nullptr;  ///< [rows], null: 1
+  void* dh;                          ///< as `values`
+  void* dh_dense = nullptr;          ///< [rows, features]; null: neither is wanted
+  void* y_dense = nullptr;           ///< row_scale * y, rounded once more
+  float* products = nullptr;         ///< [rows]; on the GPU [product_parts(features), rows], to be added up
+
+  static constexpr int kTileColumns = 192;  ///< of the kernels
+  static constexpr int64_t product_parts(int64_t features) { return ceil_div(features, kTileColumns); }
+};
+
+/// A product over the rows of each expert: d [count, m, n] = a_e.T @ b_e, zeros where an expert has no rows. Sums are
+/// in fp32 and rounded once; rows of other experts, or of none, are in no sum, whatever they hold.
+struct ExpertsWeightGradientArgs {
+  Experts experts;
+  int64_t m, n;
+  DType dtype;
+  const void* a;  ///< [rows, m]
+  const void* b;  ///< [rows, n]
+  void* d;
+};
+
 namespace cpu {
+void experts_weight_gradient(const ExpertsWeightGradientArgs& args);
+void experts_linear_gradient(const ExpertsLinearGradientArgs& args);
 void experts_linear_relu2(const ExpertsLinearRelu2Args& args);
 void experts_linear_compress(const ExpertsLinearCompressArgs& args);
 void experts_linear(const ExpertsLinearArgs& args);
@@ -91,6 +129,8 @@ void experts_mm(const ExpertsMmArgs& args);
 }  // namespace cpu
 
 namespace cuda {
+void experts_weight_gradient(const ExpertsWeightGradientArgs& args, cudaStream_t stream);
+void experts_linear_gradient(const ExpertsLinearGradientArgs& args, cudaStream_t stream);
 void experts_linear_relu2(const ExpertsLinearRelu2Args& args, cudaStream_t stream);
 void experts_linear_compress(const ExpertsLinearCompressArgs& args, cudaStream_t stream);
 void experts_linear(const ExpertsLinearArgs& args, cudaStream_t stream);

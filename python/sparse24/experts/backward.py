@@ -6,13 +6,15 @@
     dw1, dw2 = dh.T @ x, (row_scale * grad).T @ y      over the rows of each expert
     drow_scale = sum of y * dy over the features
 
-Products over rows are dense here, whatever the recipe says: exact under the forward's mask.
+Products over rows are dense here, whatever the recipe says: exact under the forward's mask. Where there are no kernels
+(`sparse24.experts.fused`) all of it is composed.
 """
 
 import torch
 from torch import Tensor
 
 from sparse24._autocast import without_autocast
+from sparse24.experts import fused
 from sparse24.experts.arguments import Arguments, Needed
 from sparse24.experts.forward import matrix
 from sparse24.experts.products import by_expert, over_rows, readable, sixteen_bit, zero_beyond
@@ -21,8 +23,9 @@ from sparse24.mlp.arguments import Activated
 
 def gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x, w1, w2 and row_scale that are needed, from that of the output [S, D_out]."""
+    run = fused.gradients if fused.differentiates(a) else _gradients
     with without_autocast(grad.device.type):
-        return _gradients(a, activated, needed, readable(grad))
+        return run(a, activated, needed, readable(grad))
 
 
 def _gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:

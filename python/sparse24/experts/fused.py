@@ -1,18 +1,19 @@
 """The experts in grouped products whose epilogues do the rest, in bfloat16 and in float8.
 
-A 2:4 activation has padded rows here (`sparse24.ops.experts`), of which backward passes read those of x.
+A 2:4 activation has padded rows here (`sparse24.ops.experts`), of which composed backward passes read those of x.
 """
 
 import torch
 from torch import Tensor
 
 from sparse24._symbolic import or_false
-from sparse24.experts.arguments import Arguments
-from sparse24.experts.products import quantized_experts
+from sparse24.experts.arguments import Arguments, Needed
+from sparse24.experts.products import over_rows, quantized_experts
 from sparse24.mlp.arguments import Activated
 from sparse24.ops import (
     experts_linear,
     experts_linear_compress,
+    experts_linear_gradient,
     experts_linear_relu2,
     experts_mm,
     quantize_fp8,
@@ -21,12 +22,8 @@ from sparse24.ops.experts import MOST_EXPERTS
 
 
 def runs(a: Arguments) -> bool:
-    """Whether there are kernels for these operands, which lie as `torch.nn.Linear` stores them.
-
-    float8 has them on CUDA too, but only small products of theirs have run there: it is composed.
-    """
-    compiled = not a.x.is_cuda if a.plan.fp8 else a.x.dtype == torch.bfloat16
-    if not (compiled and a.w1.is_contiguous() and a.w2.is_contiguous()):
+    """Whether there are kernels for these operands, which lie as `torch.nn.Linear` stores them."""
+    if not ((a.plan.fp8 or a.x.dtype == torch.bfloat16) and a.w1.is_contiguous() and a.w2.is_contiguous()):
         return False
     return or_false(a.w1.shape[0] <= MOST_EXPERTS)
 
@@ -56,6 +53,24 @@ def output(a: Arguments, activated: Activated) -> Tensor:
     if meta is None:
         return experts_linear(values, w, *others, out_dtype=a.x.dtype)
     return experts_mm(values, meta, w.mT, *others, rows=a.x.shape[0], out_dtype=a.x.dtype)
+
+
+def differentiates(a: Arguments) -> bool:
+    """Whether there are kernels for the backward pass too."""
+    return a.plan.sparse and not a.plan.fp8 and runs(a)
+
+
+def gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of x, w1, w2 and row_scale that are needed, from that of the output [S, D_out]."""
+    values, meta, _ = activated
+    learns = needed.w1 or needed.w2
+    kept, dh, y, products = experts_linear_gradient(grad, a.w2, values, meta, a.offsets, _factors(a), dense=learns)
+    return (
+        experts_mm(kept, meta, a.w1, a.offsets, rows=a.x.shape[0]) if needed.x else None,
+        over_rows(dh, a.x, a.offsets) if needed.w1 else None,
+        over_rows(grad, y, a.offsets) if needed.w2 else None,
+        products.to(a.row_scale.dtype) if needed.row_scale else None,
+    )
 
 
 def _factors(a: Arguments) -> Tensor | None:

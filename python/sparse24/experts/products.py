@@ -6,8 +6,10 @@ What lies beyond the last offset is read by none of them and written by none: re
 import torch
 from torch import Tensor
 
+from sparse24._symbolic import or_false
 from sparse24.mlp.float8 import cast
-from sparse24.ops import quantize_fp8
+from sparse24.ops import experts_weight_gradient, quantize_fp8
+from sparse24.ops.experts import MOST_EXPERTS
 
 
 def readable(t: Tensor) -> Tensor:
@@ -24,6 +26,9 @@ def by_expert(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
 
 def over_rows(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
     """``a_e.T @ b_e`` [E, M, N] of a [S, M] and b [S, N]: sums over the rows of each expert, zero where it has none."""
+    columns = a.shape[1] % 8 == 0 and b.shape[1] % 8 == 0
+    if a.dtype == b.dtype == torch.bfloat16 and columns and or_false(offsets.shape[0] <= MOST_EXPERTS):
+        return experts_weight_gradient(a, b, offsets)
     return torch._grouped_mm(a.t(), b, offs=offsets)
 
 

@@ -144,6 +144,12 @@ def experts_linear_relu2(
 def check_experts(op: str, offsets: Tensor, name: str, w: Tensor, first: Tensor) -> None:
     check_device(op, name, w, "x", first)
     check_sizes(op, name, w, 3)
+    check_offsets(op, offsets, first)
+    experts = offsets.shape[0]
+    expect(w.shape[0] == experts, op, f"{name} to have {experts} experts (elements of offsets)", w.shape[0])
+
+
+def check_offsets(op: str, offsets: Tensor, first: Tensor) -> None:
     check_device(op, "offsets", offsets, "x", first)
     check_sizes(op, "offsets", offsets, 1)
     check_exact_dtype(op, "offsets", offsets, torch.int32)
@@ -151,7 +157,6 @@ def check_experts(op: str, offsets: Tensor, name: str, w: Tensor, first: Tensor)
     rule = f"offsets to have 1 to {MOST_EXPERTS} elements"
     expect(experts >= 1, op, rule, experts)
     expect(experts <= MOST_EXPERTS, op, rule, experts)
-    expect(w.shape[0] == experts, op, f"{name} to have {experts} experts (elements of offsets)", w.shape[0])
 
 
 def check_weight_scale(op: str, name: str, scale: Tensor | None, experts: int, n: int, first: Tensor) -> None:

@@ -107,7 +107,8 @@ def experts_mm(
     values, meta : Tensor
         As `experts_linear_compress` returns them.
     b : Tensor [E, K, N]
-        Of the dtype of `values`. Copied where it is not ``w.mT`` of a contiguous w [E, N, K]. N: a multiple of 8.
+        Of the dtype of `values`. float8 is copied where it is not ``w.mT`` of a contiguous w [E, N, K], and 16 bits
+        where they are neither that nor contiguous. N: a multiple of 8.
     offsets : Tensor [E]
         int32: where the rows of each expert end.
     scale_a : Tensor, optional

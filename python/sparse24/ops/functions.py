@@ -4,6 +4,7 @@
 from sparse24.ops import (
     compression,
     experts,
+    experts_gradients,
     experts_products,
     features,
     few_tokens,
@@ -18,6 +19,7 @@ from sparse24.ops import (
 )
 from sparse24.ops.compression import *
 from sparse24.ops.experts import *
+from sparse24.ops.experts_gradients import *
 from sparse24.ops.experts_products import *
 from sparse24.ops.features import *
 from sparse24.ops.few_tokens import *
@@ -43,4 +45,5 @@ __all__ += quantization.__all__
 __all__ += few_tokens.__all__
 __all__ += network.__all__
 __all__ += experts.__all__
+__all__ += experts_gradients.__all__
 __all__ += experts_products.__all__

@@ -11,8 +11,10 @@
 
 #include "emulator/block.h"
 #include "emulator/intrinsics.h"
+#include "gemm/sm90/mainloops/expert_columns.cuh"
 #include "gemm/sm90/mainloops/expert_rows.cuh"
 #include "gemm/sm90/schedulers/expert_scheduler.cuh"
+#include "gemm/sm90/schedulers/over_rows_scheduler.cuh"
 
 namespace sparse24::emulate {
 namespace {
@@ -148,6 +150,40 @@ TEST(ExpertScheduler, PutsTheLastOfAnOddNumberOfTilesBeside) {
   EXPECT_FALSE(even.tile(2 * 8).shares_columns);
 }
 
+/// d has every row of every expert once for each column of tiles, and each tile the rows of its expert to sum over.
+void expect_products_over_rows(std::vector<int32_t> offsets, int rows, int m, int n, int multiprocessors = 132) {
+  using Scheduler = cuda::OverRowsScheduler;
+  const int experts = int(offsets.size());
+  const auto params = Scheduler::params({m, n, experts, 128, 192, offsets.data(), rows}, GemmConfig{}, multiprocessors);
+  const Table table(offsets, rows, n);
+  std::set<std::pair<int, int>> seen;
+  for (uint32_t cta = 0; cta < Scheduler::grid(params).x; cta += 2) {
+    const Scheduler one(params, *table.shared, cta), other(params, *table.shared, cta + 1);
+    for (uint32_t i = one.first(); one.has_tile(i); i += one.stride()) {
+      ASSERT_TRUE(other.has_tile(i + 1));
+      // CTAs of a cluster give stages back to each other: they need as many.
+      ASSERT_EQ(one.k_rows(i), other.k_rows(i + 1));
+      for (const auto& at : {one.tile(i), other.tile(i + 1)}) {
+        EXPECT_EQ(at.k_row, table.shared->rows[at.expert]);
+        EXPECT_EQ(at.k_row + one.k_rows(i), table.shared->rows[at.expert + 1]);
+        EXPECT_EQ(at.row, at.expert * m + at.column);
+        for (int row = at.row; row < std::min(at.row + 128, at.end); ++row)
+          ASSERT_TRUE(seen.emplace(row, at.n).second) << row << ", " << at.n;
+      }
+      if (one.tile(i).shares_columns) {
+        EXPECT_EQ(one.tile(i).n, other.tile(i + 1).n);
+      }
+    }
+  }
+  EXPECT_EQ(seen.size(), size_t(experts) * size_t(m) * size_t((n + 191) / 192));
+}
+
+TEST(OverRowsScheduler, ComputesEveryRowOnce) {
+  expect_products_over_rows({300}, 300, 700, 400);
+  expect_products_over_rows({0, 5, 5, 133, 134}, 140, 1856, 8);
+  expect_products_over_rows({200, 100, -5, 250, 9000, 10}, 300, 136, 2688, 5);
+}
+
 /// What ExpertRows asks of a mainloop.
 template <class Element, int kN>
 struct Mainloop {
@@ -232,6 +268,43 @@ TYPED_TEST(ExpertLoads, BringTheRowsOfAnExpert) {
               ASSERT_EQ(stage[size_t(r * kTileK + c)], expected)
                   << "n " << n << ", expert " << expert << ", tile " << tile << ", shared " << shared << ", row " << r;
             }
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Blocks of 64 columns, in each the 64 rows of the K tile.
+TEST(ExpertColumns, BringTheColumnsOfAnExpert) {
+  constexpr int kTileN = 192, kTileK = 64, kExperts = 3;
+  using Columns = cuda::ExpertColumns<Mainloop<uint16_t, kTileN>>;
+  for (const int n : {8, 192, 200}) {
+    for (const int k : {16, 64, 104}) {
+      std::vector<uint16_t> w(size_t(kExperts * n * k));
+      for (size_t i = 0; i < w.size(); ++i) w[i] = uint16_t(1 + i % 65000);
+      const auto& dims = Columns::layout(n, k, kExperts).dims;
+      for (const bool shared : {true, false}) {
+        const int expert = 1, tile = (n - 1) / kTileN, first = (k - 1) / kTileK * kTileK;
+        std::vector<uint16_t> stage(kTileN * kTileK, 0xEEEE);
+        for (int rank = 0; rank < (shared ? 2 : 1); ++rank) {
+          const auto one = [&](int to, int column, int row) {
+            for (int r = 0; r < dims[1].box; ++r) {
+              for (int c = 0; c < dims[0].box; ++c) {
+                const int64_t at[] = {tile * kTileN + column + c, first + row + r, expert};
+                const bool inside = at[0] < dims[0].size && at[1] < dims[1].size && at[2] < dims[2].size;
+                const int64_t offset = at[0] * dims[0].stride + at[1] * dims[1].stride + at[2] * dims[2].stride;
+                stage[size_t(to + r * dims[0].box + c)] = inside ? w[size_t(offset)] : 0;
+              }
+            }
+          };
+          shared ? Columns::each<true>(rank, one) : Columns::each<false>(rank, one);
+        }
+        for (int c = 0; c < kTileN; ++c) {
+          for (int r = 0; r < kTileK; ++r) {
+            const int column = tile * kTileN + c, row = first + r;
+            const uint16_t expected = column < n && row < k ? w[size_t((expert * k + row) * n + column)] : 0;
+            ASSERT_EQ(stage[size_t(c / 64 * 64 * kTileK + r * 64 + c % 64)], expected) << column << ", " << row;
           }
         }
       }

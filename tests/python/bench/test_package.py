@@ -210,6 +210,9 @@ def test_schemas():
         "Tensor? row_scale=None, *, ScalarType? out_dtype=None) -> Tensor",
         "experts_mm": "(Tensor values, Tensor meta, Tensor b, Tensor offsets, Tensor? scale_a=None, "
         "Tensor? scale_b=None, Tensor? row_scale=None, *, SymInt rows, ScalarType? out_dtype=None) -> Tensor",
+        "experts_linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, Tensor offsets, "
+        "Tensor? row_scale=None, *, bool dense=True) -> (Tensor dh_values, Tensor dh, Tensor y, Tensor products)",
+        "experts_weight_gradient": "(Tensor a, Tensor b, Tensor offsets) -> Tensor",
     }
     for op, schema in expected.items():
         wanted = torch._C.parse_schema(f"sparse24::{op}{schema}")

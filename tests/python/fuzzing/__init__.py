@@ -7,6 +7,7 @@ mutations.py   ways to make a call illegal, hostile or merely odd
 contract.py    what each op must refuse, and what it must return otherwise
 products.py    the same of the ops that multiply, where sums are exact and where they are not
 experts.py     the products of experts
+experts_gradients.py  those of their backward pass
 networks.py    relu2_mlp, ReLU2MLP and convert
 network_reference.py  what they give, and how far from it rounding may lead
 judge.py       runs a call everywhere and compares

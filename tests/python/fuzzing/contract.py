@@ -285,7 +285,7 @@ def quantize_fp8_predict(x, factor) -> Check | None:
 
 def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     """Apply the rule of an op, on a device."""
-    from fuzzing import experts, few_tokens, networks, products, whole
+    from fuzzing import experts, experts_gradients, few_tokens, networks, products, whole
 
     tensors = [v for v in values.values() if isinstance(v, Tensor)]
     if any(t.layout != torch.strided for t in tensors):
@@ -296,7 +296,9 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     if isinstance(call, networks.Network):
         check = networks.rule(call, values, device)
     else:
-        modules = (module for module in (products, experts, few_tokens, whole) if hasattr(module, call.op))
+        modules = (
+            module for module in (products, experts, experts_gradients, few_tokens, whole) if hasattr(module, call.op)
+        )
         function = getattr(next(modules, None), call.op, None) or globals()[call.op]
         if hasattr(whole, call.op):
             function = functools.partial(function, device)

@@ -122,12 +122,41 @@ def _mm(d: Dice) -> dict[str, Any]:
     }
 
 
+def _linear_gradient(d: Dice) -> dict[str, Any]:
+    dtype = torch.bfloat16 if d.device == "cuda" and d.chance(0.9) else d.dtype()
+    rows, depth, width, offsets = _sizes(d, dtype, 16)
+    padded = padded_rows(rows, offsets.shape[0])
+    grad = d.draw((rows, depth), dtype, d.contents())
+    return {
+        "grad": grad,
+        "w": _weight(d, (offsets.shape[0], depth, width), grad),
+        "values": d.draw((padded, width // 2), dtype, d.choice(("squares", "squares", "zeros", "specials"))),
+        "meta": d.meta(meta_bytes(padded, width, dtype, -1)),
+        "offsets": offsets,
+        "row_scale": d.scale(rows) if d.chance(0.6) else None,
+        "dense": d.chance(0.6),
+    }
+
+
+def _weight_gradient(d: Dice) -> dict[str, Any]:
+    dtype = torch.bfloat16 if d.device == "cuda" and d.chance(0.9) else d.dtype()
+    while True:
+        m, n, rows = d.product((8, 8, 0))
+        offsets = _offsets(d, rows)
+        if offsets.shape[0] * m * n <= 2**20:
+            break
+    a = d.draw((rows, m), dtype, d.contents())
+    return {"a": a, "b": _weight(d, (rows, n), a), "offsets": offsets}
+
+
 #: Of every op, how its arguments are made, and how often it is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "experts_linear_relu2": (_linear_relu2, 1),
     "experts_linear_compress": (_linear_compress, 2),
     "experts_linear": (_linear, 1),
     "experts_mm": (_mm, 2),
+    "experts_linear_gradient": (_linear_gradient, 2),
+    "experts_weight_gradient": (_weight_gradient, 1),
 }
 
 

@@ -157,6 +157,11 @@ def calls() -> dict[str, Call]:
         add("experts_linear", f"{t}x{f}", numbers(t, 16), numbers(2, f, 16), offsets)
         a = numbers(256 if t else 0, 32), positions(256 if t else 0, 64, BF16)
         add("experts_mm", f"{t}x{f}", *a, numbers(2, f, 64).mT, offsets, rows=t)
+        of_f = numbers(256 if t else 0, f // 2), positions(256 if t else 0, f, BF16)
+        add(
+            "experts_linear_gradient", f"{t}x{f}", numbers(t, 16), numbers(2, 16, f), *of_f, offsets, numbers(t).float()
+        )
+        add("experts_weight_gradient", f"{t}x{f}", numbers(t, 16), numbers(t, f), offsets)
     for dim in (-1, -2):
         for rows, cols, parts, count in (
             (0, 8, 2, 3),

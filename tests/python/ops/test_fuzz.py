@@ -122,7 +122,7 @@ def test_notices_a_network_that_is_off(at):
         Judge("cpu").judge(0, changed(network, quarter_more))
 
 
-PADDED = ("experts_linear_compress",)
+PADDED = ("experts_linear_compress", "experts_linear_gradient")
 
 
 @pytest.mark.parametrize("op", experts.GENERATORS)
@@ -134,6 +134,10 @@ def test_notices_an_expert_that_is_off(op):
     a = Draw((512, 16), torch.bfloat16, "squares"), Draw((4096,), torch.uint8, "pattern")
     if op == "experts_mm":
         call.args |= dict(zip(("values", "meta", "b", "rows"), (*a, w, 150), strict=True))
+    elif op == "experts_linear_gradient":
+        call.args |= dict(zip(("grad", "w", "values", "meta"), (x, w, *a), strict=True)) | {"dense": False}
+    elif op == "experts_weight_gradient":
+        call.args |= {"a": x, "b": Draw((150, 32), torch.bfloat16, "integers", seed=1)}
     else:
         call.args |= {"x": x, "w": w}
         call.args |= {} if op == "experts_linear" else {"activation": "relu", "threshold": 0.0}
@@ -141,6 +145,7 @@ def test_notices_an_expert_that_is_off(op):
     def three_more(values, results):
         *_, last = experts.groups(values["offsets"], 150)
         row = (last.padded_rows if op in PADDED else last.rows).stop
+        row = last.expert + 1 if op == "experts_weight_gradient" else row
         results[0][row - 1] += 3
         return results
 

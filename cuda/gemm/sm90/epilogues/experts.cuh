@@ -47,9 +47,10 @@ struct ExpertsStoreParams {
   int scale_w_stride;
 };
 
-// D = row_scale * scale_a * scale_w * acc, in rows of 16 bits. Lanes hold runs of 8 columns (epilogues/permuted_n.cuh),
-// so that a step stores 32 columns of row r or of row r + 8. kPadded: scale_a has the padded rows.
-template <int kTileM, int kTileN, bool kPadded>
+// D = row_scale * scale_a * scale_w * acc, in rows of 16 bits. A step stores 32 columns of row r or of row r + 8. Where
+// w is K-major, lanes hold runs of 8 columns (epilogues/permuted_n.cuh); elsewhere they trade for them first. kPadded:
+// scale_a has the padded rows.
+template <int kTileM, int kTileN, bool kPadded, bool kPermutedN = true>
 class ExpertsStoreEpilogue {
  public:
   using Params = ExpertsStoreParams;
@@ -73,7 +74,8 @@ class ExpertsStoreEpilogue {
       if (!p.scale_w) return out;
       CUTLASS_PRAGMA_UNROLL
       for (int c = 0; c < 2; ++c) {
-        const int column = min(at.n * kTileN + Permutation::feature(i + c), p.cols - 1);
+        const int in_tile = kPermutedN ? Permutation::feature(i + c) : i + c;
+        const int column = min(at.n * kTileN + in_tile, p.cols - 1);
         out.scale[c] = p.scale_w[p.scale_w_stride ? int64_t(at.expert) * p.cols + column : at.expert];
       }
       return out;
@@ -99,9 +101,12 @@ class ExpertsStoreEpilogue {
   template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void visit() {
     constexpr int half = kStep % 2, kBlock = kStep / 2;
+    uint32_t w[4];
+    CUTLASS_PRAGMA_UNROLL
+    for (int b = 0; b < 4; ++b) w[b] = words_[4 * kBlock + b][half];
+    if constexpr (!kPermutedN) transpose_quad(w, threadIdx.x & 3);
     if (32 * kBlock >= left_[half]) return;
-    store16(d_ + uint64_t(8 * half) * uint32_t(p_.cols) + 32 * kBlock, words_[4 * kBlock][half],
-            words_[4 * kBlock + 1][half], words_[4 * kBlock + 2][half], words_[4 * kBlock + 3][half]);
+    store16(d_ + uint64_t(8 * half) * uint32_t(p_.cols) + 32 * kBlock, w[0], w[1], w[2], w[3]);
   }
 
   // Lets a warp write zeros to some of the rows of no expert, from `first` on.

@@ -53,6 +53,14 @@ CUTLASS_DEVICE void visit_all(Epilogue& epilogue) {
   }
 }
 
+// What a tile is multiplied with that has none before it.
+struct NoSteps {
+  static constexpr int kSteps = 1;
+  CUTLASS_DEVICE bool is_general() const { return false; }
+  template <int kStep, bool kGeneral>
+  CUTLASS_DEVICE void visit() {}
+};
+
 // Makes an epilogue in steps one for CUTLASS's kernels (inside of an OperandsAdapter), which store a tile before they
 // go on to the next.
 template <class Steps>

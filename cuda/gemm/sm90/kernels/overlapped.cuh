@@ -23,7 +23,8 @@
 
 #include "gemm/sm90/epilogues/steps.cuh"
 #include "gemm/sm90/kernels/gemm.cuh"
-#include "gemm/sm90/mainloops/dense_mma.cuh"
+#include "gemm/sm90/kernels/split_tiles.cuh"
+#include "gemm/sm90/schedulers/handed_places.cuh"
 #include "gemm/sm90/schedulers/scheduler.cuh"
 #include "sparse24/gemm.h"
 
@@ -33,20 +34,6 @@ namespace sparse24::cuda {
 template <class Epilogue>
 using OverlappedStages = cutlass::gemm::collective::StageCountAutoCarveout<
     static_cast<int>(sizeof(OperandStages<typename Epilogue::Operands>)) + 1024>;
-
-// The split of a kernel that splits no tile.
-struct WholeTiles {
-  static constexpr int kParts = 1;
-};
-
-// The split of a kernel whose scheduler may split the tiles of the last wave, into quarters of their columns. The
-// load() of its Mainloop brings parts of B too (mainloops/permuted_n_mainloop.cuh).
-template <class Mainloop, class WholeEpilogue>
-struct SplitTiles {
-  static constexpr int kParts = 4, kColumns = cute::size<1>(typename Mainloop::TileShape{}) / kParts;
-  using Mma = DenseMma<Mainloop, kColumns>;
-  using Epilogue = typename WholeEpilogue::template WithColumns<kColumns>;
-};
 
 // Mainloop: one for two warpgroups that CUTLASS builds, of which this kernel takes the loads and the types. Mma: what
 // multiplies its stages (mainloops/dense_mma.cuh). Split: WholeTiles or SplitTiles, as the scheduler has it.
@@ -69,30 +56,8 @@ class OverlappedGemm {
   static constexpr bool kSplits = Split::kParts > 1;
   static constexpr int kTileM = cute::size<0>(TileShape{}), kTileN = cute::size<1>(TileShape{});
   static constexpr int kConsumers = 256;
-  struct NoSteps {
-    static constexpr int kSteps = 1;
-    CUTLASS_DEVICE bool is_general() const { return false; }
-    template <int kStep, bool kGeneral>
-    CUTLASS_DEVICE void visit() {}
-  };
-
-  // Where a scheduler's places take long to find, the warp that fetches hands them to those that multiply: that of a
-  // tile, and the rows that the next one has.
-  template <class Place>
-  struct HandedPlaces {
-    Place at[EpilogueStages::kCount];
-    int next_rows[EpilogueStages::kCount];
-  };
-  struct NoPlaces {};
-  template <bool kHands, class S>
-  struct PlacesOf {
-    using type = NoPlaces;
-  };
-  template <class S>
-  struct PlacesOf<true, S> {
-    using type = HandedPlaces<typename S::PlaceOfTile>;
-  };
-  struct SharedStorage : Scheduler::Shared, PlacesOf<Scheduler::kReadsMemory, Scheduler>::type {
+  using Handed = HandedPlaces<Scheduler, EpilogueStages::kCount>;
+  struct SharedStorage : Scheduler::Shared, Handed {
     alignas(1024) typename Mainloop::TensorStorage operands;
     alignas(16) EpilogueStages epilogue;
     alignas(16) typename Pipeline::SharedStorage pipeline;
@@ -120,7 +85,7 @@ class OverlappedGemm {
 
   static Params params(const Arguments& args) {
     const auto [m, n, k, batches] = args.problem;
-    const ResultShape shape{m, n, batches, kTileM, kTileN, args.offsets};
+    const ResultShape shape{m, n, batches, kTileM, kTileN, args.offsets, k};
     return {args.problem, Mainloop::to_underlying_arguments(args.problem, args.mainloop, nullptr), args.epilogue,
             Scheduler::params(shape, args.config, args.multiprocessors)};
   }
@@ -197,6 +162,14 @@ class OverlappedGemm {
   CUTLASS_DEVICE static int k_tiles(Params const& params) {
     return cute::max(cute::ceil_div(cute::get<2>(params.problem), cute::get<2>(TileShape{})), int(Epilogue::kSteps));
   }
+  // The i-th tile's own number, where tiles have their own, or the number of all.
+  CUTLASS_DEVICE static int k_tiles(Scheduler const& scheduler, uint32_t i, int all) {
+    if constexpr (Scheduler::kVariesK) {
+      return cute::max(cute::ceil_div(scheduler.k_rows(i), int(cute::get<2>(TileShape{}))), 1);
+    } else {
+      return all;
+    }
+  }
 
   // One warp loads the operands of every part and tile.
   CUTLASS_DEVICE static void load(Params const& params, SharedStorage& storage, Pipeline& pipeline,
@@ -206,7 +179,7 @@ class OverlappedGemm {
     Mainloop mainloop;
     const auto operands = mainloop.load_init(params.problem, params.mainloop);
     auto state = cutlass::make_producer_start_state<Pipeline>();
-    const int count = k_tiles(params);
+    int count = k_tiles(params);
     const auto one = [&](auto const& at, auto load) {
       load(coordinates(at), make_coord_iterator(shape<3>(get<0>(operands))));
       state.advance(count);
@@ -220,6 +193,7 @@ class OverlappedGemm {
       }
     }
     for (auto i = scheduler.first(); scheduler.has_tile(i); i += scheduler.stride()) {
+      count = k_tiles(scheduler, i, count);
       one(scheduler.tile(i), [&](auto const& at, auto k) {
         mainloop.load(params.mainloop, pipeline, state, operands, at, k, count, threadIdx.x, block_rank_in_cluster(),
                       storage.operands);
@@ -318,14 +292,20 @@ class OverlappedGemm {
   CUTLASS_DEVICE static void consume_handed(Scheduler const& scheduler, SharedStorage& storage, Pipeline& pipeline,
                                             PipelineState& state, EpiloguePipeline& epilogue_pipeline,
                                             EpilogueState& epilogue_state, Accumulators& accumulators,
-                                            Epilogue& epilogue, int count, int thread, int row) {
+                                            Epilogue& epilogue, int all, int thread, int row) {
     const int first = __shfl_sync(0xffffffffu, thread / 128, 0) * (kTileM / 2);
     auto i = scheduler.first();
     bool multiplies = scheduler.has_tile(i) && scheduler.tile(i).rows() > first;
     for (; scheduler.has_tile(i); i += scheduler.stride()) {
-      const int index = epilogue_state.index();
+      const int index = epilogue_state.index(), count = k_tiles(scheduler, i, all);
       if (multiplies) {
-        PipelineState done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
+        PipelineState done = state;
+        if constexpr (Scheduler::kVariesK) {
+          done = multiply_few_or_many(storage, pipeline, state, accumulators, count, thread, epilogue,
+                                      scheduler.k_rows(i));
+        } else {
+          done = multiply<Mma>(storage, pipeline, state, accumulators, count, thread, epilogue);
+        }
         epilogue_pipeline.consumer_wait(epilogue_state);
         multiplies = storage.next_rows[index] > first;
         begin_tile(epilogue, storage.at[index], kTileN, row, accumulators, storage, pipeline, done, epilogue_pipeline,
@@ -370,10 +350,12 @@ class OverlappedGemm {
   // its stage.
   template <class TileMma, class Accumulators, class Before>
   CUTLASS_DEVICE static PipelineState multiply(SharedStorage& storage, Pipeline& pipeline, PipelineState& state,
-                                               Accumulators& accumulators, int count, int thread, Before& before) {
+                                               Accumulators& accumulators, int count, int thread, Before& before,
+                                               int k_rows = 0) {
     constexpr int kSteps = Before::kSteps;
     const auto operands = TileMma::operands(storage.operands, thread);
     typename TileMma::Registers registers;
+    if constexpr (Scheduler::kVariesK) registers.rows = k_rows;
     PipelineState done = state;
     multiply_and_visit<TileMma, 0>(operands, pipeline, state, done, registers, accumulators, before);
     int k = kSteps;
@@ -384,6 +366,18 @@ class OverlappedGemm {
     }
     if (k < count) TileMma::template k_tile<kSteps>(operands, pipeline, state, done, registers, accumulators, before);
     return done;
+  }
+
+  // A tile of fewer K tiles than steps comes behind all of them.
+  template <class Accumulators>
+  CUTLASS_DEVICE static PipelineState multiply_few_or_many(SharedStorage& storage, Pipeline& pipeline,
+                                                           PipelineState& state, Accumulators& accumulators, int count,
+                                                           int thread, Epilogue& before, int k_rows) {
+    if (count >= Epilogue::kSteps)
+      return multiply<Mma>(storage, pipeline, state, accumulators, count, thread, before, k_rows);
+    visit_all(before);
+    NoSteps none;
+    return multiply<Mma>(storage, pipeline, state, accumulators, count, thread, none, k_rows);
   }
 
   template <class TileMma, int kStep, class Operands, class Accumulators, class Before>

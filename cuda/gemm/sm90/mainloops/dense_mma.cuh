@@ -17,18 +17,21 @@
 
 namespace sparse24::cuda {
 
-// Mainloop: a dense one of CUTLASS's for two warpgroups, with K-major operands. kColumns_: those of the tile, or of a
-// part of it.
+// Mainloop: a dense one of CUTLASS's for two warpgroups, of operands of either major. kColumns_: those of the tile, or
+// of a part of it.
 template <class Mainloop, int kColumns_>
 struct DenseMma {
   static constexpr int kColumns = kColumns_;
   static constexpr int kTileM = cute::size<0>(typename Mainloop::TileShape{});
   static constexpr int kTileK = cute::size<2>(typename Mainloop::TileShape{});
   using Element = typename Mainloop::TiledMma::ValTypeA;
+  template <class Stride>
+  static constexpr auto kMajor =
+      cute::is_constant<1, decltype(cute::get<0>(Stride{}))>::value ? cute::GMMA::Major::MN : cute::GMMA::Major::K;
   using TiledMma = decltype(cute::make_tiled_mma(
       cute::GMMA::ss_op_selector<Element, typename Mainloop::TiledMma::ValTypeB, float,
                                  cute::Shape<cute::Int<kTileM>, cute::Int<kColumns>, cute::Int<kTileK>>,
-                                 cute::GMMA::Major::K, cute::GMMA::Major::K>(),
+                                 kMajor<typename Mainloop::StrideA>, kMajor<typename Mainloop::StrideB>>(),
       cute::Layout<cute::Shape<cute::_2, cute::_1, cute::_1>>{}));
   static constexpr uint32_t kBytes = (kTileM + kColumns) * kTileK * sizeof(Element);  // of a K tile
   struct Registers {};

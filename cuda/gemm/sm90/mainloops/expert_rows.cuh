@@ -114,10 +114,11 @@ class ExpertRows {
     }
   }
 
-  // Calls load(the issuing of these copies), which is a function of barrier, stage's buffer and column: the 128 bytes
-  // from there on.
+  // Calls load(the issuing of one CTA's copies of a tile), which is a function of barrier, stage's buffer and column:
+  // the 128 bytes from there on. shared: the cluster shares the tile.
   template <class Load>
-  CUTLASS_DEVICE static void with_copies(Params const& params, Tile const& t, bool shared, Load load) {
+  CUTLASS_DEVICE static void with_copies(Params const& params, int n, int expert, int rank, bool shared, Load load) {
+    const Tile t = tile(params.order, n, expert, rank);
     if (shared) {
       with<true>(params, t, load);
     } else {

@@ -1,6 +1,7 @@
 // The producer's halves of CUTLASS's dense and sparse mainloops for tiles that belong to an expert
-// (schedulers/expert_scheduler.cuh): rows of A begin anywhere, or at padded rows if it is sparse, and those of B are an
-// expert's. Buffers, barriers and mma stay as they are.
+// (schedulers/expert_scheduler.cuh): rows of A begin anywhere, or at padded rows if it is sparse, and B is an expert's.
+// Buffers, barriers and mma stay as they are. Rows is what copies B: mainloops/expert_rows.cuh where it is K-major, and
+// mainloops/expert_columns.cuh where it is not.
 #pragma once
 
 #include <cutlass/cutlass.h>
@@ -8,19 +9,18 @@
 #include <cute/tensor.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 
-#include "gemm/sm90/mainloops/expert_rows.cuh"
+#include "gemm/sm90/mainloops/tensor_map.cuh"
 
 namespace sparse24::cuda {
 
-// Base: the dense collective that CUTLASS builds for tiles of 128 rows, K-major operands and clusters of two CTAs along
-// M. A tile's rows of A beyond its expert belong to the next; their products are stored by nobody.
-template <class Base, class Permutation>
+// Base: the dense collective that CUTLASS builds for tiles of 128 rows, A K-major and clusters of two CTAs along M. A
+// tile's rows of A beyond its expert belong to the next; their products are stored by nobody.
+template <class Base, class Rows>
 struct DenseExpertsMainloop : Base {
   using typename Base::MainloopPipeline;
   using typename Base::PipelineState;
   using typename Base::TensorStorage;
   using typename Base::TileShape;
-  using Rows = ExpertRows<Base, Permutation>;
   static constexpr int kTileM = cute::size<0>(TileShape{}), kTileK = cute::size<2>(TileShape{});
   static constexpr int kTileElements = cute::size<1>(TileShape{}) * kTileK;
 
@@ -51,8 +51,7 @@ struct DenseExpertsMainloop : Base {
     using namespace cute;
     if (!elect_one_sync()) return;
     constexpr auto kHint = static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL);
-    const auto tile = Rows::tile(params.w_params.order, at.n, at.expert, int(rank_in_cluster));
-    Rows::with_copies(params.w_params, tile, at.shares_columns, [&](auto copy_b) {
+    Rows::with_copies(params.w_params, at.n, at.expert, int(rank_in_cluster), at.shares_columns, [&](auto copy_b) {
       CUTLASS_PRAGMA_NO_UNROLL
       for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
         pipeline.producer_acquire(write);
@@ -69,13 +68,12 @@ struct DenseExpertsMainloop : Base {
 };
 
 // Base: the sparse collective likewise. A and its metadata have the padded rows.
-template <class Base, class Permutation>
+template <class Base, class Rows>
 struct SparseExpertsMainloop : Base {
   using typename Base::MainloopPipeline;
   using typename Base::PipelineState;
   using typename Base::TensorStorage;
   using typename Base::TileShape;
-  using Rows = ExpertRows<Base, Permutation>;
   static constexpr int kTileM = cute::size<0>(TileShape{}), kTileK = cute::size<2>(TileShape{});
   static constexpr int kTileElements = cute::size<1>(TileShape{}) * kTileK;
 
@@ -119,8 +117,7 @@ struct SparseExpertsMainloop : Base {
     const Tensor from_e = copy_e.partition_S(get<2>(inputs)(_, _, m, _, 0));
     const Tensor to_a = copy_a.partition_D(a);  // (TMA, TMA_M, TMA_K, stage)
     const Tensor to_e = copy_e.partition_D(e);
-    const auto tile = Rows::tile(params.w_params.order, at.n, at.expert, int(rank_in_cluster));
-    Rows::with_copies(params.w_params, tile, at.shares_columns, [&](auto copy_b) {
+    Rows::with_copies(params.w_params, at.n, at.expert, int(rank_in_cluster), at.shares_columns, [&](auto copy_b) {
       CUTLASS_PRAGMA_NO_UNROLL
       for (; k_tiles > 0; --k_tiles, ++k_tile, ++write) {
         pipeline.producer_acquire(write);

@@ -19,7 +19,7 @@ class CutlassScheduler {
 
  public:
   static constexpr int kParts = 1;
-  static constexpr bool kReadsMemory = false;
+  static constexpr bool kReadsMemory = false, kVariesK = false;
   struct Shared {};
   struct Params {
     Base::Params order;

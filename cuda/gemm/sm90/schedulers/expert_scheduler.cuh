@@ -40,7 +40,7 @@ CUTLASS_HOST_DEVICE ExpertPlace const& coordinates(ExpertPlace const& at) { retu
 class ExpertScheduler {
  public:
   static constexpr int kParts = 1;
-  static constexpr bool kReadsMemory = true;
+  static constexpr bool kReadsMemory = true, kVariesK = false;
   using PlaceOfTile = ExpertPlace;
   struct Params {
     const int32_t* offsets;
@@ -63,6 +63,20 @@ class ExpertScheduler {
   // How many clusters compute so many tiles of rows.
   CUTLASS_HOST_DEVICE static int clusters_of(int tiles, int tiles_n) {
     return tiles / 2 * tiles_n + tiles % 2 * ((tiles_n + 1) / 2);
+  }
+
+  // A tile of an expert that has so many tiles of rows, by the number of its cluster in the expert.
+  struct Within {
+    int m, n;
+    bool shares_columns;
+  };
+  CUTLASS_HOST_DEVICE static Within within(int cluster, int rank, int tiles, int tiles_n) {
+    const int pairs = tiles / 2;
+    if (cluster >= pairs * tiles_n) return {tiles - 1, 2 * (cluster - pairs * tiles_n) + rank, false};
+    // Groups of pairs are each walked along N.
+    const int group = cluster / (kPairs * tiles_n), first = group * kPairs;
+    const int width = min_of(pairs - first, kPairs), place = cluster - first * tiles_n;
+    return {2 * (first + place % width) + rank, place / width, true};
   }
 
   // Makes the table: all threads of the CTA call it.
@@ -117,18 +131,7 @@ class ExpertScheduler {
     int cluster = int(i / 2);
     const int rank = int(i % 2), e = expert_of(cluster);
     cluster -= table_.clusters[e];
-    const int tiles = table_.tiles[e + 1] - table_.tiles[e], pairs = tiles / 2;
-    int m, n;
-    const bool shares = cluster < pairs * p_.tiles_n;
-    if (shares) {  // groups of pairs, each walked along N
-      const int group = cluster / (kPairs * p_.tiles_n), first = group * kPairs;
-      const int width = min_of(pairs - first, kPairs), within = cluster - first * p_.tiles_n;
-      n = within / width;
-      m = 2 * (first + within % width) + rank;
-    } else {
-      m = tiles - 1;
-      n = 2 * (cluster - pairs * p_.tiles_n) + rank;
-    }
+    const auto [m, n, shares] = within(cluster, rank, table_.tiles[e + 1] - table_.tiles[e], p_.tiles_n);
     const int row = table_.rows[e] + m * kExpertRows;
     return {n, e, row, n < p_.tiles_n ? table_.rows[e + 1] : row, (table_.tiles[e] + m) * kExpertRows, shares};
   }

@@ -7,6 +7,8 @@
 //     grid(params)                  how many CTAs that is made for: whole clusters
 //     kReadsMemory                  whether the device reads what Params points to: all warps of a kernel then wait for
 //                                   the kernel before it
+//     kVariesK                      whether tiles have numbers of K tiles of their own: k_rows(i) is what those of the
+//                                   i-th tile cover
 //     Shared                        what it keeps in shared memory of what it read; empty elsewhere
 //     Scheduler(params)             on the device, the calling CTA's
 //     first(), stride()             numbers
@@ -46,6 +48,7 @@ struct ResultShape {
   int m, n, batches;
   int tile_m, tile_n;
   const int32_t* offsets = nullptr;
+  int k = 0;
 };
 
 }  // namespace sparse24::cuda

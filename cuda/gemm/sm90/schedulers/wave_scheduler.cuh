@@ -29,7 +29,7 @@ template <int kClusterSize, int kParts_>
 class WaveScheduler {
  public:
   static constexpr int kParts = kParts_;
-  static constexpr bool kReadsMemory = false;
+  static constexpr bool kReadsMemory = false, kVariesK = false;
   struct Shared {};
   struct Params {
     RasterGroups raster;
