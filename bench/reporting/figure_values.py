@@ -260,13 +260,10 @@ def whole_models() -> None:
 
         return values
 
-    def decoding(dtype: str) -> Callable[[], str]:
+    def generating(race: str, variant: str) -> Callable[[], str]:
         def values() -> str:
-            ms = {(r["model"], r["variant"], r["dtype"]): r["ms_per_token"] for r in records("reported", "decode")}
-            pairs = [
-                (ms[model, "dense", "bf16"], ms[model, "sparse24", dtype]) for model in {model for model, *_ in ms}
-            ]
-            return span(dense / ours for both in pairs for dense, ours in zip(*both, strict=True))
+            mine = [r for r in records("h200", "generate") if (r["race"], r["variant"]) == (race, variant)]
+            return span(r["speedup_vs_best_dense"] for r in mine)
 
         return values
 
@@ -284,8 +281,9 @@ def whole_models() -> None:
     figure("few-bf16-dense", few("bf16", 32, 64, 128))
     figure("few-fp8-1", few("fp8", 1))
     figure("few-fp8-dense", few("fp8", 16, 32, 64))
-    figure("decode-bf16", decoding("bf16"))
-    figure("decode-fp8", decoding("fp8"))
+    for race in ("eager", "static"):
+        figure(f"generate-{race}-bf16", generating(race, "sparse24"))
+        figure(f"generate-{race}-fp8", generating(race, "sparse24_fp8"))
     figure("nanochat-bf16", nanochat("sparse24_bf16", "bf16"))
     figure("nanochat-fp8", nanochat("sparse24_fp8", "fp8"))
 
