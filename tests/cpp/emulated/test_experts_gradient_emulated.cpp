@@ -69,7 +69,13 @@ struct Run {
   Guarded dh, dh_dense, y_dense, products;
 
   ExpertsLinearGradientArgs args() {
-    ExpertsLinearGradientArgs a{experts, kIn, of.features, kBf16, grad.data(), w.data()};
+    ExpertsLinearGradientArgs a{};
+    a.experts = experts;
+    a.in = kIn;
+    a.features = of.features;
+    a.dtype = kBf16;
+    a.grad = grad.data();
+    a.w = w.data();
     a.values = y.values.data();
     a.meta = y.meta.data();
     a.row_scale = of.scaled ? factors.data() : nullptr;
