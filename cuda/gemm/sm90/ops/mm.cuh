@@ -135,22 +135,30 @@ struct MmSm90 {
 
  private:
   // Runs the epilogue under the next tile's mma, where it stores vectors of 16 bits and K has a tile for each of
-  // its steps; false elsewhere.
+  // its steps; false elsewhere. Rows of D.T do not want a K-major B in the permuted order.
   static bool launch_overlapped(const typename Kernel::Arguments& of, cudaStream_t stream) {
-    using Steps = StoreSteps<kM, kN, kPermutedN>;
+    if constexpr (kPermutedN) {
+      if (of.epilogue.transposed) return launch_steps<false>(of, stream);
+    }
+    return launch_steps<kPermutedN>(of, stream);
+  }
+
+  template <bool kPermuted>
+  static bool launch_steps(const typename Kernel::Arguments& of, cudaStream_t stream) {
+    using Steps = StoreSteps<kM, kN, kPermuted>;
     static_assert(Steps::kSteps == kSpec.min_k_tiles());
     using OverlappedBase = BaseOf<OverlappedStages<Steps>>;
-    using Loads = typename MmMainloop<OverlappedBase, kMayInterleave, kPermutedN>::type;
+    using Loads = typename MmMainloop<OverlappedBase, kMayInterleave, kPermuted>::type;
     using Overlapped = OverlappedGemm<Loads, SparseMma<Loads>, Steps, WholeTiles,
                                       SchedulerOf<kSpec.scheduler(), kSpec.cluster_m, kSpec.cluster_n>>;
     const auto [rows, cols, k, parts] = of.problem;
-    const bool stores = kPermutedN ? of.epilogue.permutes_n() : of.epilogue.in_steps();
+    const bool stores = kPermuted ? of.epilogue.permutes_n() : of.epilogue.in_steps();
     if (parts > 1 || !stores || k < kSpec.min_k_tiles() * of.config.tile_k) return false;
     const auto& m = of.mainloop;
     typename Overlapped::Arguments overlapped{of.problem, {}, {of.epilogue, rows, cols}, of.config};
     static_cast<typename OverlappedBase::Arguments&>(overlapped.mainloop) = {m.ptr_A, m.layout_a, m.ptr_B,
                                                                              m.dB,    m.ptr_E,    m.layout_e};
-    if constexpr (kPermutedN || kMayInterleave) overlapped.mainloop.rows = m.rows;
+    if constexpr (kPermuted || kMayInterleave) overlapped.mainloop.rows = m.rows;
     launch_gemm<Overlapped>(overlapped, stream, "sparse24.mm: launch");
     return true;
   }
