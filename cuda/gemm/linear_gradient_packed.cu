@@ -13,10 +13,6 @@ namespace {
 
 constexpr int kTileM = 4 * kTileGroups, kTileN = 64;  // tokens and features of a CTA of one warpgroup
 
-// The fragment of a warpgroup that has the whole tile, as the epilogue takes it: two columns, rows r and r + 8, and the
-// blocks of 8 columns; then halves of 64 rows.
-using Fragment = cute::Layout<cute::Shape<cute::Shape<cute::_2, cute::_2, cute::Int<kTileN / 8>>, cute::_2, cute::_1>>;
-
 // CTAs of a multiprocessor, which is bound by their loads: as many as registers suffice for.
 template <class T>
 constexpr int kCtas = 5;
@@ -26,26 +22,8 @@ constexpr int kCtas<__half> = 4;
 template <class T, bool kFp8Meta, bool kCounts>
 __global__ void __launch_bounds__(128, kCtas<T>)
     differentiate(__grid_constant__ const GradientParams<T> p, const T* dy) {
-  using namespace cute;
-  const int m = blockIdx.y, n = blockIdx.x, lane = threadIdx.x % 32;
-  const int place = 4 * (m * kTileGroups + threadIdx.x / 32 * 8 + lane / 4), feature = n * kTileN + 2 * (lane & 3);
-  auto fragment = make_tensor<float>(Fragment{});
-  CUTLASS_PRAGMA_UNROLL
-  for (int token = 0; token < 4; ++token) {
-    const T* row = dy + interleaved_token(int64_t{place} + token, p.quarter) * p.features + feature;
-    CUTLASS_PRAGMA_UNROLL
-    for (int b = 0; b < kTileN / 8; ++b) {
-      uint32_t pair = 0;
-      if (place + token < p.tokens && feature + 8 * b < p.features)
-        pair = *reinterpret_cast<const uint32_t*>(row + 8 * b);
-      CUTLASS_PRAGMA_UNROLL
-      for (int c = 0; c < 2; ++c)
-        fragment(make_coord(c, token % 2, b), token / 2, 0) = to_float(T{}, uint16_t(pair >> 16 * c));
-    }
-  }
   const GradientEpilogue<T, kFp8Meta, kCounts, kTileM, kTileN> epilogue(p);
-  epilogue(0, Shape<Int<kTileM>, Int<kTileN>, _1>{}, make_coord(m, n, _0{}, _0{}), fragment, Layout<_128>{}, 0,
-           threadIdx.x, nullptr);
+  epilogue.visit_stored(dy, blockIdx.y, blockIdx.x, threadIdx.x);
 }
 
 template <class T, bool kFp8Meta, bool kCounts>

@@ -101,30 +101,32 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     }
     compiler_fence();
     const Tokens tokens = tokens_of(group, lane);
-    Forward next = load(tokens, n, lane);
+    const Forward next = load(tokens, n, lane);
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kParts; ++i) trade_features_for_tokens(parts[i].of, lane);
-    // This is a loop, with the next part moved to where the code expects it, because unrolled the code of a tile would
-    // fill the instruction cache.
-    CUTLASS_PRAGMA_NO_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const int feature = n + part * kPartColumns;
-      // A lane brings the slots of features 2 lane and 2 lane + 1.
-      int2 slots{-1, -1};
-      if (p_.slots && feature + 2 * lane < p_.features)
-        slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
-      Kept y = next.arranged(tokens, lane);
-      Pairs dh;
-      differentiate(parts[0].of, y, tokens, feature, dh);
-      if (p_.derivative.roots()) square(y);
-      // The next part is on its way while this one is stored; any earlier it would take registers from the roots.
-      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
-      if (p_.slots) store_hot(slots, y, dh, tokens, lane);
-      store(dh, tokens, feature, lane);
-      if (p_.along_tokens[0].values) store_tokens(y, dh, group, feature, lane);
+    visit</*kPadded=*/true>(parts, tokens, next, group, n, lane);
+  }
+
+  // Does the same with a dy that is in memory, [tokens, features]: lanes load it as they would have it traded.
+  CUTLASS_DEVICE void visit_stored(const T* dy, int m_tile, int n_tile, int thread_idx) const {
+    constexpr int kParts = kTileN / kPartColumns;
+    const int lane = thread_idx % 32, group = m_tile * kTileGroups + thread_idx / 32 * 8 + lane / 4;
+    const int n = n_tile * kTileN;
+    const Tokens tokens = tokens_of(group, lane);
+    Traded parts[kParts] = {};
+    CUTLASS_PRAGMA_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      if (tokens.place + s >= p_.tokens) continue;
+      const T* row = dy + int64_t(tokens.index[s]) * p_.features + n + 4 * (lane >> 1 & 1);
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
+      for (int i = 0; i < kParts * kBlocks; ++i) {
+        if (n + 8 * i >= p_.features) continue;
+        const uint2 w = *reinterpret_cast<const uint2*>(row + 8 * i);
+        parts[i / kBlocks].of[i % kBlocks][s] = w.x;
+        parts[i / kBlocks].of[i % kBlocks][s + 2] = w.y;
+      }
     }
+    visit</*kPadded=*/false>(parts, tokens, load(tokens, n, lane), group, n, lane);
   }
 
  private:
@@ -237,7 +239,35 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
     return out;
   }
 
+  // Computes and stores everything of a tile. kPadded: dy beyond the last row and column is anything; else zeros.
+  template <bool kPadded, int kParts>
+  CUTLASS_DEVICE void visit(Traded (&parts)[kParts], Tokens const& tokens, Forward next, int group, int n,
+                            int lane) const {
+    // This is a loop, with the next part moved to where the code expects it, because unrolled the code of a tile would
+    // fill the instruction cache.
+    CUTLASS_PRAGMA_NO_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const int feature = n + part * kPartColumns;
+      // A lane brings the slots of features 2 lane and 2 lane + 1.
+      int2 slots{-1, -1};
+      if (p_.slots && feature + 2 * lane < p_.features)
+        slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
+      Kept y = next.arranged(tokens, lane);
+      Pairs dh;
+      differentiate<kPadded>(parts[0].of, y, tokens, feature, dh);
+      if (p_.derivative.roots()) square(y);
+      // The next part is on its way while this one is stored; any earlier it would take registers from the roots.
+      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
+      if (p_.slots) store_hot(slots, y, dh, tokens, lane);
+      store(dh, tokens, feature, lane);
+      if (p_.along_tokens[0].values) store_tokens(y, dh, group, feature, lane);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
+    }
+  }
+
   // Computes dh of what y keeps.
+  template <bool kPadded>
   CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Tokens const& tokens, int feature,
                                     Pairs& dh) const {
     constexpr int kBatch = 4;  // pairs whose roots are taken in step
@@ -249,7 +279,7 @@ class GradientEpilogue : public EpilogueBase<GradientParams<T>, NoStorage> {
         const int s = i % 2, block = b + i / 2;
         // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of
         // theirs.
-        const bool valid = tokens.place + s < p_.tokens && feature + 8 * block < p_.features;
+        const bool valid = !kPadded || (tokens.place + s < p_.tokens && feature + 8 * block < p_.features);
         kept[i] = valid ? y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) : 0u;
         of_y[i] = y.pairs[s][block];
       }
