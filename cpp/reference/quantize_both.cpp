@@ -3,6 +3,7 @@
 #include "sparse24/quantize_both.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "core/buffer.h"
@@ -14,11 +15,12 @@
 namespace sparse24::cpu {
 namespace {
 
-/// Returns x with zeros where nothing is kept.
+/// Returns x with zeros where nothing is kept, and writes which places are, if they are asked for.
 template <class In>
 std::vector<typename In::Storage> pruned(const QuantizeBothArgs& args) {
   const auto* x = static_cast<const typename In::Storage*>(args.x);
   auto out = make_buffer<typename In::Storage>(args.rows * args.cols);
+  if (args.meta) std::memset(args.meta, kMetaPaddingByte, static_cast<size_t>(args.packed().meta_bytes()));
   const Operand a = Operand::of(args.rows, args.cols, args.x_dtype, args.dim);
   const bool features = args.dim == Dim::kFeatures;
   for_each_group(a, [&](int64_t m, int64_t g) {
@@ -27,6 +29,7 @@ std::vector<typename In::Storage> pruned(const QuantizeBothArgs& args) {
     for (int i = 0; i < 4; ++i) key[i] = selection_key(In::load(x[place(i)]));
     const Pair pair = select_pair(key);
     for (int i : {pair.first, pair.second}) out[static_cast<size_t>(place(i))] = x[place(i)];
+    if (args.meta) write_pair(args.meta, args.packed(), packed_row(m), g, pair);
   });
   return out;
 }
@@ -47,10 +50,18 @@ void quantize_as(const QuantizeBothArgs& args) {
       const int64_t row = interleaved_token(r, args.quarter());
       for (int64_t c = 0; c < args.cols; ++c) {
         const uint8_t code = r < args.rows ? float_to_e4m3(In::load(x[row * args.cols + c]) * inverse) : 0;
-        if (r < args.rows) q[row * args.cols + c] = code;
+        if (r < args.rows && !args.meta) q[row * args.cols + c] = code;
         qt[c * ld + r] = code;
       }
     }
+  });
+  if (!args.meta) return;
+  const Operand a = args.packed();
+  for_each_group(a, [&](int64_t m, int64_t g) {
+    const Pair pair = read_pair(args.meta, a, m, g);
+    const auto code = [&](int i) { return qt[(4 * g + i) * ld + packed_feature(m)]; };
+    q[a.value_index(m, 2 * g)] = code(pair.first);
+    q[a.value_index(m, 2 * g + 1)] = code(pair.second);
   });
 }
 

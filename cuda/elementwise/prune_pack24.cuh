@@ -71,36 +71,60 @@ struct Elements {
 // Which two of a group stay, and what they are.
 struct KeptOfFour {
   uint32_t out[4];  // zeros where nothing is kept
-  uint32_t first, second, nibble;
+  uint32_t first, second, first_place, second_place;
+
+  __device__ __forceinline__ uint32_t nibble() const { return first_place | second_place << 2; }
 };
+
+// Tells of each of four magnitudes whether it is one of the two largest; of equals the lower position is.
+template <class In>
+__device__ __forceinline__ void two_largest(const uint32_t (&bits)[4], bool (&keep)[4]) {
+  using M = Magnitude<In>;
+  if constexpr (sizeof(In) <= 2) {
+    // The position is a part of the key, so that no two are equal, and both stay that reach the second largest.
+    uint32_t key[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      key[i] = min((bits[i] << 2 & M::kMask << 2) | (3 - i), (M::kInfinity + 1) << 2 | (3 - i));
+    const uint32_t second =
+        max(min(max(key[0], key[1]), max(key[2], key[3])), max(min(key[0], key[1]), min(key[2], key[3])));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) keep[i] = key[i] >= second;
+  } else {
+    uint32_t key[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t magnitude = bits[i] & M::kMask;
+      key[i] = magnitude > M::kInfinity ? M::kMask : magnitude;
+    }
+    // An element stays if it beats two of the three others.
+    const auto two_of = [](bool a, bool b, bool c) { return (a && (b || c)) || (b && c); };
+    const bool b01 = key[0] >= key[1], b02 = key[0] >= key[2], b03 = key[0] >= key[3];
+    const bool b12 = key[1] >= key[2], b13 = key[1] >= key[3], b23 = key[2] >= key[3];
+    keep[0] = two_of(b01, b02, b03);
+    keep[1] = two_of(!b01, b12, b13);
+    keep[2] = two_of(!b02, !b12, b23);
+    keep[3] = two_of(!b03, !b13, !b23);
+  }
+}
 
 // Chooses of four elements, given as bits, and converts them.
 template <class In, class Out>
 __device__ __forceinline__ KeptOfFour keep_of_four(const uint32_t (&bits)[4]) {
-  uint32_t key[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t magnitude = bits[i] & Magnitude<In>::kMask;
-    key[i] = magnitude > Magnitude<In>::kInfinity ? Magnitude<In>::kMask : magnitude;
-  }
-  // An element stays if it beats two of the three others; of equals the lower position does.
-  const auto two_of = [](bool a, bool b, bool c) { return (a && (b || c)) || (b && c); };
-  const bool b01 = key[0] >= key[1], b02 = key[0] >= key[2], b03 = key[0] >= key[3];
-  const bool b12 = key[1] >= key[2], b13 = key[1] >= key[3], b23 = key[2] >= key[3];
-  const bool keep[4] = {two_of(b01, b02, b03), two_of(!b01, b12, b13), two_of(!b02, !b12, b23),
-                        two_of(!b03, !b13, !b23)};
+  bool keep[4];
+  two_largest<In>(bits, keep);
   KeptOfFour kept;
+  uint32_t value[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    uint32_t value = bits[i];
-    if constexpr (sizeof(In) > sizeof(Out)) value = pack2(Out{}, __uint_as_float(value), 0.f) & 0xffff;
-    kept.out[i] = keep[i] ? value : 0;
-    key[i] = value;
+    value[i] = bits[i];
+    if constexpr (sizeof(In) > sizeof(Out)) value[i] = pack2(Out{}, __uint_as_float(bits[i]), 0.f) & 0xffff;
+    kept.out[i] = keep[i] ? value[i] : 0;
   }
-  kept.first = keep[0] ? key[0] : keep[1] ? key[1] : key[2];
-  kept.second = keep[3] ? key[3] : keep[2] ? key[2] : key[1];
-  const uint32_t i0 = keep[0] ? 0 : keep[1] ? 1 : 2, i1 = keep[3] ? 3 : keep[2] ? 2 : 1;
-  kept.nibble = i0 | i1 << 2;
+  kept.first = keep[0] ? value[0] : keep[1] ? value[1] : value[2];
+  kept.second = keep[3] ? value[3] : keep[2] ? value[2] : value[1];
+  kept.first_place = keep[0] ? 0 : keep[1] ? 1 : 2;
+  kept.second_place = keep[3] ? 3 : keep[2] ? 2 : 1;
   return kept;
 }
 
@@ -139,7 +163,7 @@ __global__ void __launch_bounds__(kPackThreads) prune_pack_features(const In* w,
       for (int j = 0; j < 4; ++j) dense.add(4 * g + j, kept.out[j]);
       packed.add(2 * g, kept.first);
       packed.add(2 * g + 1, kept.second);
-      nibbles |= kept.nibble << (4 * g);
+      nibbles |= kept.nibble() << (4 * g);
     }
     if (valid) {
       dense.store(pruned + feature * cols + col);
@@ -188,7 +212,7 @@ __global__ void __launch_bounds__(kPackThreads) prune_pack_transposed(const In* 
 #pragma unroll
       for (int i = 0; i < 4; ++i) dense[i].add(f, kept.out[i]);
       pairs[place + f][g] = kept.first | kept.second << 16;
-      nibbles[place + f][g] = uint8_t(kept.nibble);
+      nibbles[place + f][g] = uint8_t(kept.nibble());
     }
     if (valid) {
 #pragma unroll

@@ -3,6 +3,8 @@
 // A CTA owns 128 rows in the order of the transpose (32 groups of four) and 128 columns. A thread owns one group and 16
 // columns, c .. c + 7 and c + 64 .. c + 71: it transposes 4 x 4 codes in registers, so that shared memory turns words,
 // four rows each, and lines of 128 bytes leave it.
+#include <type_traits>
+
 #include "common/activation.cuh"
 #include "common/dispatch.cuh"
 #include "common/float8.cuh"
@@ -12,6 +14,7 @@
 #include "elementwise/amax.cuh"
 #include "elementwise/prune_pack24.cuh"
 #include "sparse24/quantize_both.h"
+#include "sparsity/select24.cuh"
 
 namespace sparse24::cuda {
 namespace {
@@ -38,39 +41,64 @@ __device__ __forceinline__ uint32_t four_to_e4m3(const Vec8& v, int first, float
   return pack16(to_e4m3x2(scaled(0), scaled(1)), to_e4m3x2(scaled(2), scaled(3)));
 }
 
-// Prunes groups of four columns of one row, or of the four rows.
+// The codes of two groups of four columns: pruned, and what stays of them with its byte of the metadata.
+struct PrunedCodes {
+  uint32_t dense[2], packed, meta;
+};
 template <class T>
-__device__ __forceinline__ void prune(Vec8 (&v)[4][2], bool columns) {
+__device__ __forceinline__ PrunedCodes prune_columns(const Vec8& v, float inverse) {
+  uint32_t pairs[2], nibbles[2], dense[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t low = v.w[2 * i], high = v.w[2 * i + 1];
+    const Kept kept = keep_two(Raw<T>::magnitudes(low), Raw<T>::magnitudes(high), low, high);
+    const auto scaled = [&](int j) { return __fmul_rn(to_float(T{}, uint16_t(kept.pair >> 16 * j)), inverse); };
+    pairs[i] = to_e4m3x2(scaled(0), scaled(1));
+    nibbles[i] = 15 - kept.complement;
+    // Byte 4 is a zero; the places of the two codes select bytes 0 and 1.
+    dense[i] = permute_bytes(pairs[i], 0, 0x4444u ^ 4u << (nibbles[i] << 2 & 12) ^ 5u << (nibbles[i] & 12));
+  }
+  return {{dense[0], dense[1]}, pairs[0] | pairs[1] << 16, nibbles[0] | nibbles[1] << 4};
+}
+
+// Prunes groups of four rows, in all columns.
+template <class T>
+__device__ __forceinline__ void prune_rows(Vec8 (&v)[4][2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // Of row i two groups, or of all rows columns 2 i and 2 i + 1.
       uint32_t bits[2][4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        bits[0][j] = columns ? v[i][half][j] : v[j][half][2 * i];
-        bits[1][j] = columns ? v[i][half][4 + j] : v[j][half][2 * i + 1];
+        bits[0][j] = v[j][half][2 * i];
+        bits[1][j] = v[j][half][2 * i + 1];
       }
       const KeptOfFour a = keep_of_four<T, T>(bits[0]), b = keep_of_four<T, T>(bits[1]);
-      if (columns) {
-        v[i][half] = {{pack16(a.out[0], a.out[1]), pack16(a.out[2], a.out[3]), pack16(b.out[0], b.out[1]),
-                       pack16(b.out[2], b.out[3])}};
-      } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) v[j][half].w[i] = pack16(a.out[j], b.out[j]);
-      }
+      for (int j = 0; j < 4; ++j) v[j][half].w[i] = pack16(a.out[j], b.out[j]);
     }
   }
 }
 
+// What is done to x: nothing, or its groups along columns or rows are pruned, and packed.
+enum class Groups { kNone, kColumns, kRows, kPacked };
+template <Groups kHow>
+using Pruning = std::integral_constant<Groups, kHow>;
+
+// CTAs of a multiprocessor, which hold their numbers in registers until all of them are there.
+template <Groups kHow>
+constexpr int kCtas = kHow == Groups::kNone || kHow == Groups::kColumns ? 4 : 3;
+
 // kGiven: the scale is, and max |x| is found on the way; else that is known, and gives the scale.
-template <class T, bool kGiven, bool kPrunes>
-__global__ void __launch_bounds__(kThreads)
+template <class T, bool kGiven, Groups kHow>
+__global__ void __launch_bounds__(kThreads, kCtas<kHow>)
     quantize_both(const QuantizeBothArgs args, int64_t ld_qt, int column_tiles) {
   // Of each column 32 words, word g at g ^ 4 * (column / 8 % 8) against bank conflicts.
   __shared__ alignas(16) uint32_t tile[kColumns][kGroups];
   __shared__ float largest[kWarps];
+  constexpr bool kPacks = kHow == Groups::kPacked;
+  __shared__ alignas(16) uint8_t metas[kPacks ? kRows : 1][16];  // of rows of the operand
   const int64_t row0 = int64_t(blockIdx.x / column_tiles) * kRows;
   const int64_t column0 = int64_t(blockIdx.x % column_tiles) * kColumns;
   const int chunk = threadIdx.x % 8, group = threadIdx.x / 8;
@@ -99,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
     const float of_warp = warp_max(Raw<T>::activated_max(m));
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = of_warp;
   }
-  if constexpr (kPrunes) prune<T>(v, args.dim == Dim::kFeatures);
+  if constexpr (kHow == Groups::kRows) prune_rows<T>(v);
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -107,9 +135,20 @@ __global__ void __launch_bounds__(kThreads)
     uint32_t codes[2][4];  // of four columns, by row
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      codes[0][i] = four_to_e4m3<T>(v[i][half], 0, inverse);
-      codes[1][i] = four_to_e4m3<T>(v[i][half], 4, inverse);
-      if (row0 + 4 * group + i < args.rows && column < args.cols)
+      const bool inside = row0 + 4 * group + i < args.rows && column < args.cols;
+      if constexpr (kHow == Groups::kColumns || kPacks) {
+        const PrunedCodes pruned = prune_columns<T>(v[i][half], inverse);
+        codes[0][i] = pruned.dense[0];
+        codes[1][i] = pruned.dense[1];
+        if constexpr (kPacks) {
+          metas[packed_row(4 * group + i)][8 * half + chunk] = uint8_t(pruned.meta);
+          if (inside) *reinterpret_cast<uint32_t*>(q + (packed_row(row[i]) * args.cols + column) / 2) = pruned.packed;
+        }
+      } else {
+        codes[0][i] = four_to_e4m3<T>(v[i][half], 0, inverse);
+        codes[1][i] = four_to_e4m3<T>(v[i][half], 4, inverse);
+      }
+      if (!kPacks && inside)
         *reinterpret_cast<uint2*>(q + row[i] * args.cols + column) = make_uint2(codes[0][i], codes[1][i]);
     }
 #pragma unroll
@@ -124,6 +163,12 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x < 32) {
       const float of_block = warp_max(largest[threadIdx.x % kWarps]);
       if (threadIdx.x == 0) atomic_max(args.amax, of_block);
+    }
+  }
+  if constexpr (kPacks) {
+    if (threadIdx.x < kRows) {
+      uint8_t* out = args.meta + (column0 / 128 * args.packed().m_meta + row0 + threadIdx.x) * 16;
+      *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(metas[threadIdx.x]);
     }
   }
   auto* qt = static_cast<uint8_t*>(args.qt);
@@ -148,10 +193,18 @@ void run(const QuantizeBothArgs& args, cudaStream_t stream) {
   const int64_t column_tiles = ceil_div(args.cols, kColumns), ld_qt = args.ld_qt();
   const auto blocks = unsigned(ceil_div(args.rows, kRows) * column_tiles);
   const auto launch = [&](auto kernel) { kernel<<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles)); };
-  if (args.prunes) {
-    args.given_scale ? launch(quantize_both<T, true, true>) : launch(quantize_both<T, false, true>);
+  const auto launch_of = [&](auto groups) {
+    constexpr Groups kHow = decltype(groups)::value;
+    args.given_scale ? launch(quantize_both<T, true, kHow>) : launch(quantize_both<T, false, kHow>);
+  };
+  if (args.meta) {
+    launch_of(Pruning<Groups::kPacked>{});
+  } else if (!args.prunes) {
+    launch_of(Pruning<Groups::kNone>{});
+  } else if (args.dim == Dim::kFeatures) {
+    launch_of(Pruning<Groups::kColumns>{});
   } else {
-    args.given_scale ? launch(quantize_both<T, true, false>) : launch(quantize_both<T, false, false>);
+    launch_of(Pruning<Groups::kRows>{});
   }
   check_launch("quantize_both");
 }

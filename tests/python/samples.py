@@ -81,6 +81,8 @@ class Case:
             return Sample("prune_pack24", (laid_out(w[: ROWS // 16 * 16]), self.dim), {"dtype": w.dtype})
         if self.op == "prune_quantize_fp8_both":
             return Sample(self.op, (laid_out(x[: ROWS // 4 * 4]), None, self.dim))
+        if self.op == "prune_pack_fp8_both":
+            return Sample(self.op, (laid_out(x[: ROWS // 16 * 16, : x.shape[1] // 32 * 32]),))
         if self.op in ("linear_gradient_fp8", "linear_relu2_gradient_fp8"):
             return self._gradient_fp8(device, layout, x, seed)
         if self.op.startswith("experts_"):
@@ -243,6 +245,7 @@ def _cases() -> list[Case]:
     cases += [Case("prune_pack24", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     cases += [Case("prune_pack24", dtype, -2, differentiable=False) for dtype in DTYPES]
     cases += [Case("prune_quantize_fp8_both", dtype, d, differentiable=False) for dtype in DTYPES for d in (-1, -2)]
+    cases += [Case("prune_pack_fp8_both", dtype, -1, differentiable=False) for dtype in DTYPES]
     cases += [Case("linear_compress_packed", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     cases += [Case("linear_gradient_packed", dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("linear_gradient", "linear_relu2_gradient"):

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "sparse24/format.h"
+#include "sparse24/packed.h"
 #include "sparse24/quantize.h"
 #include "sparse24/token_order.h"
 
@@ -24,8 +25,12 @@ struct QuantizeBothArgs {
   /// x is pruned to two of four along `dim` before it is rounded, by the rule of compress; not with `interleaved`.
   bool prunes = false;
   Dim dim = Dim::kFeatures;
+  /// Not null: w is pruned along its columns, and q and this are the values and the metadata of the operand with the
+  /// order of `packed_feature`. rows % 16 == 0, cols % 32 == 0.
+  uint8_t* meta = nullptr;
 
   SPARSE24_HD int64_t quarter() const { return interleaved ? rows / 4 : 0; }
+  SPARSE24_HD Operand packed() const { return Operand::of(rows, cols, DType::kFloat8E4M3, Dim::kFeatures); }
   /// As many columns as a float8 operand along tokens has.
   int64_t ld_qt() const { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
 };

@@ -20,9 +20,11 @@ FEW_TOKENS = 512
 
 #: Multiply-adds of the first GEMM from which one with a 2:4 weight is faster than `linear_compress` on CUDA.
 MIN_WEIGHT_PRODUCTS = 20e9
+#: Input features from which that is so in float8, whose products are short beside what is done to their results.
+MIN_FP8_DEPTH = 2560
 #: Output features from which `linear_gradient_packed` is faster than `linear_gradient` there: what it takes longer for
 #: each entry of the activation, its product has to win.
-MIN_GRADIENT_DEPTH = 4096
+MIN_GRADIENT_DEPTH = 2048
 
 # By bits of the weights, d_model and d_ff; and what was looked up for others.
 _few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
@@ -67,7 +69,8 @@ def weights_pay(tokens: int, d_ff: int, d_model: int, *, fp8: bool = False) -> b
     fp8 : bool
         Its precision.
     """
-    return weights_fit(d_ff, d_model, fp8=fp8) and or_true(tokens * d_ff * d_model >= MIN_WEIGHT_PRODUCTS)
+    deep = not fp8 or or_true(d_model >= MIN_FP8_DEPTH)
+    return weights_fit(d_ff, d_model, fp8=fp8) and deep and or_true(tokens * d_ff * d_model >= MIN_WEIGHT_PRODUCTS)
 
 
 def gradient_weights_pay(tokens: int, d_ff: int, d_out: int) -> bool:

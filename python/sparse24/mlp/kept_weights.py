@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparse24.mlp.arguments import Packed
-from sparse24.ops import prune_pack24, prune_quantize_fp8_both, quantize_fp8_both
+from sparse24.ops import prune_pack_fp8_both, prune_quantize_fp8_both, quantize_fp8_both
 from sparse24.ops.forward_mode import in_torch_func
 
 
@@ -43,18 +43,16 @@ _accumulating = False
 _hooks: list[Any] = []
 
 
-def both_orders(w: Tensor, prune: int | None = None) -> BothOrders:
-    """Quantise a weight, pruned along a dimension."""
+def both_orders(w: Tensor, prune: int | None = None, scale: Tensor | None = None, *, packs: bool = False) -> BothOrders:
+    """Quantise a weight, pruned along a dimension; `packs`: pack what is 2:4 along its rows, before or by that."""
+    if packs:
+        values, meta, transposed, scale, _ = prune_pack_fp8_both(w, scale)
+        return BothOrders(Packed(values, meta), transposed, scale)
     if prune is None:
-        values, transposed, scale, _ = quantize_fp8_both(w)
+        values, transposed, scale, _ = quantize_fp8_both(w, scale)
     else:
-        values, transposed, scale, _ = prune_quantize_fp8_both(w, None, prune)
+        values, transposed, scale, _ = prune_quantize_fp8_both(w, scale, prune)
     return BothOrders(values, transposed, scale)
-
-
-def packed(codes: BothOrders) -> BothOrders:
-    """Pack what is 2:4 along its rows."""
-    return codes._replace(values=Packed(*prune_pack24(codes.values)[1:]))
 
 
 def codes_of(
@@ -66,8 +64,7 @@ def codes_of(
     """
 
     def make() -> BothOrders:
-        codes = both_orders(cast, prune)
-        return packed(codes) if packs else codes
+        return both_orders(cast, prune, packs=packs)
 
     codes: BothOrders | None = kept_form(stored, cast.dtype, ("codes", dim, prune, packs), make)
     return codes

@@ -29,7 +29,7 @@ from sparse24.mlp.arguments import Arguments, Gradients, Needed, Packed, Plan
 from sparse24.mlp.backward import again
 from sparse24.mlp.float8 import cast, linear_fp8
 from sparse24.mlp.function import refuse_second_derivatives
-from sparse24.mlp.kept_weights import BothOrders, both_orders, codes_of, packed
+from sparse24.mlp.kept_weights import BothOrders, both_orders, codes_of
 from sparse24.mlp.tokens import distinct_features, put_rows
 from sparse24.ops import (
     decompress,
@@ -41,7 +41,6 @@ from sparse24.ops import (
     linear_relu2,
     linear_relu2_gradient_fp8,
     mm,
-    prune_quantize_fp8_both,
     quantize_fp8_both,
 )
 from sparse24.recipe import Recipe
@@ -138,7 +137,7 @@ class FeedForwardFp8(torch.autograd.Function):
         # A copy: other calls may replace them before this one's backward pass.
         used = _aligned(a.delayed) if a.delayed is not None and a.known else None
         x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
-        w1, w1_t, scale_w1 = a.codes[0] or _first_codes(a.plan, both_orders(a.w1, a.plan.prunes[0]))
+        w1, w1_t, scale_w1 = a.codes[0] or both_orders(a.w1, a.plan.prunes[0], packs=a.plan.packs_first)
         w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2, a.plan.prunes[1])
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
@@ -180,11 +179,6 @@ class FeedForwardFp8(torch.autograd.Function):
         return *found, *(None,) * (len(StepArguments._fields) - len(found))
 
 
-def _first_codes(plan: Plan, codes: BothOrders) -> BothOrders:
-    """Pack them if the first product takes them so."""
-    return packed(codes) if plan.packs_first else codes
-
-
 def _activation(
     plan: Plan, first: tuple[Tensor | Packed | None, ...], scale_y: Tensor, *, statistics: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -208,11 +202,7 @@ def _gradients(
     permuted = _permuted(plan, recipe)
     if saved.values is None:
         x, x_t, *_ = quantize_fp8_both(again(saved.x), saved.scale_x, permuted)
-        if plan.prunes[0] is None:
-            w1_codes, w1_t, *_ = quantize_fp8_both(saved.w1, saved.scale_w1)
-        else:
-            w1_codes, w1_t, *_ = prune_quantize_fp8_both(saved.w1, saved.scale_w1, plan.prunes[0])
-        w1 = _first_codes(plan, BothOrders(w1_codes, w1_t, saved.scale_w1)).values
+        w1, w1_t, _ = both_orders(saved.w1, plan.prunes[0], saved.scale_w1, packs=plan.packs_first)
         first = x, w1, saved.scale_x, saved.scale_w1, saved.b1
         values, meta, _ = _activation(plan, first, saved.scale_y, statistics=False)
         saved = saved._replace(x=x_t, w1=w1_t, values=values, meta=meta)

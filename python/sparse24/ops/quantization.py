@@ -1,8 +1,9 @@
 """float8 of what is not compressed: dense operands of the scaled products."""
 
+import torch
 from torch import Tensor
 
-from sparse24.format import FP8, WIDE, token_padding, up
+from sparse24.format import FP8, WIDE, Operand, feature_alignment, token_padding, up
 from sparse24.ops.arguments import Dim, Scaling, refuse_non_tensors
 from sparse24.ops.checks import (
     check_device,
@@ -15,9 +16,16 @@ from sparse24.ops.checks import (
     expect,
     new_scale,
 )
+from sparse24.ops.packed import PACKED_FEATURES
 from sparse24.ops.registration import ROUNDING, define
 
-__all__ = ["prune_quantize_fp8_both", "quantize_fp8", "quantize_fp8_both", "quantize_fp8_predict"]
+__all__ = [
+    "prune_pack_fp8_both",
+    "prune_quantize_fp8_both",
+    "quantize_fp8",
+    "quantize_fp8_both",
+    "quantize_fp8_predict",
+]
 
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row") -> tuple[Tensor, Tensor]:
@@ -100,6 +108,51 @@ def prune_quantize_fp8_both(
         return _prune_quantize_fp8_both(w, scale, dim)
     except RuntimeError:
         refuse_non_tensors(_prune_quantize_fp8_both, w, scale, dim)
+        raise
+
+
+def prune_pack_fp8_both(w: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Convert a weight to float8_e4m3fn as `prune_quantize_fp8_both` does, and pack what stays in the same pass.
+
+    A training step multiplies the packed codes with x, and their transpose with a sparse gradient.
+
+    Parameters
+    ----------
+    w : Tensor [F, D]
+        bfloat16 or float16; on the CPU also float32. F: a multiple of 16. D: a multiple of 32.
+    scale : Tensor, optional
+        As in `quantize_fp8_both`.
+
+    Returns
+    -------
+    values : Tensor [F, D/2]
+    meta : Tensor
+        As of ``pack24_fp8(w, scale, scaling="tensor")``.
+    transposed, scale, amax : Tensor
+        As of `prune_quantize_fp8_both`.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, rank or sizes; a scale that does not fit.
+
+    Notes
+    -----
+    There is no gradient: `relu2_mlp` passes it straight through.
+
+    Source: Haziza et al. 2025, arXiv 2503.16672; weights: Mozaffari et al. 2024 (SLoPe), arXiv 2405.16325.
+
+    Examples
+    --------
+    >>> w = torch.randn(32, 64)
+    >>> values, meta, transposed, scale, amax = sparse24.prune_pack_fp8_both(w)
+    >>> codes = sparse24.prune_quantize_fp8_both(w)[0]
+    >>> assert torch.equal(sparse24.unpack24(values, meta, 32, 64).float(), codes.float())
+    """
+    try:
+        return _prune_pack_fp8_both(w, scale)
+    except RuntimeError:
+        refuse_non_tensors(_prune_pack_fp8_both, w, scale)
         raise
 
 
@@ -229,6 +282,19 @@ def _fake_prune_quantize_fp8_both(w: Tensor, scale: Tensor | None, dim: int) -> 
     return _both_orders(op, "w", w, scale)
 
 
+def _fake_prune_pack_fp8_both(w: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    op = "prune_pack_fp8_both"
+    check_sizes(op, "w", w, 2)
+    check_dtype(op, "w", w, WIDE)
+    multiple = feature_alignment(FP8, -1)
+    expect(w.shape[1] % multiple == 0, op, f"w to have a multiple of {multiple} columns", w.shape[1])
+    rule = f"w to have a multiple of {PACKED_FEATURES} rows"
+    expect(w.shape[0] % PACKED_FEATURES == 0, op, rule, w.shape[0])
+    a = Operand.of(*w.shape, FP8, -1)
+    _, *others = _both_orders(op, "w", w, scale)
+    return w.new_empty(a.values_shape, dtype=FP8), w.new_empty(a.meta_bytes, dtype=torch.uint8), *others
+
+
 def _both_orders(op: str, name: str, x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_quantized(op, x, name)
     if scale is not None:
@@ -244,5 +310,8 @@ _prune_quantize_fp8_both = define(
     "prune_quantize_fp8_both",
     _fake_prune_quantize_fp8_both,
     no_backward="relu2_mlp passes the gradient straight through",
+)
+_prune_pack_fp8_both = define(
+    "prune_pack_fp8_both", _fake_prune_pack_fp8_both, no_backward="relu2_mlp passes the gradient straight through"
 )
 _quantize_fp8_predict = define("quantize_fp8_predict", _fake_quantize_fp8_predict, no_backward=ROUNDING)

@@ -56,5 +56,43 @@ TEST(QuantizeBoth, HasTheCodesOfQuantizeInTheOrderOfTheGroups) {
   }
 }
 
+/// What is packed is the pruned codes, whose transpose is written beside them.
+TEST(QuantizeBoth, PacksWhatStaysOfColumns) {
+  constexpr int64_t kRows = 48, kCols = 64;
+  const Array x = test::random_activations(DType::kBFloat16, kRows * kCols, 2);
+  QuantizeBothArgs args{};
+  args.x = x.data();
+  args.x_dtype = x.dtype();
+  args.rows = kRows;
+  args.cols = kCols;
+  args.prunes = true;
+  const auto run = [&](Array& q, std::vector<uint8_t>* meta) {
+    Array qt(kFp8, kCols * args.ld_qt());
+    float scale = 0, amax = 0;
+    args.q = q.data();
+    args.qt = qt.data();
+    args.scale = &scale;
+    args.amax = &amax;
+    args.meta = meta ? meta->data() : nullptr;
+    cpu::quantize_fp8_both(args);
+    return qt;
+  };
+  Array dense(kFp8, kRows * kCols), packed(kFp8, kRows * kCols / 2);
+  const Operand a = args.packed();
+  std::vector<uint8_t> meta(static_cast<size_t>(a.meta_bytes()));
+  const Array transposed = run(dense, nullptr);
+  EXPECT_EQ(run(packed, &meta).first_difference(transposed), -1);
+  for (int64_t m = 0; m < kRows; ++m) {
+    for (int64_t g = 0; g < kCols / 4; ++g) {
+      const int nibble = meta[static_cast<size_t>(a.meta_byte(m, g))] >> Operand::meta_shift(g) & 15;
+      for (int i = 0; i < 4; ++i) {
+        const bool first = (nibble & 3) == i, kept = first || nibble >> 2 == i;
+        const uint32_t expected = kept ? packed.code(a.value_index(m, 2 * g + (first ? 0 : 1))) : 0u;
+        EXPECT_EQ(dense.code(packed_feature(m) * kCols + 4 * g + i), expected) << m << ", " << g << ", " << i;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace sparse24

@@ -174,6 +174,8 @@ def test_schemas():
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
         "prune_quantize_fp8_both": "(Tensor w, Tensor? scale=None, int dim=-1) "
         "-> (Tensor values, Tensor transposed, Tensor scale, Tensor amax)",
+        "prune_pack_fp8_both": "(Tensor w, Tensor? scale=None) "
+        "-> (Tensor values, Tensor meta, Tensor transposed, Tensor scale, Tensor amax)",
         "prune_pack24": "(Tensor w, int dim=-1, *, ScalarType? dtype=None) "
         "-> (Tensor pruned, Tensor values, Tensor meta)",
         "gather_features": "(Tensor values, Tensor meta, Tensor features, bool fp8_meta=False) -> Tensor",

@@ -90,6 +90,7 @@ def calls() -> dict[str, Call]:
             add("prune_pack24", f"{r}x{c}-dim{dim}", numbers(r, c), dim)
             add("prune_quantize_fp8_both", f"{r}x{c}-dim{dim}", numbers(r, c), None, dim)
             add("prune_pack24", f"{r}x{c}-dim{dim}-master", numbers(r, c, dtype=torch.float32), dim, dtype=BF16)
+        add("prune_pack_fp8_both", f"{r}x{c}", numbers(r, c))
     for r, c in ((0, 64), (5, 0), (0, 0)):
         for scaling in ("row", "tensor"):
             scale = torch.full((r if scaling == "row" else 1,), 0.5)
