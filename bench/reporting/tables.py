@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from bench.reporting import distributed_tables, experts_tables, ffn_tables, model_tables, train_table, training_tables
+from bench.reporting import (
+    distributed_tables,
+    experts_tables,
+    ffn_tables,
+    model_tables,
+    train_table,
+    training_tables,
+    weight_speed,
+)
 from bench.reporting.markdown import gain, rate, size, table, us, zeros
 from bench.reporting.origins import Origins
 from sparse24.bench import results
 
 #: Benches whose times back to back stand in tables of their own.
-ELSEWHERE = ("nanochat_step", "experts")
+ELSEWHERE = ("nanochat_step", "experts", "ffn_weights")
 
 
 def markdown(records: list[results.Record]) -> str:
@@ -28,6 +36,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         ("ffn_forward", ffn_tables.all_tables),
         ("gemm1", _gemm1_table),
         ("ffn_training", training_tables.step_table),
+        ("ffn_weights", weight_speed.speed_table),
         ("experts", experts_tables.all_tables),
         ("models", _models_table),
         ("distributed", distributed_tables.all_tables),

@@ -3,8 +3,8 @@
     python -m bench plot bench/results/<gpu>
 
 writes mm.svg, ffn_forward.svg (over the number of tokens), ffn_forward_sizes.svg, ffn_few_tokens.svg, ffn_training.svg,
-experts.svg, distributed.svg and train_gpt.svg there, of the records that there are. 90 % independent zeros are drawn;
-the JSON files hold the others too.
+ffn_weights.svg, experts.svg, distributed.svg and train_gpt.svg there, of the records that there are. 90 % independent
+zeros are drawn; the JSON files hold the others too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     args = parser.parse_args(argv)
-    from bench.reporting.plots import distributed, experts, few_tokens, forward, gpt, products, training
+    from bench.reporting.plots import distributed, experts, few_tokens, forward, gpt, products, training, weights
     from sparse24.bench import drawing
 
     def records(name: str) -> list[results.Record]:
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         "ffn_forward_sizes": (forward.draw_sizes, records("ffn_forward")),
         "ffn_few_tokens": (few_tokens.draw, records("ffn_few_tokens")),
         "ffn_training": (training.draw, records("ffn_training")),
+        "ffn_weights": (weights.draw, records("ffn_weights")),
         "experts": (experts.draw, records("experts")),
         "distributed": (distributed.draw, records("distributed")),
         "train_gpt": (gpt.draw, train_table.read(args.folder / "train_gpt")),

@@ -1,0 +1,61 @@
+"""The table of the bench ffn_weights: networks whose weights are 2:4, beside 2:4 activations alone and dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bench.reporting.markdown import gain_both, size, table, us
+from bench.reporting.origins import Origins
+from sparse24.bench import results
+
+#: By race and precision: ours with dense products of the weights, what packs weights, and the dense rivals.
+RACES: dict[tuple[str, str], tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    ("forward", "bf16"): ("sparse24", ("sparse24_up",), ("fused_dense", "torch_compile")),
+    ("forward", "fp8"): ("sparse24", ("sparse24_up", "sparse24_up_row"), ("fused_dense", "scaled_mm_row")),
+    ("training", "bf16"): ("sparse24", ("sparse24_up", "sparse24_both"), ("fused_dense", "torch_compile")),
+    ("training", "fp8"): (
+        "sparse24_fp8",
+        ("sparse24_fp8_up", "sparse24_fp8_both"),
+        ("fused_dense_fp8", "scaled_mm_tensor"),
+    ),
+}
+NAMES = {
+    "up": "w1",
+    "both": "w1 and w2",
+    "row": "w1, scales of rows",
+}
+
+
+def speed_table(records: list[results.Record]) -> str:
+    """A row for each size, pass, precision and choice of weights."""
+    records = [r for r in records if r["median_us"] and (r["race"], r["dtype"]) in RACES]
+    origins, rows = Origins(records), []
+    for race in results.group(records, "race", "dtype").values():
+        first, by_name = race[0], {r["variant"]: r for r in race}
+        activations, packed, rivals = RACES[first["race"], first["dtype"]]
+        for variant in packed:
+            ours = by_name.get(variant)
+            if ours is None:
+                continue
+            beside = [by_name.get(name) for name in (*rivals, activations)]
+            cells = [f"{us(r)}, {gain_both(r, ours)}" if r else "" for r in beside]
+            what = NAMES[variant.rpartition("_")[2]]
+            rows.append([size(ours) + origins.mark(ours), first["race"], first["dtype"], what, us(ours), *cells])
+    head = ["T, D, F", "pass", "precision", "2:4 weights", "us", "fused dense: us, over it"]
+    head += ["torch.compile (fp8 forward: by row): us, over it", "2:4 activations alone: us, over it"]
+    title = (
+        "**2:4 weights**, 90 % zeros, activations 2:4 too: forward with weights packed before, a training step packs "
+        f"them. In parentheses back to back, on a hot card. {origins.note()}"
+    )
+    return table(title, head, rows) if rows else ""
+
+
+def gains(records: Iterable[results.Record], race: str, dtype: str, ours: str, theirs: str, field: str) -> list[float]:
+    """Ours over a rival, by size."""
+    found = []
+    chosen = [r for r in records if r["race"] == race and r["dtype"] == dtype and r.get(field)]
+    for some in results.group(chosen).values():
+        by_name = {r["variant"]: r[field] for r in some}
+        if ours in by_name and theirs in by_name:
+            found.append(by_name[theirs] / by_name[ours])
+    return found
