@@ -7,16 +7,24 @@ from sparse24.errors import fail
 
 def boolean(what: str, name: str, value: Any) -> bool:
     """Convert True or False."""
-    if value not in (False, True):
+    try:
+        is_one = value in (False, True)
+    except (RuntimeError, ValueError):  # of more than one element
+        is_one = False
+    if not is_one:
         fail(what, f"{name} to be True or False", value)
     return bool(value)
 
 
 def whole_number(what: str, name: str, value: Any) -> int:
     """Convert a number from 0."""
-    if value < 0:
+    try:
+        is_negative, is_whole = bool(value < 0), bool(value % 1 == 0)  # nor is what is not finite
+    except (RuntimeError, TypeError, ValueError):  # no number, or more than one
+        is_negative = is_whole = False
+    if is_negative:
         fail(what, f"{name} to be at least 0", value)
-    if value % 1 != 0:  # also what is not finite
+    if not is_whole:
         fail(what, f"{name} to be a whole number", value)
     return int(value)
 

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse24._autocast import without_autocast, without_autograd
+from sparse24._options import whole_number
 from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES, FP8
 from sparse24.mlp.arguments import DENSE, Arguments, Packed, Plan, Weight
 from sparse24.mlp.checks import (
     check_delayed_scales,
     check_operands,
+    check_packed,
     check_scale_y,
     check_scale_y_factor,
     check_tensors,
@@ -208,8 +210,8 @@ def relu2_mlp(
     dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
     check_operands(x, w1, w2, b1, b2, dtype)
     fp8 = is_fp8(precision, w1, w2, w1_scale, w2_scale)
-    if min_tokens is not None and min_tokens < 0:
-        fail("min_tokens to be at least 0", min_tokens)
+    if min_tokens is not None and not (isinstance(min_tokens, (int, torch.SymInt)) and min_tokens >= 0):
+        min_tokens = whole_number("relu2_mlp", "min_tokens", min_tokens)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8, recompute)
     above = threshold_of("relu2_mlp", threshold)
@@ -226,6 +228,8 @@ def relu2_mlp(
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
     check_delayed_scales(delayed_scales, tokens)
+    if w1_packed is not None:
+        check_packed(w1_packed, w1)
     exactly = few = False  # where few tokens are
     if w2_rows is not None:
         check_w2_rows(w2_rows, w2)

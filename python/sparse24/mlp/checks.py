@@ -17,10 +17,11 @@ _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def check_tensors(x: Tensor, w1: Tensor, w2: Tensor) -> None:
     """Check that what has to be a tensor is one, before anything is asked of it."""
-    if isinstance(x, Tensor) and isinstance(w1, Tensor) and isinstance(w2, Tensor):
-        return
     for name, t in (("x", x), ("w1", w1), ("w2", w2)):
-        _require_tensor(name, t)
+        if not isinstance(t, Tensor):
+            _require_tensor(name, t)
+        if t.layout is not torch.strided or t.is_nested:
+            fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
 
 
 def resolved_fp8(precision: str, w1: Tensor, w2: Tensor, refuse: Callable[[str, object], NoReturn]) -> bool:
@@ -137,6 +138,10 @@ def check_delayed_scales(scales: Tensor | None, x: Tensor) -> None:
         fail("delayed_scales to be float32", dtype_name(scales.dtype))
     if scales.requires_grad:
         fail("delayed_scales to require no gradient", "one that does")
+    if scales.stride(0) == 0:
+        fail("delayed_scales to have four elements in memory, which are written", "an expanded one")
+    if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()) and scales.is_inference():
+        fail("delayed_scales to be made outside of inference mode, where they can be written", "one made in it")
     if scales.device != x.device:
         fail(f"delayed_scales to be on {x.device} as x is", scales.device)
 
@@ -155,6 +160,25 @@ def check_w2_rows(rows: Tensor, w2: Tensor) -> None:
         )
     if rows.device != w2.device:
         fail(f"w2_rows to be on {w2.device} as w2 is", rows.device)
+
+
+def check_packed(packed: tuple[Tensor, ...], w1: Tensor) -> None:
+    """Check the first weight packed against the weight itself."""
+    if not isinstance(packed, (tuple, list)) or len(packed) not in (2, 3):
+        fail("w1_packed to be a tuple of 2 or 3 tensors", type_name(packed))
+    for name, t in zip(("values", "metadata", "the right adapter"), packed, strict=False):
+        _require_tensor(f"{name} of w1_packed", t)
+        if t.device != w1.device:
+            fail(f"{name} of w1_packed to be on {w1.device} as w1 is", t.device)
+    rows, columns = w1.shape
+    if len(packed) == 3:
+        right = packed[2]
+        if right.dim() != 2 or right.shape[1] != columns:
+            fail(f"the right adapter of w1_packed to have shape [rank, {columns}]", list(right.shape))
+        columns += 2 * (right.shape[0] + -right.shape[0] % 8)
+    values = packed[0]
+    if values.dim() != 2 or values.shape[0] != rows or values.shape[1] * 2 != columns:
+        fail(f"values of w1_packed to have shape {[rows, columns // 2]}", list(values.shape))
 
 
 def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8: bool, recompute: bool) -> None:

@@ -240,6 +240,11 @@ def test_scales_that_stay_unknown_are_seldom_read(device, monkeypatch):
     assert len(reads) == 6
 
 
+def of_inference_mode():
+    with torch.inference_mode():
+        return torch.ones(4)
+
+
 @pytest.mark.parametrize(
     "scales, sentence",
     [
@@ -249,6 +254,8 @@ def test_scales_that_stay_unknown_are_seldom_read(device, monkeypatch):
         (torch.ones(4, dtype=torch.bfloat16), r"to be float32, got bfloat16"),
         (torch.ones(4, device="meta"), r"to be on cpu as x is, got meta"),
         (torch.ones(4, requires_grad=True), r"to require no gradient, got one that does"),
+        (torch.ones(1).expand(4), r"to have four elements in memory, which are written, got an expanded one"),
+        (of_inference_mode(), r"to be made outside of inference mode, .*, got one made in it"),
     ],
     ids=str,
 )

@@ -20,6 +20,15 @@ REFUSALS = {
     "b2 shape": (lambda x, w1, w2: (x, w1, w2, None, w2[:1, 0]), {}, r"b2 to have shape \[48\] .*, got \[1\]"),
     "precision": (lambda *t: t, {"precision": "int4"}, 'precision to be .*, got "int4"'),
     "min_tokens": (lambda *t: t, {"min_tokens": -1}, "min_tokens to be at least 0, got -1"),
+    "a fraction": (lambda *t: t, {"min_tokens": 2.5}, "min_tokens to be a whole number, got 2.5"),
+    "no number": (lambda *t: t, {"min_tokens": "3"}, "min_tokens to be a whole number, got 3"),
+    "layout": (lambda x, w1, w2: (x.to_sparse(), w1, w2), {}, "x to be dense .*, got torch.sparse_coo"),
+    "layout of w2": (lambda x, w1, w2: (x, w1, w2.to_sparse()), {}, "w2 to be dense .*, got torch.sparse_coo"),
+    "nested": (
+        lambda x, w1, w2: (torch.nested.nested_tensor([x, x[:3]], layout=torch.jagged), w1, w2),
+        {},
+        "x to be dense .*, got a nested tensor",
+    ),
     "one fp8 weight": (lambda x, w1, w2: (x, w1.to(FP8), w2), {}, "w2 to be float8_e4m3fn .*, got bfloat16"),
     "no scale": (lambda x, w1, w2: (x, w1.to(FP8), w2.to(FP8)), {}, "w1_scale .*, got None"),
     "scale_y in 16 bits": (lambda *t: t, {"scale_y": torch.ones(1)}, "scale_y to be None .*, got a tensor"),
@@ -103,3 +112,34 @@ def test_refused_scales_of_weights(device, owner, wrong, sentence):
     sentence = sentence.format(owner)
     with pytest.raises(RuntimeError, match=rf"^sparse24\.relu2_mlp: expected {owner}_scale {sentence}$"):
         sparse24.relu2_mlp(tokens(8, torch.bfloat16, device), w1.to(FP8), w2.to(FP8), **scales)
+
+
+REFUSED_PACKED = {
+    "no tuple": (lambda values, meta: values, r"w1_packed to be a tuple of 2 or 3 tensors, got Tensor"),
+    "one": (lambda values, meta: (values,), r"w1_packed to be a tuple of 2 or 3 tensors, got tuple"),
+    "none": (lambda values, meta: (None, None), "values of w1_packed to be a Tensor, got None"),
+    "swapped": (lambda values, meta: (meta, values), r"values of w1_packed to have shape \[160, 32\], got \[\d+\]"),
+    "rows": (
+        lambda values, meta: (values[:80], meta),
+        r"values of w1_packed to have shape \[160, 32\], got \[80, 32\]",
+    ),
+    "device": (lambda values, meta: (values, meta.to("meta")), "metadata of w1_packed to be on .* as w1 is, got meta"),
+    "adapter": (
+        lambda values, meta: (values, meta, values),
+        r"the right adapter of w1_packed to have shape \[rank, 64\], got \[160, 32\]",
+    ),
+    "adapter of another rank": (
+        lambda values, meta: (values, meta, values.new_zeros(9, 64)),
+        r"values of w1_packed to have shape \[160, 48\], got \[160, 32\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_PACKED)
+def test_refused_packed_weights(device, name):
+    change, sentence = REFUSED_PACKED[name]
+    w1, w2, _, _ = weights(torch.bfloat16, device)
+    w1, *packed = sparse24.prune_pack24(w1)
+    options = {"recipe": sparse24.Recipe(sparse_weights="up"), "weights_pruned": True, "min_tokens": 0}
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.relu2_mlp: expected {sentence}$"):
+        sparse24.relu2_mlp(tokens(8, torch.bfloat16, device), w1, w2, **options, w1_packed=change(*packed))
