@@ -29,6 +29,17 @@ def whole_number(what: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def share(what: str, name: str, value: Any) -> float:
+    """Convert a number from 0 to 1."""
+    try:
+        fits = bool(0 <= value <= 1)
+    except (RuntimeError, TypeError, ValueError):  # no number, or more than one
+        fits = False
+    if not fits:
+        fail(what, f"{name} to be from 0 to 1", value)
+    return float(value)
+
+
 def positive_number(what: str, name: str, value: Any) -> int:
     """Convert a number from 1."""
     number = whole_number(what, name, value)

@@ -3,8 +3,8 @@
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Literal
 
-from sparse24._options import boolean
-from sparse24.errors import fail
+from sparse24._options import boolean, share
+from sparse24.errors import fail, type_name
 
 #: Features that go through the dense product come in multiples of this: the width of a GEMM's tile.
 _FEATURE_MULTIPLE = 64
@@ -93,9 +93,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.weight_gradients not in ("sparse", "dense"):
             fail("Recipe", 'weight_gradients to be "sparse" or "dense"', f'"{self.weight_gradients}"')
-        if not 0 <= self.dense_features <= 1:
-            fail("Recipe", "dense_features to be from 0 to 1", self.dense_features)
-        self.dense_features = float(self.dense_features)
+        self.dense_features = share("Recipe", "dense_features", self.dense_features)
         check_sparse_weights("Recipe", self.sparse_weights)
         for name in ("permute_tokens", "residual", "reuse_mask", "double_pruning"):
             setattr(self, name, boolean("Recipe", name, getattr(self, name)))
@@ -131,3 +129,9 @@ class Recipe:
     def has_fp8_weight_gradients(self, features: int) -> bool:
         """Tell whether a network of so many input features has float8 weight gradients in fp8."""
         return features >= _FP8_FEATURES if self.fp8_weight_gradients is None else self.fp8_weight_gradients
+
+
+def check_recipe(what: str, recipe: Recipe | None) -> None:
+    """Check that a recipe is one, or none."""
+    if recipe is not None and not isinstance(recipe, Recipe):
+        fail(what, "recipe to be a sparse24.Recipe", type_name(recipe))

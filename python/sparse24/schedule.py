@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from sparse24._options import whole_number
-from sparse24.errors import fail
+from sparse24.errors import fail, type_name
 from sparse24.nn import ReLU2Experts, ReLU2MLP
 
 
@@ -61,6 +61,7 @@ class Schedule:
 
     def is_sparse(self, step: int) -> bool:
         """Tell whether a step, counted from 0, runs sparse."""
+        step = whole_number("Schedule", "step", step)
         return bool(self.dense_warmup_steps <= step < self.total_steps - self.dense_final_steps)
 
     def apply(self, model: nn.Module, step: int) -> bool:
@@ -82,6 +83,8 @@ class Schedule:
         RuntimeError
             There is no such module in `model`.
         """
+        if not isinstance(model, nn.Module):
+            fail("Schedule", "model to be a torch.nn.Module", type_name(model))
         sparse = self.is_sparse(step)
         modules = list(feed_forwards(model))
         if not modules:

@@ -19,11 +19,11 @@ from sparse24.convert.problems import experts_problem, precision_problem, weight
 from sparse24.convert.run import dense_tokens
 from sparse24.convert.seen import look
 from sparse24.convert.weights import merge_weights
-from sparse24.errors import fail
+from sparse24.errors import fail, type_name
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.ops.activation import threshold_of
-from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
+from sparse24.recipe import Recipe, SparseWeights, check_recipe, check_sparse_weights
 
 _PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
 #: Which fields of `ConvertConfig` are arguments of `relu2_mlp`.
@@ -94,8 +94,7 @@ class ConvertConfig:
             fail("ConvertConfig", f"dtype to be one of {modes}", f'"{self.dtype}"')
         if isinstance(self.recipe, Mapping) and self.recipe:  # of dataclasses.asdict, or a file; empty it says nothing
             object.__setattr__(self, "recipe", Recipe(**self.recipe))
-        if self.recipe is not None and not isinstance(self.recipe, Recipe):
-            fail("ConvertConfig", "recipe to be a sparse24.Recipe", type(self.recipe).__name__)
+        check_recipe("ConvertConfig", self.recipe)
         if self.min_tokens is not None:
             object.__setattr__(self, "min_tokens", whole_number("ConvertConfig", "min_tokens", self.min_tokens))
         object.__setattr__(self, "recompute", boolean("ConvertConfig", "recompute", self.recompute))
@@ -109,6 +108,8 @@ class ConvertConfig:
         if self.sparse_weights == of_recipe == "none" and (self.adapters or self.calibration is not None):
             what = "adapters" if self.adapters else "calibration"
             fail("ConvertConfig", f'sparse_weights to be "up" or "both" for {what}', '"none"')
+        if not isinstance(self.decisions, Mapping):
+            fail("ConvertConfig", "decisions to be a mapping of names", type_name(self.decisions))
         for name, decision in self.decisions.items():
             if not isinstance(decision, bool) and decision not in _PRECISION:
                 fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")

@@ -29,7 +29,7 @@ from sparse24.nn.weight_copies import (
     without_copies,
 )
 from sparse24.ops.activation import ActivationFunction, threshold_of
-from sparse24.recipe import Recipe
+from sparse24.recipe import Recipe, check_recipe
 
 _LAYERS = ("up_proj", "down_proj")
 _STATE_HOOKS = (
@@ -116,6 +116,7 @@ class ReLU2MLP(SparseWeights24):
             fail("nn.ReLU2MLP", 'precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
         self.precision = precision
         self.min_tokens = None if min_tokens is None else whole_number("nn.ReLU2MLP", "min_tokens", min_tokens)
+        check_recipe("nn.ReLU2MLP", recipe)
         self.recipe = recipe
         self.recompute = boolean("nn.ReLU2MLP", "recompute", recompute)
         self.threshold = threshold

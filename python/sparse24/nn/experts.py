@@ -14,7 +14,7 @@ from sparse24.experts.routing import run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.nn.quantized_state import quantized_experts
-from sparse24.recipe import Recipe
+from sparse24.recipe import Recipe, check_recipe
 
 _LAYERS = ("up_proj", "down_proj")
 
@@ -67,6 +67,7 @@ class ReLU2Experts(nn.Module):
             fail("nn.ReLU2Experts", 'precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
         if whole_number("nn.ReLU2Experts", "num_experts", num_experts) == 0:
             fail("nn.ReLU2Experts", "num_experts to be at least 1", 0)
+        check_recipe("nn.ReLU2Experts", recipe)
         self.precision = precision
         self.recipe = recipe
         options = {"device": device, "dtype": dtype}

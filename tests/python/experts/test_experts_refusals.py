@@ -23,6 +23,7 @@ def with_option(name, value):
 REFUSALS = {
     "x type": (changed("x", lambda x: x.tolist()), "x to be a Tensor, got list"),
     "offsets type": (changed("offsets", lambda o: o.tolist()), "offsets to be a Tensor, got list"),
+    "x layout": (changed("x", lambda x: x.to_sparse()), "x to be dense .*, got torch.sparse_coo"),
     "x dtype": (changed("x", lambda x: x.double()), "x to be .*, got float64"),
     "x rank": (changed("x", lambda x: x[None]), "x to have 2 dimensions, got 3"),
     "x features": (changed("x", lambda x: x[:, 1:]), r"x to have 32 features \(columns of w1\), got 31"),

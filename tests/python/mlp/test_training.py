@@ -314,8 +314,15 @@ def test_refusals(device, name):
         (lambda: Recipe(weight_gradients="exact"), 'Recipe: expected weight_gradients to be .*, got "exact"'),
         (lambda: Recipe(dense_features=1.5), "Recipe: expected dense_features to be from 0 to 1, got 1.5"),
         (lambda: Recipe(dense_features=-0.1), "Recipe: expected dense_features to be from 0 to 1, got -0.1"),
+        (lambda: Recipe(dense_features="all"), "Recipe: expected dense_features to be from 0 to 1, got all"),
+        (lambda: Recipe(residual=torch.ones(2)), r"Recipe: expected residual to be True or False, got tensor.*"),
         (lambda: Recipe(residual="no"), "Recipe: expected residual to be True or False, got no"),
         (lambda: Schedule(1.5), "Schedule: expected total_steps to be a whole number, got 1.5"),
+        (lambda: Schedule("10"), "Schedule: expected total_steps to be a whole number, got 10"),
+        (lambda: Schedule(None), "Schedule: expected total_steps to be a whole number, got None"),
+        (lambda: Schedule(9, 0).is_sparse("1"), "Schedule: expected step to be a whole number, got 1"),
+        (lambda: Schedule(9, 0).is_sparse(-1), "Schedule: expected step to be at least 0, got -1"),
+        (lambda: Schedule(9, 0).apply(None, 0), "Schedule: expected model to be a torch.nn.Module, got None"),
         (lambda: Schedule(float("nan")), "Schedule: expected total_steps to be a whole number, got nan"),
         (lambda: Schedule(float("inf")), "Schedule: expected total_steps to be a whole number, got inf"),
         (lambda: Schedule(-1), "Schedule: expected total_steps to be at least 0, got -1"),
@@ -328,6 +335,28 @@ def test_refusals(device, name):
     ],
 )
 def test_refusals_of_options(make, sentence):
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.{sentence}$"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: sparse24.nn.ReLU2MLP(16, 16, recipe="both"), "nn.ReLU2MLP: expected recipe .*Recipe, got str"),
+        (lambda: sparse24.nn.ReLU2MLP(16, 16, min_tokens="1"), "nn.ReLU2MLP: expected min_tokens .* number, got 1"),
+        (
+            lambda: sparse24.nn.ReLU2Experts(2, 16, 16, recipe={}),
+            "nn.ReLU2Experts: expected recipe .*Recipe, got dict",
+        ),
+        (lambda: sparse24.nn.ReLU2Experts("2", 16, 16), "nn.ReLU2Experts: expected num_experts .* number, got 2"),
+        (lambda: sparse24.ConvertConfig(recipe=3), "ConvertConfig: expected recipe .*Recipe, got int"),
+        (lambda: sparse24.ConvertConfig(adapters="8"), "ConvertConfig: expected adapters .* number, got 8"),
+        (lambda: sparse24.ConvertConfig(decisions=["a"]), "ConvertConfig: expected decisions .* mapping .*, got list"),
+        (lambda: sparse24.activation_stats([1.0]), "activation_stats: expected y1 to be a Tensor, got list"),
+    ],
+)
+def test_refusals_of_types(make, sentence):
+    """Of what takes options: what is of another type is named as a wrong value is."""
     with pytest.raises(RuntimeError, match=rf"^sparse24\.{sentence}$"):
         make()
 
