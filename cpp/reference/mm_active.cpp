@@ -21,15 +21,14 @@ void sum_row(const MmActiveArgs& args, int64_t t, int64_t n_begin, int64_t n_end
     float of_part[kColumnBlock] = {};
     for (int64_t slice = part; slice < part + kActivePart; ++slice) {
       const int64_t begin = active_slice(args.features, slice), end = active_slice(args.features, slice + 1);
-      float sums[2][kColumnBlock] = {};
+      float chain[kColumnBlock] = {};
       for (int64_t f = begin; f < end; ++f) {
         const float factor = Y::load(y[f]);
         if (factor == 0.0f) continue;
         const auto* row = w + f * args.out_features + n_begin;
-        float* chain = sums[(f - begin) % 2];
         for (int64_t n = 0; n < columns; ++n) chain[n] += factor * W::load(row[n]);
       }
-      for (int64_t n = 0; n < columns; ++n) of_part[n] += sums[0][n] + sums[1][n];
+      for (int64_t n = 0; n < columns; ++n) of_part[n] += chain[n];
     }
     for (int64_t n = 0; n < columns; ++n) total[n] += of_part[n];
   }

@@ -76,10 +76,9 @@ Tensor relu2_mlp_few(const Tensor& x, const Tensor& w1, const Tensor& w2_rows, c
     }
     weight = contiguous_aligned(weight);
     const Tensor rows = as_contiguous(w2_rows);
-    // What lies between the two products: y, and the workspace of the second one.
-    const int64_t y_bytes = round_up(tokens * features * size_of(dtype), 128);
-    const int64_t workspace_bytes = x.is_cuda() ? cuda::mm_active_workspace(second) : 0;
-    const Tensor between = new_empty(x, {y_bytes + workspace_bytes}, ScalarType::Byte);
+    // What lies between the two products: on the CPU y, on CUDA lists of what is active.
+    const int64_t bytes = x.is_cuda() ? cuda::mm_active_workspace(second) : tokens * features * size_of(dtype);
+    const Tensor between = new_empty(x, {bytes}, ScalarType::Byte);
 
     std::optional<Tensor> kept[4];
     const auto keep = [&](const std::optional<Tensor>& t, int i) -> const Tensor* {
@@ -89,8 +88,7 @@ Tensor relu2_mlp_few(const Tensor& x, const Tensor& w1, const Tensor& w2_rows, c
     };
     first.x = input.const_data_ptr();
     first.w = weight.const_data_ptr();
-    first.y = between.mutable_data_ptr();
-    second.workspace = static_cast<char*>(first.y) + y_bytes;
+    first.y = second.workspace = between.mutable_data_ptr();
     if (const Tensor* t = keep(w1_scale, 0)) {
       first.scale_w = t->const_data_ptr<float>();
       first.scale_w_per_row = t->numel() != 1;

@@ -16,23 +16,46 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
+// What is read once does not stay in the second-level cache.
+__device__ __forceinline__ uint64_t read_once_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
 // 16 bytes where `exists` is not zero: where lanes differ, a branch would cost more than the access. For weights, which
 // are read in order.
-__device__ __forceinline__ void copy16_if(uint32_t exists, uint32_t to, const void* from) {
+__device__ __forceinline__ void copy16_if(uint32_t exists, uint32_t to, const void* from, uint64_t policy) {
   asm volatile(
       "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %2, 0;\n\t"
-      "@exists cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n\t}" ::"r"(to),
-      "l"(from), "r"(exists)
+      "@exists cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %3;\n\t}" ::"r"(to),
+      "l"(from), "r"(exists), "l"(policy)
       : "memory");
 }
 
-// 8 bytes of it, as half of the weights' bytes take.
-__device__ __forceinline__ void copy8_if(uint32_t exists, uint32_t to, const void* from) {
+// 16 or 8 bytes of weights in registers, which stay as they are where nothing exists.
+__device__ __forceinline__ void load_if(uint32_t exists, const void* from, uint32_t (&v)[4]) {
   asm volatile(
-      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %2, 0;\n\t"
-      "@exists cp.async.ca.shared.global.L2::128B [%0], [%1], 8;\n\t}" ::"r"(to),
-      "l"(from), "r"(exists)
-      : "memory");
+      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %5, 0;\n\t"
+      "@exists ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "+r"(v[0]), "+r"(v[1]), "+r"(v[2]), "+r"(v[3])
+      : "l"(from), "r"(exists));
+}
+__device__ __forceinline__ void load_if(uint32_t exists, const void* from, uint32_t (&v)[2]) {
+  asm volatile(
+      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %3, 0;\n\t@exists ld.global.nc.v2.u32 {%0, %1}, [%2];\n\t}"
+      : "+r"(v[0]), "+r"(v[1])
+      : "l"(from), "r"(exists));
+}
+
+// c += y * w where y is not zero, in float32.
+__device__ __forceinline__ void multiply_add_if(float y, const float (&w)[8], float (&c)[8]) {
+  asm("{\n\t.reg .pred used;\n\tsetp.neu.f32 used, %8, 0f00000000;\n\t"
+      "@used fma.rn.f32 %0, %8, %9, %0;\n\t@used fma.rn.f32 %1, %8, %10, %1;\n\t"
+      "@used fma.rn.f32 %2, %8, %11, %2;\n\t@used fma.rn.f32 %3, %8, %12, %3;\n\t"
+      "@used fma.rn.f32 %4, %8, %13, %4;\n\t@used fma.rn.f32 %5, %8, %14, %5;\n\t"
+      "@used fma.rn.f32 %6, %8, %15, %6;\n\t@used fma.rn.f32 %7, %8, %16, %7;\n\t}"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+      : "f"(y), "f"(w[0]), "f"(w[1]), "f"(w[2]), "f"(w[3]), "f"(w[4]), "f"(w[5]), "f"(w[6]), "f"(w[7]));
 }
 
 __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
@@ -60,25 +83,6 @@ __device__ __forceinline__ void store_shared2(uint32_t address, uint32_t x, uint
 __device__ __forceinline__ void store_shared4(uint32_t address, const uint32_t (&v)[4]) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                : "memory");
-}
-
-// ---- clusters of two blocks ----
-
-// Where another block of the cluster has what lies at an address of this one.
-__device__ __forceinline__ uint32_t address_of_block(uint32_t address, uint32_t rank) {
-  uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-__device__ __forceinline__ void store_cluster(uint32_t address, uint32_t v) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
-}
-// All threads of both blocks, whose stores before the one are seen after the other.
-__device__ __forceinline__ void arrive_at_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wait_for_cluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // ---- dependent launches ----

@@ -6,6 +6,8 @@
 // alone: not on the number of tokens, nor on the tile.
 #pragma once
 
+#include "few_tokens/active_lists.cuh"
+#include "few_tokens/linear_few.h"
 #include "few_tokens/linear_tile.cuh"
 
 namespace sparse24::cuda {
@@ -30,24 +32,23 @@ __device__ __forceinline__ void to_fragments(const uint4& row, const uint4& row8
   }
 }
 
-// The rows of a block of linear_few: consecutive ones, in passes of about as many.
+// The rows of a block of linear_few: a slice of the neurons, in passes of about as many.
 template <class Tile>
-__device__ __forceinline__ LinearRows rows_of_block(int64_t out) {
-  const int64_t first = out * blockIdx.x / gridDim.x;
-  const int rows = int(out * (blockIdx.x + 1) / gridDim.x - first);
+__device__ __forceinline__ LinearRows rows_of_slice(int64_t out, int slice) {
+  const int64_t first = active_slice(out, slice);
+  const int rows = int(active_slice(out, slice + 1) - first);
   const int passes = (rows + Tile::kPassRows - 1) / Tile::kPassRows,
             of_pass = passes > 0 ? (rows + passes - 1) / passes : 0;
-  return {first, passes, of_pass, of_pass, rows};
+  return {first, passes, of_pass, rows};
 }
 
 // Multiplies rows of w with all tokens, and gives each y to the sink.
 //
-// The sink has: `behind(stage)`, which is called in place of a copy where all of w is on the way, and may copy
-// something else to that stage, as one group of copies; `store(token, row, y)`, where `row` counts from the first one;
-// `begin_end(pass)` before, and `end(pass)` behind, the stores of a pass. Returns the oldest stage.
+// The sink has: `store(token, row, y)`, where `row` counts from the first one of the pass; `begin_end(pass)` before,
+// and `end(pass, rows)` behind, the stores of a pass.
 template <class T, class W, class Tile, class Sink>
-__device__ __forceinline__ int multiply_rows(const LinearFewArgs& args, const LinearRows& rows, unsigned char* shared,
-                                             Sink& sink) {
+__device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const LinearRows& rows, unsigned char* shared,
+                                              const Sink& sink) {
   using Shape = LinearShape<Tile, int(sizeof(W))>;
   constexpr int kEights = Tile::kEights, kVec = Shape::kVec, kBlock = Shape::kBlock;
   constexpr int kProducts = 4 / int(sizeof(W));  // of a block
@@ -73,33 +74,33 @@ __device__ __forceinline__ int multiply_rows(const LinearFewArgs& args, const Li
                         group_rows,
                         group,
                         shared_at + warp * Tile::kStages * Tile::kStageBytes,
-                        lane};
+                        lane,
+                        read_once_policy()};
   const auto copy = [&] {
     if (ring.complete()) {
-      sink.behind(ring.stage);
+      commit_copies();
     } else {
       ring.copy();
     }
     ring.advance();
   };
+  // x is asked for first: behind the weights in the ring it would arrive when these are all there.
+  auto* sums = reinterpret_cast<float*>(shared + Tile::kRingBytes);  // [slices][tokens][rows of a pass]
+  constexpr int kScalesAt = Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes + Tile::kCountBytes;
+  auto* scales = reinterpret_cast<float*>(shared + kScalesAt);
+  using Tokens = StagedTokens<T, W, Tile>;
+  const Tokens x{static_cast<const uint16_t*>(args.x),  tokens, in, shared + Shape::x_at(in), scales,
+                 shared + kScalesAt + Tile::kScaleBytes};
+  typename Tokens::Batch first_x;
+  typename Tokens::Pieces next_x;
+  if (Tile::kResident || kScaled<T, W>) x.load_batch(x.first_place(), first_x);
+  if constexpr (!Tile::kResident) x.load_chunk(0, next_x);
 #pragma unroll
   for (int s = 0; s < Tile::kStages; ++s) copy();
-
-  // ---- x ----
-  auto* sums = reinterpret_cast<float*>(shared + Tile::kRingBytes);  // [slices][tokens][rows of a pass]
-  auto* scales = reinterpret_cast<float*>(shared + Tile::kRingBytes + Tile::kSumBytes);
-  const StagedTokens<T, W, Tile> x{static_cast<const uint16_t*>(args.x),
-                                   tokens,
-                                   in,
-                                   shared + Shape::x_at(in),
-                                   scales,
-                                   shared + Tile::kRingBytes + Tile::kSumBytes + Tile::kScaleBytes};
-  x.find_scales(reinterpret_cast<uint32_t*>(sums));
-  typename StagedTokens<T, W, Tile>::Pieces next_x;
+  x.find_scales(first_x, reinterpret_cast<uint32_t*>(sums));
   if constexpr (Tile::kResident) {
-    x.stage_all();
+    x.store_all(first_x);
   } else {
-    x.load_chunk(0, next_x);
     x.store_chunk(0, 0, next_x);
   }
   __syncthreads();
@@ -109,7 +110,7 @@ __device__ __forceinline__ int multiply_rows(const LinearFewArgs& args, const Li
 
   int stage = 0, x_stage = 0;
   for (int pass = 0; pass < rows.passes; ++pass) {
-    const int pass0 = pass * rows.stride, pass_end = min(rows.of_pass, rows.end - pass0);
+    const int pass0 = pass * rows.of_pass, pass_end = min(rows.of_pass, rows.end - pass0);
     // What this thread scales and adds at the end of the pass, so that nobody waits for it then.
     const int local = threadIdx.x % Tile::kPassRows, in_group = local % Tile::kWarpRows;
     const int row = local / Tile::kWarpRows * group_rows + in_group;
@@ -208,34 +209,57 @@ __device__ __forceinline__ int multiply_rows(const LinearFewArgs& args, const Li
         if (args.bias != nullptr) sum = __fadd_rn(sum, to_float(T{}, bias));
         const float h = to_float(T{}, uint16_t(pack2(T{}, sum, 0.f)));
         const float kept = h <= args.threshold ? 0.f : h;  // NaN is kept
-        sink.store(first + token, pass0 + row, uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f)));
+        sink.store(first + token, row, uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f)));
       }
       __syncthreads();
     }
-    sink.end(pass);
+    sink.end(pass, pass_end);
   }
-  return stage;
 }
 
-// What linear_few does with them.
-struct LinearSink {
-  uint16_t* y;  // of the first row
-  int64_t out;
-  int passes;
-  __device__ __forceinline__ void behind(int) const { commit_copies(); }
+// Makes lists of what is active.
+template <class Tile>
+struct ActiveSink {
+  const LinearLaunch& launch;
+  LinearRows rows;
+  uint16_t* y;  // [tokens][kPassRows] in shared memory
+  int* counts;  // [tokens] there
+
   __device__ __forceinline__ void begin_end(int pass) const {
-    if (pass + 1 == passes) launch_dependents();
+    if (pass + 1 == rows.passes) launch_dependents();
   }
-  __device__ __forceinline__ void store(int token, int row, uint16_t value) const { y[token * out + row] = value; }
-  __device__ __forceinline__ void end(int) const {}
+  __device__ __forceinline__ void store(int token, int row, uint16_t value) const {
+    y[token * Tile::kPassRows + row] = value;
+  }
+  __device__ __forceinline__ void end(int pass, int pass_rows) const {
+    const ActiveLists& lists = launch.lists;
+    const int lane = threadIdx.x % 32, pass0 = pass * rows.of_pass, tokens = lists.tokens;
+    for (int t = threadIdx.x / 32; t < tokens; t += Tile::kWarps) {
+      int count = pass == 0 ? 0 : counts[t];
+      const int list = blockIdx.x * tokens + t;
+      count = append_active(lists.entries + int64_t{list} * lists.capacity, count, y + t * Tile::kPassRows, pass_rows,
+                            pass0);
+      if (lane == 0) counts[t] = count;
+      if (lane == 0 && pass + 1 == rows.passes) lists.counts[list] = count;
+      __syncwarp();
+    }
+  }
 };
 
 template <class T, class W, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) linear_few_kernel(const LinearFewArgs args) {
+__global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const LinearLaunch launch) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const LinearRows rows = rows_of_block<Tile>(args.out);
-  LinearSink sink{static_cast<uint16_t*>(args.y) + rows.first, args.out, rows.passes};
-  multiply_rows<T, W, Tile>(args, rows, shared, sink);
+  const ActiveLists& lists = launch.lists;
+  const LinearRows rows = rows_of_slice<Tile>(launch.args.out, blockIdx.x);
+  auto* y = reinterpret_cast<uint16_t*>(shared + Tile::kRingBytes + Tile::kSumBytes);
+  const ActiveSink<Tile> sink{launch, rows, y,
+                              reinterpret_cast<int*>(shared + Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes)};
+  wait_for_predecessors();
+  if (rows.passes == 0) {
+    for (int t = threadIdx.x; t < lists.tokens; t += Tile::kThreads) lists.counts[blockIdx.x * lists.tokens + t] = 0;
+    return;
+  }
+  multiply_rows<T, W, Tile>(launch.args, rows, shared, sink);
 }
 
 }  // namespace sparse24::cuda

@@ -1,14 +1,16 @@
-// The first product for few tokens with a chosen tile.
+// The first product for few tokens.
 #pragma once
 
+#include "few_tokens/active_lists.h"
 #include "sparse24/relu2_mlp_few.h"
 
 namespace sparse24::cuda {
 
-int linear_few_tile_count();
-// Whether the tile takes so many tokens, and so many columns of x.
-bool linear_few_tile_fits(int tile, const LinearFewArgs& args);
-int select_linear_few_tile(const LinearFewArgs& args);
-void linear_few_tile(int tile, const LinearFewArgs& args, cudaStream_t stream);
+struct LinearLaunch {
+  LinearFewArgs args;  // whose y is not written
+  ActiveLists lists;   // which are
+};
+
+void linear_few(const LinearLaunch& launch, cudaStream_t stream);
 
 }  // namespace sparse24::cuda

@@ -9,12 +9,12 @@ namespace sparse24::cuda {
 
 // kEights: of tokens. kChunk: bytes of a row of w that are copied at once. kStages: such chunks that are on the way.
 // kResident: all of x is in shared memory at once; or the columns of a chunk for each slice, twice.
-template <int kWarps_, int kEights_, int kChunk_, int kStages_, bool kResident_>
+template <int kEights_, int kChunk_, int kStages_, bool kResident_>
 struct LinearTile {
   static constexpr int kEights = kEights_, kTokens = 8 * kEights, kChunk = kChunk_, kStages = kStages_;
   static constexpr bool kResident = kResident_;
-  static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps, kBlocks = 16 / kWarps;  // of a multiprocessor
-  static constexpr int kSlices = 4, kGroups = kWarps / kSlices;                          // of K, of rows
+  static constexpr int kWarps = 16, kThreads = 32 * kWarps;
+  static constexpr int kSlices = 4, kGroups = kWarps / kSlices;  // of K, of rows
   static constexpr int kWarpRows = 16, kPassRows = kGroups * kWarpRows;
   static constexpr int kStageBytes = kWarpRows * kChunk, kRingBytes = kWarps * kStages * kStageBytes;
   static constexpr int kBlockBytes = 64;  // of a row: what four lanes load at once
@@ -22,6 +22,7 @@ struct LinearTile {
   static constexpr int kSumPitch = kPassRows + 4, kSumTokens = kEights == 1 ? 8 : 16;  // that are added at once
   static constexpr int kSumBytes = kSlices * kSumTokens * kSumPitch * 4;
   static constexpr int kScaleBytes = 2 * kTokens * 4;
+  static constexpr int kYBytes = kTokens * kPassRows * 2, kCountBytes = kTokens * 4;
 };
 
 // Sizes that depend on the bytes of a weight too.
@@ -41,17 +42,17 @@ struct LinearShape {
   SPARSE24_HD static int rest_bytes(int64_t in) { return kWeightBytes == 1 ? int(round_up(blocks(in), 16)) : 0; }
   // x comes last.
   SPARSE24_HD static int x_at(int64_t in) {
-    return Tile::kRingBytes + Tile::kSumBytes + Tile::kScaleBytes + rest_bytes(in);
+    return Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes + Tile::kCountBytes + Tile::kScaleBytes + rest_bytes(in);
   }
   SPARSE24_HD static int64_t shared_bytes(int64_t in, int64_t tokens) {
     return x_at(in) + (Tile::kResident ? tokens * resident_pitch(in) : int64_t{2} * kXStageBytes);
   }
 };
 
-// The rows of w of a block: pass p has `of_pass` of them from first + p * stride on, as far as they lie below `end`.
+// The rows of w of a block, in passes.
 struct LinearRows {
   int64_t first;
-  int passes, of_pass, stride, end;  // `end` counts from `first`
+  int passes, of_pass, end;  // `end` counts from `first`
 };
 
 // The chunks of w that a warp multiplies, in a ring in shared memory: 16 rows of a slice of K, pass after pass.
@@ -64,6 +65,7 @@ struct WeightRing {
   int group_rows, group;
   uint32_t ring;  // of the warp
   int lane;
+  uint64_t policy;
   int pass = 0, chunk = 0, stage = 0;  // of the next copy
 
   static constexpr int kLanes = Tile::kChunk / 16, kRowsOfCopy = 32 / kLanes;
@@ -75,15 +77,15 @@ struct WeightRing {
 
   __device__ __forceinline__ bool complete() const { return pass >= rows.passes || chunks == 0; }
   __device__ __forceinline__ void copy() {
-    const int first = pass * rows.stride + group * group_rows;
-    const int end = min(min(pass * rows.stride + rows.of_pass, rows.end), first + group_rows);
+    const int first = pass * rows.of_pass + group * group_rows;
+    const int end = min(min((pass + 1) * rows.of_pass, rows.end), first + group_rows);
     const int piece = lane % kLanes * 16, row0 = lane / kLanes;
     const bool exists = chunk * Tile::kChunk + piece < slice_bytes;
     const unsigned char* from = w + (first + row0) * row_bytes + chunk * Tile::kChunk;
     const uint32_t to = ring + stage * Tile::kStageBytes;
 #pragma unroll
     for (int i = 0; i < Tile::kWarpRows; i += kRowsOfCopy) {
-      copy16_if(exists && first + row0 + i < end, to + at(row0 + i, piece), from + i * row_bytes);
+      copy16_if(exists && first + row0 + i < end, to + at(row0 + i, piece), from + i * row_bytes, policy);
     }
     commit_copies();
     if (++chunk == chunks) {
@@ -119,57 +121,79 @@ struct StagedTokens {
     }
     *reinterpret_cast<uint4*>(shared + at) = {words[0], words[1], words[2], words[3]};
   }
-  // Before all else, with room for a word of each warp and each token.
-  __device__ __forceinline__ void find_scales(uint32_t* room) const {
+
+  // All of x, eight columns at a time, in batches whose loads do not wait for each other.
+  static constexpr int kBatch = 8;
+  struct Place {
+    int token, piece;
+  };
+  using Batch = uint4[kBatch];
+  template <class F>
+  __device__ __forceinline__ void visit(Place& place, F f) const {
+    const int of_token = max(1, Shape::blocks(in) * Shape::kBlock / 8);
+    const int tokens_further = Tile::kThreads / of_token, pieces_further = Tile::kThreads % of_token;
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      f(b, place.token, place.piece);
+      place.token += tokens_further;
+      place.piece += pieces_further;
+      if (place.piece >= of_token) {
+        place.piece -= of_token;
+        ++place.token;
+      }
+    }
+  }
+  __device__ __forceinline__ Place first_place() const {
+    const int of_token = max(1, Shape::blocks(in) * Shape::kBlock / 8);
+    return {int(threadIdx.x) / of_token, int(threadIdx.x) % of_token};
+  }
+  __device__ __forceinline__ void load_batch(Place place, Batch& v) const {
+    visit(place,
+          [&](int b, int token, int piece) { v[b] = token < tokens ? load(token, piece * 8) : uint4{0, 0, 0, 0}; });
+  }
+  // `v`: the first batch. `room`: a word for each token.
+  __device__ __forceinline__ void find_scales(const Batch& v, uint32_t* room) const {
     if constexpr (kScaled<T, W>) {
       for (int i = threadIdx.x; i < Shape::blocks(in); i += Tile::kThreads) rests[i] = 0;
-      // Warps share a token where there are more of them.
-      const int warp = threadIdx.x / 32, parts = max(1, Tile::kWarps / tokens), part = warp % parts;
-      for (int token = warp / parts; token < tokens; token += max(1, Tile::kWarps / parts)) {
-        uint32_t most = 0;
-#pragma unroll 4
-        for (int column = 8 * (threadIdx.x % 32 + 32 * part); column < in; column += 256 * parts) {
-          const uint4 v = load(token, column);
-          most = most_of(most_of(most_of(most_of(most, v.x), v.y), v.z), v.w);
-        }
-        most = __reduce_max_sync(0xffffffffu, most);
-        if (threadIdx.x % 32 == 0) room[token * parts + part] = most;
+      for (int token = threadIdx.x; token < tokens; token += Tile::kThreads) room[token] = 0;
+      __syncthreads();
+      const auto add = [&](int token, const uint4& piece) {
+        uint32_t most = token < tokens ? most_of(most_of(most_of(most_of(0, piece.x), piece.y), piece.z), piece.w) : 0;
+        const bool together = __all_sync(0xffffffffu, token == __shfl_sync(0xffffffffu, token, 0));
+        if (together) most = __reduce_max_sync(0xffffffffu, most);
+        if (token < tokens && (!together || threadIdx.x % 32 == 0)) atomicMax(room + token, most);
+      };
+      Place place = first_place();
+      visit(place, [&](int b, int token, int) { add(token, v[b]); });
+      while (__any_sync(0xffffffffu, place.token < tokens)) {
+        Batch more;
+        load_batch(place, more);
+        visit(place, [&](int b, int token, int) { add(token, more[b]); });
       }
       __syncthreads();
       for (int token = threadIdx.x; token < tokens; token += Tile::kThreads) {
-        uint32_t most = 0;
-        for (int i = 0; i < parts; ++i) most = max(most, room[token * parts + i]);
-        scales[token] = scale_of(most);
-        scales[Tile::kTokens + token] = unscale_of(most);
+        scales[token] = scale_of(room[token]);
+        scales[Tile::kTokens + token] = unscale_of(room[token]);
       }
       __syncthreads();
     }
   }
-  __device__ __forceinline__ void stage_all() const {
-    const int of_token = Shape::blocks(in) * Shape::kBlock / 8, pitch = Shape::resident_pitch(in);
-    const int pieces = tokens * of_token;
-    constexpr int kBatch = 8;  // whose loads do not wait for each other
-    for (int first = threadIdx.x; first < pieces; first += kBatch * Tile::kThreads) {
-      uint4 v[kBatch];
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int i = first + b * Tile::kThreads;
-        v[b] = i < pieces ? load(i / of_token, i % of_token * 8) : uint4{0, 0, 0, 0};
-      }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int i = first + b * Tile::kThreads, token = i / of_token, column = i % of_token * 8;
-        if (i < pieces) store(token * pitch + column * 2, token, column, v[b]);
-      }
+  __device__ __forceinline__ void store_all(Batch& v) const {
+    const int pitch = Shape::resident_pitch(in);
+    for (Place place = first_place();; load_batch(place, v)) {
+      visit(place, [&](int b, int token, int piece) {
+        if (token < tokens) store(token * pitch + piece * 16, token, piece * 8, v[b]);
+      });
+      if (place.token >= tokens) break;
     }
   }
   // A chunk of each slice: loaded before, and stored after, the products of the one in front of it.
   static constexpr int kPieces = Shape::kChunkColumns / 8;
   static constexpr int kOfThread = (Tile::kSlices * Tile::kTokens * kPieces + Tile::kThreads - 1) / Tile::kThreads;
-  struct Place {
+  struct ChunkPlace {
     int slice, token, piece, column;
   };
-  __device__ __forceinline__ Place place(int i, int chunk) const {
+  __device__ __forceinline__ ChunkPlace place(int i, int chunk) const {
     const int index = threadIdx.x + i * Tile::kThreads, token = index / kPieces % Tile::kTokens;
     const int slice = index / kPieces / Tile::kTokens, piece = index % kPieces;
     const int column = Shape::slice_begin(in, slice) * Shape::kBlock + chunk * Shape::kChunkColumns + piece * 8;
@@ -182,7 +206,7 @@ struct StagedTokens {
     if constexpr (kAhead) {
 #pragma unroll
       for (int i = 0; i < kOfThread; ++i) {
-        const Place p = place(i, chunk);
+        const ChunkPlace p = place(i, chunk);
         v[i] = p.slice < Tile::kSlices && p.token < tokens ? load(p.token, p.column) : uint4{0, 0, 0, 0};
       }
     }
@@ -190,7 +214,7 @@ struct StagedTokens {
   __device__ __forceinline__ void store_chunk(int chunk, int stage, const Pieces& v) const {
 #pragma unroll(kAhead ? kOfThread : 2)
     for (int i = 0; i < kOfThread; ++i) {
-      const Place p = place(i, chunk);
+      const ChunkPlace p = place(i, chunk);
       const int at = (p.slice * Tile::kTokens + p.token) * Shape::kChunkPitch + p.piece * 16;
       if (p.slice < Tile::kSlices && p.token < tokens && p.column < Shape::blocks(in) * Shape::kBlock) {
         store(stage * Shape::kXStageBytes + at, p.token, p.column, kAhead ? v[i] : load(p.token, p.column));

@@ -1,4 +1,4 @@
-// mm_active: the choice of a tile, its workspace, and the launches.
+// mm_active: its workspace, and the launches.
 #include <algorithm>
 
 #include "common/dispatch.cuh"
@@ -9,68 +9,71 @@
 namespace sparse24::cuda {
 namespace {
 
-int64_t pitch_of(const MmActiveArgs& args) { return round_up(args.out_features, 8); }
+constexpr int64_t kAlignment = 128;
 
-template <class Y, class W, int kTokens, bool kVectors>
-void launch(bool dependent, const ActiveLaunch& launch, cudaStream_t stream) {
-  using Tile = ActiveTile<W, kTokens, kVectors, 2>;
-  constexpr auto kKernel = mm_active_kernel<Y, W, Tile>;
-  const int64_t neurons = std::min<int64_t>(Tile::kNeurons, ceil_div(launch.args.features, kActiveSlices));
-  FewGrid grid{2 * kActiveSlices, Tile::kThreads, Tile::kRingBytes + Tile::activation_bytes(int(neurons))};
-  grid.dependent = dependent;
-  launch_few<kKernel>("mm_active", grid, launch, stream);
+int64_t count_bytes(const MmActiveArgs& args) { return round_up(kActiveSlices * args.tokens * 4, kAlignment); }
+// Entries of a list: whole vectors, and one vector at least, which is read before the count is known.
+int64_t capacity_of(const MmActiveArgs& args) {
+  return std::max<int64_t>(4, round_up(ceil_div(args.features, kActiveSlices), 4));
+}
+// Whether w can be read eight columns at a time.
+bool has_vectors(const MmActiveArgs& args) {
+  return reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features % 8 == 0;
+}
+
+int64_t list_bytes(const MmActiveArgs& args) {
+  return round_up(kActiveSlices * args.tokens * capacity_of(args) * 4, kAlignment);
 }
 
 template <class Y, class W>
-void launch_tokens(bool dependent, const ActiveLaunch& of, cudaStream_t stream) {
-  if (!active_vectors(of.args)) return launch<Y, W, 8, false>(dependent, of, stream);
-  if (of.args.tokens <= 2) return launch<Y, W, 2, true>(dependent, of, stream);
-  launch<Y, W, 8, true>(dependent, of, stream);
+void launch_rows(const ActiveLaunch& launch, cudaStream_t stream) {
+  const MmActiveArgs& args = launch.args;
+  const int64_t strips = ceil_div(args.out_features, int64_t{ActiveTile::kColumns});
+  FewGrid grid{strips * ActiveTile::kParts, ActiveTile::kThreads, int(ActiveTile::shared_bytes(args.tokens))};
+  grid.dependent = true;
+  if (has_vectors(args)) {
+    launch_few<mm_active_kernel<Y, W, true>>("mm_active", grid, launch, stream);
+  } else {
+    launch_few<mm_active_kernel<Y, W, false>>("mm_active", grid, launch, stream);
+  }
 }
 
 }  // namespace
 
 int64_t mm_active_workspace(const MmActiveArgs& args) {
-  return kActiveSlices * std::min(args.tokens, kActiveTokens) * pitch_of(args) * int64_t{sizeof(float)};
+  return count_bytes(args) + list_bytes(args) +
+         ActiveTile::kParts * args.tokens * args.out_features * int64_t{sizeof(float)};
 }
 
-bool active_vectors(const MmActiveArgs& args) {
-  return reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features % 8 == 0;
+ActiveLists active_lists(const MmActiveArgs& args) {
+  auto* entries = static_cast<char*>(args.workspace) + count_bytes(args);
+  return {reinterpret_cast<uint32_t*>(entries), static_cast<int*>(args.workspace), int(args.tokens),
+          int(capacity_of(args))};
 }
 
-ActiveLaunch active_launch(const MmActiveArgs& args, int64_t first, int64_t tokens) {
-  ActiveLaunch launch{args, static_cast<float*>(args.workspace), int(pitch_of(args))};
-  launch.args.tokens = tokens;
-  launch.args.y = static_cast<const uint16_t*>(args.y) + first * args.features;
-  launch.args.out = static_cast<char*>(args.out) + first * args.out_features * size_of(args.out_dtype);
-  return launch;
-}
-
-void launch_add_active_sums(const ActiveLaunch& launch, cudaStream_t stream) {
-  const int64_t strips = ceil_div(int64_t{launch.pitch}, int64_t{ActiveSumTile::kColumns});
-  FewGrid grid{launch.args.tokens * strips, ActiveSumTile::kThreads, 0};
+void multiply_listed(const MmActiveArgs& args, const ActiveLists& lists, cudaStream_t stream) {
+  auto* sums = static_cast<char*>(args.workspace) + count_bytes(args) + list_bytes(args);
+  const ActiveLaunch launch{args, lists, reinterpret_cast<float*>(sums)};
+  dispatch_16bit(args.dtype, [&](auto type) {
+    using Y = decltype(type);
+    args.w_dtype == DType::kFloat8E4M3 ? launch_rows<Y, __nv_fp8_e4m3>(launch, stream)
+                                       : launch_rows<Y, Y>(launch, stream);
+  });
+  const int64_t results = args.tokens * args.out_features;
+  FewGrid grid{ceil_div(results, int64_t{ActiveSumTile::kThreads}), ActiveSumTile::kThreads, 0};
   grid.dependent = true;
   launch_few<add_active_sums_kernel<ActiveSumTile>>("mm_active", grid, launch, stream);
 }
 
-void launch_mm_active(bool dependent, const MmActiveArgs& args, cudaStream_t stream) {
+void mm_active(const MmActiveArgs& args, cudaStream_t stream) {
   check(args.tokens <= kMaxActiveTokens, "sparse24.mm_active: expected y to have at most ", kMaxActiveTokens,
         " rows on a CUDA device, got ", args.tokens);
-  if (args.out_features == 0) return;
-  dispatch_16bit(args.dtype, [&](auto type) {
-    using Y = decltype(type);
-    for (int64_t first = 0; first < args.tokens; first += kActiveTokens) {
-      const ActiveLaunch launch = active_launch(args, first, std::min(args.tokens - first, kActiveTokens));
-      if (args.w_dtype == DType::kFloat8E4M3) {
-        launch_tokens<Y, __nv_fp8_e4m3>(dependent && first == 0, launch, stream);
-      } else {
-        launch_tokens<Y, Y>(dependent && first == 0, launch, stream);
-      }
-      launch_add_active_sums(launch, stream);
-    }
-  });
+  if (args.tokens == 0 || args.out_features == 0) return;
+  const ActiveLists lists = active_lists(args);
+  const int64_t blocks = ceil_div(kActiveSlices * args.tokens, int64_t{ActiveListTile::kWarps});
+  launch_few<list_active_kernel<ActiveListTile>>("mm_active", {blocks, ActiveListTile::kThreads, 0},
+                                                 ActiveLaunch{args, lists, nullptr}, stream);
+  multiply_listed(args, lists, stream);
 }
-
-void mm_active(const MmActiveArgs& args, cudaStream_t stream) { launch_mm_active(false, args, stream); }
 
 }  // namespace sparse24::cuda

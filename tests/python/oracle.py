@@ -258,19 +258,18 @@ class Pattern:
 
 
 def mm_active(y: Tensor, w: Tensor, scale_w: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """In float32: of 66 slices the neurons at even and odd places, without zeros of y; eleven slices; the six sums."""
+    """In float32: the neurons of 128 slices, without zeros of y; sixteen slices; the eight sums."""
     y, w = y.float().cpu(), w.float().cpu()
     features = y.shape[1]
     total = torch.zeros(y.shape[0], w.shape[1])
-    for first in range(0, 66, 11):
+    for first in range(0, 128, 16):
         of_part = torch.zeros_like(total)
-        for index in range(first, first + 11):
-            begin, end = features * index // 66, features * (index + 1) // 66
-            chains = torch.zeros(2, *total.shape)
-            for f in range(begin, end):
+        for index in range(first, first + 16):
+            chain = torch.zeros_like(total)
+            for f in range(features * index // 128, features * (index + 1) // 128):
                 used = y[:, f] != 0
-                chains[(f - begin) % 2, used] += y[used, f, None] * w[f]
-            of_part += chains[0] + chains[1]
+                chain[used] += y[used, f, None] * w[f]
+            of_part += chain
         total += of_part
     if scale_w is not None:
         total = total * scale_w.cpu().reshape(-1)

@@ -45,10 +45,9 @@ def mm_active(
     ``y @ (w * scale_w) + bias``, in which an entry of y that is zero contributes nothing, whatever w holds: infinity
     and NaN too. On CUDA, rows of w that no token uses are not read.
 
-    Sums are in float32, in an order that depends on F alone. In each of 66 slices of the neurons, those at even places
-    and those at odd places are a chain of multiply-adds each, in ascending order; the slices are added by eleven in
-    order, and then the six sums. So a row of the result depends on its row of y alone, and the bits are the same on the
-    CPU and on CUDA, for any number of tokens.
+    Sums are in float32, in an order that depends on F alone. The neurons of each of 128 slices are a chain of
+    multiply-adds in ascending order; the slices are added by sixteen in order, and then the eight sums. So a row of the
+    result depends on its row of y alone, and the bits are the same on the CPU and on CUDA, for any number of tokens.
 
     Parameters
     ----------
