@@ -13,7 +13,7 @@ from sparse24.experts.products import sixteen_bit
 from sparse24.experts.routing import run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
-from sparse24.nn.quantized_state import quantized_experts
+from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
 from sparse24.recipe import Recipe, check_recipe
 
 _LAYERS = ("up_proj", "down_proj")
@@ -149,13 +149,18 @@ class ReLU2Experts(nn.Module):
             state_dict[key] = sixteen_bit(found, scale, own.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def __getstate__(self):
+        return {**self.__dict__, "_buffers": as_bytes(self._buffers)}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for name in _LAYERS if self._is_quantized else ():
+            self._buffers[name] = self._buffers[name].view(FP8)
+
     def _apply(self, fn, recurse=True):
-        kept = dict(self._buffers)
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
-        for name, old in kept.items():  # casting leaves float8 weights and their scales alone
-            new = self._buffers[name]
-            if new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
+        with_dtypes_of(self._buffers, before)
         return self
 
     def extra_repr(self) -> str:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sparse24.nn.quantized_state import quantized, state_for_quantized
+from sparse24.format import FP8
+from sparse24.nn.quantized_state import as_bytes, quantized, state_for_quantized, with_dtypes_of
 
 
 class QuantizedLinear(nn.Module):
@@ -40,21 +40,16 @@ class QuantizedLinear(nn.Module):
         super()._load_from_state_dict({**state_dict, **entries}, prefix, *args)
 
     def __getstate__(self):
-        # Plain pickling of torch does not know float8 (torch.save does): the weight travels as bytes.
-        weight = self._buffers["weight"].view(torch.uint8)
-        return {**self.__dict__, "_buffers": {**self._buffers, "weight": weight}}
+        return {**self.__dict__, "_buffers": as_bytes(self._buffers)}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._buffers["weight"] = self._buffers["weight"].view(torch.float8_e4m3fn)
+        self._buffers["weight"] = self._buffers["weight"].view(FP8)
 
     def _apply(self, fn, recurse=True):
-        kept = {name: self._buffers[name] for name in ("weight", "weight_scale", "scale_y_factor")}
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
-        for name, old in kept.items():
-            new = self._buffers[name]
-            if new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
+        with_dtypes_of(self._buffers, before)
         return self
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """States across quantisation: float weights for a quantised layer, and float8 ones for a layer that is not.
 
 Loading casts what it copies, so that either would leave numbers without their scale. Here they are converted first.
+Casting a module and pickling it have to spare float8 weights, too.
 """
 
 from collections.abc import MutableMapping
@@ -72,6 +73,19 @@ def state_for_float(state: State, prefix: str, weight: Tensor) -> State:
         return {}
     _check_scale(prefix, values, scale)
     return {f"{prefix}weight": (values.float() * scale.reshape(-1, 1)).to(weight.dtype)}
+
+
+def with_dtypes_of(buffers: dict[str, Tensor | None], before: dict[str, Tensor | None]) -> None:
+    """After `module._apply`: moved, and not cast. A float8 weight means nothing without its scale."""
+    for name, old in before.items():
+        new = buffers[name]
+        if old is not None and new is not None and new.dtype != old.dtype:
+            buffers[name] = old.to(new.device)
+
+
+def as_bytes(buffers: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Give buffers for pickle, which does not know float8 (`torch.save` does)."""
+    return {name: t.view(torch.uint8) if t is not None and t.dtype == FP8 else t for name, t in buffers.items()}
 
 
 def _check_scale(prefix: str, weight: Tensor, scale: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -233,5 +234,6 @@ def test_copies(device):
         file = io.BytesIO()
         torch.save(original, file)
         file.seek(0)
-        for again in (copy.deepcopy(original), torch.load(file, weights_only=False)):
+        pickled = pickle.loads(pickle.dumps(original))
+        for again in (copy.deepcopy(original), torch.load(file, weights_only=False), pickled):
             assert_same_bits(again(x, offsets), original(x, offsets))
