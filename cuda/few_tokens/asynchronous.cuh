@@ -1,4 +1,5 @@
-// Asynchronous copies to shared memory, loads, and the order of dependent launches: the PTX behind them.
+// Asynchronous copies to shared memory, accesses that depend on a condition, and the order of dependent launches: the
+// PTX behind them.
 #pragma once
 
 #include <cstdint>
@@ -65,24 +66,6 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
                : "r"(address)
                : "memory");
   return v;
-}
-
-__device__ __forceinline__ uint2 load_shared2(uint32_t address) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
-  return v;
-}
-__device__ __forceinline__ uint32_t load_shared1(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
-  return v;
-}
-__device__ __forceinline__ void store_shared2(uint32_t address, uint32_t x, uint32_t y) {
-  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
-}
-__device__ __forceinline__ void store_shared4(uint32_t address, const uint32_t (&v)[4]) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-               : "memory");
 }
 
 // ---- dependent launches ----
