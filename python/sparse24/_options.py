@@ -29,6 +29,17 @@ def whole_number(what: str, name: str, value: Any) -> int:
     return int(value)
 
 
+def finite_number(what: str, name: str, value: Any) -> float:
+    """Convert a number from 0 that is not infinite."""
+    try:
+        fits = bool(0 <= value < float("inf"))
+    except (RuntimeError, TypeError, ValueError):  # no number, or more than one
+        fits = False
+    if not fits:
+        fail(what, f"{name} to be a finite number from 0", value)
+    return float(value)
+
+
 def share(what: str, name: str, value: Any) -> float:
     """Convert a number from 0 to 1."""
     try:

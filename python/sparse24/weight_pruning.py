@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import boolean, whole_number
-from sparse24.errors import fail
+from sparse24._options import boolean, finite_number, whole_number
+from sparse24.errors import fail, type_name
 from sparse24.mlp.weights import kept24, masked, prune24, soft_scale, soft_threshold24
 from sparse24.nn import entering_weights
 from sparse24.schedule import feed_forwards
@@ -78,11 +78,11 @@ class WeightPruning:
         self.refresh_steps = whole_number("WeightPruning", "refresh_steps", refresh_steps)
         if self.soft and self.refresh_steps != 1:
             fail("WeightPruning", "refresh_steps to be 1 with a soft threshold", refresh_steps)
-        if not 0 <= decay < float("inf"):
-            fail("WeightPruning", "decay to be a finite number from 0", decay)
+        if not isinstance(model, nn.Module):
+            fail("WeightPruning", "model to be a torch.nn.Module", type_name(model))
         if decay_of not in ("gradients", "weights"):
             fail("WeightPruning", 'decay_of to be "gradients" or "weights"', f'"{decay_of}"')
-        self.decay, self.decay_of = float(decay), decay_of
+        self.decay, self.decay_of = finite_number("WeightPruning", "decay", decay), decay_of
         self.settle = boolean("WeightPruning", "settle", settle)
         self.steps = 0
         self._begun = False

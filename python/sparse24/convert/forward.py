@@ -98,30 +98,32 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         object.__setattr__(self, "__class__", base)
         base.__init__(self, *args, **kwargs)
 
+    def attempt(
+        self: Any, conversion: Conversion, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | str | None:
+        """Compute the network, or say why not; None where nothing is to be said of running its own forward."""
+        if conversion.experts:
+            three = arguments.first_three(args, kwargs)
+            return None if three is None else run_experts(self, conversion, *three)
+        alone = len(args) == 1 and not kwargs and not takes_more
+        x, further = (args[0], None) if alone else arguments.split(args, kwargs)
+        if x is None:
+            return None
+        if getattr(base, method) is not original:
+            return "its forward is patched in its class"
+        if further is None and runs_as_before(self, conversion, x):
+            return None
+        return further or run(self, conversion, x)
+
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
-            if conversion.experts:
-                three = arguments.first_three(args, kwargs)
-                if three is None:  # which its own forward takes or refuses
-                    return getattr(base, method)(self, *args, **kwargs)
-                out = run_experts(self, conversion, *three)
-                if not isinstance(out, str):
-                    return out
+            out = attempt(self, conversion, args, kwargs)
+            if isinstance(out, str):
                 warn_once(self, f"{base.__name__} runs as before conversion: {out}")
-                return getattr(base, method)(self, *args, **kwargs)
-            alone = len(args) == 1 and not kwargs and not takes_more
-            x, further = (args[0], None) if alone else arguments.split(args, kwargs)
-            if x is not None:
-                if getattr(base, method) is not original:
-                    further = "its forward is patched in its class"
-                elif further is None and runs_as_before(self, conversion, x):
-                    return original(self, *args, **kwargs)
-                out = further or run(self, conversion, x)
-                if not isinstance(out, str):
-                    return out
-                warn_once(self, f"{base.__name__} runs as before conversion: {out}")
+            elif out is not None:
+                return out
         return getattr(base, method)(self, *args, **kwargs)
 
     def reduce_ex(self: Any, protocol: Any) -> tuple[Any, ...]:

@@ -352,6 +352,11 @@ def test_refusals_of_options(make, sentence):
         (lambda: sparse24.ConvertConfig(recipe=3), "ConvertConfig: expected recipe .*Recipe, got int"),
         (lambda: sparse24.ConvertConfig(adapters="8"), "ConvertConfig: expected adapters .* number, got 8"),
         (lambda: sparse24.ConvertConfig(decisions=["a"]), "ConvertConfig: expected decisions .* mapping .*, got list"),
+        (lambda: sparse24.WeightPruning(None), "WeightPruning: expected model to be a torch.nn.Module, got None"),
+        (
+            lambda: sparse24.WeightPruning(torch.nn.Linear(2, 2), decay="much"),
+            "WeightPruning: expected decay to be a finite number from 0, got much",
+        ),
         (lambda: sparse24.activation_stats([1.0]), "activation_stats: expected y1 to be a Tensor, got list"),
     ],
 )
