@@ -1,5 +1,5 @@
 /// @file
-/// The slow, plain form of quantize_fp8_both.
+/// The slow, plain form of quantize_fp8_both and transpose_fp8.
 #include "sparse24/quantize_both.h"
 
 #include <algorithm>
@@ -69,6 +69,17 @@ void quantize_as(const QuantizeBothArgs& args) {
 
 void quantize_fp8_both(const QuantizeBothArgs& args) {
   visit_dtype(args.x_dtype, [&](auto in) { quantize_as<decltype(in)>(args); });
+}
+
+void transpose_fp8(const TransposeFp8Args& args) {
+  const auto* q = static_cast<const uint8_t*>(args.q);
+  auto* qt = static_cast<uint8_t*>(args.qt);
+  const int64_t ld = args.ld_qt();
+  parallel_for(args.cols, ld, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t r = 0; r < ld; ++r) qt[c * ld + r] = r < args.rows ? q[r * args.cols + c] : uint8_t{0};
+    }
+  });
 }
 
 }  // namespace sparse24::cpu

@@ -1,5 +1,5 @@
 /// @file
-/// sparse24.quantize_fp8_both, prune_quantize_fp8_both and prune_pack_fp8_both.
+/// sparse24.quantize_fp8_both, prune_quantize_fp8_both, prune_pack_fp8_both and transpose_fp8.
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
@@ -9,10 +9,12 @@ using PackedOrders = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 namespace {
 
+constexpr int64_t kMultiple = 16;  // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
+
 /// Returns the values, the metadata if it `packs`, the transpose, the scale and the largest magnitude.
 PackedOrders quantize(OpName op, const char* name, const Tensor& x, const std::optional<Tensor>& scale,
                       QuantizeBothArgs args, bool packs = false) {
-  const int64_t multiple = packs ? 32 : 16;  // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
+  const int64_t multiple = packs ? 32 : kMultiple;
   check_sizes(op, name, x, 2);
   args.x_dtype = check_dtype(op, name, x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
   args.rows = x.size(0);
@@ -70,6 +72,23 @@ PackedOrders prune_pack_fp8_both(const Tensor& w, const std::optional<Tensor>& s
   return quantize("sparse24.prune_pack_fp8_both", "w", w, scale, args, /*packs=*/true);
 }
 
+Tensor transpose_fp8(const Tensor& values) {
+  constexpr OpName op = "sparse24.transpose_fp8";
+  check_sizes(op, "values", values, 2);
+  check_dtype(op, "values", values, {DType::kFloat8E4M3});
+  TransposeFp8Args args{};
+  args.rows = values.size(0);
+  args.cols = values.size(1);
+  expect(args.cols % kMultiple == 0, op, "values to have a multiple of ", kMultiple, " columns, got ", args.cols);
+  const DeviceScope scope(op, values);
+  const Tensor qt = new_empty(values, {args.cols, args.ld_qt()}, ScalarType::Float8_e4m3fn);
+  const Tensor source = contiguous_aligned(values);
+  args.q = source.const_data_ptr();
+  args.qt = qt.mutable_data_ptr();
+  scope.run(SPARSE24_KERNELS(transpose_fp8), args);
+  return qt;
+}
+
 SPARSE24_OP(
     quantize_fp8_both,
     "quantize_fp8_both(Tensor x, Tensor? scale=None, bool interleaved=False) -> (Tensor values, Tensor transposed, "
@@ -80,5 +99,6 @@ SPARSE24_OP(prune_quantize_fp8_both,
 SPARSE24_OP(prune_pack_fp8_both,
             "prune_pack_fp8_both(Tensor w, Tensor? scale=None) -> (Tensor values, Tensor meta, Tensor transposed, "
             "Tensor scale, Tensor amax)")
+SPARSE24_OP(transpose_fp8, "transpose_fp8(Tensor values) -> Tensor")
 
 }  // namespace sparse24::torch_ops

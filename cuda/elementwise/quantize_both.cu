@@ -1,4 +1,5 @@
-// quantize_fp8_both: X is read once, and its e4m3 codes are written as they lie and transposed.
+// quantize_fp8_both: X is read once, and its e4m3 codes are written as they lie and transposed. transpose_fp8: codes
+// that are there are written transposed.
 //
 // A CTA owns 128 rows in the order of the transpose (32 groups of four) and 128 columns. A thread owns one group and 16
 // columns, c .. c + 7 and c + 64 .. c + 71: it transposes 4 x 4 codes in registers, so that shared memory turns words,
@@ -182,6 +183,39 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
   }
 }
 
+// As above, but a thread owns 16 columns side by side: c .. c + 15 of four rows are codes already.
+__global__ void __launch_bounds__(kThreads) transpose(const TransposeFp8Args args, int64_t ld_qt, int column_tiles) {
+  __shared__ alignas(16) uint32_t tile[kColumns][kGroups];  // word g of a column at g ^ 4 * (column / 16)
+  const int64_t row0 = int64_t(blockIdx.x / column_tiles) * kRows;
+  const int64_t column0 = int64_t(blockIdx.x % column_tiles) * kColumns;
+  const int chunk = threadIdx.x % 8, group = threadIdx.x / 8;
+  const auto* q = static_cast<const uint8_t*>(args.q);
+  uint32_t v[4][4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t row = row0 + 4 * group + i, column = column0 + 16 * chunk;
+    if (row < args.rows && column < args.cols)
+      *reinterpret_cast<uint4*>(v[i]) = *reinterpret_cast<const uint4*>(q + row * args.cols + column);
+  }
+#pragma unroll
+  for (int part = 0; part < 4; ++part) {
+    uint32_t codes[4] = {v[0][part], v[1][part], v[2][part], v[3][part]};
+    transpose_bytes(codes);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) tile[16 * chunk + 4 * part + c][group ^ 4 * chunk] = codes[c];
+  }
+  __syncthreads();
+  auto* qt = static_cast<uint8_t*>(args.qt);
+  for (int i = threadIdx.x; i < kColumns * kGroups / 4; i += kThreads) {  // 16 bytes are four groups
+    const int column = i / (kGroups / 4), four = 4 * (i % (kGroups / 4));
+    const int64_t byte = row0 + 4 * four;
+    if (column0 + column < args.cols && byte < ld_qt) {
+      *reinterpret_cast<uint4*>(qt + (column0 + column) * ld_qt + byte) =
+          *reinterpret_cast<const uint4*>(&tile[column][four ^ 4 * (column / 16)]);
+    }
+  }
+}
+
 __global__ void scale_of_nothing(const float* given, float* scale) { *scale = given ? usable_scale(*given) : 1.f; }
 
 template <class T>
@@ -217,6 +251,14 @@ void quantize_fp8_both(const QuantizeBothArgs& args, cudaStream_t stream) {
     return check_launch("scale_of_nothing");
   }
   dispatch_16bit(args.x_dtype, [&](auto t) { run<decltype(t)>(args, stream); });
+}
+
+void transpose_fp8(const TransposeFp8Args& args, cudaStream_t stream) {
+  if (args.rows == 0 || args.cols == 0) return;
+  const int64_t column_tiles = ceil_div(args.cols, kColumns);
+  const auto blocks = unsigned(ceil_div(args.rows, kRows) * column_tiles);
+  transpose<<<blocks, kThreads, 0, stream>>>(args, args.ld_qt(), int(column_tiles));
+  check_launch("transpose_fp8");
 }
 
 }  // namespace sparse24::cuda

@@ -76,6 +76,8 @@ class Case:
             return Sample("quantize_fp8", (laid_out(x), None, "row"))
         if self.op == "quantize_fp8_both":
             return Sample("quantize_fp8_both", (laid_out(x), None, self.interleaved))
+        if self.op == "transpose_fp8":
+            return Sample("transpose_fp8", (laid_out(sparse24.quantize_fp8(x)[0]),))
         if self.op == "prune_pack24":
             w = sparse24.quantize_fp8(x)[0] if fp8 else x
             return Sample("prune_pack24", (laid_out(w[: ROWS // 16 * 16]), self.dim), {"dtype": w.dtype})
@@ -263,6 +265,7 @@ def _cases() -> list[Case]:
         cases += [Case("linear_gradient", dtype, -1, differentiable=False, **options) for dtype in DTYPES]
     for op in ("quantize_fp8_both", "linear_gradient_fp8"):
         cases += [Case(op, FP8, -1, differentiable=False, interleaved=order) for order in (False, True)]
+    cases.append(Case("transpose_fp8", FP8, -1, differentiable=False))
     cases.append(Case("linear_gradient_fp8", FP8, -1, differentiable=False, hot=True))
     cases.append(Case("linear_relu2_gradient_fp8", FP8, -1, differentiable=False))
     for dtype in (torch.float16, torch.float32):

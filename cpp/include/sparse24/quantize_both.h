@@ -35,11 +35,23 @@ struct QuantizeBothArgs {
   int64_t ld_qt() const { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
 };
 
+/// qt [cols, ld_qt] = the transpose of codes q [rows, cols], in the order and with the padding of `QuantizeBothArgs`
+/// without `interleaved`; q row-major and contiguous, cols % 16 == 0 on the GPU.
+struct TransposeFp8Args {
+  const void* q;
+  int64_t rows, cols;
+  void* qt;
+
+  SPARSE24_HD int64_t ld_qt() const { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
+};
+
 namespace cpu {
 void quantize_fp8_both(const QuantizeBothArgs& args);
+void transpose_fp8(const TransposeFp8Args& args);
 }  // namespace cpu
 namespace cuda {
 void quantize_fp8_both(const QuantizeBothArgs& args, cudaStream_t stream);
+void transpose_fp8(const TransposeFp8Args& args, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

@@ -25,6 +25,7 @@ __all__ = [
     "quantize_fp8",
     "quantize_fp8_both",
     "quantize_fp8_predict",
+    "transpose_fp8",
 ]
 
 
@@ -246,6 +247,40 @@ def quantize_fp8_both(
         raise
 
 
+def transpose_fp8(values: Tensor) -> Tensor:
+    """Write the transpose of codes, as `quantize_fp8_both` would have written it beside them.
+
+    Parameters
+    ----------
+    values : Tensor [R, C]
+        float8_e4m3fn. C: a multiple of 16.
+
+    Returns
+    -------
+    Tensor [C, P]
+        The same codes; P is R rounded up to a multiple of 32, and the columns from R on are zeros.
+
+    Raises
+    ------
+    RuntimeError
+        Wrong dtype, rank or number of columns; backward, which is not defined.
+
+    Notes
+    -----
+    Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672.
+
+    Examples
+    --------
+    >>> values, transposed, scale, amax = sparse24.quantize_fp8_both(torch.randn(32, 16))
+    >>> assert torch.equal(sparse24.transpose_fp8(values).float(), transposed.float())
+    """
+    try:
+        return _transpose_fp8(values)
+    except RuntimeError:
+        refuse_non_tensors(_transpose_fp8, values)
+        raise
+
+
 def _check_quantized(op: str, x: Tensor, name: str = "x") -> None:
     check_sizes(op, name, x, 2)
     check_dtype(op, name, x, WIDE)
@@ -295,6 +330,14 @@ def _fake_prune_pack_fp8_both(w: Tensor, scale: Tensor | None) -> tuple[Tensor, 
     return w.new_empty(a.values_shape, dtype=FP8), w.new_empty(a.meta_bytes, dtype=torch.uint8), *others
 
 
+def _fake_transpose_fp8(values: Tensor) -> Tensor:
+    op = "transpose_fp8"
+    check_sizes(op, "values", values, 2)
+    check_dtype(op, "values", values, (FP8,))
+    expect(values.shape[1] % 16 == 0, op, "values to have a multiple of 16 columns", values.shape[1])
+    return values.new_empty((values.shape[1], up(values.shape[0], token_padding(FP8))))
+
+
 def _both_orders(op: str, name: str, x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_quantized(op, x, name)
     if scale is not None:
@@ -315,3 +358,4 @@ _prune_pack_fp8_both = define(
     "prune_pack_fp8_both", _fake_prune_pack_fp8_both, no_backward="relu2_mlp passes the gradient straight through"
 )
 _quantize_fp8_predict = define("quantize_fp8_predict", _fake_quantize_fp8_predict, no_backward=ROUNDING)
+_transpose_fp8 = define("transpose_fp8", _fake_transpose_fp8, no_backward="codes have none")

@@ -1,5 +1,5 @@
 /// @file
-/// quantize_fp8_both on the CPU: small literals, and the codes of quantize_fp8 in both orders.
+/// quantize_fp8_both and transpose_fp8 on the CPU: small literals, and the codes of quantize_fp8 in both orders.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -34,6 +34,9 @@ TEST(QuantizeBoth, SmallExample) {
   EXPECT_EQ(out.scale, 1);
   // A quarter of five rows is one: they come in their own order, and zeros behind them.
   for (int64_t i = 0; i < 64; ++i) EXPECT_EQ(out.qt[i], i % 32 < 5 ? out.q[i % 32 * 2 + i / 32] : 0) << i;
+  Array again(kFp8, 2 * 32);
+  cpu::transpose_fp8({out.q.data(), 5, 2, again.data()});
+  EXPECT_EQ(again.first_difference(out.qt), -1);
 }
 
 TEST(QuantizeBoth, HasTheCodesOfQuantizeInTheOrderOfTheGroups) {

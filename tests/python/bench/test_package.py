@@ -172,6 +172,7 @@ def test_schemas():
         'str activation="relu2", str scaling="given", ScalarType? out_dtype=None, bool statistics=True, '
         "float threshold=0.0) "
         "-> (Tensor values, Tensor meta, Tensor scale, Tensor amax, Tensor saturated)",
+        "transpose_fp8": "(Tensor values) -> Tensor",
         "prune_quantize_fp8_both": "(Tensor w, Tensor? scale=None, int dim=-1) "
         "-> (Tensor values, Tensor transposed, Tensor scale, Tensor amax)",
         "prune_pack_fp8_both": "(Tensor w, Tensor? scale=None) "

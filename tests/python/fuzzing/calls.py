@@ -377,6 +377,7 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "quantize_fp8": (_quantize_fp8, 2),
     "quantize_fp8_both": (_quantize_fp8_both, 2),
     "quantize_fp8_predict": (_quantize_fp8_predict, 1),
+    "transpose_fp8": (lambda d: {"values": d.draw((d.rows(), d.columns(16)), FP8)}, 1),
     "linear_relu2": (_linear_relu2, 3),
     "linear_compress": (_linear_compress, 4),
     "linear_compress_packed": (_linear_compress_packed, 2),

@@ -248,6 +248,18 @@ def quantize_fp8(x, scale, scaling) -> Check | None:
     return None if is_huge(scale) else same_bits(lambda: oracle.quantize_fp8(x, scale, scaling))
 
 
+def transpose_fp8(values) -> Check | None:
+    tensor(values, 2, (FP8,))
+    need(values.shape[1] % 16 == 0, "columns")
+
+    def expected() -> list[Tensor]:
+        transposed = torch.zeros(values.shape[1], oracle.round_up(values.shape[0], 32), dtype=torch.uint8)
+        transposed[:, : values.shape[0]] = oracle.bits(values).t()
+        return [transposed.view(oracle.FP8)]
+
+    return same_bits(expected)
+
+
 def quantize_fp8_both(x, scale, interleaved) -> Check | None:
     tensor(x, 2, FLOATS)
     need(x.shape[1] % 16 == 0, "columns")

@@ -97,6 +97,7 @@ def calls() -> dict[str, Call]:
             add("quantize_fp8", f"{r}x{c}-{scaling}-computed", numbers(r, c), None, scaling)
             add("quantize_fp8", f"{r}x{c}-{scaling}-given", numbers(r, c), scale, scaling)
         add("quantize_fp8_predict", f"{r}x{c}", numbers(r, c), torch.ones(1))
+        add("transpose_fp8", f"{r}x{c}", numbers(r, c, dtype=FP8))
         for interleaved in (False, True):
             for given, scale in (("computed", None), ("given", torch.full((1,), 0.5))):
                 add("quantize_fp8_both", f"{r}x{c}-{interleaved}-{given}", numbers(r, c), scale, interleaved)

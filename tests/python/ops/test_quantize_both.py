@@ -1,10 +1,10 @@
-"""quantize_fp8_both: the codes of quantize_fp8 in both orders, bit for bit."""
+"""quantize_fp8_both: the codes of quantize_fp8 in both orders, bit for bit; and transpose_fp8 of one of them."""
 
 import oracle
 import pytest
 import torch
 from compare import assert_same_bits
-from data import LAYOUTS, activations, relayout
+from data import LAYOUTS, activations, generator, relayout
 from training_reference import token_order
 
 import sparse24
@@ -12,6 +12,11 @@ import sparse24
 #: No rows, tails of groups, of the padding and of tiles in both directions, no columns.
 SHAPES = [(0, 32), (1, 16), (3, 48), (32, 128), (127, 144), (130, 304), (257, 64), (4, 0), (1030, 16)]
 INTERLEAVED = pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
+
+
+def bytes_of(rows, cols):
+    """Codes of any bits."""
+    return torch.randint(256, (rows, cols), generator=generator(5), dtype=torch.uint8).view(oracle.FP8)
 
 
 def check(x, scale, interleaved):
@@ -45,6 +50,33 @@ def test_given_scale(poisoned_memory, device, dtype, shape, interleaved, scale):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(device, dtype, layout):
     check(relayout(activations(21, 96, dtype, seed=2).to(device), layout), None, True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_transpose_fp8(poisoned_memory, device, shape, layout):
+    """It is what is written beside codes, for codes of any bits."""
+    codes = relayout(bytes_of(*shape).to(device), layout)
+    padded = torch.zeros(shape[1], oracle.round_up(shape[0], 32), dtype=torch.uint8)
+    padded[:, : shape[0]] = codes.cpu().view(torch.uint8).t()
+    transposed = sparse24.transpose_fp8(codes)
+    assert_same_bits(transposed, padded.view(oracle.FP8))
+    assert transposed.device == codes.device and transposed.is_contiguous()
+
+
+def test_transpose_fp8_of_many_rows(cuda):
+    codes = bytes_of(8191, 1040).to(cuda)
+    assert torch.equal(sparse24.transpose_fp8(codes)[:, :8191].view(torch.uint8), codes.view(torch.uint8).t())
+
+
+def test_errors_of_transpose_fp8(checked_device):
+    def refused(rule, values):
+        with pytest.raises(RuntimeError, match=rf"sparse24\.transpose_fp8: expected values to {rule}"):
+            sparse24.transpose_fp8(values.to(checked_device))
+
+    refused("have a multiple of 16 columns, got 24", bytes_of(4, 24))
+    refused("have 2 dimensions, got 1", bytes_of(1, 16)[0])
+    refused("be float8_e4m3fn, got bfloat16", torch.ones(4, 16, dtype=torch.bfloat16))
 
 
 def test_many_rows(cuda):
