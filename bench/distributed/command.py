@@ -6,9 +6,11 @@
 
 Without torchrun it starts a process for each GPU. Sizes: two to six layers (model.py) of the widths of Nemotron-H-8B,
 nanochat d26 and d32, AFM-4.5B and, with experts, Nemotron-3 Nano. Ways (parallel.py): `fsdp2` (float32 weights,
-gathered in bfloat16, gradients summed in float32), `fsdp2_engines` (the same by copy engines), `tensor` (with sequence
-parallelism), `ddp`, and for experts `expert`; `alone` is each GPU by itself at the same time. Variants: dense and 2:4
-networks, in bfloat16 and with all six products in float8; the rest of a layer is the same.
+gathered in bfloat16, gradients summed in float32), `fsdp2_engines` (the same by copy engines), in float8
+`fsdp2_float8`, `fsdp2_float8_once` and `fsdp2_float8_engines` (codes of the networks' weights gathered in both passes,
+in one, and so by copy engines), `tensor` (with sequence parallelism), `ddp`, and for experts `expert`; `alone` is each
+GPU by itself at the same time. Variants: dense and 2:4 networks, in bfloat16 and with all six products in float8; the
+rest of a layer is the same.
 
 A step is a forward and a backward pass without an optimizer, until all gradients have their sums; every GPU brings its
 own tokens. `scaling` is the time of one GPU over that of the way, `gain_kept` the speed-up of 2:4 over dense beside

@@ -30,6 +30,8 @@ class Alone:
     name = "alone"
     #: Whether a rank computes products of tokens that are not its own.
     mixes = False
+    #: Of which networks it is.
+    dtypes: tuple[str, ...] = ("bf16", "fp8")
 
     def __init__(self, size: Size, variant: Variant, weights: Weights) -> None:
         self.model: nn.Module = self.wrapped(size, variant, weights)
@@ -66,12 +68,16 @@ class FSDP2(Alone):
     """Layers are sharded: float32 weights, gathered in bfloat16, whose gradients are summed in float32."""
 
     name = "fsdp2"
+    #: Whether the networks are sharded by themselves, apart from the rest of their layers.
+    apart = False
 
     def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
         layers = model.load(model.build(size, variant), {name: w.float() for name, w in weights.items()})
         mesh = dist.init_device_mesh(next(iter(weights.values())).device.type, (dist.get_world_size(),))
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for layer in layers:
+            if self.apart:
+                fully_shard(layer.mlp, mesh=mesh, mp_policy=policy)
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         return fully_shard(layers, mesh=mesh, mp_policy=policy)
 
@@ -94,6 +100,33 @@ class CopyEngines(FSDP2):
     @staticmethod
     def fits(size: Size, ranks: int) -> bool:
         return dist.get_backend() == "nccl" and FSDP2.fits(size, ranks)
+
+
+class Float8(FSDP2):
+    """FSDP2 that gathers the networks' weights as float8 codes, in both passes."""
+
+    name = "fsdp2_float8"
+    dtypes = ("fp8",)
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        return sparse24.distributed.gather_float8(super().wrapped(size, variant, weights), once=self.apart)
+
+
+class Float8Once(Float8):
+    """The same for the forward pass alone."""
+
+    name = "fsdp2_float8_once"
+    apart = True
+
+
+class Float8OnceEngines(Float8Once):
+    """The same by copy engines."""
+
+    name = "fsdp2_float8_engines"
+    fits = CopyEngines.fits
+
+    def wrapped(self, size: Size, variant: Variant, weights: Weights) -> nn.Module:
+        return sparse24.distributed.use_copy_engines(super().wrapped(size, variant, weights), sent=torch.bfloat16)
 
 
 class DDP(Alone):
@@ -169,4 +202,5 @@ class ExpertParallel(DDP):
         return whole.chunk(self.ranks)[self.rank] if self.sums(name) else whole
 
 
-WAYS: dict[str, type[Alone]] = {way.name: way for way in (FSDP2, CopyEngines, TensorParallel, DDP, ExpertParallel)}
+_WAYS = FSDP2, CopyEngines, Float8, Float8Once, Float8OnceEngines, TensorParallel, DDP, ExpertParallel
+WAYS: dict[str, type[Alone]] = {way.name: way for way in _WAYS}

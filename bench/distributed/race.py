@@ -93,7 +93,7 @@ def race(
             expected = averaged(found)
             base = base or found
             for way in ways:
-                if way.fits(size, dist.get_world_size()):
+                if way.fits(size, dist.get_world_size()) and VARIANTS[variant].dtype in way.dtypes:
                     case = built(way, variant, data)
                     check(case, partial(verify, case, data, expected))
                     cases.append(case)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sparse24.errors import fail, refusal
+from sparse24.float8_gather import gather_float8 as gather_float8
 
 NAME = "distributed.use_copy_engines"
 

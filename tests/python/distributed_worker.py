@@ -5,6 +5,7 @@ With gloo they run on the CPU in float32, with NCCL on a GPU each in bfloat16.
 
 import contextlib
 import functools
+import importlib
 import pickle
 import socket
 import traceback
@@ -39,7 +40,7 @@ EXACT = {"min_tokens": 0, "recipe": sparse24.Recipe(weight_gradients="dense")}
 
 
 class Ranks:
-    """The processes. Calling it runs a function of this file in both, and returns what they return, on `device`.
+    """The processes. Calling it runs a function of a file in both, and returns what they return, on `device`.
 
     Attributes
     ----------
@@ -68,7 +69,7 @@ class Ranks:
     def __call__(self, function, *args, **kwargs):
         try:
             for pipe in self.pipes:
-                pipe.send((function.__name__, args, kwargs))
+                pipe.send((function.__module__, function.__name__, args, kwargs))
             results = [pickle.loads(pipe.recv_bytes()) for pipe in self.pipes]
         except (EOFError, OSError):  # where one waits for another in vain, NCCL ends the process
             for process in self.processes:
@@ -106,9 +107,16 @@ def _work(rank, store, backend, pipe):
         device_id=device,
     )
     while (job := pipe.recv()) is not None:
-        name, args, kwargs = job
+        module, name, args, kwargs = job
         try:
-            result = True, tree_map_only(torch.Tensor, torch.Tensor.cpu, globals()[name](rank, *args, **kwargs))
+            result = (
+                True,
+                tree_map_only(
+                    torch.Tensor,
+                    torch.Tensor.cpu,
+                    getattr(importlib.import_module(module), name)(rank, *args, **kwargs),
+                ),
+            )
         except Exception:
             result = False, f"rank {rank}:\n{traceback.format_exc()}"
         pipe.send_bytes(pickle.dumps(result))

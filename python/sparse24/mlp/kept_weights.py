@@ -20,15 +20,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparse24.mlp.arguments import Packed
+from sparse24.mlp.gathered_weight import GatheredWeight
 from sparse24.ops import prune_pack_fp8_both, prune_quantize_fp8_both, quantize_fp8_both
 from sparse24.ops.forward_mode import in_torch_func
 
 
 class BothOrders(NamedTuple):
-    """The codes of a weight, packed where products take them so, and its transpose, with one scale."""
+    """The codes of a weight, packed where products take them so, and its transpose, with one scale.
+
+    Without the transpose the backward pass makes it, of codes that FSDP2 gathers again.
+    """
 
     values: Tensor | Packed
-    transposed: Tensor
+    transposed: Tensor | None
     scale: Tensor
 
 
@@ -62,6 +66,8 @@ def codes_of(
 
     `dim`: along which dimension the weight was pruned, if it was. `prune`: along which it is to be. `packs`: pack them.
     """
+    if type(stored) is GatheredWeight and dim is None and prune is None and stored.dtype == cast.dtype:
+        return BothOrders(stored.codes, stored.transposed, stored.scale)
 
     def make() -> BothOrders:
         return both_orders(cast, prune, packs=packs)

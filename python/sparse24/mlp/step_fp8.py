@@ -29,6 +29,7 @@ from sparse24.mlp.arguments import Arguments, Gradients, Needed, Packed, Plan
 from sparse24.mlp.backward import again
 from sparse24.mlp.float8 import cast, linear_fp8
 from sparse24.mlp.function import refuse_second_derivatives
+from sparse24.mlp.gathered_weight import transposed_again
 from sparse24.mlp.kept_weights import BothOrders, both_orders, codes_of
 from sparse24.mlp.tokens import distinct_features, put_rows
 from sparse24.ops import (
@@ -113,8 +114,8 @@ class _Saved(NamedTuple):
     """What lies between the passes: the activation and the transposes, or what both are computed again from."""
 
     x: Tensor  # codes [D, P]; or x itself
-    w1: Tensor  # codes [D, P]; or the weight
-    w2: Tensor  # codes [F, P]
+    w1: Tensor  # codes [D, P]; or the weight; or its codes, where they are gathered again
+    w2: Tensor  # codes [F, P]; or likewise
     values: Tensor | None
     meta: Tensor | None
     scale_x: Tensor
@@ -150,6 +151,8 @@ class FeedForwardFp8(torch.autograd.Function):
             out = mm(values, meta, w2.t(), scale_y, scale_w2, a.b2, out_dtype=a.x.dtype)
 
         scales, amax = (scale_x, scale_w1, scale_w2, scale_y), torch.cat((amax_x, amax_y))
+        ctx.gathered = w1_t is None and not a.plan.recompute, w2_t is None
+        w1_t, w2_t = (w1 if w1_t is None else w1_t), (w2 if w2_t is None else w2_t)
         if a.plan.recompute:
             saved = _Saved(a.x, a.w1, w2_t, None, None, *scales, amax, a.b1, used, a.hot_features)
         else:
@@ -165,6 +168,10 @@ class FeedForwardFp8(torch.autograd.Function):
         if torch.is_grad_enabled():
             refuse_second_derivatives()
         saved = _Saved(*ctx.saved_tensors)
+        if ctx.gathered[0]:
+            saved = saved._replace(w1=transposed_again(saved.w1))
+        if ctx.gathered[1]:
+            saved = saved._replace(w2=transposed_again(saved.w2))
         with without_autocast(grad.device.type):
             found, amax = _gradients(*ctx.how, saved, Needed(*ctx.needs_input_grad[:5]), grad.contiguous())
             if ctx.delayed is not None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from sparse24.mlp.gathered_weight import GatheredWeight
+
 LINEAR_FORWARD = nn.Linear.forward
 #: What accelerate leaves on a module that it hooks.
 ACCELERATE = ("forward", "_old_forward", "_hf_hook")
@@ -48,7 +50,7 @@ def call_problem(name: str, child: nn.Module, forward: Callable[..., Any]) -> st
 def weight_problem(name: str, weight: Tensor) -> str | None:
     """Why a product with a weight is another than that with its numbers."""
     kind = type(weight)
-    if kind is nn.Parameter or kind is Tensor:
+    if kind is nn.Parameter or kind is Tensor or kind is GatheredWeight:
         return None
     if is_traceable_wrapper_subclass(weight):
         return f"the weight of {name} is distributed or quantised"

@@ -32,7 +32,10 @@ def test_every_way_is_verified_against_one_gpu(tmp_path, gpus):
     ways = {"smoke": (["fsdp2", "tensor", "ddp"], variants), "smoke, experts": (["expert"], [])}
     ways["smoke, experts"][1].extend(v for v in variants if VARIANTS[v].dtype == "bf16")
     expected = {(m, way, v) for m, (some, vs) in ways.items() for way in ("alone", *some) for v in vs}
-    assert set(cases) == expected and {way for _, way, _ in cases} == {"alone", *WAYS} - {"fsdp2_engines"}
+    float8 = [v for v in variants if VARIANTS[v].dtype == "fp8"]
+    expected |= {("smoke", way, v) for way in ("fsdp2_float8", "fsdp2_float8_once") for v in float8}
+    engines = {"fsdp2_engines", "fsdp2_float8_engines"}
+    assert set(cases) == expected and {way for _, way, _ in cases} == {"alone", *WAYS} - engines
     for (_, way, variant), r in cases.items():
         assert r["verified"], r
         assert (r["dtype"], r["role"]) == VARIANTS[variant][:2] and 0.85 < r["zeros"] < 0.95
@@ -87,9 +90,8 @@ def test_ranks_of_torchrun(tmp_path, monkeypatch):
 
 
 def test_it_says_what_it_does_not_know():
-    assert "expected some of fsdp2, fsdp2_engines, tensor, ddp, expert, got pipeline" in run(
-        "distributed", "--ways", "pipeline", status=2
-    )
+    ways = "fsdp2, fsdp2_engines, fsdp2_float8, fsdp2_float8_once, fsdp2_float8_engines, tensor, ddp, expert"
+    assert f"expected some of {ways}, got pipeline" in run("distributed", "--ways", "pipeline", status=2)
 
 
 def test_shares_of_a_step():

@@ -20,7 +20,8 @@ ORDER = (
     ("experts",),
     ("nn",),
     ("convert", "schedule"),
-    ("weight_pruning", "distributed"),
+    ("weight_pruning", "float8_gather"),
+    ("distributed",),
     ("analyze",),
     ("linear", "training", "_convert_forward", "callbacks"),  # older names, collections, loops of others
     ("sparse24",),  # the front door, sparse24/__init__.py
