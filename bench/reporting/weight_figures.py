@@ -8,7 +8,7 @@ from bench.reporting import train_table, weight_tables
 from bench.reporting.figure_values import RESULTS, figure, span, speedups, times
 from sparse24.bench import results
 
-RECOMMENDED = "weights_half"
+RECOMMENDED = "weights"
 
 
 def runs() -> list[results.Record]:
@@ -30,4 +30,5 @@ def gains() -> list[float]:
 figure("weights-share", lambda: f"{100 * weight_tables.sparse_share(runs(), RECOMMENDED):.0f}")
 figure("weights-loss", lambda: f"{statistics.mean(losses()):+.1f}")
 figure("weights-loss-seeds", lambda: span(losses(), "+.2f"))
+figure("weights-seeds", lambda: str(len(losses())))
 figure("weights-run-gain", lambda: span(gains()))
