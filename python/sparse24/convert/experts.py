@@ -22,8 +22,11 @@ from sparse24.nn.children import weight_problem
 #: Largest error, in units of the same sum of magnitudes.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 _OTHER = "it does not compute the sum of w W2[e] relu(W1[e] x)^2 over the experts of a token"
-#: Tokens of a trial, and experts of each.
-_TOKENS, _CHOICES = 24, 2
+_OTHER_NUMBER = "it computes something else for another number of tokens"
+#: Tokens of a trial, those of further ones, and experts of each token.
+_TOKENS, _FURTHER, _CHOICES = 24, (1, 1000), 2
+#: Of inputs: what clips large numbers is something else, and sums of larger squares overflow in float16.
+_LARGE = {torch.float16: 8.0}
 
 
 def experts_of(module: nn.Module) -> tuple[str, str] | None:
@@ -73,18 +76,28 @@ def _probe(module: nn.Module, network: Network) -> Network | Mismatch:
     error: Exception | None = None
     for dtype in (torch.float64, own):
         try:
-            wrong = [_is_other(module, network.smaller(), dtype, training) for training in (False, True)]
+            wrong = [_is_other(module, network.smaller(), dtype, training, _TOKENS) for training in (False, True)]
         except Exception as caught:  # of the module, and it may be anything
             error = error or caught
             continue
         if wrong[0] or (wrong[1] and module.training):
             return Mismatch(_OTHER, False)
+        if any(_differs(module, network.smaller(), dtype, tokens) for tokens in _FURTHER):
+            return Mismatch(_OTHER_NUMBER, False)
         return replace(network, in_training=not wrong[1])
     text = str(error).partition("\n")[0]
     return Mismatch(f"its forward does not run: {type(error).__name__}: {text}", False)
 
 
-def _is_other(module: nn.Module, network: Network, dtype: torch.dtype, training: bool) -> bool:
+def _differs(module: nn.Module, network: Network, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether it computes something else for another number of tokens; what it refuses says nothing."""
+    try:
+        return _is_other(module, network, dtype, False, tokens)
+    except Exception:  # of the module, and it may be anything
+        return False
+
+
+def _is_other(module: nn.Module, network: Network, dtype: torch.dtype, training: bool, tokens: int) -> bool:
     """Whether a replica with random weights, the first of them positive, gives anything else than the experts would."""
     device, experts = device_of(module), network.experts or 0
     generator = torch.Generator().manual_seed(0)
@@ -94,17 +107,18 @@ def _is_other(module: nn.Module, network: Network, dtype: torch.dtype, training:
 
     w1 = normal(experts, network.f, network.d).abs() / network.d
     w2 = normal(experts, network.d_out, network.f)
-    x = normal(_TOKENS, network.d)
+    x = normal(tokens, network.d)
     x[::4] = -x[::4].abs()  # all of their hidden layer is negative: exact zeros come out
-    x[1::4] *= 64
+    x[1::4] *= _LARGE.get(dtype, 2.0**52)
+    x[2::8] *= _LARGE.get(dtype, 64.0)
     choices = min(_CHOICES, experts)
-    index = torch.stack([torch.randperm(experts, generator=generator)[:choices] for _ in range(_TOKENS)])
-    factors = normal(_TOKENS, choices).abs()
+    index = torch.stack([torch.randperm(experts, generator=generator)[:choices] for _ in range(tokens)])
+    factors = normal(tokens, choices).abs()
     replica = make_replica(module)
     put(replica, network.up.name, w1.to(device))
     put(replica, network.down.name, w2.to(device))
     out = run(replica, x.to(device, copy=True), training, further=(index.to(device), factors.to(device)))
-    if not isinstance(out, Tensor) or out.shape != (_TOKENS, network.d_out):
+    if not isinstance(out, Tensor) or out.shape != (tokens, network.d_out):
         return True
     wide = [t.double() for t in (x, w1, w2, factors)]
     expected, scale = _expected(*wide, index)

@@ -34,11 +34,13 @@ def told_apart(replica: nn.Module, x: Tensor, tried: tuple[Arranged, ...]) -> It
     tried : tuple of callable
         In which arrangements of these tokens, beside as they are.
     """
-    replica, x = _on_meta(replica), x.to("meta")
-    known = {called(replica, x)} | {called(replica, arranged(x)) for arranged in tried}
+    without_numbers, x = _on_meta(replica), x.to("meta")
+    if without_numbers is None:
+        return
+    known = {called(without_numbers, x)} | {called(without_numbers, arranged(x)) for arranged in tried}
     for count in _TOKENS:
         for arranged in _arrangements(count):
-            found = called(replica, arranged(x))
+            found = called(without_numbers, arranged(x))
             if found is not None and found not in known:
                 known.add(found)
                 yield arranged
@@ -48,7 +50,8 @@ def told_apart(replica: nn.Module, x: Tensor, tried: tuple[Arranged, ...]) -> It
 
 def tells_sizes_apart(module: nn.Module, replica: nn.Module, x: Tensor, own: Tensor) -> bool:
     """Whether a module calls other operators with an input of its `own` sizes than its small replica does with x."""
-    large, small = called(_on_meta(module), own.to("meta")), called(_on_meta(replica), x.to("meta"))
+    pairs = (_on_meta(module), own), (_on_meta(replica), x)
+    large, small = (None if which is None else called(which, t.to("meta")) for which, t in pairs)
     return large is not None and small is not None and large != small
 
 
@@ -90,10 +93,14 @@ def _arrangements(count: int) -> tuple[Arranged, ...]:
     return tokens, lambda x: tokens(x)[None], lambda x: tokens(x)[:, None]
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
+def _on_meta(module: nn.Module) -> nn.Module | None:
+    """Copy a module with tensors of no numbers; None where it has tensors of a kind that is on its device alone."""
     replica = make_replica(module)
-    for child in replica.modules():
-        for name, t in (*child._parameters.items(), *child._buffers.items()):
-            if t is not None:
-                put(child, name, t.detach().to("meta"))
+    try:
+        for child in replica.modules():
+            for name, t in (*child._parameters.items(), *child._buffers.items()):
+                if t is not None:
+                    put(child, name, t.detach().to("meta"))
+    except Exception:  # of a subclass of tensors, and it may be anything
+        return None
     return replica

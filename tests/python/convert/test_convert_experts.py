@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compare import assert_same_bits
-from convert_models import EXACT, D, assert_near, masked_experts
+from convert_models import EXACT, D, assert_near, masked_experts, relu2
 from data import normal
 from mixture_models import EXPERTS, HIDDEN, TOP, Experts
 from torch import nn
@@ -21,6 +21,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:Dep
 class WithoutFactors(Experts):
     def forward(self, x, index, factors):
         return super().forward(x, index, torch.ones_like(factors))
+
+
+class Branching(Experts):
+    """Something else for some numbers of tokens."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, x, index, factors):
+        return super().forward(-x if self.condition(x) else x, index, factors)
 
 
 class Transposed(Experts):
@@ -134,23 +145,17 @@ def test_a_decision_and_a_filter():
     assert not sparse24.convert(Mixture(), module_filter_fn=lambda m, n: False, quiet=True).converted
 
 
+OTHER = "it does not compute the sum of w W2[e] relu(W1[e] x)^2 over the experts of a token"
+ANOTHER_NUMBER = "it computes something else for another number of tokens"
 REFUSED = {
-    "gelu": (
-        lambda: Experts(F.gelu),
-        "it does not compute the sum of w W2[e] relu(W1[e] x)^2 over the experts of a token",
-    ),
-    "relu": (
-        lambda: Experts(F.relu),
-        "it does not compute the sum of w W2[e] relu(W1[e] x)^2 over the experts of a token",
-    ),
-    "leaky": (
-        lambda: Experts(lambda h: F.leaky_relu(h, 1e-3).square()),
-        "it does not compute the sum of w W2[e] relu(W1[e] x)^2 over the experts of a token",
-    ),
-    "without factors": (
-        WithoutFactors,
-        "it does not compute the sum of w W2[e] relu(W1[e] x)^2 over the experts of a token",
-    ),
+    "gelu": (lambda: Experts(F.gelu), OTHER),
+    "relu": (lambda: Experts(F.relu), OTHER),
+    "leaky": (lambda: Experts(lambda h: F.leaky_relu(h, 1e-3).square()), OTHER),
+    "without factors": (WithoutFactors, OTHER),
+    "clipped": (lambda: Experts(lambda h: relu2(h).clamp(max=1e6)), OTHER),
+    "clipped beyond float16": (lambda: Experts(lambda h: relu2(h.clamp(max=1e5))), OTHER),
+    "one token": (lambda: Branching(lambda x: len(x) == 1), ANOTHER_NUMBER),
+    "many": (lambda: Branching(lambda x: len(x) > 500), ANOTHER_NUMBER),
     "transposed": (Transposed, "its forward does not run: RuntimeError: einsum()"),
     "sizes": (Gated, f"the sizes of up_proj [6, 128, {D}] and down_proj [6, {D}, 64] do not fit"),
     "odd": (lambda: Experts(hidden=72), "72 hidden features are no multiple of 16: it would never run sparse"),

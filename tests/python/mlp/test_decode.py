@@ -54,7 +54,7 @@ def assert_dense(m, x, weights=None):
     """It runs without the copy, and prunes nothing either."""
     w = dict(m.named_parameters()) if weights is None else weights
     biases = w.get("up_proj.bias"), w.get("down_proj.bias")
-    expected = sparse24.relu2_mlp(x, w["up_proj.weight"], w["down_proj.weight"], *biases, sparse=False)
+    expected = sparse24.relu2_mlp(x, w["up_proj.weight"], w["down_proj.weight"], *biases, min_tokens=65)
     assert_same_bits(m(x) if weights is None else torch.func.functional_call(m, weights, x), expected)
 
 
@@ -178,8 +178,9 @@ def test_other_weights_are_not_those_of_the_copy(device):
     weights = {name: t.detach() * 2 for name, t in m.named_parameters()}
     assert_dense(m, x, weights)
     with torch.no_grad():
+        expected = torch.func.functional_call(m, weights, x).float()
         mapped = torch.vmap(lambda w: torch.func.functional_call(m, w, x))({n: t[None] for n, t in weights.items()})
-        assert_same_bits(mapped[0], torch.func.functional_call(m, weights, x))
+        assert (mapped[0].float() - expected).norm() <= 0.01 * expected.norm()  # pruned it would be a twentieth
     assert_exact(m, x)
     assert m._copies.fresh  # for what is compiled, too
 
@@ -303,7 +304,7 @@ def test_compiled(device):
         for p in m.parameters():
             p.grad = torch.ones_like(p)
         optimizer.step()
-        expected = sparse24.relu2_mlp(x, m.up_proj.weight, m.down_proj.weight, sparse=False)
+        expected = sparse24.relu2_mlp(x, m.up_proj.weight, m.down_proj.weight, min_tokens=65)
         assert_same_bits(compiled(x), expected)
     assert_exact(m, x)
     assert_same_bits(compiled(x), exactly(m, x))
