@@ -6,19 +6,14 @@ from bench.reporting.weight_speed import RACES
 from sparse24.bench import results
 from sparse24.bench.drawing import bars, finish, plt
 
-NAMES = {
-    "activations": "2:4 activations",
-    "up": "w1 2:4 too",
-    "row": "w1 2:4 too, scales of rows",
-    "both": "w1 and w2 2:4 too",
-}
+NAMES = {"sparse24": "sparse24, 2:4 activations alone"}
 
 
 def draw(records: list[results.Record]) -> plt.Figure | None:
     """Speed-up over torch.compile, a panel for each pass and precision."""
     panels = {}
     for (race, dtype), (activations, packed, rivals) in RACES.items():
-        names = {activations: "activations"} | {name: name.rpartition("_")[2] for name in packed}
+        names = {name: name.replace("_fp8", "") for name in (activations, *packed)}
         chosen = [r for r in records if (r["race"], r["dtype"]) == (race, dtype) and r["median_us"]]
         found = []
         for some in results.group(chosen).values():

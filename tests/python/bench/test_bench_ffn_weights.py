@@ -7,6 +7,8 @@ import benches
 import pytest
 import torch
 
+from bench.reporting import weight_speed
+from sparse24.bench import results
 from sparse24.bench.ffn import forward, weights
 from sparse24.bench.options import Options
 from sparse24.bench.sizes import Size
@@ -38,6 +40,21 @@ def test_all_variants_are_verified(smoke):
         mine = {r["variant"] for r in records if (r["dtype"], r["race"]) == (dtype, race)}
         assert mine == set(names.split()), (dtype, race)
     assert all(r["zeros"] == pytest.approx(0.9, abs=0.03) for r in records)
+
+
+def test_table_and_drawing(smoke, tmp_path):
+    records = [r | {"median_us": 100.0 + len(r["variant"]), "sustained_us": 100.0} for r in smoke[1]]
+    text = weight_speed.speed_table(records)
+    rows = [line for line in text.splitlines() if line.startswith("| 128, 64, 256")]
+    assert len(rows) == 7 and "| training | bf16 | w1 and w2 | 113 | 111, **0.98** (1.00) | 113, 1.00 (1.00) |" in text
+    assert weight_speed.speed_table([]) == ""
+    assert weight_speed.gains(records, "training", "bf16", "sparse24_both", "torch_compile", "median_us") == [1.0]
+    pytest.importorskip("matplotlib")
+    results.write_json(tmp_path / "ffn_weights.json", records)
+    benches.run("plot", tmp_path)
+    drawn = (tmp_path / "ffn_weights.svg").read_text()
+    for label in ("sparse24, 2:4 activations alone", "sparse24, w1 2:4", "sparse24, w1 and w2 2:4"):
+        assert label in drawn
 
 
 def test_the_weights_are_pruned_and_a_wrong_result_is_seen():
