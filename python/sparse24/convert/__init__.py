@@ -69,7 +69,7 @@ class ConvertConfig:
     -----
     "fp8" of weights that are not float8 keeps float8 copies of both in evaluation, a byte for each entry, and with
     `decode` one more of the second; training quantises in each call. They are made at conversion, or in the first call
-    in evaluation, and follow the weights as those of `prepare_decode_` do.
+    in evaluation, and follow the weights as those of `prepare_decode_` do. Of weights that FSDP gathers there are none.
 
     Raises
     ------

@@ -112,7 +112,7 @@ def put_copies(module: Any) -> None:
     """Make the copies that `_what_to_copy` of a module tells: in place where there are some, which graphs may hold."""
     with torch.inference_mode(False), torch.no_grad():  # in this order: the first switches gradients on
         found: Copies | None = module._what_to_copy()
-        if found is None or any(t.is_meta or t.is_inference() for t in found.sources):
+        if found is None or _is_gathered(module) or any(t.is_meta or t.is_inference() for t in found.sources):
             drop_copies(module)
             if found is not None and any(t.is_inference() for t in found.sources):
                 warn_once(
@@ -132,6 +132,11 @@ def put_copies(module: Any) -> None:
                 module._buffers[name] = value.clone(memory_format=torch.contiguous_format)
                 module._non_persistent_buffers_set.add(name)
         module.__dict__["_copies"] = Record(module, tuple(made), found.sources)
+
+
+def _is_gathered(module: nn.Module) -> bool:
+    """Whether FSDP gathers weights for each call: without a new version, and into memory that it has used before."""
+    return any(getattr(part, "_is_fsdp_managed_module", False) for part in module.modules())
 
 
 def let_go(module: nn.Module) -> None:

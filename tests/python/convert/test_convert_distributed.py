@@ -130,3 +130,16 @@ def test_data_parallel(model, x):
     for a, e in zip(actual, expected, strict=True):
         assert_same_bits(a, e)
     assert sparse24.revert(wrapped) == ["module.layers.0", "module.layers.1"]
+
+
+@torch.no_grad()
+def test_no_copies_are_kept_of_gathered_weights(device, mesh, x):
+    """FSDP2 gathers into memory that it has used before, without a new version: nothing tells what changed."""
+    network = on(device, randomize(Inline()))
+    sparse24.convert(network, sparse24.ConvertConfig(dtype="fp8", min_tokens=0), quiet=True)
+    fully_shard(network, mesh=mesh)
+    first = network.eval()(x).clone()
+    for p in network.parameters():
+        p.mul_(2)
+    assert_same_bits(network(x), first * 8)
+    assert network._copies is None
