@@ -154,8 +154,7 @@ class Parts:
 
     def of(self, index: int, group: dist.ProcessGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return codes and scale of one of the weights, as it is in a dtype."""
-        part = self.weights[index]._local_tensor
-        if not self.states or self.states[index] != _state(part, dtype):
+        if not self.states or self.states[index] != _state(self.weights[index], dtype):
             self.make(group, dtype)
         return self.codes[index], self.scales[index]
 
@@ -174,15 +173,16 @@ class Parts:
         self.codes.clear()
         for part, scale in zip(parts, self.scales, strict=True):
             self.codes.append(quantize_fp8(part.to(dtype), scale, "tensor")[0])
-        self.states = [_state(part, dtype) for part in parts]
+        self.states = [_state(w, dtype) for w in self.weights]
 
 
 _all: WeakSet[Parts] = WeakSet()
 _hooks: list[Any] = []
 
 
-def _state(part: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
-    return part._version, part.data_ptr(), dtype
+def _state(w: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+    part = w._local_tensor  # whose version writes to the DTensor do not change
+    return w._version, part._version, part.data_ptr(), dtype
 
 
 def _attach(part: Any, parts: Parts, index: int) -> None:
