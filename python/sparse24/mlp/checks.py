@@ -9,7 +9,7 @@ from torch import Tensor
 from sparse24 import errors
 from sparse24._symbolic import or_false
 from sparse24.errors import dtype_name, type_name
-from sparse24.format import FP8
+from sparse24.format import FP8, up
 from sparse24.recipe import Recipe
 
 _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -175,7 +175,7 @@ def check_packed(packed: tuple[Tensor, ...], w1: Tensor) -> None:
         right = packed[2]
         if right.dim() != 2 or right.shape[1] != columns:
             fail(f"the right adapter of w1_packed to have shape [rank, {columns}]", list(right.shape))
-        columns += 2 * (right.shape[0] + -right.shape[0] % 8)
+        columns += 2 * up(right.shape[0], 8)
     values = packed[0]
     if values.dim() != 2 or values.shape[0] != rows or values.shape[1] * 2 != columns:
         fail(f"values of w1_packed to have shape {[rows, columns // 2]}", list(values.shape))
