@@ -16,8 +16,8 @@ from weakref import WeakSet
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sparse24._optimizer_steps import after_each_step
 from sparse24.errors import dtype_name, fail
 from sparse24.format import FP8, LARGEST_FP8
 from sparse24.mlp.gathered_weight import GatheredWeight
@@ -149,8 +149,7 @@ class Parts:
         self.codes: list[Tensor] = []
         self.scales: list[Tensor] = []
         _all.add(self)
-        if not _hooks:
-            _hooks.append(register_optimizer_step_post_hook(lambda *_: [parts.states.clear() for parts in _all]))
+        after_each_step(_drop_codes)
 
     def of(self, index: int, group: dist.ProcessGroup, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return codes and scale of one of the weights, as it is in a dtype."""
@@ -177,7 +176,11 @@ class Parts:
 
 
 _all: WeakSet[Parts] = WeakSet()
-_hooks: list[Any] = []
+
+
+def _drop_codes(_optimizer: torch.optim.Optimizer) -> None:
+    for parts in list(_all):
+        parts.states.clear()
 
 
 def _state(w: Any, dtype: torch.dtype) -> tuple[Any, ...]:

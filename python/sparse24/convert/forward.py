@@ -136,6 +136,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     def setstate(self: Any, state: Any) -> None:
         base.__setstate__(self, state)
         if "_sparse24" in self.__dict__:
+            delayed_scales.watch(self, SCALES)
             put_copies(self)
 
     def apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

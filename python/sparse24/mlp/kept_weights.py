@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sparse24._optimizer_steps import after_each_step
 from sparse24.mlp.arguments import Packed
 from sparse24.mlp.gathered_weight import GatheredWeight
 from sparse24.ops import prune_pack_fp8_both, prune_quantize_fp8_both, quantize_fp8_both
@@ -44,7 +44,6 @@ class _Kept(NamedTuple):
 #: Of each weight its forms, by what they are.
 _kept = WeakIdKeyDictionary()
 _accumulating = False
-_hooks: list[Any] = []
 
 
 def both_orders(w: Tensor, prune: int | None = None, scale: Tensor | None = None, *, packs: bool = False) -> BothOrders:
@@ -93,8 +92,7 @@ def kept_form(stored: Tensor, dtype: torch.dtype, what: Hashable, make: Callable
         _kept[stored] = forms  # what is dropped goes before others take its memory's place
         with torch.no_grad():
             found = _Kept(state, make())
-        if not _hooks:
-            _hooks.append(register_optimizer_step_post_hook(lambda *_: _kept.clear()))
+        after_each_step(_drop_all)
     _kept[stored] = {**forms, what: found}
     return found.form
 
@@ -102,6 +100,10 @@ def kept_form(stored: Tensor, dtype: torch.dtype, what: Hashable, make: Callable
 def forget(stored: Tensor) -> None:
     """Drop what is kept of a weight."""
     _kept.pop(stored, None)
+
+
+def _drop_all(_optimizer: torch.optim.Optimizer) -> None:
+    _kept.clear()
 
 
 def _may_keep(w: Tensor) -> bool:

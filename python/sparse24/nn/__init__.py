@@ -272,6 +272,7 @@ class ReLU2MLP(SparseWeights24):
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        delayed_scales.watch(self, "delayed_scales")
         put_copies(self)
 
     @torch.no_grad()

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sparse24._optimizer_steps import after_each_step
 from sparse24.mlp import Precision
 from sparse24.recipe import Recipe
 
@@ -28,7 +28,6 @@ ATTRIBUTES = {"scales_known": False, "calls_with_unknown_scales": 0}
 
 #: Modules whose scales nobody has found to be known: the name of the buffer, and after how many steps of optimizers.
 _unknown: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
-_hooks: list[Any] = []
 
 
 def wanted(precision: Precision, recipe: Recipe | None, features: int) -> bool:
@@ -47,13 +46,17 @@ def register(
         else None
     )
     module.register_buffer(name, scales, persistent=persistent)
-    if scales is not None:
+    watch(module, name)
+
+
+def watch(module: Any, name: str) -> None:
+    """Have steps of optimizers look for the scales of a module that may not be known: a new one, or a copy."""
+    if module._buffers.get(name) is not None and not module.scales_known:
         _unknown[module] = name, 0
-        if not _hooks:
-            _hooks.append(register_optimizer_step_post_hook(_look))
+        after_each_step(_look)
 
 
-def _look(*_: Any) -> None:
+def _look(_optimizer: torch.optim.Optimizer) -> None:
     """Look, ever more rarely, whether a step of training has written the scales: compiled ones do not look."""
     if torch.compiler.is_compiling():
         return

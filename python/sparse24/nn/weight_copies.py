@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sparse24._optimizer_steps import after_each_step
 from sparse24._symbolic import exporting
 from sparse24.mlp.kept_weights import forget
 from sparse24.nn.children import warn_once
@@ -73,8 +73,7 @@ class Record:
         self.seen = tuple(map(_Seen.of, sources))
         self._module = weakref.ref(module)
         _live.add(self)
-        if not _hooks:
-            _hooks.append(register_optimizer_step_post_hook(_after_step))
+        after_each_step(_after_step)
 
     def is_of(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors, whatever these held."""
@@ -99,10 +98,9 @@ class Record:
 
 
 _live: "weakref.WeakSet[Record]" = weakref.WeakSet()
-_hooks: list[Any] = []
 
 
-def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _after_step(optimizer: torch.optim.Optimizer) -> None:
     stepped = {id(t) for group in optimizer.param_groups for t in group["params"]}
     for record in list(_live):
         record.look(stepped)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[3] / "python" / "sparse24"
 ORDER = (
     ("_C",),
     ("errors",),
-    ("_library", "_options", "_symbolic", "_autocast", "env", "terminal"),
+    ("_library", "_options", "_optimizer_steps", "_symbolic", "_autocast", "env", "terminal"),
     ("format",),
     ("recipe",),
     ("ops",),
