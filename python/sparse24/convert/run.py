@@ -44,7 +44,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     problem = weight_problem(conversion.up.name, first.weight) or weight_problem(conversion.down.name, second.weight)
     if problem is not None:
         return problem
-    infers = not learns(x, first.weight, second.weight, first.bias, second.bias, *adapters_of(module))
+    infers = not learns(x, first.weight, second.weight, first.bias, second.bias, *(adapters_of(module) or ()))
     find = for_inference if infers else as_they_enter
     first, second, rows, settled, packed = find(module, conversion, first, second)
     options = conversion.options
@@ -99,6 +99,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             w2_rows=rows,
             weights_pruned=settled,
             w1_packed=packed,
+            adapters=None if settled else adapters_of(module),
             **options,
         )
 

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sparse24._autocast import without_autocast
 from sparse24.convert.conversion import Conversion, Layer, Weights, weights_of
 from sparse24.convert.layers import owner_of
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
-from sparse24.mlp.packed_weights import packed_once, packed_with_adapters
+from sparse24.mlp.packed_weights import Adapters, packed_once, packed_with_adapters, with_adapters
 from sparse24.mlp.weights import prune24, pruned_weights
 from sparse24.nn.children import weight_problem
 from sparse24.nn.entering_weights import Stored, entering
@@ -25,7 +24,7 @@ PACKED = ("sparse24_w1_values", "sparse24_w1_meta")
 
 
 class Entering(NamedTuple):
-    """Both layers as they enter, w2 by neuron, whether nothing of them is left to be pruned, and w1 packed."""
+    """Both layers as they enter, w2 by neuron, whether nothing is left to be pruned or added, and w1 packed."""
 
     first: Weights
     second: Weights
@@ -47,10 +46,10 @@ def both_weights(module: nn.Module) -> tuple[Weights, Weights]:
     return first, second
 
 
-def adapters_of(module: nn.Module) -> tuple[Tensor, ...]:
-    """Give the adapters: two parameters, or nothing."""
+def adapters_of(module: nn.Module) -> Adapters | None:
+    """Give the adapters: two parameters, if there are any."""
     left = module._parameters.get(ADAPTERS[0])
-    return () if left is None else (left, module._parameters[ADAPTERS[1]])  # type: ignore[return-value]
+    return None if left is None else (left, module._parameters[ADAPTERS[1]])  # type: ignore[return-value]
 
 
 def recipe_in_use(self: Any) -> Recipe | None:
@@ -68,15 +67,9 @@ def stored_weights(self: Any) -> tuple[Stored, Stored]:
 
 
 def as_they_enter(module: Any, conversion: Conversion, first: Weights, second: Weights) -> Entering:
-    """Give the weights of a step: softened or masked; pruned too, where something is added to what is pruned."""
-    recipe, adapters = conversion.options.get("recipe"), adapters_of(module)
-    w1, w2 = entering(module, first.weight, second.weight, recipe)
-    if adapters:
-        if module.sparse and _prunes(conversion):
-            w1, w2, _ = pruned_weights(recipe, Weight(w1, None), Weight(w2, second.scale), None)
-        with without_autocast(w1.device.type):
-            w1 = torch.addmm(w1, *adapters)
-    settled = bool(adapters) or not (module.sparse and _prunes(conversion))
+    """Give the weights of a step: softened or masked."""
+    w1, w2 = entering(module, first.weight, second.weight, conversion.options.get("recipe"))
+    settled = adapters_of(module) is None and not (module.sparse and _prunes(conversion))
     return Entering(first._replace(weight=w1), second._replace(weight=w2), None, settled)
 
 
@@ -158,7 +151,7 @@ def _first_packed(module: Any, w1: Tensor) -> Packed | None:
 
 def _as_packed(module: Any) -> tuple[Tensor, ...]:
     """Give the first weight as `w1_packed` of `relu2_mlp`."""
-    return *(module._buffers[name] for name in PACKED), *adapters_of(module)[1:]
+    return *(module._buffers[name] for name in PACKED), *(adapters_of(module) or ())[1:]
 
 
 @torch.no_grad()
@@ -169,10 +162,13 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
     before, module.sparse = module.sparse, True
     found = as_they_enter(module, conversion, first, second)
     module.sparse = before
-    if found.settled:
-        return found.first.weight, found.second.weight
-    weights = Weight(found.first.weight, first.scale), Weight(found.second.weight, second.scale)
-    return pruned_weights(conversion.options["recipe"], *weights, None)[:2]
+    w1, w2 = found.first.weight, found.second.weight
+    if _prunes(conversion):
+        w1, w2, _ = pruned_weights(
+            conversion.options["recipe"], Weight(w1, first.scale), Weight(w2, second.scale), None
+        )
+    adapters = adapters_of(module)
+    return w1 if adapters is None else with_adapters(w1, adapters), w2
 
 
 @torch.no_grad()
@@ -191,13 +187,13 @@ def copies_help(module: Any, conversion: Conversion, first: Weights) -> bool:
 
 def _sources(module: Any, conversion: Conversion, first: Weights, second: Weights) -> tuple[Tensor, ...]:
     if has_changes(module, conversion):
-        return first.stored, second.stored, *adapters_of(module)
+        return first.stored, second.stored, *(adapters_of(module) or ())
     return (first.stored, second.stored) if _quantises(conversion, first) else (second.stored,)
 
 
 def has_changes(module: Any, conversion: Conversion) -> bool:
     """Whether the weights of the network are not those that are stored."""
-    return _prunes(conversion) or bool(adapters_of(module))
+    return _prunes(conversion) or adapters_of(module) is not None
 
 
 def _prunes(conversion: Conversion) -> bool:

@@ -21,6 +21,7 @@ from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES, FP8
 from sparse24.mlp.arguments import DENSE, Arguments, Packed, Plan, Weight
 from sparse24.mlp.checks import (
+    check_adapters,
     check_delayed_scales,
     check_operands,
     check_packed,
@@ -40,7 +41,8 @@ from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
-from sparse24.mlp.packed_weights import Packs, entering, packed_pays
+from sparse24.mlp.inference import learns as differentiated
+from sparse24.mlp.packed_weights import Packs, entering, packed_pays, with_adapters
 from sparse24.mlp.step_fp8 import FeedForwardFp8, has_products, of_step, runs_float8
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.weights import check_groups, pruned_weights
@@ -79,6 +81,7 @@ def relu2_mlp(
     scales_known: bool = True,
     weights_pruned: bool = False,
     w1_packed: tuple[Tensor, ...] | None = None,
+    adapters: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``max(x @ w1.T + b1, 0)^2 @ w2.T + b2`` with the activation pruned to 2:4 along its features.
 
@@ -164,6 +167,10 @@ def relu2_mlp(
         product multiplies them where that is faster. Nothing can tell whether they are w1's. Without gradients in 16
         bits adapters may be a part of w1, but not of what is packed: `sparse24.mlp.packed_weights` has their columns
         beside it, and a third tensor is the right one, [rank, D].
+    adapters : tuple of Tensor, optional
+        The first weight is ``w1 + left @ right`` of these, left [F, rank] and right [rank, D], both of w1's dtype; w1
+        alone is pruned. Where the pruned weight is packed, in 16 bits, left is packed beside it and ``x @ right.T``
+        stands beside x: one product with float32 sums. Otherwise their sum in w1's dtype is multiplied.
 
     Returns
     -------
@@ -215,6 +222,8 @@ def relu2_mlp(
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8, recompute)
     above = threshold_of("relu2_mlp", threshold)
+    if adapters is not None:
+        check_adapters(adapters, w1, w1_packed)
     if recipe.sparse_weights != "none":
         check_groups(recipe, w1, w2)
     double_pruned = sparse and recipe.double_pruning
@@ -223,7 +232,7 @@ def relu2_mlp(
     tokens = x.unsqueeze(0) if x.dim() == 1 else x if x.dim() == 2 and not compiling else x.flatten(0, -2)
     # While compiling always: Dynamo knows what requires a gradient in torch.func of results alone.
     tokens = tokens.to(dtype) if compiling or x.dtype != dtype else tokens
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (tokens, w1, w2, b1, b2))
+    learns = differentiated(tokens, w1, w2, b1, b2, *(adapters or ()))
     inference = not (learns or transformed)
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
@@ -250,19 +259,24 @@ def relu2_mlp(
     if pruned != (None, None):
         if transformed or recipe.double_pruning or w1_scale is not None or w2_scale is not None:
             w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
+            w1 = w1 if adapters is None else with_adapters(w1, adapters)
         else:
             if sparse and fused:
-                packs = Packs.of(recipe, tokens.shape[0], w1, w2, fp8=fp8, learns=learns)
+                packs = Packs.of(recipe, tokens.shape[0], w1, w2, adapters, fp8=fp8, learns=learns)
             float8 = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1]) and has_products(recipe)
             own = scale_y is None and scale_y_factor is None and w1.requires_grad and w2.requires_grad
-            if float8 and sparse and learns and own and w1.dtype == w2.dtype == dtype:
+            if float8 and sparse and learns and own and w1.dtype == w2.dtype == dtype and adapters is None:
                 prunes = pruned[0], None if pruned[1] is None else -2
             else:
-                entered = entering(recipe, w1, w2, w2_rows, dtype, packs, fp8=fp8)
-                w1, w2, w2_rows, first_packed, second_packed = entered
+                entered = entering(recipe, w1, w2, w2_rows, dtype, packs, adapters, fp8=fp8)
+                w1, w2, w2_rows, first_packed, second_packed, right = entered
+    elif adapters is not None:
+        w1 = with_adapters(w1, adapters)
     elif w1_packed is not None and sparse and fused and not transformed:
         if w1_packed[0].dtype == (FP8 if fp8 else dtype) and packed_pays(w1_packed, tokens):
             first_packed, right = Packed(*w1_packed[:2]), (*w1_packed[2:], None)[0]
+    if adapters is not None:
+        stored = w1, w2  # what is kept for the micro-batches of a step follows the weights alone
     if few:
         if w1_scale is None:
             w1, w2_rows = _cast(w1, dtype), _cast(w2_rows, dtype)

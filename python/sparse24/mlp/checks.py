@@ -181,6 +181,27 @@ def check_packed(packed: tuple[Tensor, ...], w1: Tensor) -> None:
         fail(f"values of w1_packed to have shape {[rows, columns // 2]}", list(values.shape))
 
 
+def check_adapters(adapters: tuple[Tensor, Tensor], w1: Tensor, packed: tuple[Tensor, ...] | None) -> None:
+    """Check the low-rank addition to the first weight."""
+    if not isinstance(adapters, (tuple, list)) or len(adapters) != 2:
+        fail("adapters to be a tuple of 2 tensors", type_name(adapters))
+    if packed is not None:
+        fail("w1_packed to be None with adapters, or to have them packed", "adapters beside it")
+    if w1.dtype == FP8:
+        fail("w1 to be of 16 or 32 bits with adapters", dtype_name(w1.dtype))
+    for name, t in zip(("left", "right"), adapters, strict=True):
+        _require_tensor(f"the {name} adapter", t)
+        if t.dtype != w1.dtype:
+            fail(f"the {name} adapter to be {dtype_name(w1.dtype)} as w1 is", dtype_name(t.dtype))
+        if t.device != w1.device:
+            fail(f"the {name} adapter to be on {w1.device} as w1 is", t.device)
+    left, right = adapters
+    if left.dim() != 2 or left.shape[0] != w1.shape[0]:
+        fail(f"the left adapter to have shape [{w1.shape[0]}, rank]", list(left.shape))
+    if right.dim() != 2 or right.shape[0] != left.shape[1] or right.shape[1] != w1.shape[1]:
+        fail(f"the right adapter to have shape {[left.shape[1], w1.shape[1]]}", list(right.shape))
+
+
 def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8: bool, recompute: bool) -> None:
     """Check what only the backward pass uses."""
     if not isinstance(recipe, Recipe):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse24.format import FP8
+from sparse24._autocast import without_autocast
+from sparse24.format import FP8, up
 from sparse24.mlp.arguments import Packed
 from sparse24.mlp.choice import gradient_weights_pay, weights_fit, weights_pay
 from sparse24.mlp.float8 import cast
@@ -19,6 +20,9 @@ from sparse24.mlp.kept_weights import kept_form
 from sparse24.mlp.weights import prune24
 from sparse24.ops import pack24, prune_pack24
 from sparse24.recipe import Recipe
+
+#: The left [F, rank] and the right one [rank, D].
+Adapters = tuple[Tensor, Tensor]
 
 
 class Entering(NamedTuple):
@@ -29,6 +33,7 @@ class Entering(NamedTuple):
     rows: Tensor | None
     first: Packed | None = None
     second: Packed | None = None
+    x_right: Tensor | None = None
 
 
 class Packs(NamedTuple):
@@ -38,9 +43,14 @@ class Packs(NamedTuple):
     second: bool = False
 
     @staticmethod
-    def of(recipe: Recipe, tokens: int, w1: Tensor, w2: Tensor, *, fp8: bool, learns: bool) -> "Packs":
+    def of(
+        recipe: Recipe, tokens: int, w1: Tensor, w2: Tensor, adapters: Adapters | None, *, fp8: bool, learns: bool
+    ) -> "Packs":
         """Decide by sizes: where the kernels have no tails for them, or gain nothing, weights are multiplied dense."""
-        first = weights_fit(*w1.shape, fp8=fp8) and (not w1.is_cuda or weights_pay(tokens, *w1.shape, fp8=fp8))
+        if adapters is None:
+            first = weights_fit(*w1.shape, fp8=fp8) and (not w1.is_cuda or weights_pay(tokens, *w1.shape, fp8=fp8))
+        else:
+            first = not fp8 and packed_adapters_pay(w1, adapters[1], tokens)
         if not learns or recipe.sparse_weights != "both":
             return Packs(first)
         second = weights_fit(*w2.shape[::-1]) and (not w2.is_cuda or gradient_weights_pay(tokens, *w2.shape[::-1]))
@@ -58,6 +68,17 @@ def packed_once(w1: Tensor) -> Packed | None:
 def packed_with_adapters(pruned: Tensor, left: Tensor) -> Packed | None:
     """Pack a first weight and, as further columns, the left adapters [F, rank]: two of each four are a dense matrix."""
     return None if pruned.dtype != left.dtype else packed_once(torch.cat((pruned, two_of_four(left)), 1))
+
+
+def packed_adapters_pay(w1: Tensor, right: Tensor, tokens: int) -> bool:
+    """Whether a step in 16 bits is faster with adapters as further columns of the packed weight: never on the CPU."""
+    return w1.is_cuda and weights_pay(tokens, w1.shape[0], w1.shape[1] + 2 * up(right.shape[0], 8))
+
+
+def with_adapters(w: Tensor, adapters: Adapters) -> Tensor:
+    """Add adapters to the first weight, in its dtype."""
+    with without_autocast(w.device.type):
+        return torch.addmm(w, *adapters)
 
 
 def two_of_four(t: Tensor) -> Tensor:
@@ -78,27 +99,52 @@ def packed_pays(packed: tuple[Tensor, ...] | None, x: Tensor) -> bool:
 
 
 def entering(
-    recipe: Recipe, w1: Tensor, w2: Tensor, rows: Tensor | None, dtype: torch.dtype, packs: Packs, *, fp8: bool
+    recipe: Recipe,
+    w1: Tensor,
+    w2: Tensor,
+    rows: Tensor | None,
+    dtype: torch.dtype,
+    packs: Packs,
+    adapters: Adapters | None = None,
+    *,
+    fp8: bool,
 ) -> Entering:
     """Prune what a recipe says, and pack what is to be packed: weights of 16 bits or masters, without double pruning.
 
-    In fp8 the first weight is packed where its codes are made.
+    In fp8 the first weight is packed where its codes are made. With adapters it is their sum; packed it has the left
+    one as further columns, and the right one in the dtype of the step makes those of x.
     """
-    w1, first = _entering(w1, -1, dtype, packs.first and not fp8)
-    second = None
+    second = right = None
+    if adapters is None:
+        w1, first = _entering(w1, -1, dtype, packs.first and not fp8)
+    elif packs.first:
+        left, right = (t.to(dtype) for t in adapters)
+        pruned, first = _entering(w1, -1, dtype, True, left)
+        w1 = with_adapters(pruned, (left, right))
+    else:
+        w1, first = with_adapters(prune24(w1, -1), adapters), None
     if recipe.sparse_weights == "both":
         w2, second = _entering(w2, -2, dtype, packs.second)
         rows = None if rows is None else prune24(rows, -1)
-    return Entering(w1, w2, rows, first, second)
+    return Entering(w1, w2, rows, first, second, right)
 
 
-def _entering(w: Tensor, dim: int, dtype: torch.dtype, packs: bool) -> tuple[Tensor, Packed | None]:
-    made = kept_form(w, dtype, ("pruned", dim, packs), lambda: _forms(w, dim, dtype, packs))
-    pruned, *packed = _Prune.apply(w, dim, dtype, packs, made)
+def _entering(
+    w: Tensor, dim: int, dtype: torch.dtype, packs: bool, left: Tensor | None = None
+) -> tuple[Tensor, Packed | None]:
+    left = None if left is None else left.detach()
+    made = (
+        None if left is not None else kept_form(w, dtype, ("pruned", dim, packs), lambda: _forms(w, dim, dtype, packs))
+    )
+    pruned, *packed = _Prune.apply(w, dim, dtype, packs, made, left)
     return pruned, Packed(*packed) if packs else None
 
 
-def _forms(w: Tensor, dim: int, dtype: torch.dtype, packs: bool) -> tuple[Tensor, ...]:
+def _forms(w: Tensor, dim: int, dtype: torch.dtype, packs: bool, left: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Prune and pack a weight; a left adapter stands beside it in what is packed, and not in what is pruned."""
+    if left is not None:
+        pruned, *packed = _forms(torch.cat((w, two_of_four(left.to(w.dtype))), 1), dim, dtype, packs)
+        return pruned[:, : w.shape[1]], *packed
     sizes = w.shape if dim == -1 else w.shape[::-1]
     if w.dtype in (dtype, torch.float32) and weights_fit(*sizes):
         forms = prune_pack24(w, dim, dtype=dtype)
@@ -112,15 +158,21 @@ class _Prune(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, w: Tensor, dim: int, dtype: torch.dtype, packs: bool, made: tuple[Tensor, ...] | None
+        ctx: Any,
+        w: Tensor,
+        dim: int,
+        dtype: torch.dtype,
+        packs: bool,
+        made: tuple[Tensor, ...] | None,
+        left: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.dtype = w.dtype
         # Each call of a step has tensors of its own of what is kept: autograd marks those that a function returns.
-        pruned, *packed = _forms(w, dim, dtype, packs) if made is None else tuple(t.detach() for t in made)
+        pruned, *packed = _forms(w, dim, dtype, packs, left) if made is None else tuple(t.detach() for t in made)
         ctx.mark_non_differentiable(*packed)
         ctx.set_materialize_grads(False)
         return pruned, *packed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_packed: None) -> tuple[Tensor | None, ...]:
-        return None if grad is None else grad.to(ctx.dtype), None, None, None, None
+        return None if grad is None else grad.to(ctx.dtype), None, None, None, None, None

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sparse24.errors import dtype_name, fail, type_name
-from sparse24.format import FP8
 from sparse24.mlp.arguments import Weight
 from sparse24.mlp.float8 import cast
 from sparse24.recipe import Recipe
@@ -27,7 +26,7 @@ def prune24(w: Tensor, dim: int = -1) -> Tensor:
     Parameters
     ----------
     w : Tensor
-        Of any floating dtype, float8_e4m3fn included; a multiple of four entries along `dim`.
+        Of any floating dtype, float8 included; a multiple of four entries along `dim`.
     dim : int
         Along which dimension the groups lie.
 
@@ -127,7 +126,7 @@ def soft_scale(w: Tensor, dim: int = -1) -> Tensor:
 
 def kept24(w: Tensor, dim: int = -1) -> Tensor:
     """Tell which entries `prune24` keeps: True there."""
-    magnitudes = _members((w.float() if w.dtype == FP8 else w).abs(), dim)
+    magnitudes = _members((w.float() if w.dtype.itemsize == 1 else w).abs(), dim)
     nan = [t.isnan() for t in magnitudes[:3]]
     # Of a pair the later one wins only if it is larger. An entry stays if it wins against two of the three others.
     wins = {(i, j): (magnitudes[j] <= magnitudes[i]) | nan[i] for i in range(4) for j in range(i + 1, 4)}
@@ -179,9 +178,13 @@ def check(w: Any, dim: int, what: str, name: str = "w") -> None:
     """Check that a weight has groups of four."""
     if not isinstance(w, Tensor):
         fail(what, f"{name} to be a Tensor", type_name(w))
+    if w.layout is not torch.strided or w.is_nested:
+        fail(what, f"{name} to be dense (torch.strided)", "a nested tensor" if w.is_nested else w.layout)
     if not w.dtype.is_floating_point:
         fail(what, f"{name} to be of a floating dtype", dtype_name(w.dtype))
-    if not isinstance(dim, int) or not -w.dim() <= dim < w.dim():
+    if w.dim() == 0:
+        fail(what, f"{name} to have at least 1 dimension", 0)
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -w.dim() <= dim < w.dim():
         fail(what, f"dim to be from {-w.dim()} to {w.dim() - 1}", dim)
     if w.shape[dim] % 4 != 0:
         fail(what, f"{name} to have a multiple of 4 entries along dimension {dim}", w.shape[dim])
@@ -201,9 +204,9 @@ def _joined(members: tuple[Tensor, ...], dim: int) -> Tensor:
 
 
 def _pruned(w: Tensor, keep: Tensor) -> Tensor:
-    if w.dtype != FP8:
+    if w.dtype.itemsize > 1:
         return torch.where(keep, w, 0)
-    return torch.where(keep, w.view(torch.uint8), 0).view(FP8)
+    return torch.where(keep, w.view(torch.uint8), 0).view(w.dtype)
 
 
 def _soft(w: Tensor, dim: int, scale: float | Tensor) -> Tensor:

@@ -205,6 +205,7 @@ class ReLU2MLP(SparseWeights24):
             w2_rows=rows,
             weights_pruned=settled,
             w1_packed=packed,
+            adapters=None if settled else self._adapters(),
         )
 
     def _call_layers(self, x: Tensor) -> Tensor:

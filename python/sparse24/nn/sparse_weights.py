@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse24._autocast import without_autocast
 from sparse24._options import whole_number
 from sparse24.errors import fail
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
-from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_adapters
+from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_adapters, with_adapters
 from sparse24.mlp.weights import check_groups, prune24, pruned24, pruned_weights
 from sparse24.nn.entering_weights import Stored, drop, entering
 from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
@@ -171,9 +170,12 @@ class SparseWeights24(nn.Module):
         """
         first, second = self._weights()
         w1, w2, _, settled = self._entering(first, second, None, learning=True)
-        if not settled:
+        if settled:
+            return w1, w2
+        if self._is_pruned():
             w1, w2, _ = pruned_weights(self.recipe, first._replace(values=w1), second._replace(values=w2), None)
-        return w1, w2
+        adapters = self._adapters()
+        return w1 if adapters is None else with_adapters(w1, adapters), w2
 
     def _weights(self) -> tuple[Weight, Weight]:
         return _weight_of(self._modules["up_proj"]), _weight_of(self._modules["down_proj"])
@@ -201,24 +203,19 @@ class SparseWeights24(nn.Module):
     def _entering(
         self, first: Weight, second: Weight, rows: Tensor | None, *, learning: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
-        """Give w1, w2 and w2 by neuron as they enter the products, and whether nothing of them is left to be pruned."""
+        """Give w1, w2 and w2 by neuron as they enter, and whether nothing is left to be pruned or added."""
         w1, w2 = first.values, second.values
-        prunes = self.sparse and self.recipe is not None and self.recipe.sparse_weights != "none"
-        adapters = self._adapters()
-        if not (prunes or adapters):
+        if not self._is_pruned() and self._adapters() is None:
             return w1, w2, rows, True
         if not learning and self.sparse and self._keeps_entering() and follow(self, self._sources(first, second)):
             # `rows` were made of these.
             w1, w2 = (self._buffers.get(name, w) for name, w in zip(ENTERING, (w1, w2), strict=True))
             return w1, w2, rows, True
         w1, w2 = entering(self, w1, w2, self.recipe)
-        rows = rows if w2 is second.values else None
-        if adapters is None:
-            return w1, w2, rows, False
-        if prunes:
-            w1, w2, rows = pruned_weights(self.recipe, Weight(w1, None), Weight(w2, second.scale), rows)
-        with without_autocast(w1.device.type):
-            return torch.addmm(w1, *adapters), w2, rows, True
+        return w1, w2, rows if w2 is second.values else None, False
+
+    def _is_pruned(self) -> bool:
+        return self.sparse and self.recipe is not None and self.recipe.sparse_weights != "none"
 
     def _packed(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """Give the first weight packed, if inference keeps it so and is faster with it; asked after `_entering`."""

@@ -1,60 +1,31 @@
 """2:4 weights in products with a dense operand, which multiply them packed: the bits of pruning and a dense product."""
 
+import packed_calls
 import pytest
 import torch
 from compare import assert_same_bits
 from data import integers
+from packed_calls import OUT, D, F, operands
 from training_reference import NAMES, run
 
 import sparse24
 from sparse24 import Recipe, prune24
-from sparse24.mlp import backward, choice, forward, kept_weights, packed_weights, step_fp8
-from sparse24.nn import sparse_weights
+from sparse24.mlp import kept_weights
 
 # Dynamo makes an instance of every autograd function that it traces.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 CHOICES = ("up", "both")
-D, F, OUT = 32, 160, 48
 
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
-    """Few tokens too, on CUDA."""
-    monkeypatch.setattr(choice, "MIN_WEIGHT_PRODUCTS", 0)
-    monkeypatch.setattr(choice, "MIN_GRADIENT_DEPTH", 0)
-    monkeypatch.setattr(choice, "MIN_FP8_DEPTH", 0)
-    kept_weights._kept.clear()
-    monkeypatch.setattr(kept_weights, "_accumulating", False)
+    packed_calls.always(monkeypatch)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of the ops with packed weights, and of what packs them, in the order of the calls."""
-    made = []
-
-    def spy(module, name):
-        original = getattr(module, name)
-
-        def counted(*args, **kwargs):
-            made.append(name)
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, counted)
-
-    for module in (forward, step_fp8):
-        spy(module, "linear_compress_packed")
-    spy(backward, "linear_gradient_packed")
-    spy(packed_weights, "prune_pack24")
-    spy(kept_weights, "prune_quantize_fp8_both")
-    spy(kept_weights, "prune_pack_fp8_both")
-    return made
-
-
-def operands(tokens, dtype, device, d=D):
-    """Small integers: every sum of products is exact."""
-    shapes = ((tokens, d), (F, d), (OUT, F), (F,), (OUT,), (tokens, OUT))
-    return [integers(*s, dtype=dtype, limit=1, seed=i).to(device) for i, s in enumerate(shapes)]
+    return packed_calls.spied(monkeypatch)
 
 
 def pruned(leaves, choice):
@@ -273,29 +244,3 @@ def test_converted_modules_keep_it_packed(device, calls, precision):
             assert (out.double() - expected.double()).norm() < 1e-2 * expected.double().norm()
             mlp.up_proj.weight.mul_(-1)
             calls.clear()
-
-
-@pytest.mark.parametrize("rank", [4, 8, 9])
-def test_adapters_are_columns_beside_what_is_packed(device, dtype, calls, monkeypatch, rank):
-    """At most twice the error of a dense product with the sum, against float64; calls follow the adapters."""
-    for module in (sparse24.mlp, sparse_weights):
-        monkeypatch.setattr(module, "packed_pays", lambda packed, x: packed is not None)
-    torch.manual_seed(0)
-    mlp = sparse24.nn.ReLU2MLP(64, F, OUT, device=device, dtype=dtype, min_tokens=0)
-    x = torch.randn(133, 64).to(device, dtype)
-    mlp.prune_weights_("up").add_adapters_(rank)
-    with torch.no_grad():
-        for _ in range(2):
-            mlp.up_left.normal_(std=0.05)
-            summed = prune24(mlp.up_proj.weight).double() + mlp.up_left.double() @ mlp.up_right.double()
-            rival = sparse24.relu2_mlp(x, summed.to(dtype), mlp.down_proj.weight, min_tokens=0)
-            calls.clear()
-            out = mlp(x)
-            assert calls.count("linear_compress_packed") == 1
-            assert (out.double() - rival.double()).norm() < 0.05 * rival.double().norm()
-            columns = packed_weights.two_of_four(x @ mlp.up_right.t())
-            unpacked = sparse24.unpack24(mlp.up_values, mlp.up_meta, F, 64 + columns.shape[1])
-            exact = x.double() @ summed.t()
-            h = torch.cat((x, columns), 1).double() @ unpacked.double().t()
-            of_rival = x.double() @ summed.to(dtype).double().t()
-            assert (h - exact).norm() <= 2 * (of_rival - exact).norm() + 1e-6 * exact.norm()

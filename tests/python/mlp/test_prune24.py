@@ -127,6 +127,9 @@ def test_refusals(checked_device, f):
     w = torch.zeros(8, 6, device=checked_device)
     for args, words in (
         ((w,), "w to have a multiple of 4 entries along dimension -1, got 6"),
+        ((w, True), "dim to be from -2 to 1, got True"),
+        ((w[0, 0], 0), "w to have at least 1 dimension, got 0"),
+        ((torch.eye(4).to_sparse(), 0), r"w to be dense \(torch.strided\), got torch.sparse_coo"),
         ((w, 2), "dim to be from -2 to 1, got 2"),
         ((w.int(), 0), "w to be of a floating dtype, got int32"),
         (([1.0],), "w to be a Tensor, got list"),
@@ -138,3 +141,10 @@ def test_refusals(checked_device, f):
             soft_threshold24(w, 0, scale)
     with pytest.raises(RuntimeError, match="sparse24.soft_threshold24: expected scale to have 1 element, got 2"):
         soft_threshold24(w, 0, torch.ones(2, device=checked_device))
+
+
+@pytest.mark.parametrize("f", FUNCTIONS)
+def test_other_float8(device, f):
+    """What e5m2 keeps is what its numbers keep in float32."""
+    codes = normal(16, 32, dtype=torch.float32).to(device).to(torch.float8_e5m2)
+    assert_same_bits(f(codes).float() + 0.0, f(codes.float()).to(torch.float8_e5m2).float() + 0.0)
