@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from sparse24.errors import fail
+import torch
+
+from sparse24.errors import dtype_name, fail
 
 
 def _holds(condition: Callable[[], Any]) -> bool:
@@ -28,6 +30,14 @@ def whole_number(what: str, name: str, value: Any) -> int:
     if not _holds(lambda: value % 1 == 0):  # nor is what is not finite
         fail(what, f"{name} to be a whole number", value)
     return int(value)
+
+
+def floating_dtype(what: str, dtype: Any) -> Any:
+    """Return the dtype of parameters, or None for torch's default."""
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        got = dtype_name(dtype) if isinstance(dtype, torch.dtype) else repr(dtype)
+        fail(what, "dtype to be float32, bfloat16 or float16", got)
+    return dtype
 
 
 def finite_number(what: str, name: str, value: Any) -> float:

@@ -45,7 +45,7 @@ def gather_float8(model: nn.Module, *, once: bool = False) -> nn.Module:
     once : bool
         Gather for the forward pass alone: a quarter of the bytes. The codes that the backward pass takes are kept as
         without this function. ``fully_shard`` has wrapped each of these networks by itself, and nothing computes them
-        again in the backward pass: neither activation checkpointing nor `recompute`.
+        again in the backward pass, which is refused there: neither activation checkpointing nor `recompute`.
 
     Returns
     -------
@@ -56,7 +56,8 @@ def gather_float8(model: nn.Module, *, once: bool = False) -> nn.Module:
     ------
     RuntimeError
         If the model has no such network; if a weight is not in equal parts of rows on the ranks, or has no memory on
-        the device of the ranks; if `once` does not fit a network.
+        the device of the ranks; if `once` does not fit a network. A backward pass, if it computes a network again whose
+        codes are gathered once.
 
     Notes
     -----
@@ -207,4 +208,4 @@ def _attach(part: Any, parts: Parts, index: int) -> None:
             return None
         return GatheredWeight(codes, scale, transposed, dtype), ()
 
-    part.fsdp_pre_all_gather, part.fsdp_post_all_gather = before, after
+    part.fsdp_pre_all_gather, part.fsdp_post_all_gather, part.gathered_once = before, after, parts.once

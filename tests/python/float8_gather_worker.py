@@ -169,7 +169,18 @@ def refusals(rank):
             network.set_unshard_in_backward(False)
         model(batch(rank).bfloat16()).sum().backward()
 
-    cases = parallel, uneven, without_memory, in_blocks, recompute, given_up
+    def checkpointed(kind="module"):
+        model = model_of(kind)
+        for i, network in enumerate(model.layers):
+            fully_shard(network, mesh=mesh(), mp_policy=POLICY)
+            model.layers[i] = checkpoint_wrapper(network, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+        gather_float8(fully_shard(model, mesh=mesh(), mp_policy=POLICY), once=True)
+        model(batch(rank).bfloat16()).sum().backward()
+
+    def checkpointed_converted():
+        checkpointed("converted")
+
+    cases = parallel, uneven, without_memory, in_blocks, recompute, given_up, checkpointed, checkpointed_converted
     found = {case.__name__: said(case) for case in cases}
     if worker.DEVICE == "cuda":
         found["float32"] = said(lambda: sharded(gathers="twice", policy=MixedPrecisionPolicy())(batch(rank)))

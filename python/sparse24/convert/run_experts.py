@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparse24._symbolic import or_true
@@ -11,7 +10,7 @@ from sparse24.convert.run import input_problem, trains
 from sparse24.convert.seen import difference
 from sparse24.convert.weights import copies_help, for_inference
 from sparse24.experts import experts_network
-from sparse24.experts.routing import run_routed
+from sparse24.experts.routing import routing_problem, run_routed
 from sparse24.mlp.inference import learns
 from sparse24.nn.children import weight_problem
 
@@ -40,7 +39,7 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
             first.weight,
             second.weight,
             offsets,
-            row_scale=row_scale if row_scale.dtype in (torch.float32, rows.dtype) else row_scale.float(),
+            row_scale=row_scale,
             precision=conversion.precision,
             w1_scale=first.scale,
             w2_scale=second.scale,
@@ -56,6 +55,7 @@ def _choices_problem(x: Any, index: Any, factors: Any) -> str | None:
     """Why the arguments are not tokens, their experts and their factors."""
     if not all(isinstance(t, Tensor) for t in (x, index, factors)):
         return "its arguments are not three tensors"
-    if x.dim() != 2 or index.dim() != 2 or factors.dim() != 2 or index.is_floating_point():
+    if x.dim() != 2 or index.dim() != 2 or factors.dim() != 2:
         return f"it is called with tensors of {x.dim()}, {index.dim()} and {factors.dim()} dimensions"
-    return None
+    wrong = routing_problem(x, index, factors)
+    return None if wrong is None else f"expected {wrong[0]}, got {wrong[1]}"

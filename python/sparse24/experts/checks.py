@@ -54,7 +54,8 @@ def check_row_scale(row_scale: Tensor | None, x: Tensor, dtype: torch.dtype) -> 
         return
     _require_tensor("row_scale", row_scale)
     if row_scale.dtype not in (torch.float32, x.dtype, dtype):
-        fail(f"row_scale to be float32 or {dtype_name(x.dtype)} (the dtype of x)", dtype_name(row_scale.dtype))
+        of_x = "" if x.dtype == torch.float32 else f" or {dtype_name(x.dtype)} (the dtype of x)"
+        fail(f"row_scale to be float32{of_x}", dtype_name(row_scale.dtype))
     if row_scale.dim() != 1 or or_false(row_scale.shape[0] != x.shape[0]):
         fail(f"row_scale to have shape [{x.shape[0]}] (rows of x)", list(row_scale.shape))
     _require_device("row_scale", row_scale, x)

@@ -6,6 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse24._symbolic import or_false
+from sparse24.errors import dtype_name, type_name
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def routing_problem(x: Any, index: Any, weights: Any) -> tuple[str, object] | None:
+    """Tell what is expected of the arguments of `run_routed` that they are not, and what it got."""
+    for name, t in (("x", x), ("index", index), ("weights", weights)):
+        if not isinstance(t, Tensor):
+            return f"{name} to be a Tensor", type_name(t)
+        if t.dim() != 2:
+            return f"{name} to have 2 dimensions", t.dim()
+        if t.device != x.device:
+            return f"{name} to be on {x.device} as x is", t.device
+    if index.dtype not in _INTEGERS:
+        return "index to be of integers", dtype_name(index.dtype)
+    if not weights.is_floating_point():
+        return "weights to be of a floating dtype", dtype_name(weights.dtype)
+    if or_false(index.shape[0] != x.shape[0]):
+        return f"index to have {x.shape[0]} rows (those of x)", index.shape[0]
+    if or_false(weights.shape[0] != index.shape[0]) or or_false(weights.shape[1] != index.shape[1]):
+        return f"weights to have shape {list(index.shape)} (that of index)", list(weights.shape)
+    return None
+
 
 def run_routed(
     x: Tensor, index: Tensor, weights: Tensor, experts: int, run: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -22,7 +47,7 @@ def run_routed(
         Integers: the experts of each token. One that is negative, or from `experts` on, is nobody's, as for experts
         on other devices.
     weights : Tensor [T, k]
-        Their factors.
+        Their factors, of any floating dtype.
     experts : int
         How many there are.
     run : callable
@@ -35,6 +60,7 @@ def run_routed(
     tokens, choices = index.shape
     expert, order = torch.where(index < 0, experts, index).reshape(-1).sort(stable=True)
     offsets = torch.searchsorted(expert, torch.arange(experts, device=x.device, dtype=expert.dtype), right=True)
+    weights = weights if weights.dtype in (torch.float32, x.dtype) else weights.float()
     out = run(_Sorted.apply(x, order, choices), offsets.int(), weights.reshape(-1)[order])
     return _unsorted(out, order).view(tokens, choices, out.shape[1]).sum(1)
 

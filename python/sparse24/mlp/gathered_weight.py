@@ -82,6 +82,18 @@ def present(codes: Tensor) -> Tensor:
     return codes
 
 
+def refuse_second_call(weight: Any) -> None:
+    """Refuse to compute a network again in the backward pass whose weights are gathered for the forward pass alone."""
+    if getattr(getattr(weight, "_local_tensor", None), "gathered_once", False) and in_backward():
+        what = "nothing to compute networks again in the backward pass (activation checkpointing) with once=True"
+        fail("distributed.gather_float8", what, "a call of one there")
+
+
+def in_backward() -> bool:
+    """Whether a backward pass runs."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def transposed_again(codes: Tensor) -> Tensor:
     """Transpose, in the backward pass, the codes that FSDP2 has gathered again."""
     return transpose_fp8(present(codes))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import boolean, whole_number
+from sparse24._options import boolean, floating_dtype, whole_number
 from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.checks import check_fp8_sizes
@@ -120,8 +120,11 @@ class ReLU2MLP(SparseWeights24):
         self.recipe = recipe
         self.recompute = boolean("nn.ReLU2MLP", "recompute", recompute)
         self.threshold = threshold
+        dim, hidden = whole_number("nn.ReLU2MLP", "dim", dim), whole_number("nn.ReLU2MLP", "hidden", hidden)
+        dim_out = dim if dim_out is None else whole_number("nn.ReLU2MLP", "dim_out", dim_out)
+        bias, dtype = boolean("nn.ReLU2MLP", "bias", bias), floating_dtype("nn.ReLU2MLP", dtype)
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
-        self.down_proj = nn.Linear(hidden, dim if dim_out is None else dim_out, bias=bias, device=device, dtype=dtype)
+        self.down_proj = nn.Linear(hidden, dim_out, bias=bias, device=device, dtype=dtype)
         delayed_scales.register(self, "delayed_scales", precision, recipe, dim, persistent=True)
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from sparse24.mlp.gathered_weight import GatheredWeight
+from sparse24.mlp.gathered_weight import GatheredWeight, refuse_second_call
 
 LINEAR_FORWARD = nn.Linear.forward
 #: What accelerate leaves on a module that it hooks.
@@ -53,6 +53,7 @@ def weight_problem(name: str, weight: Tensor) -> str | None:
     if kind is nn.Parameter or kind is Tensor or kind is GatheredWeight:
         return None
     if is_traceable_wrapper_subclass(weight):
+        refuse_second_call(weight)
         return f"the weight of {name} is distributed or quantised"
     # Not `has_torch_function`, which is true of any tensor while export traces.
     function = getattr(kind, "__torch_function__", _DISABLED)

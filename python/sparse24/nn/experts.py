@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import whole_number
+from sparse24._options import floating_dtype, positive_number, whole_number
 from sparse24.errors import fail
 from sparse24.experts import relu2_experts
 from sparse24.experts.products import sixteen_bit
-from sparse24.experts.routing import run_routed
+from sparse24.experts.routing import routing_problem, run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
@@ -65,14 +65,15 @@ class ReLU2Experts(nn.Module):
         super().__init__()
         if precision not in ("auto", "16bit", "fp8"):
             fail("nn.ReLU2Experts", 'precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
-        if whole_number("nn.ReLU2Experts", "num_experts", num_experts) == 0:
-            fail("nn.ReLU2Experts", "num_experts to be at least 1", 0)
+        num_experts = positive_number("nn.ReLU2Experts", "num_experts", num_experts)
+        dim, hidden = whole_number("nn.ReLU2Experts", "dim", dim), whole_number("nn.ReLU2Experts", "hidden", hidden)
+        dim_out = dim if dim_out is None else whole_number("nn.ReLU2Experts", "dim_out", dim_out)
         check_recipe("nn.ReLU2Experts", recipe)
         self.precision = precision
         self.recipe = recipe
-        options = {"device": device, "dtype": dtype}
+        options = {"device": device, "dtype": floating_dtype("nn.ReLU2Experts", dtype)}
         self.up_proj = nn.Parameter(torch.empty(num_experts, hidden, dim, **options))
-        self.down_proj = nn.Parameter(torch.empty(num_experts, dim if dim_out is None else dim_out, hidden, **options))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, dim_out, hidden, **options))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -107,7 +108,27 @@ class ReLU2Experts(nn.Module):
 
         Tokens are sorted and brought back in a fixed order, without waiting for the device. An index of E or more, or
         a negative one, is nobody's: its share is zero.
+
+        Parameters
+        ----------
+        x : Tensor [T, D]
+        index : Tensor [T, k]
+            Integers.
+        weights : Tensor [T, k]
+            Of any floating dtype.
+
+        Returns
+        -------
+        Tensor [T, D_out]
+
+        Raises
+        ------
+        RuntimeError
+            ``sparse24.nn.ReLU2Experts: expected <argument> <rule>, got <value>``.
         """
+        problem = routing_problem(x, index, weights)
+        if problem is not None:
+            fail("nn.ReLU2Experts", *problem)
         return run_routed(x, index, weights, self.num_experts, self)
 
     @torch.no_grad()

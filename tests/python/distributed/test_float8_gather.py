@@ -74,6 +74,11 @@ def test_refusals(ranks):
         "given_up": "weights to be gathered for the backward pass too, or once=True, "
         "got memory that FSDP2 has given up",
     }
+    for case in ("checkpointed", "checkpointed_converted"):
+        expected[case] = (
+            "nothing to compute networks again in the backward pass (activation checkpointing) with once=True, "
+            "got a call of one there"
+        )
     if ranks.device == "cuda":
         expected["float32"] = "fully_shard with MixedPrecisionPolicy(param_dtype=torch.bfloat16), got float32"
         expected["offloaded"] = "weights to have memory on cuda, got cpu"

@@ -182,12 +182,48 @@ def test_states_across_quantisation(device):
     [
         ({"precision": "int4"}, 'precision to be .*, got "int4"'),
         ({"num_experts": 0}, "num_experts to be at least 1, got 0"),
+        ({"num_experts": 1.5}, "num_experts to be a whole number, got 1.5"),
+        ({"dim": -32}, "dim to be at least 0, got -32"),
+        ({"hidden": "64"}, "hidden to be a whole number, got 64"),
+        ({"dim_out": 1.5}, "dim_out to be a whole number, got 1.5"),
+        ({"dtype": torch.int8}, "dtype to be float32, bfloat16 or float16, got int8"),
     ],
-    ids=["precision", "experts"],
+    ids=["precision", "experts", "a fraction", "negative", "no number", "outputs", "dtype"],
 )
 def test_refusals(options, sentence):
     with pytest.raises(RuntimeError, match=rf"^sparse24\.nn\.ReLU2Experts: expected {sentence}"):
         sparse24.nn.ReLU2Experts(**{"num_experts": 2, "dim": 32, "hidden": 64, **options})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda x, index, weights: (None, index, weights), "x to be a Tensor, got None"),
+        (lambda x, index, weights: (x[None], index, weights), "x to have 2 dimensions, got 3"),
+        (lambda x, index, weights: (x, index[0], weights), "index to have 2 dimensions, got 1"),
+        (lambda x, index, weights: (x, index.float(), weights), "index to be of integers, got float32"),
+        (lambda x, index, weights: (x, index.bool(), weights), "index to be of integers, got bool"),
+        (lambda x, index, weights: (x, index[:3], weights), r"index to have 6 rows \(those of x\), got 3"),
+        (lambda x, index, weights: (x, index[:, :1], weights), r"weights to have shape \[6, 1\] .*, got \[6, 2\]"),
+        (lambda x, index, weights: (x, index, weights[:4]), r"weights to have shape \[6, 2\] .*, got \[4, 2\]"),
+        (lambda x, index, weights: (x, index, index), "weights to be of a floating dtype, got int64"),
+        (lambda x, index, weights: (x, index, weights.to("meta")), "weights to be on cpu as x is, got meta"),
+    ],
+)
+def test_refused_choices_of_a_router(wrong, sentence):
+    module = sparse24.nn.ReLU2Experts(3, 32, 64)
+    arguments = torch.randn(6, 32), torch.zeros(6, 2, dtype=torch.int64), torch.rand(6, 2)
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.nn\.ReLU2Experts: expected {sentence}$"):
+        module.routed(*wrong(*arguments))
+
+
+def test_factors_of_any_floating_dtype():
+    """They multiply in float32 where they are not of x's dtype."""
+    module = sparse24.nn.ReLU2Experts(3, 32, 64)
+    x, index, weights = torch.randn(6, 32), torch.randint(0, 3, (6, 2)), torch.rand(6, 2).half()
+    expected = module.routed(x, index, weights.float())
+    for dtype in (torch.float16, torch.float64):
+        assert torch.equal(module.routed(x, index, weights.to(dtype)), expected)
 
 
 def test_what_cannot_be_quantised_is_refused():

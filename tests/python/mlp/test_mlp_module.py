@@ -84,3 +84,21 @@ def test_quantised_module(device):
     other.load_state_dict(torch.load(file, weights_only=True))
     assert_same_bits(other(x), expected)
     assert_same_bits(pickle.loads(pickle.dumps(m))(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dim": 32.5}, "dim to be a whole number, got 32.5"),
+        ({"hidden": "64"}, "hidden to be a whole number, got 64"),
+        ({"hidden": -64}, "hidden to be at least 0, got -64"),
+        ({"dim_out": -3}, "dim_out to be at least 0, got -3"),
+        ({"bias": "no"}, "bias to be True or False, got no"),
+        ({"dtype": torch.int8}, "dtype to be float32, bfloat16 or float16, got int8"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype to be float32, bfloat16 or float16, got float8_e4m3fn"),
+        ({"dtype": "bf16"}, "dtype to be float32, bfloat16 or float16, got 'bf16'"),
+    ],
+)
+def test_refused_sizes_and_dtypes(options, sentence):
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.nn\.ReLU2MLP: expected {sentence}$"):
+        sparse24.nn.ReLU2MLP(**{"dim": 32, "hidden": 64, **options})
