@@ -36,7 +36,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         ("ffn_forward", ffn_tables.all_tables),
         ("gemm1", _gemm1_table),
         ("ffn_training", training_tables.step_table),
-        ("ffn_weights", weight_speed.speed_table),
+        ("ffn_weights", weight_speed.all_tables),
         ("experts", experts_tables.all_tables),
         ("models", _models_table),
         ("distributed", distributed_tables.all_tables),

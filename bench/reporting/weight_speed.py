@@ -50,6 +50,24 @@ def speed_table(records: list[results.Record]) -> str:
     return table(title, head, rows) if rows else ""
 
 
+def all_tables(records: list[results.Record]) -> str:
+    """Whole passes, and the first GEMM alone."""
+    return "\n\n".join(filter(None, (speed_table(records), _first_table(records))))
+
+
+def _first_table(records: list[results.Record]) -> str:
+    records = [r for r in records if r["median_us"] and r["race"] == "gemm1"]
+    origins, rows = Origins(records), []
+    for race in results.group(records, "dtype").values():
+        by_name = {r["variant"]: r for r in race}
+        dense, packed = by_name.get("linear_compress"), by_name.get("linear_compress_packed")
+        if dense and packed:
+            shape = f"{dense['tokens']} x {dense['d_ff']} x {dense['d_model']}{origins.mark(packed)}"
+            rows.append([shape, dense["dtype"], us(dense), f"{us(packed)}, {gain_both(dense, packed)}"])
+    head = ["tokens x out x reduction", "dtype", "linear_compress us", "linear_compress_packed us, over it"]
+    return table(f"**First GEMM with a 2:4 weight**. {origins.note()}", head, rows) if rows else ""
+
+
 def gains(records: Iterable[results.Record], race: str, dtype: str, ours: str, theirs: str, field: str) -> list[float]:
     """Ours over a rival, by size."""
     found = []

@@ -128,7 +128,8 @@ def speedups(records: list[results.Record]) -> plt.Figure | None:
 
 def finish(figure: plt.Figure, records: list[results.Record]) -> plt.Figure:
     first = records[0]
-    text = f"{first['gpu']}, torch {first['torch']}, CUDA {first['cuda']}, sparse24 {first['sparse24']}"
+    ours = f", sparse24 {first['sparse24']}" if "sparse24" in first else ""  # compact records have the commit alone
+    text = f"{first['gpu']}, torch {first['torch']}, CUDA {first['cuda']}{ours}"
     commits = ", ".join(sorted({r["commit"][:7] for r in records}))
     figure.suptitle(f"{text}, commit {commits}, {first['date'][:10]}", fontsize=9)
     figure.tight_layout()

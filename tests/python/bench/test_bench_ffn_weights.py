@@ -35,7 +35,7 @@ def test_all_variants_are_verified(smoke):
     printed, records = smoke
     assert "0 of them not verified" in printed
     assert all(r["verified"] for r in records)
-    assert all(r["bench"] == ("gemm1" if r["race"] == "gemm1" else "ffn_weights") for r in records)
+    assert all(r["bench"] == "ffn_weights" for r in records)  # also the first GEMM, which has no table with dense ones
     for (dtype, race), names in VARIANTS.items():
         mine = {r["variant"] for r in records if (r["dtype"], r["race"]) == (dtype, race)}
         assert mine == set(names.split()), (dtype, race)
@@ -47,7 +47,9 @@ def test_table_and_drawing(smoke, tmp_path):
     text = weight_speed.speed_table(records)
     rows = [line for line in text.splitlines() if line.startswith("| 128, 64, 256")]
     assert len(rows) == 7 and "| training | bf16 | w1 and w2 | 113 | 111, **0.98** (1.00) | 113, 1.00 (1.00) |" in text
-    assert weight_speed.speed_table([]) == ""
+    assert weight_speed.all_tables([]) == ""
+    text = weight_speed.all_tables(records)
+    assert "| 128 x 256 x 64 | bf16 | 115 | 122, **0.94** (1.00) |" in text and "| 128 x 256 x 64 | fp8 | 115 |" in text
     assert weight_speed.gains(records, "training", "bf16", "sparse24_both", "torch_compile", "median_us") == [1.0]
     pytest.importorskip("matplotlib")
     results.write_json(tmp_path / "ffn_weights.json", records)
@@ -55,6 +57,11 @@ def test_table_and_drawing(smoke, tmp_path):
     drawn = (tmp_path / "ffn_weights.svg").read_text()
     for label in ("sparse24, 2:4 activations alone", "sparse24, w1 2:4", "sparse24, w1 and w2 2:4"):
         assert label in drawn
+    assert "sparse24 " + records[0]["sparse24"] in drawn
+    compact = [{name: value for name, value in r.items() if name != "sparse24"} for r in records]
+    results.write_json(tmp_path / "ffn_weights.json", compact)
+    benches.run("plot", tmp_path)
+    assert "sparse24 0" not in (tmp_path / "ffn_weights.svg").read_text()
 
 
 def test_the_weights_are_pruned_and_a_wrong_result_is_seen():
