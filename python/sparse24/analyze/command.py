@@ -4,15 +4,17 @@ import argparse
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import positive_number
+from sparse24._options import positive_number, whole_number
 from sparse24.analyze.model import analyze_model
 from sparse24.analyze.speed import PHASES, Calls
+from sparse24.analyze.weights import analyze_weights
 from sparse24.errors import dtype_name, fail
 from sparse24.terminal import drawing_file, output_file
 
@@ -36,6 +38,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write everything")
     parser.add_argument("--csv", type=output_file, metavar="FILE", help="write a line for each network")
     parser.add_argument("--plot", type=drawing_file, metavar="FILE", help="draw the networks (needs matplotlib)")
+    parser.add_argument(
+        "--sparse-weights", choices=("up", "both"), help="also tell the loss on the text with 2:4 weights, and without"
+    )
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=(0, 16, 64), metavar="R", help="of adapters beside them (0 16 64)"
+    )
     parser.add_argument("--max-tokens", type=int, default=65536, metavar="N", help="default: 65536")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     for phase in PHASES:
@@ -64,12 +72,32 @@ def run(args: argparse.Namespace) -> int:
     tokens = max((layer["tokens"] for layer in report.layers.values()), default=0)
     seen = f" on {tokens:,} tokens" if report.layers else ""
     print(f"{type(model).__name__} of {args.model}{seen}, in {dtype_name(model.dtype)}\n")
+    content = report.as_dict()
+    if args.sparse_weights:
+        content["weights_loss"] = losses = _losses(model, tokenize, args)
+        print(f"loss on the text, sparse_weights={args.sparse_weights!r}, pruned by magnitude, nothing trained:")
+        for name, loss in losses.items():
+            print(f"  {name:10}{loss:9.4f}{100 * (loss / losses['dense'] - 1):+9.2f} %")
+        print()
     print(report.table())
-    for path, write in ((args.json, _write_json), (args.csv, _write_csv), (args.plot, _plot)):
+    for path, write in ((args.json, partial(_write_json, content)), (args.csv, _write_csv), (args.plot, _plot)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(report, path)
     return 0
+
+
+def _losses(model: nn.Module, tokenize: Any, args: argparse.Namespace) -> dict[str, float]:
+    """Find the loss of the model on the text, dense and with 2:4 weights: see `analyze_weights`."""
+    if "labels" not in inspect.signature(model.forward).parameters:
+        fail("analyze", "a model with a loss for --sparse-weights", type(model).__name__)
+    batches, left = [], args.max_tokens
+    for batch in batches_of(model, tokenize, args.text, args.max_tokens, learn=True):
+        if left <= 0:
+            break
+        batches.append(batch)
+        left -= batch["input_ids"].numel()
+    return analyze_weights(model, batches, sparse_weights=args.sparse_weights, ranks=tuple(args.ranks))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -78,6 +106,8 @@ def _check(args: argparse.Namespace) -> None:
         _drawing()
     positive_number("analyze", "--max-tokens", args.max_tokens)
     Calls(**{phase: getattr(args, phase) for phase in PHASES})
+    for rank in args.ranks:
+        whole_number("analyze", "--ranks", rank)
     for file in args.text:
         file.open("rb").close()
 
@@ -107,12 +137,15 @@ def load(folder: Path) -> tuple[nn.Module, Any]:
     return model, lambda text: tokenizer(text, verbose=False)["input_ids"]
 
 
-def batches_of(model: nn.Module, tokenize: Any, files: Sequence[Path], tokens: int) -> Iterator[Mapping[str, Any]]:
-    """Cut texts into windows: calls of the model, of which only as much is read as is needed."""
+def batches_of(
+    model: nn.Module, tokenize: Any, files: Sequence[Path], tokens: int, *, learn: bool = False
+) -> Iterator[Mapping[str, Any]]:
+    """Cut texts into windows: calls of the model, of which only as much is read as is needed; `learn`: with labels."""
     config = getattr(model, "config", None)
     window = min(WINDOW, getattr(config, "max_position_embeddings", None) or WINDOW)
     taken = inspect.signature(model.forward).parameters
-    options = {name: value for name, value in (("use_cache", False), ("logits_to_keep", 1)) if name in taken}
+    wanted = {"use_cache": False} | ({} if learn else {"logits_to_keep": 1})
+    options = {name: value for name, value in wanted.items() if name in taken}
     for file in files:
         with file.open(encoding="utf-8", errors="replace") as stream:
             ids = torch.tensor(tokenize(stream.read(_CHARACTERS_PER_TOKEN * tokens)), dtype=torch.int64)
@@ -121,7 +154,8 @@ def batches_of(model: nn.Module, tokenize: Any, files: Sequence[Path], tokens: i
         if len(whole) == 0 and len(ids):
             calls = [ids[None]]
         for call in calls:
-            yield {"input_ids": call.to(next(model.parameters()).device), **options}
+            ids = call.to(next(model.parameters()).device)
+            yield {"input_ids": ids, **options, **({"labels": ids} if learn else {})}
 
 
 def _loaded(kind: Any, folder: Path, **options: Any) -> Any:
@@ -136,8 +170,8 @@ def _refusal(folder: Path, error: Exception) -> RuntimeError:
     return RuntimeError(f"sparse24.analyze: expected MODEL_DIR to be loaded by transformers, got {folder}: {first}")
 
 
-def _write_json(report: Any, path: Path) -> None:
-    path.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+def _write_json(content: dict[str, Any], _report: Any, path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _write_csv(report: Any, path: Path) -> None:

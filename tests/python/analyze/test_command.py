@@ -8,7 +8,7 @@ import pytest
 import torch
 from recipes import GUIDE
 
-from sparse24 import cli
+from sparse24 import cli, prune24
 from sparse24.analyze import command
 
 transformers = pytest.importorskip("transformers")
@@ -70,6 +70,35 @@ def test_a_tokenizer_of_the_folder_is_used(tmp_path, text, capsys):
     count = len(words.encode(text.read_text()).ids)
     found = {layer["tokens"] for layer in json.loads(out.read_text())["layers"].values()}
     assert found == {count // 64 * 64}  # whole windows
+
+
+@pytest.mark.parametrize("choice", ["up", "both"])
+def test_the_loss_with_two_four_weights(folder, text, tmp_path, capsys, choice):
+    """By converting and evaluating the checkpoint; what it is afterwards, `analyze_weights` sees to."""
+    options = ["--sparse-weights", choice, "--ranks", 0, 64, "--max-tokens", 600, "--json", tmp_path / "out.json"]
+    assert analyze(folder, "--text", text, *options) == 0
+    losses = json.loads((tmp_path / "out.json").read_text())["weights_loss"]
+    assert list(losses) == ["dense", "pruned", "rank 64"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    batches = command.batches_of(model, lambda read: [byte % 300 for byte in read.encode()], [text], 600, learn=True)
+    batch = next(iter(batches))
+    assert batch["labels"] is batch["input_ids"]
+
+    def loss():
+        with torch.no_grad():
+            return model(**batch).loss.item()
+
+    assert losses["dense"] == pytest.approx(loss())
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data = prune24(block.mlp.up_proj.weight.data)
+        if choice == "both":
+            block.mlp.down_proj.weight.data = prune24(block.mlp.down_proj.weight.data, 0)
+    assert losses["pruned"] == pytest.approx(loss()) and losses["pruned"] != losses["dense"]
+    if choice == "up":  # adapters of full rank give all of it back
+        assert losses["rank 64"] == pytest.approx(losses["dense"], rel=1e-5)
+    printed = capsys.readouterr().out
+    change = 100 * (losses["pruned"] / losses["dense"] - 1)
+    assert f"  pruned    {losses['pruned']:9.4f}{change:+9.2f} %" in printed.splitlines()
 
 
 def test_without_a_tokenizer_bytes_are_tokens_and_it_says_so(folder, tmp_path, capsys):
