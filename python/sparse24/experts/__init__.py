@@ -143,6 +143,8 @@ def experts_network(
         fail("no transform of torch.func (relu2_mlp has them)", "one")
     if not torch.compiler.is_compiling():
         refuse_tangents("relu2_experts", (x, w1, w2, row_scale))
+        if torch.jit.is_tracing():
+            fail("no torch.jit.trace (torch.export has them)", "one")
 
     x, w1, w2 = (t if t.dtype in (dtype, FP8) else t.to(dtype) for t in (x, w1, w2))
     recorded = torch.is_grad_enabled()

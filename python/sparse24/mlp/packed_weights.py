@@ -17,7 +17,7 @@ from sparse24.mlp.arguments import Packed
 from sparse24.mlp.choice import gradient_weights_pay, weights_fit, weights_pay
 from sparse24.mlp.float8 import cast
 from sparse24.mlp.kept_weights import kept_form
-from sparse24.mlp.weights import prune24
+from sparse24.mlp.weights import prune24, without_formula
 from sparse24.ops import pack24, prune_pack24
 from sparse24.recipe import Recipe
 
@@ -136,7 +136,10 @@ def _entering(
     made = (
         None if left is not None else kept_form(w, dtype, ("pruned", dim, packs), lambda: _forms(w, dim, dtype, packs))
     )
-    pruned, *packed = _Prune.apply(w, dim, dtype, packs, made, left)
+    if without_formula(w):
+        pruned, *packed = _forms(w, dim, dtype, packs, left)
+    else:
+        pruned, *packed = _Prune.apply(w, dim, dtype, packs, made, left)
     return pruned, Packed(*packed) if packs else None
 
 

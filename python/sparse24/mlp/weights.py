@@ -52,7 +52,7 @@ def prune24(w: Tensor, dim: int = -1) -> Tensor:
     tensor([ 4.,  0.,  0., -3.])
     """
     check(w, dim, "prune24")
-    return _Prune.apply(w, dim)
+    return _straight(_Prune, w, dim)
 
 
 def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor = 1.0) -> Tensor:
@@ -98,7 +98,7 @@ def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor = 1.0) -> T
             fail("soft_threshold24", "scale to be a finite number from 0", scale)
     elif scale.numel() != 1:
         fail("soft_threshold24", "scale to have 1 element", scale.numel())
-    return _SoftThreshold.apply(w, dim, scale)
+    return _straight(_SoftThreshold, w, dim, scale)
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def kept24(w: Tensor, dim: int = -1) -> Tensor:
 
 def masked(w: Tensor, keep: Tensor) -> Tensor:
     """Keep the entries of w where `keep` is true; the gradient passes straight through to all."""
-    return _Mask.apply(w, keep)
+    return _straight(_Mask, w, keep)
 
 
 def check_groups(recipe: Recipe, w1: Tensor, w2: Tensor) -> None:
@@ -218,6 +218,17 @@ def _soft(w: Tensor, dim: int, scale: float | Tensor) -> Tensor:
     left = exact.abs() - _joined((second,) * 4, dim)
     soft = torch.where(kept24(w, dim), left.copysign(exact) * scale, 0)
     return cast(soft, w.dtype)
+
+
+def without_formula(w: Tensor) -> bool:
+    """Whether a formula of a gradient has to be left out: `torch.jit.trace` saves torch's own functions alone."""
+    tracing = not torch.compiler.is_compiling() and torch.jit.is_tracing()
+    return tracing and not (torch.is_grad_enabled() and w.requires_grad)
+
+
+def _straight(function: Any, w: Tensor, *arguments: Any) -> Tensor:
+    apply = function.forward if without_formula(w) else function.apply
+    return apply(w, *arguments)  # type: ignore[no-any-return]
 
 
 class _Straight(torch.autograd.Function):

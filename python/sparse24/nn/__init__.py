@@ -19,6 +19,7 @@ from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
 from sparse24.nn.quantized_state import state_for_float, state_for_quantized
 from sparse24.nn.sparse_weights import SparseWeights24, pruned_state
+from sparse24.nn.tracing import as_one_call, is_traced
 from sparse24.nn.weight_copies import (
     bytes_of_copies,
     drop_copies,
@@ -141,6 +142,8 @@ class ReLU2MLP(SparseWeights24):
 
         Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a bias it is computed.
         """
+        if type(x) is not Tensor and is_traced(x):
+            return as_one_call(self, "nn.ReLU2MLP", x, *(() if scale_y is None else (scale_y,)))  # type: ignore[no-any-return]
         up, down = self._modules["up_proj"], self._modules["down_proj"]
         problem = _layer_problem("up_proj", up) or _layer_problem("down_proj", down)
         moved = is_moved(up)

@@ -14,6 +14,7 @@ from sparse24.experts.routing import routing_problem, run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
+from sparse24.nn.tracing import as_one_call, is_traced
 from sparse24.recipe import Recipe, check_recipe
 
 _LAYERS = ("up_proj", "down_proj")
@@ -90,6 +91,8 @@ class ReLU2Experts(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor, row_scale: Tensor | None = None) -> Tensor:
         """Compute [S, D_out] of rows sorted by expert x [S, D], as `sparse24.relu2_experts` does."""
+        if is_traced(x):
+            return as_one_call(self, "nn.ReLU2Experts", x, offsets, row_scale)  # type: ignore[no-any-return]
         return relu2_experts(
             x,
             self.up_proj,
