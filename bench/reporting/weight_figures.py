@@ -16,7 +16,7 @@ GAINS = {
     "forward-fp8-over-fused": ("forward", "fp8", "sparse24_up", "fused_dense"),
     "forward-fp8-over-row": ("forward", "fp8", "sparse24_up_row", "scaled_mm_row"),
     "training-bf16-over-compile": ("training", "bf16", "sparse24_both", "torch_compile"),
-    "training-fp8-over-compile": ("training", "fp8", "sparse24_fp8_both", "scaled_mm_tensor"),
+    "training-fp8-over-compile": ("training", "fp8", "sparse24_both", "scaled_mm_tensor"),
     "first-bf16-over-dense": ("gemm1", "bf16", "linear_compress_packed", "linear_compress"),
     "first-fp8-over-dense": ("gemm1", "fp8", "linear_compress_packed", "linear_compress"),
     "activations-bf16-over-compile": ("training", "bf16", "sparse24", "torch_compile"),

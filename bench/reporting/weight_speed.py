@@ -15,7 +15,7 @@ RACES: dict[tuple[str, str], tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ("training", "bf16"): ("sparse24", ("sparse24_up", "sparse24_both"), ("fused_dense", "torch_compile")),
     ("training", "fp8"): (
         "sparse24_fp8",
-        ("sparse24_fp8_up", "sparse24_fp8_both"),
+        ("sparse24_up", "sparse24_both"),
         ("fused_dense_fp8", "scaled_mm_tensor"),
     ),
 }

@@ -20,7 +20,7 @@ VARIANTS = {
     ("bf16", "gemm1"): "linear_compress linear_compress_packed",
     ("fp8", "gemm1"): "linear_compress linear_compress_packed",
     ("bf16", "training"): "torch_compile fused_dense sparse24 sparse24_up sparse24_both",
-    ("fp8", "training"): "scaled_mm_tensor fused_dense_fp8 sparse24_fp8 sparse24_fp8_up sparse24_fp8_both",
+    ("fp8", "training"): "scaled_mm_tensor fused_dense_fp8 sparse24_fp8 sparse24_up sparse24_both",
 }
 
 

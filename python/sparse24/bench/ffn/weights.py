@@ -177,9 +177,8 @@ def training_cases(step: training.Step, options: Options) -> list[Case]:
         ffn = training.ffn_of(sparse24.Recipe(sparse_weights=name))
         cases += step.cases(f"sparse24_{name}", "bf16", "sparse24", ffn, check)
         float8 = training.delayed_fp8(step, partial(_float8, name))
-        cases += step.cases(f"sparse24_fp8_{name}", "fp8", "sparse24", float8, check)
-    ours = ("up", "both", "fp8_up", "fp8_both")
-    names = (*TRAINING, *(f"sparse24_{name}" for name in ours))
+        cases += step.cases(f"sparse24_{name}", "fp8", "sparse24", float8, check)
+    names = (*TRAINING, "sparse24_up", "sparse24_both")
     return [case for case in cases if case.race == "training" and case.variant in names]
 
 
