@@ -18,7 +18,7 @@ from sparse24.convert.near import near_misses
 from sparse24.convert.problems import experts_problem, precision_problem, weights_problem
 from sparse24.convert.run import dense_tokens
 from sparse24.convert.seen import look
-from sparse24.convert.weights import merge_weights
+from sparse24.convert.weights import check_mergeable, merge_weights
 from sparse24.errors import fail, type_name
 from sparse24.format import FP8
 from sparse24.mlp import Precision
@@ -325,7 +325,8 @@ def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
     Raises
     ------
     RuntimeError
-        Something else has changed the class of a converted module since (as `fully_shard` does).
+        Something else has changed the class of a converted module since (as `fully_shard` does); `merge` of tied
+        weights. Nothing has changed then.
     """
     if not isinstance(model, nn.Module):
         fail("revert", "model to be a torch.nn.Module", type(model).__name__)
@@ -333,6 +334,8 @@ def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
     for name, module in found:
         if "_sparse24_base" not in vars(type(module)):
             fail("revert", f"{name or 'model'} to have the class that convert gave it", type(module).__name__)
+    for _, module in found if merge else ():
+        check_mergeable(module)
     for _, module in found:
         if merge:
             merge_weights(module)

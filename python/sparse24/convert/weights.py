@@ -10,7 +10,7 @@ from sparse24.convert.layers import owner_of
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
 from sparse24.mlp.packed_weights import Adapters, packed_once, packed_with_adapters, with_adapters
-from sparse24.mlp.weights import prune24, pruned_weights
+from sparse24.mlp.weights import check_untied, prune24, pruned_weights
 from sparse24.nn.children import weight_problem
 from sparse24.nn.entering_weights import Stored, entering
 from sparse24.nn.quantized_state import quantized, quantized_experts
@@ -169,6 +169,13 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
         )
     adapters = adapters_of(module)
     return w1 if adapters is None else with_adapters(w1, adapters), w2
+
+
+def check_mergeable(module: Any) -> None:
+    """Check that `merge_weights` can write to each of the parameters."""
+    if has_changes(module, module._sparse24):
+        first, second = stored_weights(module)
+        check_untied("revert", first.parameter, second.parameter)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse24._autocast import without_autocast, without_autograd
+from sparse24._options import boolean
 from sparse24._symbolic import or_true
 from sparse24.experts.arguments import Arguments
 from sparse24.experts.checks import check_columns, check_float8, check_operands, check_recipe, check_row_scale, fail
@@ -137,6 +138,8 @@ def experts_network(
     fp8 = check_float8(precision, w1, w2, w1_scale, w2_scale)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_recipe(recipe)
+    if type(sparse) is not bool:
+        boolean("relu2_experts", "sparse", sparse)
     if recipe.sparse_weights != "none" and sparse:
         w1, w2 = pruned(recipe.sparse_weights, w1, w2, w2_scale)
     if in_torch_func():

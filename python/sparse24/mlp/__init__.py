@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparse24._autocast import without_autocast, without_autograd
-from sparse24._options import whole_number
+from sparse24._options import boolean, whole_number
 from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES, FP8
 from sparse24.mlp.arguments import DENSE, Arguments, Packed, Plan, Weight
@@ -221,6 +221,10 @@ def relu2_mlp(
         min_tokens = whole_number("relu2_mlp", "min_tokens", min_tokens)
     recipe = _DEFAULT_RECIPE if recipe is None else recipe
     check_training(recipe, hot_features, w1, fp8, recompute)
+    if not type(fused) is type(recompute) is type(sparse) is type(scales_known) is type(weights_pruned) is bool:
+        flags = {"fused": fused, "recompute": recompute, "sparse": sparse, "scales_known": scales_known}
+        for name, flag in {**flags, "weights_pruned": weights_pruned}.items():
+            boolean("relu2_mlp", name, flag)
     above = threshold_of("relu2_mlp", threshold)
     if adapters is not None:
         check_adapters(adapters, w1, w1_packed)

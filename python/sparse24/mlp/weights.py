@@ -150,6 +150,12 @@ def check_groups(recipe: Recipe, w1: Tensor, w2: Tensor) -> None:
             fail("relu2_mlp", f"{name} to have a multiple of 4 {names[1][dim + 1]} for 2:4 weights", w.shape[dim])
 
 
+def check_untied(what: str, w1: Tensor, w2: Tensor) -> None:
+    """Check that what is written to one weight does not change the other."""
+    if w1.numel() > 0 and not w1.is_meta and w1.data_ptr() == w2.data_ptr():
+        fail(what, "two weights with memory of their own, to be written to", "tied ones")
+
+
 def pruned_weights(
     recipe: Recipe, first: Weight, second: Weight, rows: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ from sparse24.errors import fail
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
 from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_adapters, with_adapters
-from sparse24.mlp.weights import check_groups, prune24, pruned24, pruned_weights
+from sparse24.mlp.weights import check_groups, check_untied, prune24, pruned24, pruned_weights
 from sparse24.nn.entering_weights import Stored, drop, entering
 from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
 from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
@@ -58,8 +58,8 @@ class SparseWeights24(nn.Module):
         Raises
         ------
         RuntimeError
-            Neither the recipe nor the argument has 2:4 weights; they have no groups of four; a layer is hooked,
-            patched, replaced or distributed. Nothing has changed then.
+            Neither the recipe nor the argument has 2:4 weights; they have no groups of four, or are tied; a layer is
+            hooked, patched, replaced or distributed. Nothing has changed then.
         """
         recipe = Recipe() if self.recipe is None else self.recipe
         if sparse_weights is not None:
@@ -71,6 +71,7 @@ class SparseWeights24(nn.Module):
         if problem is not None:
             raise RuntimeError(f"sparse24.nn.ReLU2MLP: expected layers whose weights can be pruned, got: {problem}")
         first, second = self._weights()
+        check_untied("nn.ReLU2MLP", first.values, second.values)
         check_groups(recipe, first.values, second.values)
         w1, w2 = entering(self, first.values, second.values, self.recipe)
         w1, w2, _ = pruned_weights(recipe, first._replace(values=w1), second._replace(values=w2), None)
@@ -142,12 +143,13 @@ class SparseWeights24(nn.Module):
         Raises
         ------
         RuntimeError
-            There are no adapters, or a layer is hooked, patched, replaced or distributed.
+            There are no adapters, the weights are tied, or a layer is hooked, patched, replaced or distributed.
         """
         problem = self._layers_problem() or (None if self._adapters() else "none")
         if problem is not None:
             raise RuntimeError(f"sparse24.nn.ReLU2MLP: expected adapters that can be merged, got: {problem}")
         first, second = self._weights()
+        check_untied("nn.ReLU2MLP", first.values, second.values)
         w1, w2 = self._all_entering()
         if self.recipe is not None:
             self.recipe = replace(self.recipe, sparse_weights="none")

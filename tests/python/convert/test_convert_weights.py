@@ -196,6 +196,29 @@ def test_merged_into_transposed_parameters():
     assert_same_bits(net.second.detach(), wanted[1])
 
 
+def test_tied_weights_are_not_merged():
+    """Nothing has changed then: both are reverted without it."""
+    stack = nn.Sequential(model(), Square())
+    assert len(sparse24.convert(stack, ConvertConfig(sparse_weights="both"), quiet=True).converted) == 2
+    before = {name: t.clone() for name, t in stack.state_dict().items()}
+    with pytest.raises(RuntimeError, match="sparse24.revert: expected two weights with memory of their own"):
+        sparse24.revert(stack, merge=True)
+    assert all(torch.equal(t, before[name]) for name, t in stack.state_dict().items())
+    assert len(sparse24.revert(stack)) == 2
+
+
+class Square(nn.Module):
+    """Its two weights are one."""
+
+    def __init__(self):
+        super().__init__()
+        self.c_fc, self.c_proj = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.c_proj.weight = self.c_fc.weight
+
+    def forward(self, x):
+        return self.c_proj(torch.relu(self.c_fc(x)).square())
+
+
 def test_calibration_reaches_every_network():
     stack = model(layers=3)
     batches = [inputs(seed=i) for i in range(2)]

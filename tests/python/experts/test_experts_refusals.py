@@ -59,6 +59,7 @@ REFUSALS = {
         with_option("w1_scale", torch.ones(5)),
         "w1_scale to be None for weights that are not float8_e4m3fn, got a tensor",
     ),
+    "sparse": (with_option("sparse", "no"), "sparse to be True or False, got no"),
     "recipe type": (with_option("recipe", "dense"), "recipe to be a sparse24.Recipe, got str"),
     "mask": (
         with_option("recipe", sparse24.Recipe(reuse_mask=False)),

@@ -247,3 +247,21 @@ def test_compiled_and_exported():
         program = torch.export.export(mlp, (x,))
         assert_same_bits(program.module()(x), mlp(x))
     torch._dynamo.reset()
+
+
+def test_tied_weights_are_not_written_to():
+    """What is pruned of one would be gone from the other; products of a step prune each for itself."""
+    mlp = ReLU2MLP(32, 32, recipe=Recipe(sparse_weights="both"))
+    mlp.down_proj.weight = mlp.up_proj.weight
+    before, x = mlp.up_proj.weight.detach().clone(), torch.randn(4, 32)
+    out = mlp(x).detach()
+    sentence = "ReLU2MLP: expected two weights with memory of their own, to be written to, got tied ones"
+    for choice in ("up", "both"):
+        with pytest.raises(RuntimeError, match=sentence):
+            mlp.prune_weights_(choice)
+    with pytest.raises(RuntimeError, match=sentence):
+        mlp.add_adapters_(4).merge_adapters_()
+    assert_same_bits(mlp.up_proj.weight.detach(), before)
+    assert_same_bits(mlp(x).detach(), out)
+    meta = ReLU2MLP(32, 64, device="meta").prune_weights_("up")
+    assert meta(x.to("meta")).shape == (4, 32)

@@ -22,6 +22,11 @@ REFUSALS = {
     "min_tokens": (lambda *t: t, {"min_tokens": -1}, "min_tokens to be at least 0, got -1"),
     "a fraction": (lambda *t: t, {"min_tokens": 2.5}, "min_tokens to be a whole number, got 2.5"),
     "no number": (lambda *t: t, {"min_tokens": "3"}, "min_tokens to be a whole number, got 3"),
+    "fused": (lambda *t: t, {"fused": "no"}, "fused to be True or False, got no"),
+    "recompute": (lambda *t: t, {"recompute": 2}, "recompute to be True or False, got 2"),
+    "sparse": (lambda *t: t, {"sparse": None}, "sparse to be True or False, got None"),
+    "scales_known": (lambda *t: t, {"scales_known": "x"}, "scales_known to be True or False, got x"),
+    "weights_pruned": (lambda *t: t, {"weights_pruned": "x"}, "weights_pruned to be True or False, got x"),
     "layout": (lambda x, w1, w2: (x.to_sparse(), w1, w2), {}, "x to be dense .*, got torch.sparse_coo"),
     "layout of w2": (lambda x, w1, w2: (x, w1, w2.to_sparse()), {}, "w2 to be dense .*, got torch.sparse_coo"),
     "nested": (
