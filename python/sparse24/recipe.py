@@ -116,18 +116,45 @@ class Recipe:
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def hot_features(self, features: int) -> int:
-        """Count the features of the dense product: `dense_features` of all, rounded up to 64, at most all."""
+        """Count the features of the dense product: `dense_features` of all, rounded up to 64, at most all.
+
+        Parameters
+        ----------
+        features : int
+            Hidden features F.
+
+        Returns
+        -------
+        int
+            How many `hot_features` of `sparse24.relu2_mlp` are.
+        """
         wanted = -(-self._millionths * features // 1_000_000)
         return min(-(-wanted // _FEATURE_MULTIPLE) * _FEATURE_MULTIPLE, features)
 
     def weight_groups(self) -> tuple[int | None, int | None]:
-        """Tell along which dimension w1 and w2 are pruned, if they are."""
+        """Tell along which dimension w1 and w2 are pruned, if they are.
+
+        Returns
+        -------
+        tuple of (int or None)
+            As `dim` of `sparse24.prune24`; None for a weight that is not pruned.
+        """
         first = None if self.sparse_weights == "none" else -1
         second = None if self.sparse_weights != "both" else -1 if self.double_pruning else 0
         return first, second
 
     def has_fp8_weight_gradients(self, features: int) -> bool:
-        """Tell whether a network of so many input features has float8 weight gradients in fp8."""
+        """Tell whether a network has float8 weight gradients in fp8.
+
+        Parameters
+        ----------
+        features : int
+            Input features D, by which `fp8_weight_gradients` decides where it is None.
+
+        Returns
+        -------
+        bool
+        """
         return features >= _FP8_FEATURES if self.fp8_weight_gradients is None else self.fp8_weight_gradients
 
 

@@ -60,12 +60,27 @@ class Schedule:
             warnings.warn(f"sparse24: no step of {self} is sparse", stacklevel=3)
 
     def is_sparse(self, step: int) -> bool:
-        """Tell whether a step, counted from 0, runs sparse."""
+        """Tell whether a step runs sparse.
+
+        Parameters
+        ----------
+        step : int
+            Counted from 0.
+
+        Returns
+        -------
+        bool
+
+        Raises
+        ------
+        RuntimeError
+            ``sparse24.Schedule: expected step <rule>, got <value>``.
+        """
         step = whole_number("Schedule", "step", step)
         return bool(self.dense_warmup_steps <= step < self.total_steps - self.dense_final_steps)
 
     def apply(self, model: nn.Module, step: int) -> bool:
-        """Set the attribute `sparse` of all feed-forward modules in `model` as the step wants it, and return it.
+        """Set the attribute `sparse` of all feed-forward modules in `model` as the step wants it.
 
         Call it before each step. A compiled model is traced again at a change of phase, not at every step: the
         attribute is a constant of the graph.
@@ -77,6 +92,11 @@ class Schedule:
             as one.
         step : int
             Counted from 0.
+
+        Returns
+        -------
+        bool
+            What the attribute is now.
 
         Raises
         ------

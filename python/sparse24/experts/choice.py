@@ -16,5 +16,9 @@ def pays(rows: int, experts: int, *, fp8: bool = False) -> bool:
         Rows of x and experts of the weights.
     fp8 : bool
         The precision.
+
+    Returns
+    -------
+    bool
     """
     return or_true(rows >= MIN_ROWS["fp8" if fp8 else "16bit"] * experts)

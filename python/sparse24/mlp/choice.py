@@ -46,6 +46,10 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
         Its precision.
     one_scale : bool
         fp8: the activation and w2 have a single scale each, not one per row.
+
+    Returns
+    -------
+    bool
     """
     if fp8 and not one_scale and or_true(tokens <= FEW_TOKENS):
         return True
@@ -95,6 +99,11 @@ def few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
         Sizes of the second weight, [d_out, d_ff].
     fp8 : bool
         Whether the weights are float8.
+
+    Returns
+    -------
+    int
+        From 0: then no call does.
     """
     key = (8 if fp8 else 16, d_out, d_ff)
     tokens = _few.get(key)

@@ -14,7 +14,7 @@ from sparse24.mlp.choice import least_when_exact
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
-from sparse24.nn.children import LINEAR_FORWARD, call_problem, is_moved, run_moved, warn_once, weight_problem
+from sparse24.nn.children import further_problem, is_moved, layer_problem, run_moved, warn_once
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
 from sparse24.nn.quantized_state import state_for_float, state_for_quantized
@@ -33,12 +33,6 @@ from sparse24.ops.activation import ActivationFunction, threshold_of
 from sparse24.recipe import Recipe, check_recipe
 
 _LAYERS = ("up_proj", "down_proj")
-_STATE_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
 
 
 class ReLU2MLP(SparseWeights24):
@@ -138,14 +132,30 @@ class ReLU2MLP(SparseWeights24):
         self._threshold = repr(threshold_of("nn.ReLU2MLP", value))
 
     def forward(self, x: Tensor, scale_y: Tensor | None = None) -> Tensor:
-        """Compute [..., D_out] of x [..., D]; `scale_y` as in `sparse24.relu2_mlp`.
+        """Compute the network.
 
-        Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a bias it is computed.
+        Parameters
+        ----------
+        x : Tensor [..., D]
+            As in `sparse24.relu2_mlp`.
+        scale_y : Tensor, optional
+            As in `sparse24.relu2_mlp`. Without it, float8 weights bound it (`sparse24.bounding_factor`), and with a
+            bias it is computed.
+
+        Returns
+        -------
+        Tensor [..., D_out]
+            Of x's dtype (or the autocast dtype).
+
+        Raises
+        ------
+        RuntimeError
+            ``sparse24.relu2_mlp: expected <argument> <rule>, got <value>``.
         """
         if type(x) is not Tensor and is_traced(x):
             return as_one_call(self, "nn.ReLU2MLP", x, *(() if scale_y is None else (scale_y,)))  # type: ignore[no-any-return]
         up, down = self._modules["up_proj"], self._modules["down_proj"]
-        problem = _layer_problem("up_proj", up) or _layer_problem("down_proj", down)
+        problem = layer_problem("up_proj", up) or layer_problem("down_proj", down)
         moved = is_moved(up)
         if problem is None and moved and up.weight.device != down.weight.device:
             problem = "they are on different devices"
@@ -233,7 +243,7 @@ class ReLU2MLP(SparseWeights24):
         """Why the weights cannot be read; or, `to_follow`, cannot be seen to change."""
         for name in _LAYERS:
             child = getattr(self, name)
-            problem = _layer_problem(name, child)
+            problem = layer_problem(name, child)
             if problem is None and to_follow and child.weight.is_inference():
                 problem = f"the weight of {name} was made in inference mode"
             if problem is not None:
@@ -302,7 +312,7 @@ class ReLU2MLP(SparseWeights24):
         children = {name: getattr(self, name) for name in _LAYERS}
         children = {name: child for name, child in children.items() if not isinstance(child, QuantizedLinear)}
         for name, child in children.items():
-            problem = _layer_problem(name, child) or _further_problem(name, child)
+            problem = layer_problem(name, child) or further_problem(name, child)
             if problem is not None:
                 raise RuntimeError(
                     f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
@@ -359,25 +369,3 @@ class ReLU2MLP(SparseWeights24):
         if self._decodes:
             given.append(f"decode ({bytes_of_copies(self) / 1e6:.1f} MB of copies)")
         return ", ".join([f"precision={self.precision}", *given])
-
-
-_QUANTIZED_FORWARD = QuantizedLinear.forward
-
-
-def _layer_problem(name: str, child: nn.Module) -> str | None:
-    """Why a layer has to be called."""
-    kind = type(child)
-    if kind is not nn.Linear and kind is not QuantizedLinear:
-        return f"{name} is a {kind.__module__}.{kind.__qualname__}, not a torch.nn.Linear"
-    forward = LINEAR_FORWARD if kind is nn.Linear else _QUANTIZED_FORWARD
-    weight = child._parameters.get("weight")
-    return call_problem(name, child, forward) or weight_problem(name, child.weight if weight is None else weight)
-
-
-def _further_problem(name: str, child: nn.Module) -> str | None:
-    """Name what a layer has that a quantised one would not keep."""
-    if any(getattr(child, kind) for kind in _STATE_HOOKS) or is_moved(child):
-        return f"{name} has hooks"
-    if child._modules or child._buffers or set(child._parameters) != {"weight", "bias"}:
-        return f"{name} has more than a weight and a bias, or other than parameters"
-    return None

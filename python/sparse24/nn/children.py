@@ -16,10 +16,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24.mlp.gathered_weight import GatheredWeight, refuse_second_call
+from sparse24.nn.quantized_linear import QuantizedLinear
 
 LINEAR_FORWARD = nn.Linear.forward
+_QUANTIZED_FORWARD = QuantizedLinear.forward
 #: What accelerate leaves on a module that it hooks.
 ACCELERATE = ("forward", "_old_forward", "_hf_hook")
+#: Where modules have hooks that a layer made of them would not.
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 _DISABLED = torch._C._disabled_torch_function_impl
 _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -111,3 +120,22 @@ def warn_once(module: nn.Module, text: str) -> None:
     if text not in texts:
         texts.add(text)
         warnings.warn(f"sparse24: {text}", stacklevel=4)
+
+
+def layer_problem(name: str, child: nn.Module) -> str | None:
+    """Why a layer has to be called."""
+    kind = type(child)
+    if kind is not nn.Linear and kind is not QuantizedLinear:
+        return f"{name} is a {kind.__module__}.{kind.__qualname__}, not a torch.nn.Linear"
+    forward = LINEAR_FORWARD if kind is nn.Linear else _QUANTIZED_FORWARD
+    weight = child._parameters.get("weight")
+    return call_problem(name, child, forward) or weight_problem(name, child.weight if weight is None else weight)
+
+
+def further_problem(name: str, child: nn.Module) -> str | None:
+    """Name what a layer has that a quantised one would not keep."""
+    if any(getattr(child, kind) for kind in _STATE_HOOKS) or is_moved(child):
+        return f"{name} has hooks"
+    if child._modules or child._buffers or set(child._parameters) != {"weight", "bias"}:
+        return f"{name} has more than a weight and a bias, or other than parameters"
+    return None

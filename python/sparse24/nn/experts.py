@@ -90,7 +90,24 @@ class ReLU2Experts(nn.Module):
         return int(self.up_proj.shape[0])
 
     def forward(self, x: Tensor, offsets: Tensor, row_scale: Tensor | None = None) -> Tensor:
-        """Compute [S, D_out] of rows sorted by expert x [S, D], as `sparse24.relu2_experts` does."""
+        """Compute rows that are sorted by expert.
+
+        Parameters
+        ----------
+        x : Tensor [S, D]
+        offsets : Tensor [E]
+        row_scale : Tensor [S], optional
+            All as in `sparse24.relu2_experts`.
+
+        Returns
+        -------
+        Tensor [S, D_out]
+
+        Raises
+        ------
+        RuntimeError
+            ``sparse24.relu2_experts: expected <argument> <rule>, got <value>``.
+        """
         if is_traced(x):
             return as_one_call(self, "nn.ReLU2Experts", x, offsets, row_scale)  # type: ignore[no-any-return]
         return relu2_experts(
