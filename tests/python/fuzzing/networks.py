@@ -81,7 +81,9 @@ class Network(Call):
         return out.detach(), *torch.autograd.grad(out, list(leaves.values()), grad)
 
     def _function(self, values: dict[str, Any]) -> Tensor:
-        further: dict[str, Any] = {"w2_rows": values["w2"].t().contiguous()} if self.by_neuron else {}
+        w2 = values["w2"]  # of another rank, where that is what the call has wrong
+        rows = w2.t() if w2.dim() <= 2 else w2
+        further: dict[str, Any] = {"w2_rows": rows.contiguous()} if self.by_neuron else {}
         if self.delayed:
             scales = torch.zeros(4, device=values["x"].device)
             first = sparse24.relu2_mlp(**values, delayed_scales=scales, scales_known=False)
