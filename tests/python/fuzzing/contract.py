@@ -268,12 +268,20 @@ def quantize_fp8_both(x, scale, interleaved) -> Check | None:
 
     def expected() -> list[Tensor]:
         q, used = oracle.quantize_fp8(x, scale, "tensor")
-        transposed = torch.zeros(x.shape[1], oracle.round_up(x.shape[0], 32), dtype=torch.uint8)
-        transposed[:, : x.shape[0]] = oracle.bits(q)[order].t()
+        transposed = oracle.bits(q)[order].t().contiguous().view(oracle.FP8)
         largest = x.float().abs().nan_to_num(nan=0.0, posinf=torch.inf).max() if x.numel() else torch.zeros(())
-        return [q, transposed.view(oracle.FP8), used, largest.reshape(1)]
+        return [q, transposed, used, largest.reshape(1)]
 
-    return None if is_huge(scale) else same_bits(expected)
+    def check(results: Sequence[Tensor]) -> None:
+        values, transposed, *others = results
+        assert tuple(transposed.shape) == (x.shape[1], oracle.round_up(x.shape[0], 32))
+        same_bits(expected)([values, transposed[:, : x.shape[0]], *others])
+        padding = transposed[:, x.shape[0] :].float()  # zeros, which a negative scale makes negative ones
+        assert not padding.isnan().any() and not padding.any(), "padding"
+        negative = scale is not None and bool((scale < 0).any())
+        assert negative or not padding.signbit().any(), "padding"
+
+    return None if is_huge(scale) else check
 
 
 def quantize_fp8_predict(x, factor) -> Check | None:

@@ -229,9 +229,12 @@ def check_dh(dh: Tensor, p: Product, y: Tensor, dtype: torch.dtype, roots: bool,
     """``dy * 2 sqrt(y)``, or with `roots` ``dy * 2 y``, times a factor, where p is dy."""
     if p.is_exact:
         return assert_same_bits(dh, _times_root(p.rounded(dtype), y, roots, factor), "dh")
-    root = 2 * (y.detach().double() if roots else y.detach().double().sqrt()) * factor
+    derivative = 2 * (y.detach().double() if roots else y.detach().double().sqrt())
+    root = derivative * factor
     slack = (p.bound + torch.finfo(dtype).eps * p.exact.abs() + torch.finfo(dtype).tiny) * root.abs()
+    # In float32 dy comes times the derivative before it comes times the factor.
     overflows = (p.exact.abs() + p.bound > 0.98 * min(torch.finfo(dtype).max, 1e38)) | (root.abs() > 1e38)
+    overflows |= (p.exact.abs() + p.bound) * derivative.abs() > 1e38
     near(torch.where(overflows, 0.0, dh), torch.where(overflows, 0.0, p.exact * root), slack)
 
 

@@ -69,6 +69,33 @@ RIGHT = {
             "statistics": False,
         },
     ),
+    "padding under a negative scale": Call(
+        "quantize_fp8_both",
+        {
+            "x": Draw((4, 96), torch.float16, "specials", seed=1023506822),
+            "scale": Draw((), torch.float32, "bits", "expanded", 1967271907),
+            "interleaved": True,
+        },
+    ),
+    "dh that overflows before its factor": Call(
+        "experts_linear_gradient",
+        {
+            "grad": Draw((192, 24), torch.bfloat16, "bits", seed=1633591828),
+            "w": Draw((40, 24, 64), torch.bfloat16, "integers", seed=514866880),
+            "values": Draw((5248, 32), torch.bfloat16, "bits", seed=763785629),
+            "meta": Draw((41984,), torch.uint8, "pattern", "sliced", 770101950),
+            "offsets": Draw((40,), torch.int32, "ends", "expanded", 990387512, limit=192),
+            "row_scale": Draw((1, 192), torch.float32, "powers", seed=1184995586),
+            "dense": False,
+        },
+    ),
+    "a second weight by neuron that has three dimensions": Network(
+        "relu2_mlp",
+        network_of(
+            Draw((3, 96), torch.bfloat16), Draw((64, 96), torch.bfloat16), Draw((2, 32, 64), torch.bfloat16)
+        ).args,
+        by_neuron=True,
+    ),
     "a sum that cancels in the first layer": network_of(
         Draw((768,), torch.bfloat16, seed=2028397811),
         Draw((160, 768), torch.bfloat16, "weights", "expanded", 1594624998),
