@@ -46,6 +46,7 @@ def _small(record: results.Record) -> results.Record:
         small.pop("peak_bytes", None)
     if "commit" in small:
         small["commit"] = small["commit"][:7]
+        small.pop("sparse24", None)  # the commit says more than the version
     if "date" in small:
         small["date"] = small["date"][:10]
     looks = small.get("activations")

@@ -151,5 +151,8 @@ def save(figure: plt.Figure, path: Path) -> None:
 def _shorter(svg: str) -> str:
     """The same drawing without spaces that nothing reads, in the fonts of who looks at it."""
     svg = svg.replace("font-family: 'DejaVu Sans', 'Verdana', sans-serif", "font-family: sans-serif")
-    svg = re.sub(r" *\n *", "\n", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<g) id="[^"]*"', r"\1", svg)  # which nothing refers to
+    svg = re.sub(r"\s*\n *", "\n", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\s*([MLQCz])\s*", r"\1", path[0]), svg)
     return re.sub(r'style="[^"]*"', lambda style: re.sub(r"([:;]) ", r"\1", style[0]), svg)
