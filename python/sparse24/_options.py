@@ -1,6 +1,6 @@
 """Values of options: of NumPy, torch or JSON they become those of Python, which `torch.compile` takes for constants."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,18 @@ def whole_number(what: str, name: str, value: Any) -> int:
     if not _holds(lambda: value % 1 == 0):  # nor is what is not finite
         fail(what, f"{name} to be a whole number", value)
     return int(value)
+
+
+def check_model(what: str, model: Any) -> None:
+    """Check that a model is one."""
+    if not isinstance(model, torch.nn.Module):
+        fail(what, "model to be a torch.nn.Module", type(model).__name__)
+
+
+def check_batches(what: str, name: str, batches: Any) -> None:
+    """Check that something can be read batch by batch: a tensor or a mapping is one batch."""
+    if isinstance(batches, (torch.Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        fail(what, f"{name} to be an iterable of batches, such as a list of them", type(batches).__name__)
 
 
 def floating_dtype(what: str, dtype: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sparse24._options import check_model
 from sparse24.errors import fail, refusal
 from sparse24.float8_gather import gather_float8 as gather_float8
 
@@ -67,6 +68,7 @@ def use_copy_engines(
     """
     from torch.distributed.fsdp import FSDPModule
 
+    check_model(NAME, model)
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not sharded:
         fail(NAME, "model to have modules that fully_shard wrapped", type(model).__name__)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sparse24._optimizer_steps import after_each_step
+from sparse24._options import boolean, check_model
 from sparse24.errors import dtype_name, fail
 from sparse24.format import FP8, LARGEST_FP8
 from sparse24.mlp.gathered_weight import GatheredWeight
@@ -75,6 +76,8 @@ def gather_float8(model: nn.Module, *, once: bool = False) -> nn.Module:
     """
     from torch.distributed.fsdp import FSDPModule
 
+    check_model(NAME, model)
+    boolean(NAME, "once", once)
     meshes: dict[Any, list[Any]] = {}
     networks = list(_networks(model))
     for module, weights in networks:

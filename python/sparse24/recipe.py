@@ -1,7 +1,8 @@
 """What of the network is sparse beside its activation: the token direction of the backward pass, and the weights."""
 
-from dataclasses import FrozenInstanceError, dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, dataclass, fields
+from typing import Any, Literal
 
 from sparse24._options import boolean, share
 from sparse24.errors import fail, type_name
@@ -156,6 +157,14 @@ class Recipe:
         bool
         """
         return features >= _FP8_FEATURES if self.fp8_weight_gradients is None else self.fp8_weight_gradients
+
+
+def recipe_of(what: str, options: Mapping[Any, Any]) -> Recipe:
+    """Make a recipe of what `dataclasses.asdict` or a file has of one."""
+    unknown = [name for name in options if name not in {f.name for f in fields(Recipe)}]
+    if unknown:
+        fail(what, "recipe to have the fields of sparse24.Recipe", unknown[0])
+    return Recipe(**options)
 
 
 def check_recipe(what: str, recipe: Recipe | None) -> None:

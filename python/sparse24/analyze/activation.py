@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24.analyze.counts import ORDERS, Counts
-from sparse24.errors import fail, type_name
+from sparse24.errors import dtype_name, fail, type_name
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def activation_stats(y1: Tensor, w2: Tensor | None = None, fp8_scale: Tensor | N
     for name, t in (("y1", y1), ("w2", w2), ("fp8_scale", fp8_scale)):
         if not isinstance(t, Tensor) and (name == "y1" or t is not None):
             fail("activation_stats", f"{name} to be a Tensor", type_name(t))
+    if not y1.is_floating_point():
+        fail("activation_stats", "y1 to be of a floating dtype", dtype_name(y1.dtype))
     if y1.dim() < 1 or y1.shape[-1] % 4 != 0:
         fail("activation_stats", "y1 to have a multiple of 4 features (last dimension)", list(y1.shape))
     if w2 is not None and (w2.dim() != 2 or w2.shape[1] != y1.shape[-1]):

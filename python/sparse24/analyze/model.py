@@ -1,12 +1,12 @@
 """Look at the feed-forward networks of a model while it runs on data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import positive_number
+from sparse24._options import check_batches, check_model, positive_number
 from sparse24.analyze import speed
 from sparse24.analyze.activation import stats_of
 from sparse24.analyze.counts import Counts
@@ -66,11 +66,9 @@ def analyze_model(model: nn.Module, batches: Iterable[Any], *, max_tokens: int =
     convert 22 of 24; expect 1.23x in FFN prefill (8,192 tokens) ...
     >>> sparse24.convert(model, sparse24.ConvertConfig(decisions=report.decisions))
     """
-    if not isinstance(model, nn.Module):
-        fail("analyze_model", "model to be a torch.nn.Module", type(model).__name__)
+    check_model("analyze_model", model)
     max_tokens = positive_number("analyze_model", "max_tokens", max_tokens)
-    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        fail("analyze_model", "batches to be an iterable of batches, such as a list of them", type(batches).__name__)
+    check_batches("analyze_model", "batches", batches)
     networks, skipped, near_misses = networks_of(model)
     counts = {network.name: Counts(network.sizes()["d_ff"], _device_of(network)) for network in networks}
     _run(model, networks, counts, batches, max_tokens)

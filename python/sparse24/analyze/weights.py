@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparse24._options import check_batches, check_model
 from sparse24.convert import ConvertConfig, convert, revert
 from sparse24.convert.watch import call, evaluating
 from sparse24.errors import fail
@@ -48,6 +49,8 @@ def analyze_weights(
     RuntimeError
         There is no batch, or no network that can be converted.
     """
+    check_model("analyze_weights", model)
+    check_batches("analyze_weights", "batches", batches)
     kept = list(batches)
     calibrated = None if calibration is None else list(calibration)
     if not kept:

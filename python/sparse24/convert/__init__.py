@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sparse24._options import boolean, whole_number
+from sparse24._options import boolean, check_batches, check_model, whole_number
 from sparse24.convert.adapters import calibrate, fit
 from sparse24.convert.call import called_children
 from sparse24.convert.conversion import Conversion
@@ -23,7 +23,7 @@ from sparse24.errors import fail, type_name
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.ops.activation import threshold_of
-from sparse24.recipe import Recipe, SparseWeights, check_recipe, check_sparse_weights
+from sparse24.recipe import Recipe, SparseWeights, check_recipe, check_sparse_weights, recipe_of
 
 _PRECISION: dict[str, Precision] = {"auto": "auto", "bf16": "16bit", "fp8": "fp8"}
 #: Which fields of `ConvertConfig` are arguments of `relu2_mlp`.
@@ -93,7 +93,7 @@ class ConvertConfig:
         if self.dtype not in _PRECISION:
             fail("ConvertConfig", f"dtype to be one of {modes}", f'"{self.dtype}"')
         if isinstance(self.recipe, Mapping) and self.recipe:  # of dataclasses.asdict, or a file; empty it says nothing
-            object.__setattr__(self, "recipe", Recipe(**self.recipe))
+            object.__setattr__(self, "recipe", recipe_of("ConvertConfig", self.recipe))
         check_recipe("ConvertConfig", self.recipe)
         if self.min_tokens is not None:
             object.__setattr__(self, "min_tokens", whole_number("ConvertConfig", "min_tokens", self.min_tokens))
@@ -108,6 +108,10 @@ class ConvertConfig:
         if self.sparse_weights == of_recipe == "none" and (self.adapters or self.calibration is not None):
             what = "adapters" if self.adapters else "calibration"
             fail("ConvertConfig", f'sparse_weights to be "up" or "both" for {what}', '"none"')
+        if self.calibration is not None:
+            check_batches("ConvertConfig", "calibration", self.calibration)
+        if self.adapters and self.recipe is not None and self.recipe.double_pruning:
+            fail("ConvertConfig", "recipe to prune each weight once, beside adapters", "double_pruning=True")
         if not isinstance(self.decisions, Mapping):
             fail("ConvertConfig", "decisions to be a mapping of names", type_name(self.decisions))
         for name, decision in self.decisions.items():
@@ -242,8 +246,9 @@ def convert(
     sparse24: converted 24 of 24
     """
     config = ConvertConfig() if config is None else config
-    if not isinstance(model, nn.Module):
-        fail("convert", "model to be a torch.nn.Module", type(model).__name__)
+    check_model("convert", model)
+    if module_filter_fn is not None and not callable(module_filter_fn):
+        fail("convert", "module_filter_fn to be a function of a module and its name", type_name(module_filter_fn))
     if not isinstance(config, ConvertConfig):
         fail("convert", "config to be a sparse24.ConvertConfig", type(config).__name__)
     found, others = find_networks(model)
@@ -328,8 +333,7 @@ def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
         Something else has changed the class of a converted module since (as `fully_shard` does); `merge` of tied
         weights. Nothing has changed then.
     """
-    if not isinstance(model, nn.Module):
-        fail("revert", "model to be a torch.nn.Module", type(model).__name__)
+    check_model("revert", model)
     found = [(n, m) for n, m in model.named_modules() if getattr(m, "_sparse24_converted", False)]
     for name, module in found:
         if "_sparse24_base" not in vars(type(module)):

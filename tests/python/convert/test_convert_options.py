@@ -224,6 +224,41 @@ def test_filters_and_decisions(capsys):
             lambda: sparse24.convert(Stack(Inline()), ConvertConfig(decisions={"layers.1": True})),
             'convert: expected decisions of config to name feed-forward networks of model, got "layers.1"',
         ),
+        (
+            lambda: ConvertConfig(recipe={"residual": True, "masks": 1}),
+            "ConvertConfig: expected recipe to have the fields of sparse24.Recipe, got masks",
+        ),
+        (
+            lambda: ConvertConfig(sparse_weights="up", calibration=torch.ones(2, D)),
+            "ConvertConfig: expected calibration to be an iterable of batches, such as a list of them, got Tensor",
+        ),
+        (
+            lambda: ConvertConfig(
+                sparse_weights="both", adapters=4, recipe=sparse24.Recipe(sparse_weights="both", double_pruning=True)
+            ),
+            "ConvertConfig: expected recipe to prune each weight once, beside adapters, got double_pruning=True",
+        ),
+        (
+            lambda: sparse24.convert(Inline(), None, "layers"),
+            "convert: expected module_filter_fn to be a function of a module and its name, got str",
+        ),
+        (lambda: sparse24.analyze_weights(None, []), "analyze_weights: expected model to be a .*, got NoneType"),
+        (
+            lambda: sparse24.analyze_weights(Inline(), torch.ones(2, D)),
+            "analyze_weights: expected batches to be an iterable of batches, such as a list of them, got Tensor",
+        ),
+        (
+            lambda: sparse24.activation_stats(torch.ones(2, D, dtype=torch.int32)),
+            "activation_stats: expected y1 to be of a floating dtype, got int32",
+        ),
+        (
+            lambda: sparse24.distributed.use_copy_engines(None),
+            "distributed.use_copy_engines: expected model to be a torch.nn.Module, got NoneType",
+        ),
+        (
+            lambda: sparse24.distributed.gather_float8(Inline(), once="yes"),
+            "distributed.gather_float8: expected once to be True or False, got yes",
+        ),
         (lambda: sparse24.revert(None), "revert: expected model to be a torch.nn.Module, got NoneType"),
     ],
 )
