@@ -23,7 +23,9 @@ LOOKS = ("step", "zeros", "feature_nonzeros_dropped", "recipe_token_nonzeros_dro
 
 def compact(records: list[results.Record]) -> list[results.Record]:
     """The records that are shown, with the facts that are; what constants are fitted to stays as it is."""
-    return [r if results.of_tuning(r) else _small(r) for r in records if shown(r)]
+    records = [r for r in records if shown(r)]
+    before = [None, *records]
+    return [r if results.of_tuning(r) else _small(r, last) for last, r in zip(before, records, strict=False)]
 
 
 def shown(record: results.Record) -> bool:
@@ -38,7 +40,8 @@ def shown(record: results.Record) -> bool:
     return True
 
 
-def _small(record: results.Record) -> results.Record:
+def _small(record: results.Record, last: results.Record | None) -> results.Record:
+    """What is kept of a record; of the driver, that it is another one than the last record's."""
     small = {key: value for key, value in record.items() if key not in CALL}
     if "median_us" in small and small["race"] in ("forward", "training") and small["bench"].startswith("ffn_"):
         small.pop("tflops_dense_equivalent", None)  # rates are those of products
@@ -47,6 +50,8 @@ def _small(record: results.Record) -> results.Record:
     if "commit" in small:
         small["commit"] = small["commit"][:7]
         small.pop("sparse24", None)  # the commit says more than the version
+    if last and small.get("driver") == last.get("driver"):
+        small.pop("driver", None)
     if "date" in small:
         small["date"] = small["date"][:10]
     looks = small.get("activations")

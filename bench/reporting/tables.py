@@ -56,12 +56,12 @@ def _of_one_gpu(records: list[results.Record]) -> str:
 
 
 def _headline(records: list[results.Record]) -> str:
-    first = records[0]
+    first, driver = records[0], next(r["driver"] for r in records if "driver" in r)
     clocks = [r["sm_clock_mhz"] for r in records if r.get("sm_clock_mhz")]
     clock = f", SM clock {min(clocks):.0f} to {max(clocks):.0f} MHz while timing" if clocks else ""
     dates = sorted({r["date"][:10] for r in records})
     return (
-        f"{first['gpu']}, driver {first['driver']}, torch {first['torch']}, CUDA {first['cuda']}{clock}; "
+        f"{first['gpu']}, driver {driver}, torch {first['torch']}, CUDA {first['cuda']}{clock}; "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. Medians of at least 15 interleaved rounds on a cold L2; "
         "every output was verified before it was timed. TFLOP/s are dense-equivalent: 2 x tokens x out x reduction "
         "over the time. Ratios are speed-ups, ours over theirs: above 1 is good. torch.compile has its default mode; "
