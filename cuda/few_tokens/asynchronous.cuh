@@ -33,19 +33,17 @@ __device__ __forceinline__ void copy16_if(uint32_t exists, uint32_t to, const vo
       : "memory");
 }
 
-// 16 or 8 bytes of weights in registers, which stay as they are where nothing exists.
-__device__ __forceinline__ void load_if(uint32_t exists, const void* from, uint32_t (&v)[4]) {
+// 16 bytes where `exists` is not zero.
+__device__ __forceinline__ void copy16_if(uint32_t exists, uint32_t to, const void* from) {
   asm volatile(
-      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %5, 0;\n\t"
-      "@exists ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
-      : "+r"(v[0]), "+r"(v[1]), "+r"(v[2]), "+r"(v[3])
-      : "l"(from), "r"(exists));
+      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %2, 0;\n\t"
+      "@exists cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n\t}" ::"r"(to),
+      "l"(from), "r"(exists)
+      : "memory");
 }
-__device__ __forceinline__ void load_if(uint32_t exists, const void* from, uint32_t (&v)[2]) {
-  asm volatile(
-      "{\n\t.reg .pred exists;\n\tsetp.ne.u32 exists, %3, 0;\n\t@exists ld.global.nc.v2.u32 {%0, %1}, [%2];\n\t}"
-      : "+r"(v[0]), "+r"(v[1])
-      : "l"(from), "r"(exists));
+// 16 bytes, or zeros: then nothing is read.
+__device__ __forceinline__ void copy16_or_zeros(bool exists, uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
 
 // c += y * w where y is not zero, in float32.
@@ -66,6 +64,15 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
                : "r"(address)
                : "memory");
   return v;
+}
+
+__device__ __forceinline__ uint2 load_shared2(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_shared2(uint32_t address, uint32_t x, uint32_t y) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }
 
 // ---- dependent launches ----

@@ -9,16 +9,21 @@
 namespace sparse24::cuda {
 namespace {
 
-// By preference.
-using Tiles = std::tuple<LinearTile<1, 256, 2, true>, LinearTile<1, 128, 2, true>, LinearTile<2, 128, 2, true>,
-                         LinearTile<2, 128, 4, false>, LinearTile<4, 128, 4, false>, LinearTile<8, 128, 2, false>>;
+// By preference. With more than eight tokens x comes through the ring, where weights have 16 bits.
+template <class W>
+using Tiles = std::conditional_t<
+    sizeof(W) == 2,
+    std::tuple<LinearTile<1, 256, 2, true>, LinearTile<1, 128, 2, true>, LinearTile<2, 128, 4, false>,
+               LinearTile<4, 128, 4, false>, LinearTile<8, 128, 3, false>>,
+    std::tuple<LinearTile<1, 256, 2, true>, LinearTile<1, 128, 2, true>, LinearTile<2, 128, 2, true>,
+               LinearTile<2, 128, 4, false>, LinearTile<4, 128, 4, false>, LinearTile<8, 128, 2, false>>>;
 
 template <class T, class W, int kTile = 0>
 void launch(const LinearLaunch& launch_of, cudaStream_t stream) {
-  using Tile = std::tuple_element_t<kTile, Tiles>;
+  using Tile = std::tuple_element_t<kTile, Tiles<W>>;
   const LinearFewArgs& args = launch_of.args;
   const int64_t bytes = LinearShape<Tile, int(sizeof(W))>::shared_bytes(args.in, args.tokens);
-  if constexpr (kTile + 1 < int(std::tuple_size_v<Tiles>)) {
+  if constexpr (kTile + 1 < int(std::tuple_size_v<Tiles<W>>)) {
     if (args.tokens > Tile::kTokens || bytes > kMaxSharedBytes) return launch<T, W, kTile + 1>(launch_of, stream);
   }
   FewGrid grid{kActiveSlices, Tile::kThreads, int(bytes)};

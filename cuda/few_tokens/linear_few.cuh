@@ -76,14 +76,6 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
                         shared_at + warp * Tile::kStages * Tile::kStageBytes,
                         lane,
                         read_once_policy()};
-  const auto copy = [&] {
-    if (ring.complete()) {
-      commit_copies();
-    } else {
-      ring.copy();
-    }
-    ring.advance();
-  };
   // x is asked for first: behind the weights in the ring it would arrive when these are all there.
   auto* sums = reinterpret_cast<float*>(shared + Tile::kRingBytes);  // [slices][tokens][rows of a pass]
   constexpr int kScalesAt = Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes + Tile::kCountBytes;
@@ -91,22 +83,34 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
   using Tokens = StagedTokens<T, W, Tile>;
   const Tokens x{static_cast<const uint16_t*>(args.x),  tokens, in, shared + Shape::x_at(in), scales,
                  shared + kScalesAt + Tile::kScaleBytes};
+  const auto copy = [&] {
+    if constexpr (Shape::kRing) {
+      if (!ring.complete()) x.copy_chunk(ring.chunk, ring.stage);
+    }
+    if (ring.complete()) {
+      commit_copies();
+    } else {
+      ring.copy();
+    }
+    ring.advance();
+  };
+  constexpr bool kTwice = !Tile::kResident && !Shape::kRing;
   typename Tokens::Batch first_x;
   typename Tokens::Pieces next_x;
   if (Tile::kResident || kScaled<T, W>) x.load_batch(x.first_place(), first_x);
-  if constexpr (!Tile::kResident) x.load_chunk(0, next_x);
+  if constexpr (kTwice) x.load_chunk(0, next_x);
 #pragma unroll
-  for (int s = 0; s < Tile::kStages; ++s) copy();
+  for (int s = 0; s < (Shape::kRing ? Tile::kStages - 1 : Tile::kStages); ++s) copy();
   x.find_scales(first_x, reinterpret_cast<uint32_t*>(sums));
   if constexpr (Tile::kResident) {
     x.store_all(first_x);
-  } else {
+  } else if constexpr (kTwice) {
     x.store_chunk(0, 0, next_x);
   }
   __syncthreads();
   const int pitch = Tile::kResident ? Shape::resident_pitch(in) : Shape::kChunkPitch;
-  const uint32_t x_lane = shared_at + Shape::x_at(in) + q * kVec * 2 +
-                          (Tile::kResident ? block0 * kBlock * 2 : slice * Tile::kTokens * pitch);
+  const uint32_t x_lane =
+      shared_at + Shape::x_at(in) + (Tile::kResident ? block0 * kBlock * 2 : slice * Tile::kTokens * pitch);
 
   int stage = 0, x_stage = 0;
   for (int pass = 0; pass < rows.passes; ++pass) {
@@ -123,17 +127,24 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
 
     float c[kEights][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      const bool more_x = !Tile::kResident && (chunk + 1 < chunks || pass + 1 < rows.passes);
+      const bool more_x = kTwice && (chunk + 1 < chunks || pass + 1 < rows.passes);
       const int next_chunk = chunk + 1 < chunks ? chunk + 1 : 0;
-      if constexpr (!Tile::kResident) {
+      if constexpr (kTwice) {
         if (more_x) x.load_chunk(next_chunk, next_x);
       }
-      wait_for_copies<Tile::kStages - 1>();
-      __syncwarp();
+      if constexpr (Shape::kRing) {
+        // All warps have this chunk of x then, and are done with the one whose place the next copy takes.
+        wait_for_copies<Tile::kStages - 2>();
+        __syncthreads();
+        copy();
+      } else {
+        wait_for_copies<Tile::kStages - 1>();
+        __syncwarp();
+      }
       const uint32_t w_stage = ring.ring + stage * Tile::kStageBytes;
       const int left = blocks - chunk * Tile::kChunkBlocks;
-      const uint32_t x_chunk =
-          x_lane + (Tile::kResident ? chunk * Shape::kChunkColumns * 2 : x_stage * Shape::kXStageBytes);
+      const uint32_t x_chunk = x_lane + (Tile::kResident ? chunk * Shape::kChunkColumns * 2
+                                                         : (Shape::kRing ? stage : x_stage) * Shape::kXStageBytes);
 #pragma unroll
       for (int b = 0; b < Tile::kChunkBlocks; ++b) {
         if (b >= left) continue;
@@ -149,7 +160,8 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
           if (token < tokens) {
 #pragma unroll
             for (int i = 0; i < kProducts; i += 2) {
-              const uint4 v = load_shared4(x_chunk + token * pitch + b * kBlock * 2 + i * 8);
+              const int byte = q * kVec * 2 + b * kBlock * 2 + i * 8;
+              const uint4 v = load_shared4(x_chunk + token * pitch + Shape::exchanged(g, byte));
               factors[2 * i] = v.x;
               factors[2 * i + 1] = v.y;
               factors[2 * i + 2] = v.z;
@@ -173,10 +185,12 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
           }
         }
       }
-      __syncwarp();
-      copy();
+      if constexpr (!Shape::kRing) {
+        __syncwarp();
+        copy();
+      }
       stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
-      if constexpr (!Tile::kResident) {
+      if constexpr (kTwice) {
         x_stage ^= 1;
         if (more_x) x.store_chunk(next_chunk, x_stage, next_x);
         __syncthreads();
@@ -223,7 +237,7 @@ struct ActiveSink {
   const LinearLaunch& launch;
   LinearRows rows;
   uint16_t* y;  // [tokens][kPassRows] in shared memory
-  int* counts;  // [tokens] there
+  int* counts;  // [groups] there
 
   __device__ __forceinline__ void begin_end(int pass) const {
     if (pass + 1 == rows.passes) launch_dependents();
@@ -233,13 +247,17 @@ struct ActiveSink {
   }
   __device__ __forceinline__ void end(int pass, int pass_rows) const {
     const ActiveLists& lists = launch.lists;
-    const int lane = threadIdx.x % 32, pass0 = pass * rows.of_pass, tokens = lists.tokens;
-    for (int t = threadIdx.x / 32; t < tokens; t += Tile::kWarps) {
-      int count = pass == 0 ? 0 : counts[t];
-      const int list = blockIdx.x * tokens + t;
-      count = append_active(lists.entries + int64_t{list} * lists.capacity, count, y + t * Tile::kPassRows, pass_rows,
-                            pass0);
-      if (lane == 0) counts[t] = count;
+    const int lane = threadIdx.x % 32, pass0 = pass * rows.of_pass;
+    for (int group = threadIdx.x / 32; group < lists.groups; group += Tile::kWarps) {
+      const int list = blockIdx.x * lists.groups + group, first = group * kListTokens;
+      int count = pass == 0 ? 0 : counts[group];
+#pragma unroll
+      for (int row0 = 0; row0 < Tile::kPassRows; row0 += 32) {
+        const int row = row0 + lane, tokens = row < pass_rows ? lists.tokens - first : 0;
+        const uint4 of_row = eight_tokens(y + first * Tile::kPassRows + row, Tile::kPassRows, tokens);
+        count = append_active(lists, list, count, of_row, pass0 + row);
+      }
+      if (lane == 0) counts[group] = count;
       if (lane == 0 && pass + 1 == rows.passes) lists.counts[list] = count;
       __syncwarp();
     }
@@ -256,7 +274,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_few_kernel(const Lin
                               reinterpret_cast<int*>(shared + Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes)};
   wait_for_predecessors();
   if (rows.passes == 0) {
-    for (int t = threadIdx.x; t < lists.tokens; t += Tile::kThreads) lists.counts[blockIdx.x * lists.tokens + t] = 0;
+    for (int g = threadIdx.x; g < lists.groups; g += Tile::kThreads) lists.counts[blockIdx.x * lists.groups + g] = 0;
     return;
   }
   multiply_rows<T, W, Tile>(launch.args, rows, shared, sink);

@@ -8,7 +8,8 @@
 namespace sparse24::cuda {
 
 // kEights: of tokens. kChunk: bytes of a row of w that are copied at once. kStages: such chunks that are on the way.
-// kResident: all of x is in shared memory at once; or the columns of a chunk for each slice, twice.
+// kResident: all of x is in shared memory at once; or the columns of a chunk for each slice, with those of w in the
+// ring; with float8 weights twice.
 template <int kEights_, int kChunk_, int kStages_, bool kResident_>
 struct LinearTile {
   static constexpr int kEights = kEights_, kTokens = 8 * kEights, kChunk = kChunk_, kStages = kStages_;
@@ -28,12 +29,16 @@ struct LinearTile {
 // Sizes that depend on the bytes of a weight too.
 template <class Tile, int kWeightBytes>
 struct LinearShape {
-  static constexpr int kVec = 16 / kWeightBytes, kBlock = 4 * kVec;  // elements of a lane, of a block
+  static constexpr bool kRing = !Tile::kResident && kWeightBytes == 2;  // x comes with w
+  static constexpr int kVec = 16 / kWeightBytes, kBlock = 4 * kVec;     // elements of a lane, of a block
   static constexpr int kChunkColumns = Tile::kChunkBlocks * kBlock;
   // A row of tokens begins this many bytes after a multiple of 128: eight lanes, of two tokens, meet no bank twice.
   static constexpr int kSkew = kWeightBytes == 2 ? 64 : 16;
-  static constexpr int kChunkPitch = 2 * kChunkColumns + kSkew;
+  static constexpr int kChunkPitch = 2 * kChunkColumns + (kRing ? 0 : kSkew);
   static constexpr int kXStageBytes = Tile::kSlices * Tile::kTokens * kChunkPitch;
+  static constexpr int kXStages = kRing ? Tile::kStages : 2;
+  // In the ring pieces of odd tokens are exchanged instead.
+  SPARSE24_HD static int exchanged(int token, int byte) { return kRing ? byte ^ token % 2 * kSkew : byte; }
 
   SPARSE24_HD static int blocks(int64_t in) { return int(ceil_div(in, kBlock)); }
   // The first block of a slice.
@@ -45,7 +50,7 @@ struct LinearShape {
     return Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes + Tile::kCountBytes + Tile::kScaleBytes + rest_bytes(in);
   }
   SPARSE24_HD static int64_t shared_bytes(int64_t in, int64_t tokens) {
-    return x_at(in) + (Tile::kResident ? tokens * resident_pitch(in) : int64_t{2} * kXStageBytes);
+    return x_at(in) + (Tile::kResident ? tokens * resident_pitch(in) : int64_t{kXStages} * kXStageBytes);
   }
 };
 
@@ -199,8 +204,20 @@ struct StagedTokens {
     const int column = Shape::slice_begin(in, slice) * Shape::kBlock + chunk * Shape::kChunkColumns + piece * 8;
     return {slice, token, piece, column};
   }
+  // A chunk of each slice by asynchronous copies.
+  __device__ __forceinline__ void copy_chunk(int chunk, int stage) const {
+#pragma unroll
+    for (int i = 0; i < kOfThread; ++i) {
+      const ChunkPlace p = place(i, chunk);
+      if (p.slice >= Tile::kSlices || p.token >= tokens) continue;
+      const int at = (p.slice * Tile::kTokens + p.token) * Shape::kChunkPitch + Shape::exchanged(p.token, p.piece * 16);
+      const bool exists = p.column < in;
+      copy16_or_zeros(exists, shared_address(shared) + stage * Shape::kXStageBytes + at,
+                      x + int64_t{p.token} * in + (exists ? p.column : 0));
+    }
+  }
   // Where there is more of it in registers than pays, it is loaded when it is stored.
-  static constexpr bool kAhead = !Tile::kResident && kOfThread <= 4;
+  static constexpr bool kAhead = !Tile::kResident && !Shape::kRing && kOfThread <= 4;
   using Pieces = uint4[kAhead ? kOfThread : 1];
   __device__ __forceinline__ void load_chunk(int chunk, Pieces& v) const {
     if constexpr (kAhead) {

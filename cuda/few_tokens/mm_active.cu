@@ -11,25 +11,27 @@ namespace {
 
 constexpr int64_t kAlignment = 128;
 
-int64_t count_bytes(const MmActiveArgs& args) { return round_up(kActiveSlices * args.tokens * 4, kAlignment); }
-// Entries of a list: whole vectors, and one vector at least, which is read before the count is known.
-int64_t capacity_of(const MmActiveArgs& args) {
-  return std::max<int64_t>(4, round_up(ceil_div(args.features, kActiveSlices), 4));
+int64_t list_groups(const MmActiveArgs& args) { return ceil_div(args.tokens, int64_t{kListTokens}); }
+int64_t capacity_of(const MmActiveArgs& args) { return std::max<int64_t>(1, ceil_div(args.features, kActiveSlices)); }
+// Of the workspace's parts: counts, neurons, values; then sums.
+int64_t count_bytes(const MmActiveArgs& args) { return round_up(kActiveSlices * list_groups(args) * 4, kAlignment); }
+int64_t neuron_bytes(const MmActiveArgs& args) {
+  return round_up(kActiveSlices * list_groups(args) * capacity_of(args) * 4, kAlignment);
 }
-// Whether w can be read eight columns at a time.
+int64_t value_bytes(const MmActiveArgs& args) {
+  return kActiveSlices * list_groups(args) * capacity_of(args) * int64_t{sizeof(uint4)};
+}
+// Whether rows of w are whole pieces of 16 bytes.
 bool has_vectors(const MmActiveArgs& args) {
-  return reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features % 8 == 0;
-}
-
-int64_t list_bytes(const MmActiveArgs& args) {
-  return round_up(kActiveSlices * args.tokens * capacity_of(args) * 4, kAlignment);
+  return reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features * size_of(args.w_dtype) % 16 == 0;
 }
 
 template <class Y, class W>
 void launch_rows(const ActiveLaunch& launch, cudaStream_t stream) {
   const MmActiveArgs& args = launch.args;
   const int64_t strips = ceil_div(args.out_features, int64_t{ActiveTile::kColumns});
-  FewGrid grid{strips * ActiveTile::kParts, ActiveTile::kThreads, int(ActiveTile::shared_bytes(args.tokens))};
+  FewGrid grid{strips * ActiveTile::kParts * launch.lists.groups, ActiveTile::kThreads,
+               int(ActiveTile::shared_bytes(args.tokens, sizeof(W)))};
   grid.dependent = true;
   if (has_vectors(args)) {
     launch_few<mm_active_kernel<Y, W, true>>("mm_active", grid, launch, stream);
@@ -41,18 +43,22 @@ void launch_rows(const ActiveLaunch& launch, cudaStream_t stream) {
 }  // namespace
 
 int64_t mm_active_workspace(const MmActiveArgs& args) {
-  return count_bytes(args) + list_bytes(args) +
+  return count_bytes(args) + neuron_bytes(args) + value_bytes(args) +
          ActiveTile::kParts * args.tokens * args.out_features * int64_t{sizeof(float)};
 }
 
 ActiveLists active_lists(const MmActiveArgs& args) {
-  auto* entries = static_cast<char*>(args.workspace) + count_bytes(args);
-  return {reinterpret_cast<uint32_t*>(entries), static_cast<int*>(args.workspace), int(args.tokens),
+  auto* neurons = static_cast<char*>(args.workspace) + count_bytes(args);
+  return {reinterpret_cast<uint32_t*>(neurons),
+          reinterpret_cast<uint4*>(neurons + neuron_bytes(args)),
+          static_cast<int*>(args.workspace),
+          int(args.tokens),
+          int(list_groups(args)),
           int(capacity_of(args))};
 }
 
 void multiply_listed(const MmActiveArgs& args, const ActiveLists& lists, cudaStream_t stream) {
-  auto* sums = static_cast<char*>(args.workspace) + count_bytes(args) + list_bytes(args);
+  auto* sums = static_cast<char*>(args.workspace) + count_bytes(args) + neuron_bytes(args) + value_bytes(args);
   const ActiveLaunch launch{args, lists, reinterpret_cast<float*>(sums)};
   dispatch_16bit(args.dtype, [&](auto type) {
     using Y = decltype(type);
@@ -70,9 +76,8 @@ void mm_active(const MmActiveArgs& args, cudaStream_t stream) {
         " rows on a CUDA device, got ", args.tokens);
   if (args.tokens == 0 || args.out_features == 0) return;
   const ActiveLists lists = active_lists(args);
-  const int64_t blocks = ceil_div(kActiveSlices * args.tokens, int64_t{ActiveListTile::kWarps});
-  launch_few<list_active_kernel<ActiveListTile>>("mm_active", {blocks, ActiveListTile::kThreads, 0},
-                                                 ActiveLaunch{args, lists, nullptr}, stream);
+  FewGrid grid{kActiveSlices * lists.groups, ActiveListTile::kThreads, 0};
+  launch_few<list_active_kernel<ActiveListTile>>("mm_active", grid, ActiveLaunch{args, lists, nullptr}, stream);
   multiply_listed(args, lists, stream);
 }
 

@@ -1,8 +1,8 @@
-// The kernels of mm_active: each token's rows of w, as lists name them.
+// The kernels of mm_active: rows of w that tokens use, as lists name them.
 //
-// A warp has 256 columns and a slice of the neurons, a block sixteen slices, and a kernel behind adds up what blocks
-// have written. The whole warp does the same: eight columns a lane, whose sums are a chain of multiply-adds for each
-// token. Tokens take a slice one behind the other, so that a row which several use comes from memory once.
+// A warp has 256 columns, eight tokens and a slice of the neurons, a block sixteen slices, and a kernel behind adds up
+// what blocks have written. A row comes from memory once, through a ring in shared memory, for all eight tokens, each
+// of which has a chain of multiply-adds in eight columns of each lane. The whole warp does the same.
 #pragma once
 
 #include <type_traits>
@@ -25,10 +25,14 @@ struct ActiveTile {
   static constexpr int kWarps = int(kActivePart), kThreads = 32 * kWarps;
   static constexpr int kOfLane = 8, kColumns = 32 * kOfLane;
   static constexpr int kParts = int(kActiveSlices) / kWarps;  // of the neurons, each of a block
-  static constexpr int kTokens = 8;                           // at once
-  static constexpr int kRows = 4, kStages = 3;  // of a list that are loaded at once, and such loads under way
-  static constexpr int64_t shared_bytes(int64_t tokens) {
-    return (tokens < kTokens ? tokens : kTokens) * kWarps * kColumns * 4;
+  static constexpr int kTokens = kListTokens;                 // of a block
+  static constexpr int kRows = 4, kStages = 4;                // of w that are copied at once, and such copies under way
+  // For each row its values, and for each warp the ring.
+  static constexpr int kValueBytes = kStages * kRows * int(sizeof(uint4));
+  static constexpr int64_t shared_bytes(int64_t tokens, int weight_bytes) {
+    const int64_t ring = int64_t{kWarps} * (kValueBytes + kStages * kRows * kColumns * weight_bytes);
+    const int64_t sums = (tokens < kTokens ? tokens : kTokens) * kWarps * kColumns * 4;
+    return ring < sums ? sums : ring;
   }
 };
 
@@ -51,161 +55,169 @@ __device__ __forceinline__ float load_as(DType dtype, const void* data, int64_t 
   return dtype == DType::kBFloat16 ? to_float(__nv_bfloat16{}, bits) : to_float(__half{}, bits);
 }
 
-// Some entries of a list, and a lane's columns of the rows that they name.
-template <class Y, class W, bool kVectors>
-struct ActiveRows {
-  enum class State { kEmpty, kSome, kLast };         // kLast: those that end the list
-  static constexpr int kWords = 2 * int(sizeof(W));  // of eight columns
-  float y[ActiveTile::kRows] = {};                   // zero where there is no row
-  uint32_t words[ActiveTile::kRows][kWords] = {};
-  State state = State::kEmpty;
+// The rows that a list names, on their way through a warp's ring.
+template <class W, bool kVectors>
+struct ActiveRing {
+  using Tile = ActiveTile;
+  static constexpr int kRowBytes = Tile::kColumns * int(sizeof(W)), kStageBytes = Tile::kRows * kRowBytes;
+  static constexpr int kPieces = kRowBytes / 16, kOfCopy = 32 / kPieces;  // of a row; rows that lanes copy at once
 
-  __device__ __forceinline__ void load(const uint4& entries, int count, const char* w, uint32_t row_bytes,
-                                       int columns) {
-    const uint32_t e[4] = {entries.x, entries.y, entries.z, entries.w};
-#pragma unroll
-    for (int i = 0; i < ActiveTile::kRows; ++i) {
-      const bool exists = i < count;
-      y[i] = exists ? to_float(Y{}, uint16_t(e[i] >> 16)) : 0.f;
-      const char* from = w + uint64_t{row_bytes} * (e[i] & 0xffffu);
-      if constexpr (kVectors) {
-        load_if(exists, from, words[i]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kWords; ++j) words[i][j] = 0;
-#pragma unroll
-        for (int c = 0; c < ActiveTile::kOfLane; ++c) {
-          if (!exists || c >= columns) continue;
-          const uint32_t element =
-              sizeof(W) == 2 ? reinterpret_cast<const uint16_t*>(from)[c] : reinterpret_cast<const uint8_t*>(from)[c];
-          words[i][c * int(sizeof(W)) / 4] |= element << c * int(sizeof(W)) % 4 * 8;
-        }
-      }
-    }
-  }
-  __device__ __forceinline__ void add(float (&c)[ActiveTile::kOfLane]) const {
-#pragma unroll
-    for (int i = 0; i < ActiveTile::kRows; ++i) {
-      float of_column[ActiveTile::kOfLane];
-      widen<W>(words[i], of_column);
-      multiply_add_if(y[i], of_column, c);
-    }
-  }
-};
-
-// Goes through the lists of a slice, token by token, some entries at a time. What is not a lane's own is the same in
-// all.
-struct ActiveCursor {
-  const ActiveLaunch& launch;
-  int slice, token, end;  // the next token to be opened, and that behind the last one
-  const char* w;          // this lane's columns of the slice's first row
+  const uint32_t* neurons;  // of the list
+  const uint4* values;
+  const char* w;  // of the slice's first row, the block's first column
   uint32_t row_bytes;
-  int columns;  // from this lane's first one on
+  int columns, capacity, count;  // of w from the first one of the block on; of the list
+  uint32_t values_at, rows_at;   // in shared memory
+  uint32_t now, next;            // a neuron for each lane: of the next rows, and of those behind them
+  int copied = 0, stage = 0;     // rows; of the next copy
 
-  struct List {
-    int count;
-    const uint32_t* entries;
-  };
-  List now{}, next{};
-  uint4 entries{}, further{};                // this lane's of the next steps of the list, and of those behind them
-  int loaded = 0, to_load = 0, in_warp = 0;  // steps of the list, and of the entries
-
-  __device__ __forceinline__ List open() {
-    const ActiveLists& lists = launch.lists;
-    if (token >= end) return {0, lists.entries};
-    const int index = slice * lists.tokens + token++;
-    return {__ldcg(lists.counts + index), lists.entries + int64_t{index} * lists.capacity};
-  }
-  // The entries of as many steps as there are lanes, from one step on: one step's for each lane.
-  __device__ __forceinline__ uint4 fetch(const List& list, int from) const {
-    const int first = (from + int(threadIdx.x % 32)) * ActiveTile::kRows;
-    if (first >= launch.lists.capacity) return {0, 0, 0, 0};
-    return __ldcg(reinterpret_cast<const uint4*>(list.entries + first));
-  }
-  // Behind those that were fetched last.
-  __device__ __forceinline__ void fetch_further() {
-    further = loaded + 32 < to_load ? fetch(now, loaded + 32) : fetch(next, 0);
-  }
-  __device__ __forceinline__ void enter() {
-    const unsigned count = __reduce_max_sync(0xffffffffu, unsigned(now.count));  // for a uniform register
-    to_load = max(1, int(count + ActiveTile::kRows - 1) / ActiveTile::kRows);
-    loaded = in_warp = 0;
-    next = open();
-    fetch_further();
+  // The neurons from one row on: one for each lane.
+  __device__ __forceinline__ uint32_t fetch(int from) const {
+    const int i = from + int(threadIdx.x % 32);
+    return i < capacity ? __ldcg(neurons + i) : 0;
   }
   __device__ __forceinline__ void begin() {
-    now = open();
-    entries = fetch(now, 0);  // while the count is on its way
-    enter();
+    now = fetch(0);
+    next = fetch(32);
   }
-  template <class Rows>
-  __device__ __forceinline__ void load(Rows& rows) {
-    const auto of_step = [&](uint32_t v) { return __shfl_sync(0xffffffffu, v, in_warp); };
-    const uint4 four{of_step(entries.x), of_step(entries.y), of_step(entries.z), of_step(entries.w)};
-    rows.load(four, columns > 0 ? now.count - loaded * ActiveTile::kRows : 0, w, row_bytes, columns);
-    const bool last = ++loaded == to_load;
-    rows.state = last ? Rows::State::kLast : Rows::State::kSome;
-    if (last) {
-      now = next;
-      entries = further;
-      enter();
-    } else if (++in_warp == 32) {
-      in_warp = 0;
-      entries = further;
-      fetch_further();
+  __device__ __forceinline__ void copy() {
+    if (copied < count) {
+      const int lane = threadIdx.x % 32, left = count - copied, in_lanes = copied % 32;
+      if (lane < Tile::kRows) {
+        copy16_or_zeros(lane < left, values_at + (stage * Tile::kRows + lane) * 16,
+                        values + min(copied + lane, capacity - 1));
+      }
+      const uint32_t to = rows_at + stage * kStageBytes;
+      if constexpr (kVectors) {
+        const int of_copy = lane / kPieces, byte = lane % kPieces * 16;
+        const bool exists = byte < columns * int(sizeof(W));
+#pragma unroll
+        for (int i = 0; i < Tile::kRows; i += kOfCopy) {
+          const char* from = w + byte + uint64_t{row_bytes} * __shfl_sync(0xffffffffu, now, in_lanes + i + of_copy);
+          copy16_if(exists && i + of_copy < left, to + (i + of_copy) * kRowBytes + byte, from);
+        }
+      } else {
+        for (int i = 0; i < Tile::kRows; ++i) {
+          const char* from = w + uint64_t{row_bytes} * __shfl_sync(0xffffffffu, now, in_lanes + i);
+          if (i < left) copy_elements(to + i * kRowBytes, from);
+        }
+      }
+      copied += Tile::kRows;
+      if (copied % 32 == 0) {
+        now = next;
+        next = fetch(copied + 32);
+      }
+    }
+    commit_copies();
+    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+  }
+  // This lane's columns of a row that nobody can copy by 16 bytes.
+  __device__ __forceinline__ void copy_elements(uint32_t to, const char* from) const {
+    const int first = threadIdx.x % 32 * Tile::kOfLane;
+    uint32_t words[2 * sizeof(W)] = {};
+#pragma unroll
+    for (int c = 0; c < Tile::kOfLane; ++c) {
+      if (first + c >= columns) continue;
+      const uint32_t element = sizeof(W) == 2 ? reinterpret_cast<const uint16_t*>(from)[first + c]
+                                              : reinterpret_cast<const uint8_t*>(from)[first + c];
+      words[c * int(sizeof(W)) / 4] |= element << c * int(sizeof(W)) % 4 * 8;
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * int(sizeof(W)); i += 2) {
+      store_shared2(to + first * int(sizeof(W)) + i * 4, words[i], words[i + 1]);
+    }
+  }
+  // This lane's columns of row i of a stage.
+  __device__ __forceinline__ void load(int of_stage, int i, float (&v)[Tile::kOfLane]) const {
+    const uint32_t at = rows_at + of_stage * kStageBytes + i * kRowBytes + threadIdx.x % 32 * (8 * int(sizeof(W)));
+    if constexpr (sizeof(W) == 2) {
+      const uint4 words = load_shared4(at);
+      const uint32_t all[4] = {words.x, words.y, words.z, words.w};
+      widen<W>(all, v);
+    } else {
+      const uint2 words = load_shared2(at);
+      const uint32_t all[2] = {words.x, words.y};
+      widen<W>(all, v);
     }
   }
 };
 
 template <class Y, class W, bool kVectors>
 __global__ void __launch_bounds__(ActiveTile::kThreads, 1) mm_active_kernel(const ActiveLaunch launch) {
-  using Rows = ActiveRows<Y, W, kVectors>;
-  constexpr int kColumns = ActiveTile::kColumns;
+  using Tile = ActiveTile;
+  using Ring = ActiveRing<W, kVectors>;
+  constexpr int kColumns = Tile::kColumns;
   const MmActiveArgs& args = launch.args;
+  const ActiveLists& lists = launch.lists;
   extern __shared__ __align__(16) unsigned char shared[];
-  auto* sums = reinterpret_cast<float*>(shared);  // [warps][tokens at once][kColumns]
-  const int warp = threadIdx.x / 32, in_block = threadIdx.x % 32 * ActiveTile::kOfLane;
-  const int part = blockIdx.x % ActiveTile::kParts, slice = part * ActiveTile::kWarps + warp;
-  const int column0 = blockIdx.x / ActiveTile::kParts * kColumns, out_features = int(args.out_features);
-  const uint32_t row_bytes = uint32_t(out_features * int(sizeof(W)));
-  const char* w = static_cast<const char*>(args.w) + active_slice(args.features, slice) * row_bytes +
-                  int64_t{column0 + in_block} * int(sizeof(W));
+  const int warp = threadIdx.x / 32, in_block = threadIdx.x % 32 * Tile::kOfLane;
+  const int part = blockIdx.x % Tile::kParts, slice = part * Tile::kWarps + warp;
+  const int block = blockIdx.x / Tile::kParts, group = block % lists.groups, list = slice * lists.groups + group;
+  const int column0 = block / lists.groups * kColumns, out_features = int(args.out_features);
+  const int64_t row_bytes = int64_t{out_features} * int(sizeof(W)), of_list = int64_t{list} * lists.capacity;
+  const uint32_t values_at = shared_address(shared) + warp * Tile::kValueBytes;
+  const uint32_t rows_at =
+      shared_address(shared) + Tile::kWarps * Tile::kValueBytes + warp * Tile::kStages * Ring::kStageBytes;
   wait_for_predecessors();
 
-  for (int first = 0; first < launch.lists.tokens; first += ActiveTile::kTokens) {
-    const int tokens = min(launch.lists.tokens - first, ActiveTile::kTokens), of_warp = tokens * kColumns;
-    ActiveCursor cursor{launch, slice, first, first + tokens, w, row_bytes, out_features - column0 - in_block};
-    cursor.begin();
-    Rows rows[ActiveTile::kStages];
-    float c[ActiveTile::kOfLane] = {};
-    for (int token = 0; token < tokens;) {
+  Ring ring{lists.neurons + of_list,
+            lists.values + of_list,
+            static_cast<const char*>(args.w) + active_slice(args.features, slice) * row_bytes +
+                int64_t{column0} * int(sizeof(W)),
+            uint32_t(row_bytes),
+            out_features - column0,
+            lists.capacity,
+            __ldcg(lists.counts + list),
+            values_at,
+            rows_at};
+  ring.begin();
+#pragma unroll 1
+  for (int s = 0; s < Tile::kStages - 1; ++s) ring.copy();
+  float c[Tile::kTokens][Tile::kOfLane] = {};
+  int stage = 0;
+  for (int row = 0; row < ring.count; row += Tile::kRows) {
+    wait_for_copies<Tile::kStages - 2>();
+    __syncwarp();
+    ring.copy();
 #pragma unroll
-      for (int s = 0; s < ActiveTile::kStages; ++s) {
-        const auto state = rows[s].state;
-        if (state != Rows::State::kEmpty) rows[s].add(c);
-        cursor.load(rows[s]);
-        if (state != Rows::State::kLast) continue;
-        auto* to = reinterpret_cast<float4*>(sums + warp * of_warp + token * kColumns + in_block);
-        to[0] = {c[0], c[1], c[2], c[3]};
-        to[1] = {c[4], c[5], c[6], c[7]};
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const uint4 y = load_shared4(values_at + (stage * Tile::kRows + i) * 16);
+      float w[Tile::kOfLane];
+      ring.load(stage, i, w);
+      const uint32_t pairs[Tile::kTokens / 2] = {y.x, y.y, y.z, y.w};
 #pragma unroll
-        for (int v = 0; v < ActiveTile::kOfLane; ++v) c[v] = 0.f;
-        if (++token == tokens) break;
+      for (int p = 0; p < Tile::kTokens / 2; ++p) {
+        if (pairs[p] == 0) continue;
+        const float2 of_pair = widen2(Y{}, pairs[p]);
+        multiply_add_if(of_pair.x, w, c[2 * p]);
+        multiply_add_if(of_pair.y, w, c[2 * p + 1]);
       }
     }
+    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+  }
 
-    if (first + tokens == launch.lists.tokens) launch_dependents();
-    __syncthreads();
-    for (int i = threadIdx.x; i < of_warp; i += ActiveTile::kThreads) {
-      const int column = column0 + i % kColumns;
-      if (column >= out_features) continue;
-      float total = 0.f;
+  launch_dependents();
+  wait_for_copies<0>();
+  __syncthreads();
+  auto* sums = reinterpret_cast<float*>(shared);  // [warps][tokens][kColumns], where the rings were
+  const int first = group * Tile::kTokens, tokens = min(lists.tokens - first, Tile::kTokens);
+  const int of_warp = tokens * kColumns;
 #pragma unroll
-      for (int s = 0; s < ActiveTile::kWarps; ++s) total = __fadd_rn(total, sums[s * of_warp + i]);
-      const int64_t token = int64_t{part} * launch.lists.tokens + first + i / kColumns;
-      __stcg(launch.sums + token * out_features + column, total);
-    }
-    __syncthreads();
+  for (int t = 0; t < Tile::kTokens; ++t) {
+    if (t >= tokens) continue;
+    auto* to = reinterpret_cast<float4*>(sums + warp * of_warp + t * kColumns + in_block);
+    to[0] = {c[t][0], c[t][1], c[t][2], c[t][3]};
+    to[1] = {c[t][4], c[t][5], c[t][6], c[t][7]};
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < of_warp; i += Tile::kThreads) {
+    const int column = column0 + i % kColumns;
+    if (column >= out_features) continue;
+    float total = 0.f;
+#pragma unroll
+    for (int s = 0; s < Tile::kWarps; ++s) total = __fadd_rn(total, sums[s * of_warp + i]);
+    const int64_t token = int64_t{part} * lists.tokens + first + i / kColumns;
+    __stcg(launch.sums + token * out_features + column, total);
   }
 }
 
@@ -232,23 +244,39 @@ __global__ void __launch_bounds__(Tile::kThreads) add_active_sums_kernel(const A
   store_as(args.out_dtype, args.out, token * out_features + column, total);
 }
 
-// Lists of y as it lies in memory: each warp makes one.
+// Lists of y as it lies in memory: a block makes one, of which each thread has a neuron at once.
 struct ActiveListTile {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
 };
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads) list_active_kernel(const ActiveLaunch launch) {
   const MmActiveArgs& args = launch.args;
-  const int index = blockIdx.x * Tile::kWarps + threadIdx.x / 32, slice = index / launch.lists.tokens;
-  const int token = index % launch.lists.tokens;
+  const ActiveLists& lists = launch.lists;
+  __shared__ int counts[2][Tile::kWarps];
+  const int warp = threadIdx.x / 32, list = blockIdx.x, slice = list / lists.groups;
+  const int first = list % lists.groups * kListTokens;
+  const int64_t begin = active_slice(args.features, slice);
+  const int rows = int(active_slice(args.features, slice + 1) - begin);
+  const auto* y = static_cast<const uint16_t*>(args.y) + first * args.features + begin;
   wait_for_predecessors();
   launch_dependents();
-  if (slice >= int(kActiveSlices)) return;
-  const int64_t begin = active_slice(args.features, slice), end = active_slice(args.features, slice + 1);
-  const int count =
-      append_active(launch.lists.entries + int64_t{index} * launch.lists.capacity, 0,
-                    static_cast<const uint16_t*>(args.y) + token * args.features + begin, int(end - begin), 0);
-  if (threadIdx.x % 32 == 0) launch.lists.counts[index] = count;
+  int count = 0, turn = 0;
+  for (int row0 = 0; row0 < rows; row0 += Tile::kThreads, turn ^= 1) {
+    const int row = row0 + int(threadIdx.x), tokens = row < rows ? lists.tokens - first : 0;
+    const uint4 of_row = eight_tokens(y + row, args.features, tokens);
+    const uint32_t all = __ballot_sync(0xffffffffu, is_active(of_row));
+    if (threadIdx.x % 32 == 0) counts[turn][warp] = __popc(all);
+    __syncthreads();
+    int before = 0, of_turn = 0;
+#pragma unroll
+    for (int w = 0; w < Tile::kWarps; ++w) {
+      before += w < warp ? counts[turn][w] : 0;
+      of_turn += counts[turn][w];
+    }
+    append_active(lists, list, count + before, of_row, row);
+    count += of_turn;
+  }
+  if (threadIdx.x == 0) lists.counts[list] = count;
 }
 
 }  // namespace sparse24::cuda
