@@ -1,6 +1,6 @@
 """Arguments that several ops have, and what the wrappers say of one that is no tensor."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -12,11 +12,17 @@ Dim = Literal[-1, -2]
 Scaling = Literal["row", "tensor"]
 
 
+def run(op: OpOverload, *arguments: Any, **options: Any) -> Any:
+    """Run an op, and say in a sentence what should have been a tensor: torch's own message prints schema and value."""
+    try:
+        return op(*arguments, **options)
+    except RuntimeError:
+        refuse_non_tensors(op, *arguments)
+        raise
+
+
 def refuse_non_tensors(op: OpOverload, *values: object) -> None:
     """Refuse the first of `values` that has to be a tensor and is none; return where there is none.
-
-    For the handler of an error that torch raised, whose own message prints the schema and the value: calls that succeed
-    pay nothing.
 
     Parameters
     ----------

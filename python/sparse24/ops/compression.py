@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse24.format import FP8, VALUES, WIDE, Operand, feature_alignment
 from sparse24.ops.activation import ActivationFunction
-from sparse24.ops.arguments import Activation, Dim, Scaling, refuse_non_tensors
+from sparse24.ops.arguments import Activation, Dim, Scaling, run
 from sparse24.ops.checks import (
     check_columns,
     check_device,
@@ -74,11 +74,7 @@ def compress(
     >>> values[0, :2]
     tensor([16.,  9.])
     """
-    try:
-        return _compress(x, activation, dim, threshold=threshold)
-    except RuntimeError:
-        refuse_non_tensors(_compress, x)
-        raise
+    return run(_compress, x, activation, dim, threshold=threshold)
 
 
 def compress_fp8(
@@ -129,11 +125,7 @@ def compress_fp8(
     -----
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
-    try:
-        return _compress_fp8(x, scale, activation, dim, scaling, threshold=threshold)
-    except RuntimeError:
-        refuse_non_tensors(_compress_fp8, x, scale)
-        raise
+    return run(_compress_fp8, x, scale, activation, dim, scaling, threshold=threshold)
 
 
 def compress_like(x: Tensor, meta: Tensor, dim: Dim = -1) -> Tensor:
@@ -166,11 +158,7 @@ def compress_like(x: Tensor, meta: Tensor, dim: Dim = -1) -> Tensor:
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the backward pass uses the forward's pattern).
     """
-    try:
-        return _compress_like(x, meta, dim)
-    except RuntimeError:
-        refuse_non_tensors(_compress_like, x, meta)
-        raise
+    return run(_compress_like, x, meta, dim)
 
 
 def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1) -> Tensor:
@@ -203,11 +191,7 @@ def decompress(values: Tensor, meta: Tensor, rows: int, cols: int, dim: Dim = -1
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
-    try:
-        return _decompress(values, meta, rows, cols, dim)
-    except RuntimeError:
-        refuse_non_tensors(_decompress, values, meta)
-        raise
+    return run(_decompress, values, meta, rows, cols, dim)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse24.format import FP8, VALUES, Operand, feature_alignment
 from sparse24.ops.activation import ActivationFunction
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_dtype,
@@ -90,11 +90,7 @@ def experts_linear_compress(
     Source: Haziza et al. 2025, arXiv 2503.16672, for each expert.
     """
     tensors = x, w, offsets, scale_x, scale_w
-    try:
-        return _experts_linear_compress(*tensors, activation=activation, threshold=threshold)
-    except RuntimeError:
-        refuse_non_tensors(_experts_linear_compress, *tensors)
-        raise
+    return run(_experts_linear_compress, *tensors, activation=activation, threshold=threshold)
 
 
 def experts_linear_relu2(
@@ -131,11 +127,7 @@ def experts_linear_relu2(
     Source: So et al. 2021, arXiv 2109.08668 (squared ReLU), for each expert.
     """
     tensors = x, w, offsets, scale_x, scale_w
-    try:
-        return _experts_linear_relu2(*tensors, activation=activation, threshold=threshold)
-    except RuntimeError:
-        refuse_non_tensors(_experts_linear_relu2, *tensors)
-        raise
+    return run(_experts_linear_relu2, *tensors, activation=activation, threshold=threshold)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

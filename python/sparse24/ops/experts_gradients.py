@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import Operand, feature_alignment
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import check_device, check_dtype, check_meta, check_scale, check_sizes, expect, name_of
 from sparse24.ops.experts import check_experts, check_offsets, padded_rows
 from sparse24.ops.registration import define
@@ -71,11 +71,7 @@ def experts_linear_gradient(
     Source: So et al. 2021, arXiv 2109.08668 (squared ReLU), for each expert.
     """
     tensors = grad, w, values, meta, offsets, row_scale
-    try:
-        return _experts_linear_gradient(*tensors, dense=dense)
-    except RuntimeError:
-        refuse_non_tensors(_experts_linear_gradient, *tensors)
-        raise
+    return run(_experts_linear_gradient, *tensors, dense=dense)
 
 
 def experts_weight_gradient(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
@@ -108,11 +104,7 @@ def experts_weight_gradient(a: Tensor, b: Tensor, offsets: Tensor) -> Tensor:
 
     Source: Gale et al. 2022, arXiv 2211.15841 (experts of any number of rows).
     """
-    try:
-        return _experts_weight_gradient(a, b, offsets)
-    except RuntimeError:
-        refuse_non_tensors(_experts_weight_gradient, a, b, offsets)
-        raise
+    return run(_experts_weight_gradient, a, b, offsets)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import FP8, VALUES, Operand, feature_alignment
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_dtype,
@@ -78,11 +78,7 @@ def experts_linear(
     Source: Shazeer et al. 2017, arXiv 1701.06538 (experts, weighted by a router).
     """
     tensors = x, w, offsets, scale_x, scale_w, row_scale
-    try:
-        return _experts_linear(*tensors, out_dtype=out_dtype)
-    except RuntimeError:
-        refuse_non_tensors(_experts_linear, *tensors)
-        raise
+    return run(_experts_linear, *tensors, out_dtype=out_dtype)
 
 
 def experts_mm(
@@ -138,11 +134,7 @@ def experts_mm(
     Source: Haziza et al. 2025, arXiv 2503.16672, for each expert.
     """
     tensors = values, meta, b, offsets, scale_a, scale_b, row_scale
-    try:
-        return _experts_mm(*tensors, rows=rows, out_dtype=out_dtype)
-    except RuntimeError:
-        refuse_non_tensors(_experts_mm, *tensors)
-        raise
+    return run(_experts_mm, *tensors, rows=rows, out_dtype=out_dtype)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

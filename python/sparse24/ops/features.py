@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sparse24.format import WIDE
 from sparse24.ops import in_place
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_dim,
@@ -65,11 +65,7 @@ def feature_counts(values: Tensor, meta: Tensor, samples: int = 1024, fp8_meta: 
     >>> sparse24.feature_counts(values, meta)[:4]
     tensor([2, 1, 1, 0], dtype=torch.int32)
     """
-    try:
-        return _feature_counts(values, meta, samples, fp8_meta)
-    except RuntimeError:
-        refuse_non_tensors(_feature_counts, values, meta)
-        raise
+    return run(_feature_counts, values, meta, samples, fp8_meta)
 
 
 def densest_features(counts: Tensor, k: int) -> Tensor:
@@ -108,11 +104,7 @@ def densest_features(counts: Tensor, k: int) -> Tensor:
     >>> sparse24.densest_features(counts, 4)
     tensor([0, 1, 3, 5])
     """
-    try:
-        return _densest_features(counts, k)
-    except RuntimeError:
-        refuse_non_tensors(_densest_features, counts)
-        raise
+    return run(_densest_features, counts, k)
 
 
 def gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bool = False) -> Tensor:
@@ -149,11 +141,7 @@ def gather_features(values: Tensor, meta: Tensor, features: Tensor, fp8_meta: bo
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the densest features take a dense product).
     """
-    try:
-        return _gather_features(values, meta, features, fp8_meta)
-    except RuntimeError:
-        refuse_non_tensors(_gather_features, values, meta, features)
-        raise
+    return run(_gather_features, values, meta, features, fp8_meta)
 
 
 def put_features(out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None:
@@ -199,11 +187,7 @@ def put_features(out: Tensor, parts: Tensor, features: Tensor, dim: int) -> None
     tensor([[11.,  0.,  0., 22.],
             [33.,  0.,  0., 44.]])
     """
-    try:
-        _put_features(out, parts, features, dim)
-    except RuntimeError:
-        refuse_non_tensors(_put_features, out, parts, features)
-        raise
+    run(_put_features, out, parts, features, dim)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse24.format import FP8, WIDE
 from sparse24.ops.activation import ActivationFunction
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_dtype,
@@ -88,11 +88,7 @@ def mm_active(
     tensor([[ 7., 11.],
             [15., 21.]])
     """
-    try:
-        return _mm_active(y, w, scale_w, bias, out_dtype=out_dtype)
-    except RuntimeError:
-        refuse_non_tensors(_mm_active, y, w, scale_w, bias)
-        raise
+    return run(_mm_active, y, w, scale_w, bias, out_dtype=out_dtype)
 
 
 def relu2_mlp_few(
@@ -154,11 +150,7 @@ def relu2_mlp_few(
             [ 0.],
             [94.]])
     """
-    try:
-        return _relu2_mlp_few(x, w1, w2_rows, b1, b2, w1_scale, w2_scale, threshold)
-    except RuntimeError:
-        refuse_non_tensors(_relu2_mlp_few, x, w1, w2_rows, b1, b2, w1_scale, w2_scale)
-        raise
+    return run(_relu2_mlp_few, x, w1, w2_rows, b1, b2, w1_scale, w2_scale, threshold)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

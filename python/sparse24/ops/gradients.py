@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import FP8, ROOTS, WIDE, Operand, feature_alignment
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_dtype,
@@ -104,11 +104,7 @@ def linear_gradient(
     >>> dh, *_ = sparse24.linear_gradient(grad, w2, values, meta)
     >>> torch.testing.assert_close(dh, sparse24.compress_like(grad @ w2, meta) * 2 * values.sqrt())
     """
-    try:
-        return _linear_gradient(grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots)
-    except RuntimeError:
-        refuse_non_tensors(_linear_gradient, grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots)
-        raise
+    return run(_linear_gradient, grad, w, values, meta, interleaved, tokens, fp8_meta, hot, roots)
 
 
 def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor, roots: bool = False) -> Tensor:
@@ -155,11 +151,7 @@ def linear_relu2_gradient(grad: Tensor, w: Tensor, y: Tensor, roots: bool = Fals
     >>> dh = sparse24.linear_relu2_gradient(grad, w2, y)
     >>> torch.testing.assert_close(dh, (grad @ w2) * 2 * y.sqrt())
     """
-    try:
-        return _linear_relu2_gradient(grad, w, y, roots)
-    except RuntimeError:
-        refuse_non_tensors(_linear_relu2_gradient, grad, w, y, roots)
-        raise
+    return run(_linear_relu2_gradient, grad, w, y, roots)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

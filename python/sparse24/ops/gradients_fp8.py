@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import FP8, Operand, feature_alignment, token_padding, up
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_exact_dtype,
@@ -93,11 +93,7 @@ def linear_gradient_fp8(
     >>> assert (dh.float() == 32).all()
     """
     arguments = grad, w, values, meta, scale_grad, scale_w, scale_y, scale_dh, interleaved, hot
-    try:
-        return _linear_gradient_fp8(*arguments)
-    except RuntimeError:
-        refuse_non_tensors(_linear_gradient_fp8, *arguments)
-        raise
+    return run(_linear_gradient_fp8, *arguments)
 
 
 def linear_relu2_gradient_fp8(
@@ -154,11 +150,7 @@ def linear_relu2_gradient_fp8(
     >>> assert (dh.float() == 32).all() and torch.equal(dh_transposed.float()[:, :4], dh.float().t())
     """
     arguments = grad, w, y, scale_grad, scale_w, scale_y, scale_dh
-    try:
-        return _linear_relu2_gradient_fp8(*arguments)
-    except RuntimeError:
-        refuse_non_tensors(_linear_relu2_gradient_fp8, *arguments)
-        raise
+    return run(_linear_relu2_gradient_fp8, *arguments)
 
 
 def _check_fp8(op: str, name: str, t: Tensor, grad: Tensor) -> None:

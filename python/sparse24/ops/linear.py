@@ -12,7 +12,7 @@ from torch import Tensor
 from sparse24.errors import fail
 from sparse24.format import FP8
 from sparse24.ops.activation import ActivationFunction
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.compression import decompress
 from sparse24.ops.linear_shapes import (
     check_linear,
@@ -106,11 +106,7 @@ def linear_relu2(
     >>> assert torch.equal(y, w.t().relu().square()) and amax.item() == 31**2
     """
     options = {"out_dtype": out_dtype, "statistics": statistics, "activation": activation, "threshold": threshold}
-    try:
-        return _linear_relu2(x, w, scale_x, scale_w, bias, scale_out, **options)
-    except RuntimeError:
-        refuse_non_tensors(_linear_relu2, x, w, scale_x, scale_w, bias, scale_out)
-        raise
+    return run(_linear_relu2, x, w, scale_x, scale_w, bias, scale_out, **options)
 
 
 def linear_compress(
@@ -191,11 +187,7 @@ def linear_compress(
     >>> assert torch.equal(values, expected[0]) and torch.equal(meta, expected[1])
     """
     options = {"out_dtype": out_dtype, "statistics": statistics, "activation": activation, "threshold": threshold}
-    try:
-        return _linear_compress(x, w, scale_x, scale_w, bias, scale_out, scaling=scaling, **options)
-    except RuntimeError:
-        refuse_non_tensors(_linear_compress, x, w, scale_x, scale_w, bias, scale_out)
-        raise
+    return run(_linear_compress, x, w, scale_x, scale_w, bias, scale_out, scaling=scaling, **options)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparse24.format import FP8, WIDE, feature_alignment
 from sparse24.ops.activation import ActivationFunction
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import (
     check_device,
     check_dtype,
@@ -87,12 +87,7 @@ def relu2_mlp_sparse(
     tensor([[8.],
             [8.]])
     """
-    try:
-        return _relu2_mlp_sparse(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold)
-    except RuntimeError:
-        tensors = x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor
-        refuse_non_tensors(_relu2_mlp_sparse, *tensors)
-        raise
+    return run(_relu2_mlp_sparse, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold)
 
 
 def _check_weight(op: str, name: str, w: Tensor, x: Tensor, dtype: torch.dtype, meaning: str) -> None:

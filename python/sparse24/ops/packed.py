@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparse24.format import FP8, VALUES, Operand, feature_alignment
 from sparse24.ops.activation import ActivationFunction
-from sparse24.ops.arguments import Dim, Scaling, refuse_non_tensors
+from sparse24.ops.arguments import Dim, Scaling, run
 from sparse24.ops.checks import check_device, check_dtype, check_meta, check_same_dtype, check_sizes, expect, name_of
 from sparse24.ops.compression import compress, compress_fp8, decompress
 from sparse24.ops.linear import OutputActivation, OutputScaling
@@ -111,11 +111,7 @@ def prune_pack24(w: Tensor, dim: Dim = -1, *, dtype: torch.dtype | None = None) 
     >>> assert torch.equal(pruned, sparse24.prune24(w).bfloat16())
     >>> assert torch.equal(pruned, sparse24.unpack24(*packed, 16, 32))
     """
-    try:
-        return _prune_pack24(w, dim, dtype=dtype)
-    except RuntimeError:
-        refuse_non_tensors(_prune_pack24, w)
-        raise
+    return run(_prune_pack24, w, dim, dtype=dtype)
 
 
 def pack24_fp8(
@@ -269,11 +265,7 @@ def linear_compress_packed(
     >>> assert torch.equal(values, expected[0]) and torch.equal(meta, expected[1])
     """
     options = {"out_dtype": out_dtype, "statistics": statistics, "activation": activation, "threshold": threshold}
-    try:
-        return _linear_compress_packed(x, w, meta, scale_x, scale_w, bias, scale_out, scaling=scaling, **options)
-    except RuntimeError:
-        refuse_non_tensors(_linear_compress_packed, x, w, meta, scale_x, scale_w, bias, scale_out)
-        raise
+    return run(_linear_compress_packed, x, w, meta, scale_x, scale_w, bias, scale_out, scaling=scaling, **options)
 
 
 def _check_weight(op: str, w: Tensor, dim: Dim, stored: torch.dtype | None) -> None:

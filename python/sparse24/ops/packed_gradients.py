@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import WIDE, Operand, feature_alignment
-from sparse24.ops.arguments import refuse_non_tensors
+from sparse24.ops.arguments import run
 from sparse24.ops.checks import check_device, check_dtype, check_meta, check_sizes, expect, name_of
 from sparse24.ops.gradients import check_beside, gradient_outputs
 from sparse24.ops.registration import define
@@ -65,11 +65,7 @@ def linear_gradient_packed(
     >>> assert torch.equal(dh, sparse24.linear_gradient(grad, sparse24.unpack24(*packed, 16, 32, -2), *y)[0])
     """
     tensors = (grad, w, w_meta, values, meta)
-    try:
-        return _linear_gradient_packed(*tensors, interleaved, tokens, fp8_meta, hot, roots)
-    except RuntimeError:
-        refuse_non_tensors(_linear_gradient_packed, *tensors, interleaved, tokens, fp8_meta, hot, roots)
-        raise
+    return run(_linear_gradient_packed, *tensors, interleaved, tokens, fp8_meta, hot, roots)
 
 
 def _fake_linear_gradient_packed(

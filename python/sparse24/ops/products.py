@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparse24.errors import fail
 from sparse24.format import FP8, VALUES, WIDE, Operand, feature_alignment, token_padding
-from sparse24.ops.arguments import Dim, refuse_non_tensors
+from sparse24.ops.arguments import Dim, run
 from sparse24.ops.checks import (
     check_device,
     check_dim,
@@ -103,22 +103,19 @@ def mm(
     >>> y = sparse24.mm(values, meta, w.t())
     >>> torch.testing.assert_close(y, sparse24.decompress(values, meta, 3, 32) @ w.t())
     """
-    try:
-        return _mm(
-            values,
-            meta,
-            b,
-            scale_a,
-            scale_b,
-            bias,
-            dim=dim,
-            out_dtype=out_dtype,
-            transpose_out=transpose_out,
-            interleaved=interleaved,
-        )
-    except RuntimeError:
-        refuse_non_tensors(_mm, values, meta, b, scale_a, scale_b, bias)
-        raise
+    return run(
+        _mm,
+        values,
+        meta,
+        b,
+        scale_a,
+        scale_b,
+        bias,
+        dim=dim,
+        out_dtype=out_dtype,
+        transpose_out=transpose_out,
+        interleaved=interleaved,
+    )
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sparse24.format import FP8, WIDE, Operand, feature_alignment, token_padding, up
-from sparse24.ops.arguments import Dim, Scaling, refuse_non_tensors
+from sparse24.ops.arguments import Dim, Scaling, run
 from sparse24.ops.checks import (
     check_device,
     check_dim,
@@ -60,11 +60,7 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row
     -----
     Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672.
     """
-    try:
-        return _quantize_fp8(x, scale, scaling)
-    except RuntimeError:
-        refuse_non_tensors(_quantize_fp8, x, scale)
-        raise
+    return run(_quantize_fp8, x, scale, scaling)
 
 
 def prune_quantize_fp8_both(
@@ -105,11 +101,7 @@ def prune_quantize_fp8_both(
     >>> values, transposed, scale, amax = sparse24.prune_quantize_fp8_both(w)
     >>> assert torch.equal(values.float(), sparse24.quantize_fp8_both(sparse24.prune24(w))[0].float())
     """
-    try:
-        return _prune_quantize_fp8_both(w, scale, dim)
-    except RuntimeError:
-        refuse_non_tensors(_prune_quantize_fp8_both, w, scale, dim)
-        raise
+    return run(_prune_quantize_fp8_both, w, scale, dim)
 
 
 def prune_pack_fp8_both(w: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -150,11 +142,7 @@ def prune_pack_fp8_both(w: Tensor, scale: Tensor | None = None) -> tuple[Tensor,
     >>> codes = sparse24.prune_quantize_fp8_both(w)[0]
     >>> assert torch.equal(sparse24.unpack24(values, meta, 32, 64).float(), codes.float())
     """
-    try:
-        return _prune_pack_fp8_both(w, scale)
-    except RuntimeError:
-        refuse_non_tensors(_prune_pack_fp8_both, w, scale)
-        raise
+    return run(_prune_pack_fp8_both, w, scale)
 
 
 def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,11 +178,7 @@ def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Ten
     -----
     Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672; the bound is that of Cauchy and Schwarz.
     """
-    try:
-        return _quantize_fp8_predict(x, factor)
-    except RuntimeError:
-        refuse_non_tensors(_quantize_fp8_predict, x, factor)
-        raise
+    return run(_quantize_fp8_predict, x, factor)
 
 
 def quantize_fp8_both(
@@ -240,11 +224,7 @@ def quantize_fp8_both(
     >>> values, transposed, scale, amax = sparse24.quantize_fp8_both(torch.randn(32, 16))
     >>> assert torch.equal(transposed.t().float(), values.float())
     """
-    try:
-        return _quantize_fp8_both(x, scale, interleaved)
-    except RuntimeError:
-        refuse_non_tensors(_quantize_fp8_both, x, scale, interleaved)
-        raise
+    return run(_quantize_fp8_both, x, scale, interleaved)
 
 
 def transpose_fp8(values: Tensor) -> Tensor:
@@ -274,11 +254,7 @@ def transpose_fp8(values: Tensor) -> Tensor:
     >>> values, transposed, scale, amax = sparse24.quantize_fp8_both(torch.randn(32, 16))
     >>> assert torch.equal(sparse24.transpose_fp8(values).float(), transposed.float())
     """
-    try:
-        return _transpose_fp8(values)
-    except RuntimeError:
-        refuse_non_tensors(_transpose_fp8, values)
-        raise
+    return run(_transpose_fp8, values)
 
 
 def _check_quantized(op: str, x: Tensor, name: str = "x") -> None:
