@@ -17,6 +17,7 @@ from sparse24.bench import results
 #: Facts that tell how a call went: its seed of noise, the state of the card, what the host did.
 CALL = {"problem", "verified_rows", "repeatable", "iqr_us", "min_us", "rounds", "host_us", "power_w", "temperature_c"}
 CALL |= {"power_limit_w", "alg_id", "split_k", "split_k_mode", "best_dense"}
+ERRORS = {f"{output}_rel_error" for output in ("out", "dx", "dw1", "dw2")}
 #: Of a look at a GPU in training: what is drawn. The last look of a run is kept whole.
 LOOKS = ("step", "zeros", "feature_nonzeros_dropped", "recipe_token_nonzeros_dropped")
 
@@ -43,6 +44,8 @@ def shown(record: results.Record) -> bool:
 def _small(record: results.Record, last: results.Record | None) -> results.Record:
     """What is kept of a record; of the driver, that it is another one than the last record's."""
     small = {key: value for key, value in record.items() if key not in CALL}
+    if small["bench"] == "ffn_training":  # errors of its outputs, which it was verified with
+        small = {key: value for key, value in small.items() if key not in ERRORS}
     if "median_us" in small and small["race"] in ("forward", "training") and small["bench"].startswith("ffn_"):
         small.pop("tflops_dense_equivalent", None)  # rates are those of products
     if small["bench"] not in ("ffn_training", "train_gpt"):

@@ -222,7 +222,7 @@ def training() -> None:
     figure("step-h100-over-dense-fp8-wide", step("h100", bf16, dense_fp8, wide))
     figure("step-h100-over-dense-fp8-narrow", step("h100", bf16, dense_fp8, narrow))
     figure("step-h200-saved", lambda: span((100 * share for share in saved("h200")), ".0f"))
-    figure("step-h200-sizes", lambda: str(len(times("h200", "ffn_training", "training"))))
+    figure("step-h200-sizes", lambda: str(sum(size[0] >= 4096 for size in times("h200", "ffn_training", "training"))))
 
 
 def saved(gpu: str) -> list[float]:

@@ -13,17 +13,20 @@ from sparse24.bench import results
 OURS = ("sparse24_fp8", "sparse24_fp8_compiled")
 #: From so many features on six products are the default.
 FEATURES = 1280
+#: Fewer tokens are an expert's, or one device's of many.
+TOKENS = 4096
 
 
-def races() -> list[dict[str, results.Record]]:
-    """The steps of each size that was measured so, by variant."""
+def races(few: bool = False) -> list[dict[str, results.Record]]:
+    """The steps of each size that was measured so, by variant; `few`: those of few tokens."""
     usual = [r for r in records("h200", "ffn_training") if results.usual(r) and r["race"] == "training"]
+    usual = [r for r in usual if (r["tokens"] < TOKENS) == few]
     by_size = [{r["variant"]: r for r in some if r["median_us"]} for some in results.group(usual).values()]
     return [of for of in by_size if OURS[0] in of and of[OURS[0]]["d_model"] >= FEATURES]
 
 
-def gains(rivals: Callable[[results.Record], bool], is_hot: bool) -> Iterable[float]:
-    for of in races():
+def gains(rivals: Callable[[results.Record], bool], is_hot: bool, few: bool = False) -> Iterable[float]:
+    for of in races(few):
         of = {name: hot(r) if is_hot else r for name, r in of.items()}
         ours = min(of[name]["median_us"] for name in OURS if name in of)
         times = [r["median_us"] for r in of.values() if r["role"] == "dense" and rivals(r)]
@@ -43,6 +46,7 @@ def step() -> None:
     for name, chosen in rivals.items():
         figure(f"step-fp8-over-{name}", lambda chosen=chosen: span(gains(chosen, False)))
         figure(f"step-fp8-over-{name}-hot", lambda chosen=chosen: span(gains(chosen, True)))
+    figure("step-fp8-few-over-best", lambda: span(gains(rivals["best"], False, few=True)))
 
 
 def gpt(folder: str, name: str) -> None:
