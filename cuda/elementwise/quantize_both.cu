@@ -129,6 +129,9 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = of_warp;
   }
   if constexpr (kHow == Groups::kRows) prune_rows<T>(v);
+  // The bytes of rows that exist. Behind them there are zeros, which not every scale leaves what they are.
+  const auto rows = uint32_t(min(max(args.rows - row0 - 4 * group, int64_t{0}), int64_t{4}));
+  const uint32_t existing = uint32_t((uint64_t{1} << 8 * rows) - 1);
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -156,7 +159,8 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
     for (int part = 0; part < 2; ++part) {
       transpose_bytes(codes[part]);
 #pragma unroll
-      for (int c = 0; c < 4; ++c) tile[64 * half + 8 * chunk + 4 * part + c][group ^ 4 * chunk] = codes[part][c];
+      for (int c = 0; c < 4; ++c)
+        tile[64 * half + 8 * chunk + 4 * part + c][group ^ 4 * chunk] = codes[part][c] & existing;
     }
   }
   __syncthreads();

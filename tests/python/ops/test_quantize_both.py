@@ -1,5 +1,7 @@
 """quantize_fp8_both: the codes of quantize_fp8 in both orders, bit for bit; and transpose_fp8 of one of them."""
 
+import math
+
 import oracle
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_computed_scale(poisoned_memory, device, dtype, shape, interleaved, spec
 
 
 @INTERLEAVED
-@pytest.mark.parametrize("scale", [0.37, 1.0, 0.0, 2.0**-100])
+@pytest.mark.parametrize("scale", [0.37, 1.0, 0.0, 2.0**-100, -0.37, math.nan])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_given_scale(poisoned_memory, device, dtype, shape, interleaved, scale):
     check(activations(*shape, dtype, seed=1).to(device), torch.tensor([scale], device=device), interleaved)
