@@ -32,6 +32,11 @@ inline uint32_t spread_signs_of_bytes(uint32_t w) {
   return out;
 }
 
+/// min.NaN.f32, which makes NaN canonical.
+inline float min_or_nan(float x, float y) {
+  return std::isnan(x) || std::isnan(y) ? __uint_as_float(0x7fffffffu) : std::min(x, y);
+}
+
 /// max.NaN.f32 with 0, which makes NaN canonical and of the zeros takes the positive one.
 inline float relu(float x) { return std::isnan(x) ? __uint_as_float(0x7fffffffu) : x > 0.f ? x : 0.f; }
 

@@ -15,6 +15,12 @@ __device__ __forceinline__ float approximate_inverse_root(float x) {
   asm volatile("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
   return inverse;
 }
+// The smaller one; NaN if one of them is.
+__device__ __forceinline__ float min_or_nan(float x, float y) {
+  float smaller;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(smaller) : "f"(x), "f"(y));
+  return smaller;
+}
 // Keeps what uses v behind all that is volatile before.
 __device__ __forceinline__ void hold(float& v) { asm volatile("" : "+f"(v)); }
 #endif
@@ -43,9 +49,11 @@ __device__ __forceinline__ void twice_roots(float (&x)[kCount], bool roots) {
   for (int i = 0; i < kCount; ++i) hold(inverse[i]);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
+    // Of zero a number, so that what follows makes the same zero of it: without infinities it needs no choice.
+    if constexpr (!kInfinite) inverse[i] = min_or_nan(fabsf(inverse[i]), 0x1p64f);
     const float root = __fmul_rn(scaled[i], inverse[i]);
     const float corrected = __fmaf_rn(__fmaf_rn(-root, root, scaled[i]), inverse[i], __fadd_rn(root, root));
-    const bool itself = x[i] == 0.f || (kInfinite && x[i] == INFINITY);
+    const bool itself = kInfinite && (x[i] == 0.f || x[i] == INFINITY);
     const float twice = itself ? x[i] : kTiny ? __fmul_rn(corrected, unscale[i]) : corrected;
     x[i] = kHasRoots<T> && roots ? __fadd_rn(x[i], x[i]) : twice;
   }

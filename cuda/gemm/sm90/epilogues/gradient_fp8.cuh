@@ -63,8 +63,10 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
       if (p_.slots && feature + 2 * lane < p_.features)
         slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
       const Kept y = next.arranged(lane);
+      if (__builtin_expect(tokens.place + 1 >= p_.tokens || feature + kPartColumns > p_.features, false))
+        clear_beyond(parts[0].of, tokens, feature);
       Codes dh;
-      differentiate(parts[0].of, y, tokens, feature, dh, seen);
+      differentiate(parts[0].of, y, dh, seen);
       // On its way while this part is stored; any earlier it would take registers from the roots.
       if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
       if (p_.slots) store_hot(slots, y, dh, tokens, lane);
@@ -97,11 +99,34 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     return tokens.place + s < p_.tokens && feature + 32 * (lane >> 1 & 1) < p_.features;
   }
 
+  // Of four blocks of a token, one a byte: the selectors of permute_bytes that make of the kept pairs, and of zeros,
+  // features 0 and 1 (the first word) and features 2 and 3. Pairs of odd blocks are in the high half.
+  struct SpreadSelectors {
+    uint32_t features[2];
+
+    SpreadSelectors() = default;
+    CUTLASS_DEVICE explicit SpreadSelectors(uint32_t nibbles) {
+      const uint32_t i0 = indices(nibbles), i1 = indices(nibbles >> 2);
+      // A feature's nibble is 4, a zero, but 1 at i1 and 0 at i0; if both are the same it is the first. With 2 added it
+      // is of the high half, where 6 is a zero as 4 is.
+      features[0] = (permute_bytes(0, 0x44441441u, i1) & permute_bytes(0, 0xffffaffau, i0)) | 0x22002200u;
+      features[1] = (permute_bytes(0, 0x14414444u, i1) & permute_bytes(0, 0xaffaffffu, i0)) | 0x22002200u;
+    }
+
+   private:
+    // The lowest two bits of four bytes, a nibble each: what permute_bytes takes to look them up in its second word.
+    CUTLASS_DEVICE static uint32_t indices(uint32_t w) {
+      w = (w & 0x03030303u) | 0x04040404u;
+      return permute_bytes(w + (w >> 4), 0, 0x4420);
+    }
+  };
+
   // The kept codes of two tokens, of one group of four features a block, and which of the four they are.
   using Codes = uint32_t[2][kBlocks / 2];
   struct Kept {
     Codes codes;
     Pattern pattern[2];
+    SpreadSelectors spread[2][2];  // of each token, and of 32 columns
   };
 
   // Half of the values of blocks 0 .. 3 or 4 .. 7 of two tokens, both groups of a block a word, to one group of all
@@ -140,6 +165,8 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
         for (int i = 0; i < 4; ++i) kept.codes[s][i] = w[i];
         kept.pattern[s].columns[0] = meta[s].x >> 4 * high & 0x0f0f0f0fu;
         kept.pattern[s].columns[1] = meta[s].y >> 4 * high & 0x0f0f0f0fu;
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < 2; ++i) kept.spread[s][i] = SpreadSelectors(kept.pattern[s].columns[i]);
       }
       return kept;
     }
@@ -164,31 +191,35 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
 
   static constexpr int kBatch = 4;  // pairs whose roots are taken in step: two blocks of both tokens
 
-  // The kept pairs of dy and of y of a batch. Beyond the last row and column y is zero, and dy whatever was multiplied:
-  // NaN times their zero is none of theirs.
-  CUTLASS_DEVICE static void batch(uint32_t const (&dy)[kBlocks][4], Kept const& y, uint32_t const (&mask)[2][2], int b,
-                                   uint32_t (&kept)[kBatch], uint16_t (&of_y)[kBatch]) {
+  // The kept pairs of dy and of y of a batch.
+  CUTLASS_DEVICE static void batch(uint32_t const (&dy)[kBlocks][4], Kept const& y, int b, uint32_t (&kept)[kBatch],
+                                   uint16_t (&of_y)[kBatch]) {
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kBatch; ++i) {
       const int s = i % 2, block = b + i / 2;
-      kept[i] = y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]) & mask[s][block / 4];
+      kept[i] = y.pattern[s].kept(block, dy[block][s], dy[block][s + 2]);
       of_y[i] = uint16_t(y.codes[s][b / 2] >> 16 * (i / 2));
     }
   }
 
-  // Codes of dh of what y keeps.
-  CUTLASS_DEVICE void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Tokens const& tokens, int feature,
-                                    Codes& dh, DerivativeFp8::Seen& seen) const {
-    uint32_t mask[2][2];  // of tokens and of 32 columns
+  // Beyond the last row and column y is zero, and dy whatever was multiplied: NaN times their zero is none of theirs.
+  CUTLASS_DEVICE void clear_beyond(uint32_t (&dy)[kBlocks][4], Tokens const& tokens, int feature) const {
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 4; ++i)
-      mask[i / 2][i % 2] = tokens.place + i / 2 < p_.tokens && feature + 32 * (i % 2) < p_.features ? ~0u : 0u;
+    for (int i = 0; i < 4 * kBlocks; ++i) {
+      const int block = i / 4, s = i % 2;
+      if (tokens.place + s >= p_.tokens || feature + 32 * (block / 4) >= p_.features) dy[block][i % 4] = 0;
+    }
+  }
+
+  // Codes of dh of what y keeps.
+  CUTLASS_DEVICE static void differentiate(uint32_t const (&dy)[kBlocks][4], Kept const& y, Codes& dh,
+                                           DerivativeFp8::Seen& seen) {
     uint32_t kept[kBatch];
     uint16_t of_y[kBatch], codes[kBatch];
     float largest = 0.f;
     CUTLASS_PRAGMA_UNROLL
     for (int b = 0; b < kBlocks; b += kBatch / 2) {
-      batch(dy, y, mask, b, kept, of_y);
+      batch(dy, y, b, kept, of_y);
       DerivativeFp8::apply(kept, of_y, codes, seen.to_code, largest);
       CUTLASS_PRAGMA_UNROLL
       for (int s = 0; s < 2; ++s) dh[s][b / 2] = pack16(codes[s], codes[s + 2]);
@@ -197,7 +228,7 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     if (__builtin_expect(DerivativeFp8::exceeds(largest, seen.to_code), false)) {
       CUTLASS_PRAGMA_UNROLL
       for (int b = 0; b < kBlocks; b += kBatch / 2) {
-        batch(dy, y, mask, b, kept, of_y);
+        batch(dy, y, b, kept, of_y);
         seen.saturated += DerivativeFp8::saturated_of(kept, of_y, seen.to_code);
       }
     }
@@ -214,21 +245,6 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     }
   }
 
-  // Of two blocks of a token: the selectors of permute_bytes that make of the kept pairs, and of zeros, features 0 and
-  // 1 of both blocks (low half) and features 2 and 3 (high half).
-  CUTLASS_DEVICE static uint32_t spread_selectors(Pattern const& pattern, int b) {
-    const uint32_t shift0 = pattern.columns[b / 4] << 2 & 0x0c0c0c0cu, shift1 = pattern.columns[b / 4] & 0x0c0c0c0cu;
-    uint32_t of_block[2];
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int byte = 8 * ((b + i) % 4);
-      // A nibble is 4, a zero, but 1 at i1 and 0 at i0; if both are the same it is the first.
-      of_block[i] = (0x4444u ^ shift_left(0x5u, shift1 >> byte)) & ~shift_left(0x5u, shift0 >> byte);
-    }
-    // The pair of the second block is in the high half: 2 and 3, and 6 is a zero as 4 is.
-    return permute_bytes(of_block[0], of_block[1], 0x5140) | 0x22002200u;
-  }
-
   // Both along tokens.
   CUTLASS_DEVICE void store_tokens(Kept const& y, Codes const& dh, int group, int feature, int lane) const {
     const TokenPart part{p_.tokens, p_.features, group, feature, lane};
@@ -238,11 +254,12 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
       uint32_t w[2][4];  // of y, of dh
       CUTLASS_PRAGMA_UNROLL
       for (int s = 0; s < 2; ++s) {
-        const uint32_t selectors = spread_selectors(y.pattern[s], b);
-        w[0][s] = permute_bytes(y.codes[s][b / 2], 0, selectors & 0xffff);
-        w[0][s + 2] = permute_bytes(y.codes[s][b / 2], 0, selectors >> 16);
-        w[1][s] = permute_bytes(dh[s][b / 2], 0, selectors & 0xffff);
-        w[1][s + 2] = permute_bytes(dh[s][b / 2], 0, selectors >> 16);
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < 2; ++i) {  // features 0 and 1, 2 and 3
+          const uint32_t selector = y.spread[s][b / 4].features[i] >> 8 * (b % 4);
+          w[0][s + 2 * i] = permute_bytes(y.codes[s][b / 2], 0, selector);
+          w[1][s + 2 * i] = permute_bytes(dh[s][b / 2], 0, selector);
+        }
       }
       trade_features_for_tokens(w, lane);
       of_y.take(b, w[0]);
