@@ -42,8 +42,9 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
     begin(m, n, p_.linear.rows, acc, scales);
+    this->see_largest();
   }
-  // rows: where those of h end.
+  // rows: where those of h end. Of them no statistics are wanted.
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, int rows, Fragment const& acc, Scales& scales) {
     values_ = static_cast<char*>(p_.values) + this->template locate<kFp8Values>(m, n, rows, scales) / 2 * kBytes;
@@ -95,7 +96,7 @@ class CompressEpilogue : public LinearEpilogue<CompressParams, T, kTileM, kTileN
       store_values<kFirst>();
       store_meta<kFirst>();
     }
-    this->template collect<kStep, kGeneral>();
+    this->template collect<kStep>();
   }
 
  private:

@@ -104,10 +104,13 @@ struct ActivationStatistics {
   float amax = 0.f;
   int saturated = 0;
 
-  // The inverse scale is 0 where y is not scaled, and cannot saturate.
   __device__ __forceinline__ void see(float y, float inverse_scale) {
     amax = fmaxf(amax, y);
-    saturated += fabsf(y * inverse_scale) > kLargestE4M3;
+    saturated += exceeds(y, inverse_scale);
+  }
+  // Whether y saturates, and so whatever is larger. The inverse scale is 0 where y is not scaled, and cannot saturate.
+  __device__ __forceinline__ static bool exceeds(float y, float inverse_scale) {
+    return fabsf(y * inverse_scale) > kLargestE4M3;
   }
   __device__ __forceinline__ void collect(const LinearParams& p) const {
     if (p.amax) {
@@ -120,6 +123,14 @@ struct ActivationStatistics {
     }
   }
 };
+
+// Returns the larger one of two roots, in both halves; NaN does not count.
+template <class T>
+__device__ __forceinline__ uint32_t larger_roots(uint32_t a, uint32_t b) {
+  using P = typename Pair<T>::type;
+  const P larger = __hmax2(reinterpret_cast<const P&>(a), reinterpret_cast<const P&>(b));
+  return reinterpret_cast<const uint32_t&>(larger);
+}
 
 // The part of both epilogues that does not depend on how y is stored. They come in steps (epilogues/steps.cuh) of two
 // blocks. h is rounded to T, a lane's runs have kRun features, and kRowPairs is that of its RootFragment.
@@ -138,10 +149,9 @@ class LinearEpilogue {
     p.linear.template fetch<T, Permutation>(lane, m, n, operands);
   }
   CUTLASS_HOST_DEVICE static int column_of(Params const&, int column) { return Permutation::feature(column); }
-  // Whether the general form of the steps is wanted, which has statistics, and activations beside the squared ReLU.
-  CUTLASS_DEVICE bool is_general() const {
-    return p_.linear.amax || p_.linear.saturated || p_.linear.activation.template is_general<T>();
-  }
+  // Whether the general form of the steps is wanted, which counts what saturates, and has activations beside the
+  // squared ReLU.
+  CUTLASS_DEVICE bool is_general() const { return saturates_ || p_.linear.activation.template is_general<T>(); }
 
  protected:
   // Finds the place of the lane's run of row r in a tile, once for all of its blocks, and with kFp8 the scales of both
@@ -157,6 +167,29 @@ class LinearEpilogue {
       if constexpr (kFp8) inverse_scale_[half] = scales.operands.rows[row + 8 * half].out_scale;
     }
     return uint64_t(m + row) * uint32_t(h.cols) + column;
+  }
+  // Finds the largest y of a tile, if statistics are wanted, and whether a warp has any that saturates: what the steps
+  // would see costs them an instruction a value, and what saturates three.
+  CUTLASS_DEVICE void see_largest() {
+    if (!wants_statistics()) return;
+    uint32_t largest[2] = {};  // of both words of a block
+    CUTLASS_PRAGMA_UNROLL
+    for (auto const& block : h_.of) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 2; ++i) largest[i] = larger_roots<T>(largest[i], block[i]);
+    }
+    bool saturates = false;
+    CUTLASS_PRAGMA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      if (!exists(0, half)) continue;
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 2; ++i) {  // a row has a half of both words, or both halves of a word
+        const float y = kRowPairs ? activated<true>(largest[i], half) : activated<true>(largest[half], i);
+        seen_.amax = fmaxf(seen_.amax, y);
+        saturates |= ActivationStatistics::exceeds(y, inverse_scale_[half]);
+      }
+    }
+    saturates_ = __ballot_sync(0xffffffffu, saturates) != 0;
   }
   // Makes visits store no values.
   CUTLASS_DEVICE void forget() { left_[0] = left_[1] = 0; }
@@ -174,10 +207,10 @@ class LinearEpilogue {
     return p_.linear.activation.template value<T, kGeneral>(roots, i);
   }
 
-  // Stands behind every step; the last one of a tile collects what it has seen.
-  template <int kStep, bool kGeneral>
+  // Stands behind every step; the last one of a tile collects what was seen of it.
+  template <int kStep>
   CUTLASS_DEVICE void collect() {
-    if constexpr (kGeneral && kStep == kSteps - 1) {
+    if (kStep == kSteps - 1 && wants_statistics()) {
       seen_.collect(p_.linear);
       seen_ = {};
     }
@@ -189,7 +222,10 @@ class LinearEpilogue {
   float inverse_scale_[2] = {};  // of rows r and r + 8; 0: y is not scaled
 
  private:
-  int left_[2] = {};  // columns from the lane's first on
+  CUTLASS_DEVICE bool wants_statistics() const { return p_.linear.amax || p_.linear.saturated; }
+
+  int left_[2] = {};        // columns from the lane's first on
+  bool saturates_ = false;  // whether any y of the warp's tile does
 };
 
 }  // namespace sparse24::cuda

@@ -31,8 +31,9 @@ class Relu2Epilogue : public LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, Fragment const& acc, Scales& scales) {
     begin(m, n, p_.linear.rows, acc, scales);
+    this->see_largest();
   }
-  // rows: where those of h end.
+  // rows: where those of h end. Of them no statistics are wanted.
   template <class Fragment, class Scales>
   CUTLASS_DEVICE void begin(int m, int n, int rows, Fragment const& acc, Scales& scales) {
     y_ = static_cast<char*>(p_.y) + this->template locate<kFp8>(m, n, rows, scales) * kBytes;
@@ -66,7 +67,7 @@ class Relu2Epilogue : public LinearEpilogue<Relu2Params, T, kTileM, kTileN, kFp8
         store16(y_ + (kFirst + uint64_t(8 * half) * uint32_t(p_.linear.cols)) * kBytes, w[0], w[1], w[2], w[3]);
       }
     }
-    this->template collect<kStep, kGeneral>();
+    this->template collect<kStep>();
   }
 
  private:
