@@ -122,7 +122,8 @@ class _Saved(NamedTuple):
     scale_w1: Tensor
     scale_w2: Tensor
     scale_y: Tensor
-    amax: Tensor  # [2]: of x and y
+    amax_x: Tensor  # [1], as that of y
+    amax_y: Tensor
     b1: Tensor | None  # to compute again
     used: Tensor | None  # the delayed scales of this step, as `_aligned` has them
     hot_features: Tensor | None
@@ -135,9 +136,11 @@ class FeedForwardFp8(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Run both layers."""
         a = StepArguments(*arguments)
-        # A copy: other calls may replace them before this one's backward pass.
-        used = _aligned(a.delayed) if a.delayed is not None and a.known else None
-        x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, _at(used, 0), _permuted(a.plan, a.recipe))
+        # A copy: other calls may replace them before this one's backward pass. That of x is copied where it is used.
+        delayed = a.delayed if a.known else None
+        used = None if delayed is None else _aligned(delayed)
+        scale_x = None if delayed is None else delayed[:1]
+        x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, scale_x, _permuted(a.plan, a.recipe))
         w1, w1_t, scale_w1 = a.codes[0] or both_orders(a.w1, a.plan.prunes[0], packs=a.plan.packs_first)
         w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2, a.plan.prunes[1])
         first = x, w1, scale_x, scale_w1, a.b1
@@ -150,13 +153,13 @@ class FeedForwardFp8(torch.autograd.Function):
         else:
             out = mm(values, meta, w2.t(), scale_y, scale_w2, a.b2, out_dtype=a.x.dtype)
 
-        scales, amax = (scale_x, scale_w1, scale_w2, scale_y), torch.cat((amax_x, amax_y))
+        scales, amax = (scale_x, scale_w1, scale_w2, scale_y), (amax_x, amax_y)
         ctx.gathered = w1_t is None and not a.plan.recompute, w2_t is None
         w1_t, w2_t = (w1 if w1_t is None else w1_t), (w2 if w2_t is None else w2_t)
         if a.plan.recompute:
-            saved = _Saved(a.x, a.w1, w2_t, None, None, *scales, amax, a.b1, used, a.hot_features)
+            saved = _Saved(a.x, a.w1, w2_t, None, None, *scales, *amax, a.b1, used, a.hot_features)
         else:
-            saved = _Saved(x_t, w1_t, w2_t, values, meta, *scales, amax, None, used, a.hot_features)
+            saved = _Saved(x_t, w1_t, w2_t, values, meta, *scales, *amax, None, used, a.hot_features)
         ctx.save_for_backward(*saved)
         ctx.how = a.plan, a.recipe, a.x.dtype
         ctx.delayed = a.delayed
@@ -220,7 +223,7 @@ def _gradients(
     else:
         found, amax_dh = _dense(saved, needed, of_output, dtype)
     db2 = grad.sum(0, dtype=torch.float32).to(dtype) if needed.b2 else None
-    return found._replace(b2=db2), torch.cat((saved.amax, amax_grad, amax_dh))
+    return found._replace(b2=db2), torch.cat((saved.amax_x, saved.amax_y, amax_grad, amax_dh))
 
 
 class _Gradient(NamedTuple):
