@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sparse24._symbolic import or_true
 from sparse24.mlp.arguments import Activated, Arguments, Packed
-from sparse24.mlp.float8 import cast, float8_weight, linear_fp8
+from sparse24.mlp.float8 import cast, down_projection_fp8, float8_weight, linear_fp8
 from sparse24.mlp.packed_weights import two_of_four
 from sparse24.ops import (
     OutputScaling,
@@ -37,7 +37,7 @@ def output(a: Arguments, activated: Activated) -> Tensor:
         return F.linear(values, a.w2, a.b2) if meta is None else mm(values, meta, a.w2.t(), bias=a.b2)
     w, w_scale = float8_weight(a.second())
     if meta is None:
-        return cast(linear_fp8(values, scale, w, w_scale, a.b2), a.x.dtype)
+        return cast(down_projection_fp8(values, scale, w, w_scale, a.b2), a.x.dtype)
     return mm(values, meta, w.t(), scale, w_scale, a.b2, out_dtype=a.x.dtype)
 
 

@@ -8,7 +8,7 @@ from small_network import HIDDEN, OUT, D, tokens, weights
 
 import sparse24
 from sparse24 import _C
-from sparse24.mlp import choice, few_tokens
+from sparse24.mlp import choice, few_tokens, float8
 
 
 def network(dtype, device, *, bias=True, fp8=False):
@@ -244,3 +244,19 @@ def test_cuda_graph_with_new_data(cuda):
         x.copy_(tokens(2, torch.bfloat16, cuda, seed=seed))
         graph.replay()
         assert_same_bits(out, run())
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("count", [0, 1, 9, 64, 65])
+@pytest.mark.parametrize("rows", [False, True], ids=["one scale of x", "by row"])
+def test_dense_products_of_float8(device, count, bias, rows):
+    """As accurate as torch's with a scale per row, which few tokens do not take."""
+    x, scale = sparse24.quantize_fp8(normal(count, 96, dtype=torch.bfloat16).to(device))
+    w, w_scale = sparse24.quantize_fp8(normal(48, 96, dtype=torch.bfloat16, seed=1).to(device))
+    scale = scale if rows else torch.full((1,), 0.25, device=device)
+    b = normal(48, dtype=torch.bfloat16, seed=2).to(device) if bias else None
+    got = float8.down_projection_fp8(x, scale, w, w_scale.reshape(-1), b)
+    exact = (x.double() * scale.double().reshape(-1, 1)) @ (w.double() * w_scale.double().reshape(-1, 1)).t()
+    exact = exact if b is None else exact + b.double()
+    assert got.dtype == torch.bfloat16
+    assert_accurate(got, float8.linear_fp8(x, scale, w, w_scale.reshape(-1), b), exact, exact.abs())
