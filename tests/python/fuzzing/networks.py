@@ -81,9 +81,9 @@ class Network(Call):
         return out.detach(), *torch.autograd.grad(out, list(leaves.values()), grad)
 
     def _function(self, values: dict[str, Any]) -> Tensor:
-        w2 = values["w2"]  # of another rank, where that is what the call has wrong
-        rows = w2.t() if w2.dim() <= 2 else w2
-        further: dict[str, Any] = {"w2_rows": rows.contiguous()} if self.by_neuron else {}
+        w2, further = values["w2"], {}  # of another rank or none, where that is what the call has wrong
+        if self.by_neuron and isinstance(w2, Tensor):
+            further["w2_rows"] = (w2.t() if w2.dim() <= 2 else w2).contiguous()
         if self.delayed:
             scales = torch.zeros(4, device=values["x"].device)
             first = sparse24.relu2_mlp(**values, delayed_scales=scales, scales_known=False)

@@ -10,6 +10,7 @@ from fuzzing.judge import Judge, Mismatch, Pending
 from fuzzing.networks import Network
 from fuzzing.session import Session, set_of
 from fuzzing.tensors import Draw
+from oracle import FP8
 
 COUNTS = {"cpu": 300, "cuda": 3000}
 
@@ -75,6 +76,17 @@ RIGHT = {
             "x": Draw((4, 96), torch.float16, "specials", seed=1023506822),
             "scale": Draw((), torch.float32, "bits", "expanded", 1967271907),
             "interleaved": True,
+        },
+    ),
+    "half an atom of metadata, beside the next expert": Call(
+        "experts_linear_compress",
+        {
+            "x": Draw((65, 128), FP8, "integers", seed=631130157),
+            "w": Draw((9, 64, 128), FP8, "integers", seed=2005187142),
+            "offsets": Draw((9,), torch.int32, "ends", "strided", 958315956, limit=65),
+            **dict.fromkeys(("scale_x", "scale_w")),
+            "activation": "relu2",
+            "threshold": 0.3,
         },
     ),
     "dh that overflows before its factor": Call(

@@ -87,15 +87,15 @@ class ExpertRows {
   struct Tile {
     int block, row;  // of the expert, the tile's first; of w, where that block begins
     int expert, rank;
-    bool in_whole;  // the tile has none of the last rows
+    bool in_whole;  // the tile has whole blocks of the expert alone
   };
   CUTLASS_HOST_DEVICE static Tile tile(Order const& order, int n, int expert, int rank) {
     const int block = n * kBlocks;
-    return {block, expert * order.n + block * kBlock, expert, rank, !has_last(order) || block + kBlocks <= order.whole};
+    return {block, expert * order.n + block * kBlock, expert, rank, block + kBlocks <= order.whole};
   }
 
-  // Lists one CTA's copies: copy(whether these are the last rows, row of the stage, pair, coordinate 4). Whole blocks
-  // beyond the expert are those of the next, or zeros: nobody stores what becomes of them.
+  // Lists one CTA's copies: copy(whether these are the last rows, row of the stage, pair, coordinate 4). Blocks beyond
+  // the expert are zeros: metadata has a pattern for those that share its atom with the last of the expert.
   template <bool kShared, bool kInWhole, class Copy>
   CUTLASS_HOST_DEVICE static void each(Order const& order, Tile const& t, Copy copy) {
     constexpr int kCopies = kBlocks * kHalves / (kShared ? 2 : 1);
@@ -108,7 +108,7 @@ class ExpertRows {
       if constexpr (kInWhole) {
         copy(false, to, pair, row);
       } else {
-        const bool last = block == order.whole;
+        const bool last = has_last(order) && block == order.whole;
         copy(last, to, pair, last ? t.expert : block < order.whole ? row : order.firsts);
       }
     }
