@@ -51,7 +51,7 @@ class Packs(NamedTuple):
             first = weights_fit(*w1.shape, fp8=fp8) and (not w1.is_cuda or weights_pay(tokens, *w1.shape, fp8=fp8))
         else:
             first = not fp8 and packed_adapters_pay(w1, adapters[1], tokens)
-        if not learns or recipe.sparse_weights != "both":
+        if not learns or recipe.sparse_weights != "both" or not recipe.reuse_mask:  # `linear_gradient` has the mask
             return Packs(first)
         second = weights_fit(*w2.shape[::-1]) and (not w2.is_cuda or gradient_weights_pay(tokens, *w2.shape[::-1]))
         return Packs(first, second)

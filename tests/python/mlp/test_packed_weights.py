@@ -48,6 +48,7 @@ def assert_same(actual, expected):
         {"threshold": 2.0},
         {"further": {"residual": True}},
         {"further": {"weight_gradients": "dense"}},
+        {"further": {"reuse_mask": False}},
         {"precision": "fp8"},
         {"precision": "fp8", "recompute": True},
         {"precision": "fp8", "further": {"fp8_weight_gradients": True}},
@@ -59,9 +60,9 @@ def test_as_in_two_steps(poisoned_memory, device, dtype, calls, which, tokens, o
     *leaves, grad = operands(tokens, dtype, device)
     further = options.pop("further", {}) if "further" in (options := dict(options)) else {}
     actual = run(leaves, grad, recipe=Recipe(sparse_weights=which, **further), **options)
-    float8 = "fp8_weight_gradients" in further
+    dense = "fp8_weight_gradients" in further or "reuse_mask" in further
     assert "linear_compress_packed" in calls
-    assert ("linear_gradient_packed" in calls) == (which == "both" and not float8)
+    assert ("linear_gradient_packed" in calls) == (which == "both" and not dense)
     calls.clear()
     assert_same(actual, run(pruned(leaves, which), grad, recipe=Recipe(**further), **options))
     assert not calls
