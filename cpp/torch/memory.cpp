@@ -6,6 +6,7 @@
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tensor.h"
 
@@ -74,7 +75,8 @@ uint64_t element_size(ScalarType dtype) {
   }
 }
 
-uint64_t bytes_of(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+template <class Sizes>
+uint64_t bytes_of(const Sizes& sizes, ScalarType dtype) {
   uint64_t bytes = element_size(dtype);
   for (int64_t size : sizes) bytes *= static_cast<uint64_t>(size);
   return bytes;
@@ -106,6 +108,14 @@ void fail_out_of_memory(uint64_t bytes) {
 Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return allocated(bytes_of(sizes, dtype),
                    [&] { return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype); });
+}
+
+Tensor new_rows(const Tensor& t, int64_t columns) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) sizes.push_back(t.size(i));
+  sizes.push_back(columns);
+  return allocated(bytes_of(sizes, t.scalar_type()),
+                   [&] { return torch::stable::new_empty(t, {sizes.data(), sizes.size()}, t.scalar_type()); });
 }
 
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {

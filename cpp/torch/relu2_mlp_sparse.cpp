@@ -234,18 +234,14 @@ Tensor relu2_mlp_sparse(const Tensor& x, const Tensor& w1, const Tensor& w2, con
   const ActivationArgs activation = ActivationArgs(Activation::kRelu2).above(kOp, threshold);
   const DeviceScope scope(kOp, x);
 
-  Tensor result = new_empty(x, {s.tokens, s.out}, x.scalar_type());
+  Tensor result = new_rows(x, s.out);
   if (s.tokens > 0 && s.out > 0 && s.features > 0) {
     run(scope, x, net, s, activation, result);
   } else if (s.features == 0) {
     torch::stable::zero_(result);
-    if (b2) torch::stable::copy_(result, torch::stable::unsqueeze(*b2, 0));
+    if (b2) torch::stable::copy_(result, *b2);
   }
-  if (x.dim() == 2) return result;
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) sizes.push_back(x.size(i));
-  sizes.push_back(s.out);
-  return torch::stable::view(result, {sizes.data(), sizes.size()});
+  return result;
 }
 
 SPARSE24_OP(relu2_mlp_sparse,

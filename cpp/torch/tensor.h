@@ -101,6 +101,8 @@ void enter_op(OpName op, const Tensor& t);
 /// RuntimeError.
 [[noreturn]] void fail_out_of_memory(uint64_t bytes);
 Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
+/// Makes a tensor [..., columns] of the dtype of t [..., any], which has a dimension or more.
+Tensor new_rows(const Tensor& t, int64_t columns);
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype);
 /// Whether a kernel may use 16-byte accesses from the first element on; always true of CPU tensors.
 bool is_aligned(const Tensor& t);
