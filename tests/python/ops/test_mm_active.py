@@ -26,6 +26,7 @@ SHAPES = [
     (33, 520, 300),
     (63, 96, 80),
     (64, 1040, 144),
+    (8, 6001, 24),  # lists of more neurons than a warp has lanes
 ]
 
 

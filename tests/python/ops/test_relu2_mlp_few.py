@@ -27,6 +27,9 @@ SHAPES = [
     (2, 16, 200, 4200),
     (2, 9000, 80, 8),
     (8, 5008, 70, 16),
+    # Two passes with x in the ring, and the ring around more than once.
+    (12, 2080, 9000, 24),
+    (40, 1600, 8600, 16),
 ]
 ODD_DEPTHS = [(3, 1, 40, 8), (9, 36, 64, 24), (20, 99, 72, 5)]
 
