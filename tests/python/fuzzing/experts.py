@@ -58,7 +58,8 @@ def _scale_of_weight(d: Dice, experts: int, width: int) -> Draw | None:
     return None if kind == "none" else d.draw((experts, width)[: 1 + (kind == "each")], torch.float32, "powers")
 
 
-def _first(d: Dice, multiple: Callable[[torch.dtype], int]) -> dict[str, Any]:
+def _products_of_x(d: Dice, multiple: Callable[[torch.dtype], int]) -> dict[str, Any]:
+    """What is multiplied where x is dense; features are a multiple that depends on its dtype."""
     dtype = _dtype(d)
     rows, depth, width, offsets = _sizes(d, dtype, multiple(dtype))
     x = d.draw((rows, depth), dtype, d.contents())
@@ -68,6 +69,11 @@ def _first(d: Dice, multiple: Callable[[torch.dtype], int]) -> dict[str, Any]:
         "offsets": offsets,
         "scale_x": d.maybe_scale(rows),
         "scale_w": _scale_of_weight(d, offsets.shape[0], width),
+    }
+
+
+def _first(d: Dice, multiple: Callable[[torch.dtype], int]) -> dict[str, Any]:
+    return _products_of_x(d, multiple) | {
         "activation": d.choice(("relu2", "relu2", "relu")),
         "threshold": d.choice((0.0, 0.0, 1.0, 0.3)),
     }
@@ -86,16 +92,9 @@ def _out_dtype(d: Dice) -> torch.dtype | None:
 
 
 def _linear(d: Dice) -> dict[str, Any]:
-    dtype = _dtype(d)
-    rows, depth, width, offsets = _sizes(d, dtype, 8)
-    x = d.draw((rows, depth), dtype, d.contents())
-    return {
-        "x": x,
-        "w": _weight(d, (offsets.shape[0], width, depth), x),
-        "offsets": offsets,
-        "scale_x": d.maybe_scale(rows),
-        "scale_w": _scale_of_weight(d, offsets.shape[0], width),
-        "row_scale": d.scale(rows) if d.chance(0.6) else None,
+    args = _products_of_x(d, lambda _: 8)
+    return args | {
+        "row_scale": d.scale(args["x"].shape[0]) if d.chance(0.6) else None,
         "out_dtype": _out_dtype(d),
     }
 
