@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench.reporting import (  # noqa: F401
     expected,
+    experts_figures,
     figure_values,
     fp8_figures,
     report,
