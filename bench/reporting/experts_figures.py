@@ -1,4 +1,4 @@
-"""What the figures of experts are: relu2_experts over torch's grouped products, by model, tokens, precision and pass."""
+"""What the figures of experts are: relu2_experts over torch's products, by model, tokens, precision and pass."""
 
 from __future__ import annotations
 
