@@ -14,8 +14,7 @@
 //                                   be those of a wider tile at the same place
 //     WithColumns<n>                where tiles are split: the same epilogue for parts of n columns, whose features
 //                                   are in the same order
-//     is_general()                  whether the general form of the visits is wanted, the same for a warp: a tile is
-//                                   visited in one form
+//     is_general()                  whether a tile's visits are in the general form, the same for the lanes of a warp
 //     visit<step, general>()        finishes a step; all steps 0 .. kSteps - 1 follow each other
 //
 // The fragment is the one that epilogues/base.cuh draws.
