@@ -34,7 +34,9 @@ def _problem(record: results.Record) -> tuple:
     names = ("bench", "tokens", "d_model", "d_ff", "pattern", "model" if "model" in record else "bench")
     # There each race is a problem.
     benches = ("models", "generate", "distributed", "ffn_training", "experts")
-    apart = (record["race"] if record["bench"] in benches else None, record.get("routing"))
+    race = record["race"] if record["bench"] in benches else None
+    # Steps of nanochat are compared in one precision.
+    apart = (race, record["dtype"] if record["bench"] == "nanochat_step" else None, record.get("routing"))
     label = None if record["tokens"] else record.get("problem")
     return (*(record[name] for name in names), round(20 * record["zeros"]), apart, label)
 

@@ -40,9 +40,11 @@ def steps(records: list[results.Record]) -> str:
     for race in results.group(records, "layers").values():
         by_name = {r["variant"]: r for r in race}
         first = race[0]
-        row = [f"{first['tokens']}, {first['d_model']}, {first['layers']}{origins.mark(first)}"]
+        row = [f"{first['tokens']}, {first['d_model']}, {first['layers']}"]
         for name, (_, rival) in columns.items():
-            row.append(_cell(by_name.get(name), by_name.get(rival or ""), _rate_and_memory))
+            record = by_name.get(name)
+            cell = _cell(record, by_name.get(rival or ""), _rate_and_memory)
+            row.append(cell + (origins.mark(record) if record else ""))  # precisions are races of their own
         rows.append(row)
     title = (
         f"**Whole training steps of nanochat's own GPT**, torch {records[0]['torch']}, {_zeros(records)}: forward, "

@@ -59,3 +59,11 @@ def test_kinds_of_caches_are_measured_in_calls_of_their_own():
     assert merge.merge([GENERATED, static]) == [*GENERATED, *static]
     again = [r | {"median_us": 6e3} for r in GENERATED]
     assert merge.merge([GENERATED, static, again]) == [*again, *static]
+
+
+def test_precisions_of_steps_are_measured_in_calls_of_their_own():
+    pair = [step(1664, "fp8", 32e3, commit="b" * 7), step(1664, "sparse24_fp8", 16e3, commit="b" * 7)]
+    merged = merge.merge([STEPS, pair])
+    assert [r["variant"] for r in merged if r["commit"] != "b" * 7] == ["bf16", "sparse24_bf16", "bf16"]
+    first, *_ = rows(tables.markdown(merged), "**Whole training steps of nanochat's own GPT**")
+    assert first[1:] == ["327,680 (17.0)", "409,600 (13.5), 1.25", "1,024,000 [a]", "2,048,000, 2.00 [a]"]
