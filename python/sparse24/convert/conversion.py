@@ -1,13 +1,13 @@
 """What is known of a converted module: its two layers, and how it runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from sparse24.convert.layers import owner_of
-from sparse24.convert.seen import Seen
+from sparse24.convert.seen import Seen, summary
 from sparse24.format import FP8
 from sparse24.mlp import Precision
 
@@ -94,3 +94,24 @@ class Conversion:
         options = sorted(self.options.items(), key=lambda option: option[0] == "recipe")  # the longest comes last
         decode = ["decode=True"] if self.decode else []
         return ", ".join([f"precision={self.precision}", *decode, *(f"{name}={value}" for name, value in options)])
+
+
+#: What graphs read instead of a module's own conversion. Dynamo skips all guards on a module while no dictionary in it
+#: has changed, if these hold plain values, tensors and modules alone; one object in it, and all are evaluated in each
+#: call. So the module has a number, and guards on what that stands for are evaluated once for all modules alike.
+numbered: dict[int, Conversion] = {}
+
+
+def number_of(conversion: Conversion) -> int:
+    """Give the number of a conversion. Equal ones have the same: modules that are alike share graphs."""
+    facts = _facts(conversion)
+    for number, other in numbered.items():
+        if _facts(other) == facts:
+            return number
+    numbered[len(numbered)] = conversion
+    return len(numbered) - 1
+
+
+def _facts(conversion: Conversion) -> list[Any]:
+    others = [getattr(conversion, field.name) for field in fields(conversion) if field.name != "seen"]
+    return [summary(conversion.seen), *others]

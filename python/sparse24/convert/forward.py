@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse24.convert.call import arguments_of, method_of
-from sparse24.convert.conversion import SCALES, Conversion
+from sparse24.convert.conversion import SCALES, Conversion, number_of, numbered
 from sparse24.convert.run import run, runs_as_before
 from sparse24.convert.run_experts import run_experts
 from sparse24.convert.weights import ADAPTERS, recipe_in_use, stored_weights, wants_copies, what_to_copy
@@ -109,7 +109,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         x, further = (args[0], None) if alone else arguments.split(args, kwargs)
         if x is None:
             return None
-        if getattr(base, method) is not original:
+        if getattr(conversion.seen.kind, method) is not original:  # which is `base`, but not of this function's module
             return "its forward is patched in its class"
         if further is None and runs_as_before(self, conversion, x):
             return None
@@ -117,7 +117,9 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        conversion = self.__dict__.get("_sparse24")  # a reference to this forward may outlive the conversion
+        # A reference to this forward may outlive the conversion.
+        number = getattr(self, "_sparse24_number", None) if torch.compiler.is_compiling() else None
+        conversion = self.__dict__.get("_sparse24") if number is None else numbered[number]
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
             out = attempt(self, conversion, args, kwargs)
             if isinstance(out, str):
@@ -136,6 +138,7 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     def setstate(self: Any, state: Any) -> None:
         base.__setstate__(self, state)
         if "_sparse24" in self.__dict__:
+            _put(self, self._sparse24)
             delayed_scales.watch(self, SCALES)
             put_copies(self)
 
@@ -169,6 +172,8 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         "_apply": apply,
         "_load_from_state_dict": load,
         "_copies": None,
+        "_copies_fresh": None,
+        "_sparse24_number": None,
         "_what_to_copy": what_to_copy,
         "_follow_traced": follow_traced,
         "_recipe_in_use": recipe_in_use,
@@ -189,6 +194,12 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(base)(f"Sparse24{base.__name__}", (base,), namespace)
 
 
+def _put(module: nn.Module, conversion: Conversion) -> None:
+    module.__dict__["_sparse24"] = conversion
+    if conversion.decode:  # the other ones are called with so many tokens that guards do not count
+        module.__dict__["_sparse24_number"] = number_of(conversion)
+
+
 def install(module: nn.Module, conversion: Conversion) -> str | None:
     """Convert a module, or say why it cannot be, and leave it as it is."""
     before = type(module)
@@ -196,7 +207,7 @@ def install(module: nn.Module, conversion: Conversion) -> str | None:
         _set_class(module, converted_class(before))
     except Exception as error:  # of a metaclass or of __init_subclass__, and it may be anything
         return f"its class cannot be extended: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    module.__dict__["_sparse24"] = conversion
+    _put(module, conversion)
     recipe, features = conversion.options.get("recipe"), conversion.sizes[0]
     if not conversion.experts and delayed_scales.wanted(conversion.precision, recipe, features):
         delayed_scales.register(module, SCALES, conversion.precision, recipe, features, persistent=False)
@@ -214,7 +225,7 @@ def uninstall(module: nn.Module) -> None:
         module._parameters.pop(name, None)
     stop_renewing(module)
     _set_class(module, type(module)._sparse24_base)  # type: ignore[attr-defined]
-    for attribute in ("_sparse24", "sparse", "sparse24_enabled", *delayed_scales.ATTRIBUTES):
+    for attribute in ("_sparse24", "_sparse24_number", "sparse", "sparse24_enabled", *delayed_scales.ATTRIBUTES):
         module.__dict__.pop(attribute, None)
     if module._buffers.pop(SCALES, None) is not None:
         module._non_persistent_buffers_set.discard(SCALES)

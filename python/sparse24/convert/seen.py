@@ -23,7 +23,7 @@ _IGNORED = {
     *nn.Module().__dict__,
     *dir(nn.Module),
     *ACCELERATE,
-    *("_sparse24", "_copies", "sparse", "sparse24_enabled", "refresh_scales"),
+    *("_sparse24", "_sparse24_number", "_copies", "_copies_fresh", "sparse", "sparse24_enabled", "refresh_scales"),
     *delayed_scales.ATTRIBUTES,
     *("_is_hf_initialized", "gradient_checkpointing", "_gradient_checkpointing_func"),
 }
@@ -105,9 +105,9 @@ def difference(module: nn.Module, seen: Seen, prefix: str = "") -> str | None:
             if child is not None:
                 return f"{path} is not None any more"
             continue
-        if type(child) is not expected.kind:
+        if expected.kind is not type(child):  # in this order: what Dynamo sees first is what it has guards on
             return f"{path} is not a {expected.kind.__name__} any more"
-        problem = call_problem(path, child, expected.forward)
+        problem = call_problem(path, child, expected.kind, expected.forward)
         if problem is None and expected.kind is not nn.Linear:
             problem = difference(child, expected, f"{path}.")
         if problem is not None:

@@ -78,7 +78,7 @@ def for_inference(module: Any, conversion: Conversion, first: Weights, second: W
     if not copies_help(module, conversion, first):
         return Entering(first, second)
     changes = has_changes(module, conversion)
-    if module._copies is None:
+    if module._copies_fresh is None:
         if not (changes or _quantises(conversion, first)) and is_by_neuron(second.weight):
             return Entering(first, second, second.weight.t())
         if not torch.compiler.is_compiling():

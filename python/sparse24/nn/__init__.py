@@ -90,6 +90,7 @@ class ReLU2MLP(SparseWeights24):
     calls_with_unknown_scales: int = delayed_scales.ATTRIBUTES["calls_with_unknown_scales"]
     _threshold = "0.0"  # of modules that were saved without one
     _copies = None
+    _copies_fresh: bool | None = None
 
     def __init__(
         self,
@@ -177,7 +178,8 @@ class ReLU2MLP(SparseWeights24):
         rows = self._rows(first, second) if self._decodes else None
         w1, w2, rows, settled = self._entering(first, second, rows, learning=learning)
         factor = None if first.scale is None else factor_of(up, scale_y)
-        least = self.min_tokens
+        # Not the property: Dynamo would evaluate all guards on the module in each call.
+        least, threshold = self.min_tokens, float(self._threshold)
         if self._decodes and rows is None and not learning:
             least = least_when_exact(least, x)
         packed = self._packed(x) if settled and self.sparse and not learning else None
@@ -193,7 +195,7 @@ class ReLU2MLP(SparseWeights24):
                 recipe=None,
                 scale_y=scale_y,
                 scale_y_factor=factor,
-                threshold=self.threshold,
+                threshold=threshold,
                 min_tokens=least,
                 sparse=self.sparse,
             )
@@ -215,7 +217,7 @@ class ReLU2MLP(SparseWeights24):
             recipe=self.recipe,
             recompute=self.recompute,
             sparse=self.sparse,
-            threshold=self.threshold,
+            threshold=threshold,
             delayed_scales=scales,
             scales_known=known,
             w2_rows=rows,

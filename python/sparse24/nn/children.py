@@ -34,7 +34,7 @@ _DISABLED = torch._C._disabled_torch_function_impl
 _warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
-def call_problem(name: str, child: nn.Module, forward: Callable[..., Any]) -> str | None:
+def call_problem(name: str, child: nn.Module, kind: type[nn.Module], forward: Callable[..., Any]) -> str | None:
     """Why a child has to be called: what runs only then. None if nothing does.
 
     Hooks for all modules of the process do not count. Profilers and FLOP counters install them, which would then see
@@ -46,12 +46,15 @@ def call_problem(name: str, child: nn.Module, forward: Callable[..., Any]) -> st
         For the sentence.
     child : Module
         The child.
+    kind : type
+        Its class.
     forward : function
-        What the forward of its class has to be.
+        What the forward of that has to be.
     """
     if child._forward_pre_hooks or child._forward_hooks or child._backward_pre_hooks or child._backward_hooks:
         return f"{name} has hooks"
-    if type(child).forward is not forward:
+    # Not of `type(child)`, which is the same: torch does not skip guards on a module that are on its class as well.
+    if kind.forward is not forward:
         return f"the forward of {name} is patched in its class"
     return moving_problem(name, child) if "forward" in child.__dict__ else None
 
@@ -124,12 +127,13 @@ def warn_once(module: nn.Module, text: str) -> None:
 
 def layer_problem(name: str, child: nn.Module) -> str | None:
     """Why a layer has to be called."""
-    kind = type(child)
-    if kind is not nn.Linear and kind is not QuantizedLinear:
-        return f"{name} is a {kind.__module__}.{kind.__qualname__}, not a torch.nn.Linear"
-    forward = LINEAR_FORWARD if kind is nn.Linear else _QUANTIZED_FORWARD
-    weight = child._parameters.get("weight")
-    return call_problem(name, child, forward) or weight_problem(name, child.weight if weight is None else weight)
+    for kind, forward in ((nn.Linear, LINEAR_FORWARD), (QuantizedLinear, _QUANTIZED_FORWARD)):
+        if kind is type(child):  # in this order: what Dynamo sees first is what it has guards on
+            weight = child._parameters.get("weight")
+            weight = child.weight if weight is None else weight
+            return call_problem(name, child, kind, forward) or weight_problem(name, weight)
+    found = type(child)
+    return f"{name} is a {found.__module__}.{found.__qualname__}, not a torch.nn.Linear"
 
 
 def further_problem(name: str, child: nn.Module) -> str | None:

@@ -34,6 +34,7 @@ class SparseWeights24(nn.Module):
     _prunes = False
     _decodes = False
     _copies: Record | None
+    _copies_fresh: bool | None
     _layers_problem: Callable[..., str | None]
 
     @torch.no_grad()
@@ -221,8 +222,7 @@ class SparseWeights24(nn.Module):
 
     def _packed(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """Give the first weight packed, if inference keeps it so and is faster with it; asked after `_entering`."""
-        record = self._copies
-        if record is None or not record.fresh or PACKED[0] not in record.names:
+        if not self._copies_fresh or PACKED[0] not in self._buffers:
             return None
         packed = *(self._buffers[name] for name in PACKED), *(self._adapters() or ())[1:]
         return packed if packed_pays(packed, x) else None

@@ -60,7 +60,8 @@ class Record:
     Attributes
     ----------
     fresh : bool
-        False if an optimizer has changed the weights since, or they are others.
+        False if an optimizer has changed the weights since, or they are others. It is kept in the module, as
+        ``_copies_fresh``, None without copies: that is all of a record that graphs read, see `numbered` of conversions.
     stepped : bool
         Whether an optimizer that has them has made a step since: fused ones write without a new version.
     call : object
@@ -68,12 +69,24 @@ class Record:
     """
 
     def __init__(self, module: nn.Module, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
+        self._module = weakref.ref(module)
         self.fresh, self.stepped, self.names = True, False, names
         self.call: Any = None
         self.seen = tuple(map(_Seen.of, sources))
-        self._module = weakref.ref(module)
         _live.add(self)
         after_each_step(_after_step)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the copies may be used."""
+        module: Any = self._module()
+        return module is not None and module._copies_fresh is True
+
+    @fresh.setter
+    def fresh(self, value: bool) -> None:
+        module = self._module()
+        if module is not None and module.__dict__.get("_copies_fresh") is not value:  # a write has guards evaluated
+            module.__dict__["_copies_fresh"] = value
 
     def is_of(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors, whatever these held."""
@@ -163,6 +176,7 @@ def _after_loading(module: Any, _keys: Any) -> None:
 def drop_copies(module: nn.Module) -> None:
     """Remove them."""
     record = module.__dict__.pop("_copies", None)
+    module.__dict__.pop("_copies_fresh", None)
     for name in () if record is None else record.names:
         module._buffers.pop(name, None)
         module._non_persistent_buffers_set.discard(name)
@@ -173,12 +187,13 @@ def follow(module: Any, sources: tuple[Tensor, ...]) -> bool:
 
     While a compiler traces, it is what `follow_traced` of the module's class found.
     """
+    if torch.compiler.is_compiling():
+        if module._copies_fresh is not None:
+            module._follow_traced()
+        return bool(module._copies_fresh)
     record = module._copies
     if record is None:
         return False
-    if torch.compiler.is_compiling():
-        module._follow_traced()
-        return record.fresh
     if record.holds(sources):
         record.fresh = True  # they may have been others for a while
         return True
@@ -219,7 +234,7 @@ def without_copies(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     record = module.__dict__.get("_copies")
     if record is None:
         return state
-    state = {name: value for name, value in state.items() if name != "_copies"}
+    state = {name: value for name, value in state.items() if name not in ("_copies", "_copies_fresh")}
     state["_buffers"] = {name: t for name, t in state["_buffers"].items() if name not in record.names}
     state["_non_persistent_buffers_set"] = state["_non_persistent_buffers_set"] - set(record.names)
     return state

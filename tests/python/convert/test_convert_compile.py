@@ -86,6 +86,61 @@ def test_switches_are_guarded(device, counter):
     check(dense, 5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "module"])
+def test_guards_are_skipped(kind):
+    """Those on a network that decodes: torch skips them while no dictionary in it has changed, as on plain modules."""
+    if kind == "module":
+        network = sparse24.nn.ReLU2MLP(D, 2 * D).prepare_decode_()
+    else:
+        network = randomize(WithModule()).eval()
+        sparse24.convert(network, sparse24.ConvertConfig(dtype=kind, decode=True), quiet=True)
+    outer, config = Around(network), torch._dynamo.config
+    if not hasattr(config, "use_recursive_dict_tags_for_guards"):
+        pytest.skip("guards are not skipped by this torch")
+    torch._dynamo.reset()
+    with config.patch(use_recursive_dict_tags_for_guards=True):
+        torch.compile(outer, backend="eager", fullgraph=True)(inputs("cpu").float())
+    (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(Around.forward.__code__)
+    (line,) = [s for s in str(entry.guard_manager).splitlines() if f"type={type(network)}, tag_safe" in s]
+    assert "tag_safe=(True, " in line
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_what_changes_behind_a_graph(counter, monkeypatch):
+    """Skipped guards see it: an attribute, the class of a child, another conversion, and a class that is patched."""
+    module = randomize(WithModule()).eval()
+    before, x = copy.deepcopy(module), inputs("cpu").float()
+    sparse24.convert(module, sparse24.ConvertConfig(decode=True), quiet=True)
+    outer = Around(module)
+    compiled = torch.compile(outer, backend=counter, fullgraph=True)
+    exact = compiled(x)
+    assert_same_bits(compiled(x), exact)
+    assert counter.frame_count == 1
+    with monkeypatch.context() as patch:
+        forward = torch.nn.Linear.forward
+        patch.setattr(torch.nn.Linear, "forward", lambda self, x: 2 * forward(self, x))
+        assert_same_bits(compiled(x), before(x) + 1)
+    assert_same_bits(compiled(x), exact)
+    sparse24.revert(outer)
+    sparse24.convert(outer, sparse24.ConvertConfig(decode=True, threshold=1e9), quiet=True)
+    assert not (compiled(x) == exact).any()
+    sparse24.revert(outer)
+    assert_same_bits(compiled(x), before(x) + 1)
+
+
+class Around(torch.nn.Module):
+    """A network in a module, whose graph has guards on it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x) + 1
+
+
 def test_disabled_inside_a_compiled_function(device, counter):
     module, before = stack(device)
 
