@@ -71,7 +71,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             sparse=module.sparse,
         )
         if out is not None:
-            if rows is not None and conversion.decode and not has_changes(module, conversion):
+            if module._copies is not None and not has_changes(module, conversion):
                 remember(module, conversion, x, first, second, rows, float(options.get("threshold", 0)))
             return out
     problem = input_problem(x, first.weight.device if moved else None)

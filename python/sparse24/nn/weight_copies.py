@@ -64,14 +64,14 @@ class Record:
         ``_copies_fresh``, None without copies: that is all of a record that graphs read, see `numbered` of conversions.
     stepped : bool
         Whether an optimizer that has them has made a step since: fused ones write without a new version.
-    call : object
-        What a call with the copies can be compared with by the next one, or None: whoever makes it knows what it is.
+    calls : dict
+        What calls with the copies can be compared with by the next ones: whoever makes them knows what they are.
     """
 
     def __init__(self, module: nn.Module, names: tuple[str, ...], sources: tuple[Tensor, ...]) -> None:
         self._module = weakref.ref(module)
         self.fresh, self.stepped, self.names = True, False, names
-        self.call: Any = None
+        self.calls: dict[Any, Any] = {}
         self.seen = tuple(map(_Seen.of, sources))
         _live.add(self)
         after_each_step(_after_step)
@@ -96,9 +96,12 @@ class Record:
 
     def holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors as they are now."""
-        if self.stepped or not self.seen or not self.is_of(sources):
+        if self.stepped or not self.seen or len(self.seen) != len(sources):
             return False
-        return all(seen.is_still(t) for seen, t in zip(self.seen, sources, strict=True))
+        for seen, t in zip(self.seen, sources, strict=True):  # not `all`, whose generator takes the host as long again
+            if seen.tensor != id(t) or not seen.is_still(t):
+                return False
+        return True
 
     def look(self, stepped: set[int]) -> None:
         """Look what a step of an optimizer, which has these tensors, has done to the weights."""
