@@ -117,7 +117,7 @@ def test_decoding_is_that_of_prepared_networks(monkeypatch):
 def test_what_was_not_measured_has_no_speed():
     assert speedup("prefill", "bf16", 1 << 20, 4096, 16384, 4096) is None
     assert speedup("training", "bf16", 16384, 1 << 16, 16384, 1 << 16) is None
-    unknown = ModelReport({"mlp": layer(d_ff=1 << 17)})
+    unknown = ModelReport({"mlp": layer(d_ff=1 << 20)})
     assert "an unmeasured speed in training" in unknown.verdict and " -  " in unknown.table()
     assert speedup("prefill", "bf16", 8192, 4096, 16384 + 8, 4096) == 1.0  # never sparse
 
