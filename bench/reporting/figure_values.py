@@ -275,12 +275,10 @@ def whole_models() -> None:
 
         return values
 
-    figure("few-bf16-1", few("bf16", 1))
-    figure("few-bf16-8", few("bf16", 8))
-    figure("few-bf16-16", few("bf16", 16))
-    figure("few-bf16-dense", few("bf16", 32, 64, 128))
-    figure("few-fp8-1", few("fp8", 1))
-    figure("few-fp8-dense", few("fp8", 16, 32, 64))
+    for dtype in ("bf16", "fp8"):
+        for tokens in (1, 4, 8):
+            figure(f"few-{dtype}-{tokens}", few(dtype, tokens))
+        figure(f"few-{dtype}-dense", few(dtype, 16, 32, 64))
     for race in ("eager", "static"):
         figure(f"generate-{race}-bf16", generating(race, "sparse24"))
         figure(f"generate-{race}-fp8", generating(race, "sparse24_fp8"))
