@@ -61,13 +61,14 @@ def generation(records: list[results.Record]) -> str:
     columns = list(dict.fromkeys((r["race"], r["batch"]) for r in records))
     for model in dict.fromkeys(r["model"] for r in records):
         mine = {(r["race"], r["batch"], r["variant"]): r for r in records if r["model"] == model}
-        row = [model + origins.mark(next(iter(mine.values())))]
+        row = [model]
         for way in columns:
             cells = [
                 _cell(mine.get((*way, name)), mine.get((*way, rival or "")), _tokens_generated)
                 for name, (_, rival) in GENERATING.items()
             ]
-            row.append(" / ".join(filter(None, cells)))
+            raced = mine.get((*way, "dense"))
+            row.append(" / ".join(filter(None, cells)) + (origins.mark(raced) if raced else ""))
         rows.append(row)
     first = records[0]
     title = (

@@ -5,6 +5,7 @@ transposed; an engine has a table of layers, which ops look names up in while a 
 """
 
 import contextlib
+import functools
 import types
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,8 +169,9 @@ def direct_register_custom_op(op_name, op_func, fake_impl):
     LIBRARY._register_fake(op_name, fake_impl)
 
 
+@functools.cache
 def modules() -> dict[str, types.ModuleType]:
-    """Modules of vLLM by name, with what the plugin imports from each."""
+    """Modules of vLLM by name, with what the plugin imports from each; the same ones whenever a file asks."""
     contents = {
         "vllm": {},
         "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
