@@ -167,8 +167,7 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
         w1, w2, _ = pruned_weights(
             conversion.options["recipe"], Weight(w1, first.scale), Weight(w2, second.scale), None
         )
-    adapters = adapters_of(module)
-    return w1 if adapters is None else with_adapters(w1, adapters), w2
+    return with_adapters(w1, adapters_of(module)), w2
 
 
 def check_mergeable(module: Any) -> None:

@@ -263,7 +263,7 @@ def relu2_mlp(
     if pruned != (None, None):
         if transformed or recipe.double_pruning or w1_scale is not None or w2_scale is not None:
             w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
-            w1 = w1 if adapters is None else with_adapters(w1, adapters)
+            w1 = with_adapters(w1, adapters)
         else:
             if sparse and fused:
                 packs = Packs.of(recipe, tokens.shape[0], w1, w2, adapters, fp8=fp8, learns=learns)

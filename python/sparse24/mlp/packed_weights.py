@@ -75,8 +75,10 @@ def packed_adapters_pay(w1: Tensor, right: Tensor, tokens: int) -> bool:
     return w1.is_cuda and weights_pay(tokens, w1.shape[0], w1.shape[1] + 2 * up(right.shape[0], 8))
 
 
-def with_adapters(w: Tensor, adapters: Adapters) -> Tensor:
-    """Add adapters to the first weight, in its dtype."""
+def with_adapters(w: Tensor, adapters: Adapters | None) -> Tensor:
+    """Add adapters to the first weight, in its dtype, if there are any."""
+    if adapters is None:
+        return w
     with without_autocast(w.device.type):
         return torch.addmm(w, *adapters)
 

@@ -177,8 +177,7 @@ class SparseWeights24(nn.Module):
             return w1, w2
         if self._is_pruned():
             w1, w2, _ = pruned_weights(self.recipe, first._replace(values=w1), second._replace(values=w2), None)
-        adapters = self._adapters()
-        return w1 if adapters is None else with_adapters(w1, adapters), w2
+        return with_adapters(w1, self._adapters()), w2
 
     def _weights(self) -> tuple[Weight, Weight]:
         return _weight_of(self._modules["up_proj"]), _weight_of(self._modules["down_proj"])
