@@ -310,7 +310,7 @@ def relu2_mlp(
     scales = w1_scale, w2_scale, scale_y, scale_y_factor
     packed = *(first_packed or (None, None)), right, *(second_packed or (None, None))
     arguments = Arguments(tokens, w1, w2, b1, b2, *scales, hot_features, *packed, plan, recipe)
-    if as_one and not compiling and torch.jit.is_tracing():
+    if learns and not compiling and torch.jit.is_tracing():  # its check calls again, without gradients
         fail("no gradients where torch.jit.trace runs (torch.no_grad)", "tensors that require one")
     with without_autocast(device_type):
         if transformed and not compiling:
