@@ -22,6 +22,8 @@ BACKENDS = [
     pytest.param("gloo", marks=needs_gloo),
     pytest.param("nccl", marks=[pytest.mark.gpu, needs_gpus]),
 ]
+#: Of one process.
+ONE_PROCESS = [pytest.param("gloo", marks=needs_gloo), pytest.param("nccl", marks=[pytest.mark.gpu, needs_gpu])]
 
 
 @pytest.fixture(params=["cpu", CUDA])
@@ -88,6 +90,12 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(scope="module", params=ONE_PROCESS)
+def alone(request) -> str:
+    """What one process uses that is a group by itself."""
+    return request.param
 
 
 @pytest.fixture(params=BACKENDS)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from compare import assert_same_bits
 from composition_models import assert_close, dtype_of
-from conftest import needs_gloo, needs_gpu
 from convert_models import EXACT, CountOps, D, Inline, Stack, WithModule, gradients, randomize
 from data import normal
 from torch.distributed.fsdp import fully_shard
@@ -24,13 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*barrier.*:UserWarning")
 TENSOR_PARALLEL = {"c_fc": ColwiseParallel(), "c_proj": RowwiseParallel()}
 
 
-ONE_PROCESS = [pytest.param("gloo", marks=needs_gloo), pytest.param("nccl", marks=[pytest.mark.gpu, needs_gpu])]
-
-
-@pytest.fixture(scope="module", autouse=True, params=ONE_PROCESS)
-def process_group(request):
-    dist.init_process_group(request.param, store=dist.HashStore(), rank=0, world_size=1)
-    yield request.param
+@pytest.fixture(scope="module", autouse=True)
+def process_group(alone):
+    dist.init_process_group(alone, store=dist.HashStore(), rank=0, world_size=1)
+    yield alone
     dist.destroy_process_group()
 
 
