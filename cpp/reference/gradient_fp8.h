@@ -14,12 +14,13 @@
 
 namespace sparse24 {
 
-/// Computes dy = grad @ w.T [tokens, features] in bfloat16, unscaled.
+/// Computes dy = grad @ w.T [tokens, features] in bfloat16, unscaled. `kept`: as `dense_products` wants it.
 template <class Args>
-std::vector<uint16_t> multiply_fp8(const Args& args) {
+std::vector<uint16_t> multiply_fp8(const Args& args, const uint8_t* kept = nullptr) {
   auto dy = make_buffer<uint16_t>(args.tokens * args.features);
   const std::vector<float> w = widen<E4M3>(args.w, args.in, args.features, Major::kColumn, args.in);
-  for_each_sum(args.tokens, args.features, args.in, dense_products<E4M3>(args.grad, args.ld_grad, w, args.features),
+  for_each_sum(args.tokens, args.features, args.in,
+               dense_products<E4M3>(args.grad, args.ld_grad, w, args.features, kept),
                [&](int64_t r, int64_t f_begin, int64_t f_end, const float* sums) {
                  for (int64_t f = f_begin; f < f_end; ++f) {
                    dy[static_cast<size_t>(r * args.features + f)] = float_to_bfloat16(sums[f - f_begin]);

@@ -5,6 +5,7 @@
 
 #include "sparse24/linear.h"
 #include "sparse24/linear_gradient.h"
+#include "sparse24/linear_gradient_fp8.h"
 
 namespace sparse24::cpu {
 
@@ -12,5 +13,6 @@ namespace sparse24::cpu {
 void linear_compress(const LinearCompressArgs& args, const uint8_t* kept);
 /// `kept` is [in, features].
 void linear_gradient(const LinearGradientArgs& args, const uint8_t* kept);
+void linear_gradient_fp8(const LinearGradientFp8Args& args, const uint8_t* kept);
 
 }  // namespace sparse24::cpu

@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "reference/gradient_fp8.h"
 #include "reference/groups.h"
+#include "reference/kept.h"
 #include "reference/numeric.h"
 #include "sparse24/compress.h"
 
@@ -50,8 +51,10 @@ void turn(const LinearGradientFp8Args& args, const void* values, const TokenComp
 
 }  // namespace
 
-void linear_gradient_fp8(const LinearGradientFp8Args& args) {
-  const std::vector<uint16_t> dy = multiply_fp8(args);
+void linear_gradient_fp8(const LinearGradientFp8Args& args) { linear_gradient_fp8(args, nullptr); }
+
+void linear_gradient_fp8(const LinearGradientFp8Args& args, const uint8_t* w_kept) {
+  const std::vector<uint16_t> dy = multiply_fp8(args, w_kept);
   auto kept = make_buffer<uint16_t>(args.tokens * args.features / 2);
   // The separate step reads metadata in the layout of its values.
   const Operand own = Operand::of(args.tokens, args.features, DType::kBFloat16, Dim::kFeatures);

@@ -1,6 +1,6 @@
 /// @file
-/// The plain form of linear_compress_packed and linear_gradient_packed: the weight is unpacked, and the ops for dense
-/// weights do the rest.
+/// The plain form of linear_compress_packed, linear_gradient_packed and linear_gradient_fp8_packed: the weight is
+/// unpacked, and the ops for dense weights do the rest.
 #include <cstring>
 #include <vector>
 
@@ -57,6 +57,16 @@ void linear_gradient_packed(const LinearGradientPackedArgs& args) {
   LinearGradientArgs gradient = g;
   gradient.w = w.dense.data();
   linear_gradient(gradient, w.kept.data());
+}
+
+void linear_gradient_fp8_packed(const LinearGradientFp8PackedArgs& args) {
+  const LinearGradientFp8Args& g = args.gradient;
+  const auto w = unpacked(
+      g.w, args.w_meta, DType::kFloat8E4M3, g.features, g.in, [](int64_t m) { return m; },
+      [&](int64_t feature, int64_t k) { return feature * g.in + k; });
+  LinearGradientFp8Args gradient = g;
+  gradient.w = w.dense.data();
+  linear_gradient_fp8(gradient, w.kept.data());
 }
 
 }  // namespace sparse24::cpu

@@ -29,7 +29,7 @@ std::vector<typename In::Storage> pruned(const QuantizeBothArgs& args) {
     for (int i = 0; i < 4; ++i) key[i] = selection_key(In::load(x[place(i)]));
     const Pair pair = select_pair(key);
     for (int i : {pair.first, pair.second}) out[static_cast<size_t>(place(i))] = x[place(i)];
-    if (args.meta) write_pair(args.meta, args.packed(), packed_row(m), g, pair);
+    if (args.meta) write_pair(args.meta, args.packed(), features ? packed_row(m) : m, g, pair);
   });
   return out;
 }
@@ -45,13 +45,14 @@ void quantize_as(const QuantizeBothArgs& args) {
   const auto kept = args.prunes ? pruned<In>(args) : std::vector<typename In::Storage>{};
   if (args.prunes) x = kept.data();
   const int64_t ld = args.ld_qt();
+  const bool packs_columns = args.meta && args.dim == Dim::kFeatures, packs_rows = args.meta && !packs_columns;
   parallel_for(ld, args.cols, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t row = interleaved_token(r, args.quarter());
       for (int64_t c = 0; c < args.cols; ++c) {
         const uint8_t code = r < args.rows ? float_to_e4m3(In::load(x[row * args.cols + c]) * inverse) : 0;
-        if (r < args.rows && !args.meta) q[row * args.cols + c] = code;
-        qt[c * ld + r] = code;
+        if (r < args.rows && !packs_columns) (packs_rows ? qt : q)[row * args.cols + c] = code;
+        if (!packs_rows) qt[c * ld + r] = code;
       }
     }
   });
@@ -59,7 +60,9 @@ void quantize_as(const QuantizeBothArgs& args) {
   const Operand a = args.packed();
   for_each_group(a, [&](int64_t m, int64_t g) {
     const Pair pair = read_pair(args.meta, a, m, g);
-    const auto code = [&](int i) { return qt[(4 * g + i) * ld + packed_feature(m)]; };
+    const auto code = [&](int i) {
+      return packs_rows ? qt[(4 * g + i) * args.cols + m] : qt[(4 * g + i) * ld + packed_feature(m)];
+    };
     q[a.value_index(m, 2 * g)] = code(pair.first);
     q[a.value_index(m, 2 * g + 1)] = code(pair.second);
   });

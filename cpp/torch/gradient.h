@@ -84,6 +84,30 @@ ProductOwners prepare_product(const Tensor& grad, const Tensor& w, Args& args) {
   return owners;
 }
 
+/// Owns the memory of grad and of a packed w that `Args` point to.
+struct PackedProductOwners {
+  Tensor grad, w, w_meta;
+};
+
+/// Points `args` to grad and to a packed w of `dtype`. The kernels always have something to multiply, if only zeros.
+template <class Args>
+PackedProductOwners prepare_packed_product(const Tensor& grad, const Tensor& w, const Tensor& w_meta, DType dtype,
+                                           Args& args) {
+  PackedProductOwners owners{contiguous_aligned(grad), contiguous_aligned(w), contiguous_aligned(w_meta)};
+  if (grad.is_cuda() && args.in == 0) {
+    args.in = feature_alignment(dtype, Dim::kFeatures);
+    const Operand zeros = Operand::of(args.features, args.in, dtype, Dim::kFeatures);
+    owners.grad = new_zeros(grad, {args.tokens, args.in}, grad.scalar_type());
+    owners.w = new_zeros(w, {zeros.values_rows(), zeros.values_cols()}, w.scalar_type());
+    owners.w_meta = new_empty(w, {zeros.meta_bytes()}, ScalarType::Byte);
+    torch::stable::fill_(owners.w_meta, kMetaPaddingByte);
+  }
+  args.grad = owners.grad.const_data_ptr();
+  args.ld_grad = args.in;
+  args.w = owners.w.const_data_ptr();
+  return owners;
+}
+
 /// Owns what the arguments point to of the dense features.
 struct HotOwners {
   Tensor hot, slots;

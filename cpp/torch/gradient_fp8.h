@@ -14,19 +14,22 @@ inline void check_fp8_beside(OpName op, const char* argument, const Tensor& t, c
          dtype_text(t.scalar_type()));
 }
 
-/// Checks the sizes and dtypes of grad and w, whose rows are a multiple of `multiple`.
+/// Checks the sizes and dtypes of grad and w, whose rows are a multiple of `multiple`. `packed`: w is the values of a
+/// packed weight.
 template <class Args>
-Args check_fp8_product(OpName op, const Tensor& grad, const Tensor& w, int64_t multiple) {
-  constexpr int64_t kMultiple = 16;  // as every fp8 GEMM wants its rows aligned
+Args check_fp8_product(OpName op, const Tensor& grad, const Tensor& w, int64_t multiple, bool packed = false) {
+  // As every fp8 GEMM wants its rows aligned.
+  const int64_t of_columns = packed ? feature_alignment(DType::kFloat8E4M3, Dim::kFeatures) : 16;
   Args args{};
   check_sizes(op, "grad", grad, 2);
   expect(grad.scalar_type() == ScalarType::Float8_e4m3fn, op, "grad to be float8_e4m3fn, got ",
          dtype_text(grad.scalar_type()));
   args.tokens = grad.size(0);
   args.in = args.ld_grad = grad.size(1);
-  expect(args.in % kMultiple == 0, op, "grad to have a multiple of ", kMultiple, " columns, got ", args.in);
+  expect(args.in % of_columns == 0, op, "grad to have a multiple of ", of_columns, " columns, got ", args.in);
   check_fp8_beside(op, "w", w, grad);
-  expect(w.size(1) == args.in, op, "w to have ", args.in, " columns (columns of grad), got ", w.size(1));
+  expect(w.size(1) == (packed ? args.in / 2 : args.in), op, "w to have ", packed ? args.in / 2 : args.in, " columns (",
+         packed ? "half of those" : "columns", " of grad), got ", w.size(1));
   args.features = w.size(0);
   expect(args.features % multiple == 0, op, "w to have a multiple of ", multiple, " rows, got ", args.features);
   return args;

@@ -80,20 +80,9 @@ void run_dense(const DeviceScope& scope, const Inputs& in, LinearGradientArgs& a
 void run_packed(const DeviceScope& scope, const Inputs& in, LinearGradientArgs& args) {
   const bool on_gpu = in.grad.is_cuda();
   Tensor dy = new_empty(in.grad, {on_gpu ? args.tokens : 0, args.features}, in.grad.scalar_type());
-  Tensor grad = contiguous_aligned(in.grad), w = contiguous_aligned(in.w), w_meta = contiguous_aligned(*in.w_meta);
-  if (on_gpu && args.in == 0) {  // the kernels always have something to multiply, if only zeros
-    args.in = feature_alignment(args.dtype, Dim::kFeatures);
-    const Operand zeros = Operand::of(args.features, args.in, args.dtype, Dim::kFeatures);
-    grad = new_zeros(grad, {args.tokens, args.in}, grad.scalar_type());
-    w = new_zeros(w, {zeros.values_rows(), zeros.values_cols()}, w.scalar_type());
-    w_meta = new_empty(w, {zeros.meta_bytes()}, ScalarType::Byte);
-    torch::stable::fill_(w_meta, kMetaPaddingByte);
-  }
-  args.grad = grad.const_data_ptr();
-  args.ld_grad = args.in;
-  args.w = w.const_data_ptr();
+  const PackedProductOwners owners = prepare_packed_product(in.grad, in.w, *in.w_meta, args.dtype, args);
   scope.run(SPARSE24_KERNELS(linear_gradient_packed),
-            LinearGradientPackedArgs{args, w_meta.const_data_ptr<uint8_t>(), dy.mutable_data_ptr()});
+            LinearGradientPackedArgs{args, owners.w_meta.const_data_ptr<uint8_t>(), dy.mutable_data_ptr()});
 }
 
 Gradient gradient(OpName op, const Inputs& in) {

@@ -11,26 +11,30 @@ namespace {
 
 constexpr int64_t kMultiple = 16;  // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
 
-/// Returns the values, the metadata if it `packs`, the transpose, the scale and the largest magnitude.
+/// Returns the values, the metadata if it `packs`, the codes in the other order, the scale and the largest magnitude.
 PackedOrders quantize(OpName op, const char* name, const Tensor& x, const std::optional<Tensor>& scale,
                       QuantizeBothArgs args, bool packs = false) {
-  const int64_t multiple = packs ? 32 : kMultiple;
+  const bool of_rows = args.prunes && args.dim == Dim::kTokens;  // groups of rows
+  const int64_t depth = feature_alignment(DType::kFloat8E4M3, Dim::kFeatures);
+  const int64_t multiple = packs && !of_rows ? depth : kMultiple;
   check_sizes(op, name, x, 2);
   args.x_dtype = check_dtype(op, name, x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
   args.rows = x.size(0);
   args.cols = x.size(1);
   expect(args.cols % multiple == 0, op, name, " to have a multiple of ", multiple, " columns, got ", args.cols);
-  const int64_t of_rows = packs ? kPackedFeatures : args.prunes && args.dim == Dim::kTokens ? 4 : 1;
-  expect(args.rows % of_rows == 0, op, name, " to have a multiple of ", of_rows, " rows, got ", args.rows);
+  const int64_t rows = packs ? (of_rows ? depth : kPackedFeatures) : of_rows ? 4 : 1;
+  expect(args.rows % rows == 0, op, name, " to have a multiple of ", rows, " rows, got ", args.rows);
   if (scale) {
     check_device(op, "scale", *scale, name, x);
     check_scale(op, "scale", *scale, 1, true, "one scale");
   }
   const DeviceScope scope(op, x);
 
-  const Tensor q = new_empty(x, {args.rows, packs ? args.cols / 2 : args.cols}, ScalarType::Float8_e4m3fn);
-  const Tensor meta = packs ? new_empty(x, {args.packed().meta_bytes()}, ScalarType::Byte) : q;
-  const Tensor qt = new_empty(x, {args.cols, args.ld_qt()}, ScalarType::Float8_e4m3fn);
+  const auto codes = [&](int64_t m, int64_t n) { return new_empty(x, {m, n}, ScalarType::Float8_e4m3fn); };
+  const Operand a = args.packed();
+  const Tensor q = packs ? codes(a.values_rows(), a.values_cols()) : codes(args.rows, args.cols);
+  const Tensor meta = packs ? new_empty(x, {a.meta_bytes()}, ScalarType::Byte) : q;
+  const Tensor qt = packs && of_rows ? codes(args.rows, args.cols) : codes(args.cols, args.ld_qt());
   const Tensor used = new_empty(x, {1}, ScalarType::Float), amax = new_zeros(x, {1}, ScalarType::Float);
   const Tensor source = contiguous_aligned(x);
   const Tensor given = scale ? as_contiguous(*scale) : used;
@@ -66,10 +70,12 @@ BothOrders prune_quantize_fp8_both(const Tensor& w, const std::optional<Tensor>&
   return dense(quantize(op, "w", w, scale, args));
 }
 
-PackedOrders prune_pack_fp8_both(const Tensor& w, const std::optional<Tensor>& scale) {
+PackedOrders prune_pack_fp8_both(const Tensor& w, const std::optional<Tensor>& scale, int64_t dim) {
+  constexpr OpName op = "sparse24.prune_pack_fp8_both";
   QuantizeBothArgs args{};
   args.prunes = true;
-  return quantize("sparse24.prune_pack_fp8_both", "w", w, scale, args, /*packs=*/true);
+  args.dim = parse_dim(op, dim);
+  return quantize(op, "w", w, scale, args, /*packs=*/true);
 }
 
 Tensor transpose_fp8(const Tensor& values) {
@@ -97,8 +103,8 @@ SPARSE24_OP(prune_quantize_fp8_both,
             "prune_quantize_fp8_both(Tensor w, Tensor? scale=None, int dim=-1) -> (Tensor values, Tensor transposed, "
             "Tensor scale, Tensor amax)")
 SPARSE24_OP(prune_pack_fp8_both,
-            "prune_pack_fp8_both(Tensor w, Tensor? scale=None) -> (Tensor values, Tensor meta, Tensor transposed, "
-            "Tensor scale, Tensor amax)")
+            "prune_pack_fp8_both(Tensor w, Tensor? scale=None, int dim=-1) -> (Tensor values, Tensor meta, "
+            "Tensor transposed, Tensor scale, Tensor amax)")
 SPARSE24_OP(transpose_fp8, "transpose_fp8(Tensor values) -> Tensor")
 
 }  // namespace sparse24::torch_ops

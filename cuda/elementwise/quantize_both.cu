@@ -62,9 +62,9 @@ __device__ __forceinline__ PrunedCodes prune_columns(const Vec8& v, float invers
   return {{dense[0], dense[1]}, pairs[0] | pairs[1] << 16, nibbles[0] | nibbles[1] << 4};
 }
 
-// Prunes groups of four rows, in all columns.
+// Prunes groups of four rows, in all columns. `nibbles` has the places of what stays, by half and column.
 template <class T>
-__device__ __forceinline__ void prune_rows(Vec8 (&v)[4][2]) {
+__device__ __forceinline__ void prune_rows(Vec8 (&v)[4][2], uint32_t (&nibbles)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -78,12 +78,13 @@ __device__ __forceinline__ void prune_rows(Vec8 (&v)[4][2]) {
       const KeptOfFour a = keep_of_four<T, T>(bits[0]), b = keep_of_four<T, T>(bits[1]);
 #pragma unroll
       for (int j = 0; j < 4; ++j) v[j][half].w[i] = pack16(a.out[j], b.out[j]);
+      nibbles[half] |= (a.nibble() | b.nibble() << 4) << 8 * i;
     }
   }
 }
 
 // What is done to x: nothing, or its groups along columns or rows are pruned, and packed.
-enum class Groups { kNone, kColumns, kRows, kPacked };
+enum class Groups { kNone, kColumns, kRows, kPackedColumns, kPackedRows };
 template <Groups kHow>
 using Pruning = std::integral_constant<Groups, kHow>;
 
@@ -95,16 +96,18 @@ constexpr int kCtas = kHow == Groups::kNone || kHow == Groups::kColumns ? 4 : 3;
 template <class T, bool kGiven, Groups kHow>
 __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
     quantize_both(const QuantizeBothArgs args, int64_t ld_qt, int column_tiles) {
-  // Of each column 32 words, word g at g ^ 4 * (column / 8 % 8) against bank conflicts.
-  __shared__ alignas(16) uint32_t tile[kColumns][kGroups];
+  // Of each column 32 groups, all codes or the kept pair, group g at g ^ 4 * (column / 8 % 8) against bank conflicts.
+  __shared__ alignas(16) std::conditional_t<kHow == Groups::kPackedRows, uint16_t, uint32_t> tile[kColumns][kGroups];
   __shared__ float largest[kWarps];
-  constexpr bool kPacks = kHow == Groups::kPacked;
-  __shared__ alignas(16) uint8_t metas[kPacks ? kRows : 1][16];  // of rows of the operand
+  constexpr bool kPacksColumns = kHow == Groups::kPackedColumns, kPacksRows = kHow == Groups::kPackedRows;
+  constexpr bool kPrunesRows = kHow == Groups::kRows || kPacksRows;
+  __shared__ alignas(16) uint8_t metas[kPacksColumns || kPacksRows ? 128 : 1][16];  // of rows of the operand
   const int64_t row0 = int64_t(blockIdx.x / column_tiles) * kRows;
   const int64_t column0 = int64_t(blockIdx.x % column_tiles) * kColumns;
   const int chunk = threadIdx.x % 8, group = threadIdx.x / 8;
   const auto* x = static_cast<const T*>(args.x);
   auto* q = static_cast<uint8_t*>(args.q);
+  auto* as_they_lie = static_cast<uint8_t*>(kPacksRows ? args.qt : args.q);
 
   Vec8 v[4][2] = {};
   int64_t row[4];
@@ -128,7 +131,22 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
     const float of_warp = warp_max(Raw<T>::activated_max(m));
     if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = of_warp;
   }
-  if constexpr (kHow == Groups::kRows) prune_rows<T>(v);
+  uint32_t nibbles[2] = {};
+  if constexpr (kPrunesRows) prune_rows<T>(v, nibbles);
+  if constexpr (kPacksRows) {
+    // Lanes 8 apart have groups beside each other, and share the bytes of their columns.
+    const bool odd = group & 1;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, nibbles[half], 8);
+      const uint32_t first = (odd ? got : nibbles[half]) >> 16 * odd, second = (odd ? nibbles[half] : got) >> 16 * odd;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        metas[64 * half + 8 * chunk + 4 * odd + c][group / 2] =
+            uint8_t((first >> 4 * c & 0xf) | (second >> 4 * c & 0xf) << 4);
+      }
+    }
+  }
   // The bytes of rows that exist. Behind them there are zeros, which not every scale leaves what they are.
   const auto rows = uint32_t(min(max(args.rows - row0 - 4 * group, int64_t{0}), int64_t{4}));
   const uint32_t existing = uint32_t((uint64_t{1} << 8 * rows) - 1);
@@ -140,11 +158,11 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool inside = row0 + 4 * group + i < args.rows && column < args.cols;
-      if constexpr (kHow == Groups::kColumns || kPacks) {
+      if constexpr (kHow == Groups::kColumns || kPacksColumns) {
         const PrunedCodes pruned = prune_columns<T>(v[i][half], inverse);
         codes[0][i] = pruned.dense[0];
         codes[1][i] = pruned.dense[1];
-        if constexpr (kPacks) {
+        if constexpr (kPacksColumns) {
           metas[packed_row(4 * group + i)][8 * half + chunk] = uint8_t(pruned.meta);
           if (inside) *reinterpret_cast<uint32_t*>(q + (packed_row(row[i]) * args.cols + column) / 2) = pruned.packed;
         }
@@ -152,15 +170,21 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
         codes[0][i] = four_to_e4m3<T>(v[i][half], 0, inverse);
         codes[1][i] = four_to_e4m3<T>(v[i][half], 4, inverse);
       }
-      if (!kPacks && inside)
-        *reinterpret_cast<uint2*>(q + row[i] * args.cols + column) = make_uint2(codes[0][i], codes[1][i]);
+      if (!kPacksColumns && inside)
+        *reinterpret_cast<uint2*>(as_they_lie + row[i] * args.cols + column) = make_uint2(codes[0][i], codes[1][i]);
     }
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       transpose_bytes(codes[part]);
 #pragma unroll
-      for (int c = 0; c < 4; ++c)
-        tile[64 * half + 8 * chunk + 4 * part + c][group ^ 4 * chunk] = codes[part][c] & existing;
+      for (int c = 0; c < 4; ++c) {
+        uint32_t of_column = codes[part][c] & existing;
+        if constexpr (kPacksRows) {
+          const uint32_t nibble = nibbles[half] >> 4 * (4 * part + c);
+          of_column = permute_bytes(of_column, 0, (nibble & 3) | (nibble << 2 & 0x30));
+        }
+        tile[64 * half + 8 * chunk + 4 * part + c][group ^ 4 * chunk] = of_column;
+      }
     }
   }
   __syncthreads();
@@ -170,11 +194,22 @@ __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
       if (threadIdx.x == 0) atomic_max(args.amax, of_block);
     }
   }
-  if constexpr (kPacks) {
-    if (threadIdx.x < kRows) {
-      uint8_t* out = args.meta + (column0 / 128 * args.packed().m_meta + row0 + threadIdx.x) * 16;
-      *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(metas[threadIdx.x]);
+  if constexpr (kPacksColumns || kPacksRows) {
+    if (threadIdx.x < 128) {
+      const int64_t m = (kPacksRows ? column0 : row0) + threadIdx.x, k = kPacksRows ? row0 : column0;
+      *reinterpret_cast<uint4*>(args.meta + (k / 128 * args.packed().m_meta + m) * 16) =
+          *reinterpret_cast<const uint4*>(metas[threadIdx.x]);
     }
+  }
+  if constexpr (kPacksRows) {
+    for (int i = threadIdx.x; i < kColumns * kGroups / 8; i += kThreads) {  // 16 bytes are eight groups
+      const int column = i / (kGroups / 8), eight = 8 * (i % (kGroups / 8)), moved = 4 * (column / 8 % 8);
+      if (column0 + column >= args.cols || row0 + 4 * eight >= args.rows) continue;
+      const uint2 low = *reinterpret_cast<const uint2*>(&tile[column][eight ^ moved]);
+      const uint2 high = *reinterpret_cast<const uint2*>(&tile[column][(eight + 4) ^ moved]);
+      store16(q + ((column0 + column) * args.rows + row0) / 2 + 2 * eight, low.x, low.y, high.x, high.y);
+    }
+    return;
   }
   auto* qt = static_cast<uint8_t*>(args.qt);
   for (int i = threadIdx.x; i < kColumns * kGroups / 4; i += kThreads) {  // 16 bytes are four groups
@@ -236,7 +271,8 @@ void run(const QuantizeBothArgs& args, cudaStream_t stream) {
     args.given_scale ? launch(quantize_both<T, true, kHow>) : launch(quantize_both<T, false, kHow>);
   };
   if (args.meta) {
-    launch_of(Pruning<Groups::kPacked>{});
+    args.dim == Dim::kFeatures ? launch_of(Pruning<Groups::kPackedColumns>{})
+                               : launch_of(Pruning<Groups::kPackedRows>{});
   } else if (!args.prunes) {
     launch_of(Pruning<Groups::kNone>{});
   } else if (args.dim == Dim::kFeatures) {

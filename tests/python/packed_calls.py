@@ -4,13 +4,14 @@ from data import integers
 
 from sparse24.mlp import backward, choice, forward, kept_weights, packed_weights, step_fp8
 
-D, F, OUT = 32, 160, 48
+D, F, OUT = 32, 160, 64
 
 
 def always(monkeypatch):
     """Pack few tokens and narrow networks too, on CUDA; forget what other tests have kept."""
     monkeypatch.setattr(choice, "MIN_WEIGHT_PRODUCTS", 0)
     monkeypatch.setattr(choice, "MIN_GRADIENT_DEPTH", 0)
+    monkeypatch.setattr(choice, "MIN_FP8_GRADIENT_DEPTH", 0)
     monkeypatch.setattr(choice, "MIN_FP8_DEPTH", 0)
     kept_weights._kept.clear()
     monkeypatch.setattr(kept_weights, "_accumulating", False)
@@ -32,6 +33,7 @@ def spied(monkeypatch):
     for module in (forward, step_fp8):
         spy(module, "linear_compress_packed")
     spy(backward, "linear_gradient_packed")
+    spy(step_fp8, "linear_gradient_fp8_packed")
     spy(packed_weights, "prune_pack24")
     spy(kept_weights, "prune_quantize_fp8_both")
     spy(kept_weights, "prune_pack_fp8_both")

@@ -84,8 +84,8 @@ class Case:
         if self.op == "prune_quantize_fp8_both":
             return Sample(self.op, (laid_out(x[: ROWS // 4 * 4]), None, self.dim))
         if self.op == "prune_pack_fp8_both":
-            return Sample(self.op, (laid_out(x[: ROWS // 16 * 16, : x.shape[1] // 32 * 32]),))
-        if self.op in ("linear_gradient_fp8", "linear_relu2_gradient_fp8"):
+            return Sample(self.op, (laid_out(x[: ROWS // 32 * 32, : x.shape[1] // 32 * 32]), None, self.dim))
+        if self.op in ("linear_gradient_fp8", "linear_gradient_fp8_packed", "linear_relu2_gradient_fp8"):
             return self._gradient_fp8(device, layout, x, seed)
         if self.op.startswith("experts_"):
             return self._experts(device, laid_out, seed)
@@ -223,13 +223,21 @@ class Case:
             y, scale = sparse24.quantize_fp8(torch.relu(x).square(), None, "tensor")
             return Sample(self.op, (*(relayout(t, layout) for t in (grad, w, y)), one, one, scale, 32 * one))
         hot = torch.tensor([0, 5, 6, 95], device=device) if self.hot else None
-        operands = (relayout(t, layout) for t in (grad, w, values))
-        return Sample(self.op, (*operands, meta, one, one, scale, 32 * one, self.interleaved, hot))
+        w_meta = ()
+        if self.op == "linear_gradient_fp8_packed":
+            grad = integers(ROWS, 64, dtype=FP8, seed=seed + 3).to(device)
+            weight = integers(64, COLS, dtype=torch.bfloat16, seed=seed + 4).to(device)
+            w, *w_meta = sparse24.prune_pack_fp8_both(weight, one, -2)[:2]
+        grad, w, values = (relayout(t, layout) for t in (grad, w, values))
+        return Sample(self.op, (grad, w, *w_meta, values, meta, one, one, scale, 32 * one, self.interleaved, hot))
 
     def _product(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
         """grad and w: small integers, as in `_linear`."""
         grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
         return grad, laid_out(integers(48, COLS, dtype=self.dtype, seed=seed + 1).to(device))
+
+
+PACKED_FP8 = "linear_gradient_fp8_packed"
 
 
 def _cases() -> list[Case]:
@@ -247,7 +255,7 @@ def _cases() -> list[Case]:
     cases += [Case("prune_pack24", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     cases += [Case("prune_pack24", dtype, -2, differentiable=False) for dtype in DTYPES]
     cases += [Case("prune_quantize_fp8_both", dtype, d, differentiable=False) for dtype in DTYPES for d in (-1, -2)]
-    cases += [Case("prune_pack_fp8_both", dtype, -1, differentiable=False) for dtype in DTYPES]
+    cases += [Case("prune_pack_fp8_both", dtype, d, differentiable=False) for dtype in DTYPES for d in (-1, -2)]
     cases += [Case("linear_compress_packed", dtype, -1, differentiable=False) for dtype in (*DTYPES, FP8)]
     cases += [Case("linear_gradient_packed", dtype, -1, differentiable=False) for dtype in DTYPES]
     for op in ("linear_gradient", "linear_relu2_gradient"):
@@ -266,7 +274,8 @@ def _cases() -> list[Case]:
     for op in ("quantize_fp8_both", "linear_gradient_fp8"):
         cases += [Case(op, FP8, -1, differentiable=False, interleaved=order) for order in (False, True)]
     cases.append(Case("transpose_fp8", FP8, -1, differentiable=False))
-    cases.append(Case("linear_gradient_fp8", FP8, -1, differentiable=False, hot=True))
+    cases += [Case(op, FP8, -1, differentiable=False, hot=True) for op in ("linear_gradient_fp8", PACKED_FP8)]
+    cases.append(Case(PACKED_FP8, FP8, -1, differentiable=False, interleaved=True))
     cases.append(Case("linear_relu2_gradient_fp8", FP8, -1, differentiable=False))
     for dtype in (torch.float16, torch.float32):
         for op in ("linear_relu2", "linear_compress"):

@@ -47,8 +47,17 @@ struct LinearGradientFp8Args {
   int64_t ld_hot() const { return round_up(tokens, token_padding(DType::kFloat8E4M3)); }
 };
 
+/// linear_gradient_fp8 whose w is 2:4 along `in`: `gradient.w` has its values [features, in / 2] with the features in
+/// their own order, since mm multiplies it. dy [tokens, features], bfloat16, goes through memory.
+struct LinearGradientFp8PackedArgs {
+  LinearGradientFp8Args gradient;
+  const uint8_t* w_meta;
+  void* dy;  ///< on the GPU: room for it
+};
+
 namespace cpu {
 void linear_gradient_fp8(const LinearGradientFp8Args& args);
+void linear_gradient_fp8_packed(const LinearGradientFp8PackedArgs& args);
 }  // namespace cpu
 
 namespace cuda {
@@ -56,6 +65,7 @@ namespace cuda {
 void linear_gradient_fp8(const LinearGradientFp8Args& args, cudaStream_t stream);
 /// Runs a configuration of the caller's, which has the tile of linear_gradient.
 void linear_gradient_fp8(const LinearGradientFp8Args& args, const GemmConfig& config, cudaStream_t stream);
+void linear_gradient_fp8_packed(const LinearGradientFp8PackedArgs& args, cudaStream_t stream);
 }  // namespace cuda
 
 }  // namespace sparse24

@@ -25,12 +25,16 @@ struct QuantizeBothArgs {
   /// x is pruned to two of four along `dim` before it is rounded, by the rule of compress; not with `interleaved`.
   bool prunes = false;
   Dim dim = Dim::kFeatures;
-  /// Not null: w is pruned along its columns, and q and this are the values and the metadata of the operand with the
-  /// order of `packed_feature`. rows % 16 == 0, cols % 32 == 0.
+  /// Not null: x is a weight, and q and this are the values and the metadata of what is pruned of it, as an operand.
+  /// With kFeatures that has its rows in the order of `packed_feature`: rows % 16 == 0, cols % 32 == 0. With kTokens it
+  /// has its columns in their own order, and qt the codes [rows, cols] as they lie: rows % 32 == 0, cols % 16 == 0.
   uint8_t* meta = nullptr;
 
   SPARSE24_HD int64_t quarter() const { return interleaved ? rows / 4 : 0; }
-  SPARSE24_HD Operand packed() const { return Operand::of(rows, cols, DType::kFloat8E4M3, Dim::kFeatures); }
+  SPARSE24_HD Operand packed() const {
+    const bool features = dim == Dim::kFeatures;
+    return Operand::of(features ? rows : cols, features ? cols : rows, DType::kFloat8E4M3, Dim::kFeatures);
+  }
   /// As many columns as a float8 operand along tokens has.
   int64_t ld_qt() const { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
 };

@@ -257,6 +257,7 @@ def relu2_mlp(
         enough = not may_be_few(tokens.shape[0])
 
     stored, packs, first_packed, second_packed, right = (w1, w2), Packs(), None, None, None
+    packs_codes = False, False
     prunes: tuple[int | None, int | None] = (None, None)
     pruned = recipe.weight_groups() if sparse and not weights_pruned else (None, None)
     sparse = sparse and enough and w1.shape[0] % FEATURES[fp8] == 0
@@ -265,14 +266,18 @@ def relu2_mlp(
             w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
             w1 = with_adapters(w1, adapters)
         else:
-            if sparse and fused:
-                packs = Packs.of(recipe, tokens.shape[0], w1, w2, adapters, fp8=fp8, learns=learns)
-            float8 = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1]) and has_products(recipe)
             own = scale_y is None and scale_y_factor is None and w1.requires_grad and w2.requires_grad
-            if float8 and sparse and learns and own and w1.dtype == w2.dtype == dtype and adapters is None:
+            float8 = fp8 and sparse and learns and own  # where `runs_float8` will say so
+            float8 = float8 and recipe.has_fp8_weight_gradients(w1.shape[1]) and has_products(recipe)
+            if sparse and fused:
+                kinds = {"fp8": fp8, "float8_step": float8, "learns": learns}
+                packs = Packs.of(recipe, tokens.shape[0], w1, w2, adapters, **kinds)
+                packs_codes = packs.first and fp8, packs.second and float8
+            if float8 and w1.dtype == w2.dtype == dtype and adapters is None:
                 prunes = pruned[0], None if pruned[1] is None else -2
             else:
-                entered = entering(recipe, w1, w2, w2_rows, dtype, packs, adapters, fp8=fp8)
+                of_16 = Packs(packs.first and not fp8, packs.second and not float8)
+                entered = entering(recipe, w1, w2, w2_rows, dtype, of_16, adapters)
                 w1, w2, w2_rows, first_packed, second_packed, right = entered
     elif adapters is not None:
         w1 = with_adapters(w1, adapters)
@@ -299,8 +304,7 @@ def relu2_mlp(
     fp8_weight_gradients = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1])
     recipe = recipe if sparse else DENSE
     again = recompute or not recipe.reuse_mask
-    packs_codes = packs.first and fp8
-    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned, packs_codes, prunes)
+    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned, *packs_codes, prunes)
     as_one = learns and (fp8 or sparse or recompute or roots or double_pruned)
     if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives

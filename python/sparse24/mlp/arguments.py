@@ -31,8 +31,15 @@ class Plan(NamedTuple):
     double_pruned: bool = False
     #: fp8: the first weight is packed where it is quantised.
     packs_first: bool = False
+    #: Likewise the second one, in a float8 step.
+    packs_second: bool = False
     #: A float8 step prunes its weights where it quantises them, along these dimensions.
     prunes: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def packs(self) -> tuple[int | None, int | None]:
+        """Along which dimensions the codes of a float8 step's weights are packed."""
+        return -1 if self.packs_first else None, -2 if self.packs_second else None
 
     @property
     def stored(self) -> ActivationFunction:

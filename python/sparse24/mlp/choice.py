@@ -25,6 +25,8 @@ MIN_FP8_DEPTH = 2560
 #: Output features from which `linear_gradient_packed` is faster than `linear_gradient` there: what it takes longer for
 #: each entry of the activation, its product has to win.
 MIN_GRADIENT_DEPTH = 2048
+#: Output features from which `linear_gradient_fp8_packed` is faster than `linear_gradient_fp8`.
+MIN_FP8_GRADIENT_DEPTH = 2560
 
 # By bits of the weights, d_model and d_ff; and what was looked up for others.
 _few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
@@ -77,9 +79,14 @@ def weights_pay(tokens: int, d_ff: int, d_model: int, *, fp8: bool = False) -> b
     return weights_fit(d_ff, d_model, fp8=fp8) and deep and or_true(tokens * d_ff * d_model >= MIN_WEIGHT_PRODUCTS)
 
 
-def gradient_weights_pay(tokens: int, d_ff: int, d_out: int) -> bool:
-    """Whether the product with a 2:4 second weight of the backward pass runs as `linear_gradient_packed` on CUDA."""
-    return weights_pay(tokens, d_ff, d_out) and or_true(d_out >= MIN_GRADIENT_DEPTH)
+def gradient_weights_pay(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False) -> bool:
+    """Whether the product with a 2:4 second weight of the backward pass runs packed on CUDA.
+
+    That is as `linear_gradient_packed`, and in float8 as `linear_gradient_fp8_packed`.
+    """
+    least = MIN_FP8_GRADIENT_DEPTH if fp8 else MIN_GRADIENT_DEPTH
+    fits = weights_fit(d_ff, d_out, fp8=fp8)
+    return fits and or_true(d_out >= least) and or_true(tokens * d_ff * d_out >= MIN_WEIGHT_PRODUCTS)
 
 
 def tokens_that_pay(d_ff: int, d_out: int) -> int:

@@ -26,13 +26,13 @@ from sparse24.ops.forward_mode import in_torch_func
 
 
 class BothOrders(NamedTuple):
-    """The codes of a weight, packed where products take them so, and its transpose, with one scale.
+    """The codes of a weight and its transpose, with one scale; that which products take so is packed.
 
     Without the transpose the backward pass makes it, of codes that FSDP2 gathers again.
     """
 
     values: Tensor | Packed
-    transposed: Tensor | None
+    transposed: Tensor | Packed | None
     scale: Tensor
 
 
@@ -46,11 +46,14 @@ _kept = WeakIdKeyDictionary()
 _accumulating = False
 
 
-def both_orders(w: Tensor, prune: int | None = None, scale: Tensor | None = None, *, packs: bool = False) -> BothOrders:
-    """Quantise a weight, pruned along a dimension; `packs`: pack what is 2:4 along its rows, before or by that."""
-    if packs:
-        values, meta, transposed, scale, _ = prune_pack_fp8_both(w, scale)
-        return BothOrders(Packed(values, meta), transposed, scale)
+def both_orders(
+    w: Tensor, prune: int | None = None, scale: Tensor | None = None, *, packs: int | None = None
+) -> BothOrders:
+    """Quantise a weight, pruned along a dimension; `packs`: pack what is 2:4 along that one, before or by that."""
+    if packs is not None:
+        values, meta, other, scale, _ = prune_pack_fp8_both(w, scale, packs)
+        packed = Packed(values, meta)
+        return BothOrders(packed, other, scale) if packs == -1 else BothOrders(other, packed, scale)
     if prune is None:
         values, transposed, scale, _ = quantize_fp8_both(w, scale)
     else:
@@ -59,11 +62,12 @@ def both_orders(w: Tensor, prune: int | None = None, scale: Tensor | None = None
 
 
 def codes_of(
-    stored: Tensor, cast: Tensor, dim: int | None = None, prune: int | None = None, *, packs: bool = False
+    stored: Tensor, cast: Tensor, dim: int | None = None, prune: int | None = None, *, packs: int | None = None
 ) -> BothOrders | None:
     """Give the codes of a weight in the dtype of the step, kept or made; None where the step is to make them.
 
-    `dim`: along which dimension the weight was pruned, if it was. `prune`: along which it is to be. `packs`: pack them.
+    `dim`: along which dimension the weight was pruned, if it was. `prune`: along which it is to be. `packs`: along
+    which they are packed.
     """
     if type(stored) is GatheredWeight and dim is None and prune is None and stored.dtype == cast.dtype:
         return BothOrders(stored.codes, stored.transposed, stored.scale)

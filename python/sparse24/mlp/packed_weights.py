@@ -44,17 +44,29 @@ class Packs(NamedTuple):
 
     @staticmethod
     def of(
-        recipe: Recipe, tokens: int, w1: Tensor, w2: Tensor, adapters: Adapters | None, *, fp8: bool, learns: bool
+        recipe: Recipe,
+        tokens: int,
+        w1: Tensor,
+        w2: Tensor,
+        adapters: Adapters | None,
+        *,
+        fp8: bool,
+        float8_step: bool,
+        learns: bool,
     ) -> "Packs":
-        """Decide by sizes: where the kernels have no tails for them, or gain nothing, weights are multiplied dense."""
+        """Decide by sizes: where the kernels have no tails for them, or gain nothing, weights are multiplied dense.
+
+        `float8_step`: all six products are float8.
+        """
         if adapters is None:
             first = weights_fit(*w1.shape, fp8=fp8) and (not w1.is_cuda or weights_pay(tokens, *w1.shape, fp8=fp8))
         else:
             first = not fp8 and packed_adapters_pay(w1, adapters[1], tokens)
         if not learns or recipe.sparse_weights != "both" or not recipe.reuse_mask:  # `linear_gradient` has the mask
             return Packs(first)
-        second = weights_fit(*w2.shape[::-1]) and (not w2.is_cuda or gradient_weights_pay(tokens, *w2.shape[::-1]))
-        return Packs(first, second)
+        sizes, fp8 = w2.shape[::-1], float8_step
+        pays = not w2.is_cuda or gradient_weights_pay(tokens, *sizes, fp8=fp8)
+        return Packs(first, pays and weights_fit(*sizes, fp8=fp8))
 
 
 def packed_once(w1: Tensor) -> Packed | None:
@@ -108,17 +120,15 @@ def entering(
     dtype: torch.dtype,
     packs: Packs,
     adapters: Adapters | None = None,
-    *,
-    fp8: bool,
 ) -> Entering:
     """Prune what a recipe says, and pack what is to be packed: weights of 16 bits or masters, without double pruning.
 
-    In fp8 the first weight is packed where its codes are made. With adapters it is their sum; packed it has the left
-    one as further columns, and the right one in the dtype of the step makes those of x.
+    What is packed in float8 is packed where its codes are made. With adapters the first weight is their sum; packed it
+    has the left one as further columns, and the right one in the dtype of the step makes those of x.
     """
     second = right = None
     if adapters is None:
-        w1, first = _entering(w1, -1, dtype, packs.first and not fp8)
+        w1, first = _entering(w1, -1, dtype, packs.first)
     elif packs.first:
         left, right = (t.to(dtype) for t in adapters)
         pruned, first = _entering(w1, -1, dtype, True, left)

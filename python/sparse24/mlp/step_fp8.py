@@ -17,6 +17,7 @@ Scales that are known before are those of the step before (delayed): `next_scale
 all are exact: both dense products then run twice, once to find the largest number.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ from sparse24.ops import (
     linear_compress,
     linear_compress_packed,
     linear_gradient_fp8,
+    linear_gradient_fp8_packed,
     linear_relu2,
     linear_relu2_gradient_fp8,
     mm,
@@ -105,8 +107,11 @@ def of_step(
     `stored` are its weights before they were pruned and cast, `pruned` along which dimensions they were pruned.
     """
     prunes = a.plan.prunes
-    first = codes_of(stored[0], a.w1, pruned[0], prunes[0], packs=a.plan.packs_first)
-    codes = first, codes_of(stored[1], a.w2, pruned[1], prunes[1])
+    first, second = (
+        codes_of(w, cast, dim, prune, packs=packs)
+        for w, cast, dim, prune, packs in zip(stored, (a.w1, a.w2), pruned, prunes, a.plan.packs, strict=True)
+    )
+    codes = first, second
     return StepArguments(a.x, a.w1, a.w2, a.b1, a.b2, a.hot_features, delayed, known, codes, a.plan, a.recipe)
 
 
@@ -115,7 +120,7 @@ class _Saved(NamedTuple):
 
     x: Tensor  # codes [D, P]; or x itself
     w1: Tensor  # codes [D, P]; or the weight; or its codes, where they are gathered again
-    w2: Tensor  # codes [F, P]; or likewise
+    w2: Tensor  # codes [F, P]; or likewise; or packed [F, D_out/2]
     values: Tensor | None
     meta: Tensor | None
     scale_x: Tensor
@@ -127,6 +132,7 @@ class _Saved(NamedTuple):
     b1: Tensor | None  # to compute again
     used: Tensor | None  # the delayed scales of this step, as `_aligned` has them
     hot_features: Tensor | None
+    w2_meta: Tensor | None  # where w2 is packed
 
 
 class FeedForwardFp8(torch.autograd.Function):
@@ -141,8 +147,8 @@ class FeedForwardFp8(torch.autograd.Function):
         used = None if delayed is None else _aligned(delayed)
         scale_x = None if delayed is None else delayed[:1]
         x, x_t, scale_x, amax_x = quantize_fp8_both(a.x, scale_x, _permuted(a.plan, a.recipe))
-        w1, w1_t, scale_w1 = a.codes[0] or both_orders(a.w1, a.plan.prunes[0], packs=a.plan.packs_first)
-        w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2, a.plan.prunes[1])
+        w1, w1_t, scale_w1 = a.codes[0] or both_orders(a.w1, a.plan.prunes[0], packs=a.plan.packs[0])
+        w2, w2_t, scale_w2 = a.codes[1] or both_orders(a.w2, a.plan.prunes[1], packs=a.plan.packs[1])
         first = x, w1, scale_x, scale_w1, a.b1
         scale_y = _at(used, 1)
         if scale_y is None:
@@ -156,10 +162,11 @@ class FeedForwardFp8(torch.autograd.Function):
         scales, amax = (scale_x, scale_w1, scale_w2, scale_y), (amax_x, amax_y)
         ctx.gathered = w1_t is None and not a.plan.recompute, w2_t is None
         w1_t, w2_t = (w1 if w1_t is None else w1_t), (w2 if w2_t is None else w2_t)
+        w2_t, w2_meta = w2_t if isinstance(w2_t, Packed) else (w2_t, None)
         if a.plan.recompute:
-            saved = _Saved(a.x, a.w1, w2_t, None, None, *scales, *amax, a.b1, used, a.hot_features)
+            saved = _Saved(a.x, a.w1, w2_t, None, None, *scales, *amax, a.b1, used, a.hot_features, w2_meta)
         else:
-            saved = _Saved(x_t, w1_t, w2_t, values, meta, *scales, *amax, None, used, a.hot_features)
+            saved = _Saved(x_t, w1_t, w2_t, values, meta, *scales, *amax, None, used, a.hot_features, w2_meta)
         ctx.save_for_backward(*saved)
         ctx.how = a.plan, a.recipe, a.x.dtype
         ctx.delayed = a.delayed
@@ -212,7 +219,7 @@ def _gradients(
     permuted = _permuted(plan, recipe)
     if saved.values is None:
         x, x_t, *_ = quantize_fp8_both(again(saved.x), saved.scale_x, permuted)
-        w1, w1_t, _ = both_orders(saved.w1, plan.prunes[0], saved.scale_w1, packs=plan.packs_first)
+        w1, w1_t, _ = both_orders(saved.w1, plan.prunes[0], saved.scale_w1, packs=plan.packs[0])
         first = x, w1, saved.scale_x, saved.scale_w1, saved.b1
         values, meta, _ = _activation(plan, first, saved.scale_y, statistics=False)
         saved = saved._replace(x=x_t, w1=w1_t, values=values, meta=meta)
@@ -244,12 +251,16 @@ def _sparse(
         hot = distinct_features(hot, features)
     elif count := recipe.hot_features(features):
         hot = densest_features(feature_counts(values, meta, fp8_meta=True), count)
-    operands = grad.values, _columns(saved.w2, grad.values), values, meta, grad.scale, saved.scale_w2, scale_y
+    others = values, meta, grad.scale, saved.scale_w2, scale_y
+    if saved.w2_meta is None:
+        differentiate = partial(linear_gradient_fp8, grad.values, _columns(saved.w2, grad.values), *others)
+    else:
+        differentiate = partial(linear_gradient_fp8_packed, grad.values, saved.w2, saved.w2_meta, *others)
     scale_dh = _at(saved.used, 3)
     if scale_dh is None:
-        scale_dh = _exact(linear_gradient_fp8(*operands, torch.ones_like(scale_y))[-2])
-    of_dh, dh_tokens, dh_meta, y_tokens, y_meta, y_hot, dh_hot, amax, _ = linear_gradient_fp8(
-        *operands, scale_dh, recipe.permute_tokens, hot
+        scale_dh = _exact(differentiate(torch.ones_like(scale_y))[-2])
+    of_dh, dh_tokens, dh_meta, y_tokens, y_meta, y_hot, dh_hot, amax, _ = differentiate(
+        scale_dh, recipe.permute_tokens, hot
     )
     dx = mm(of_dh, meta, saved.w1.t(), scale_dh, saved.scale_w1, out_dtype=dtype) if needed.x else None
     dw1 = mm(dh_tokens, dh_meta, saved.x.t(), scale_dh, saved.scale_x, dim=-2, out_dtype=dtype)

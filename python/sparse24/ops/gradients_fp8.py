@@ -153,20 +153,23 @@ def linear_relu2_gradient_fp8(
     return run(_linear_relu2_gradient_fp8, *arguments)
 
 
-def _check_fp8(op: str, name: str, t: Tensor, grad: Tensor) -> None:
+def check_fp8(op: str, name: str, t: Tensor, grad: Tensor) -> None:
+    """Check a float8 matrix beside grad."""
     check_device(op, name, t, "grad", grad)
     check_sizes(op, name, t, 2)
     check_exact_dtype(op, name, t, FP8)
 
 
-def _check_product(op: str, grad: Tensor, w: Tensor, multiple: int) -> tuple[int, int]:
-    """Check grad and w, and return the sizes of ``grad @ w.T``."""
+def check_fp8_product(op: str, grad: Tensor, w: Tensor, multiple: int, *, packed: bool = False) -> tuple[int, int]:
+    """Check grad and w, or the values of a packed one, and return the sizes of ``grad @ w.T``."""
     check_sizes(op, "grad", grad, 2)
     check_exact_dtype(op, "grad", grad, FP8)
     rows, depth = grad.shape
-    expect(depth % 16 == 0, op, "grad to have a multiple of 16 columns", depth)
-    _check_fp8(op, "w", w, grad)
-    expect(w.shape[1] == depth, op, f"w to have {depth} columns (columns of grad)", w.shape[1])
+    of_columns = feature_alignment(FP8, -1) if packed else 16
+    expect(depth % of_columns == 0, op, f"grad to have a multiple of {of_columns} columns", depth)
+    check_fp8(op, "w", w, grad)
+    columns, what = (depth // 2, "half of those") if packed else (depth, "columns")
+    expect(w.shape[1] == columns, op, f"w to have {columns} columns ({what} of grad)", w.shape[1])
     expect(w.shape[0] % multiple == 0, op, f"w to have a multiple of {multiple} rows", w.shape[0])
     return rows, w.shape[0]
 
@@ -194,14 +197,28 @@ def _fake_linear_gradient_fp8(
     hot: Tensor | None,
 ) -> tuple[Tensor, ...]:
     op = "linear_gradient_fp8"
-    rows, features = _check_product(op, grad, w, feature_alignment(FP8, -1))
-    _check_fp8(op, "values", values, grad)
+    sizes = check_fp8_product(op, grad, w, feature_alignment(FP8, -1))
+    return gradient_fp8_outputs(op, grad, *sizes, values, meta, (scale_grad, scale_w, scale_y, scale_dh), hot)
+
+
+def gradient_fp8_outputs(
+    op: str,
+    grad: Tensor,
+    rows: int,
+    features: int,
+    values: Tensor,
+    meta: Tensor,
+    scales: tuple[Tensor, Tensor, Tensor, Tensor],
+    hot: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Check what stands beside grad and w, and make the results of `linear_gradient_fp8`."""
+    check_fp8(op, "values", values, grad)
     expect(values.shape[0] == rows, op, f"values to have {rows} rows (rows of grad)", values.shape[0])
     half = features // 2
     expect(values.shape[1] == half, op, f"values to have {half} columns (half the rows of w)", values.shape[1])
     check_device(op, "meta", meta, "grad", grad)
     check_meta(op, meta, Operand.of(rows, features, FP8, -1))
-    _check_scales(op, grad, scale_grad, scale_w, scale_y, scale_dh)
+    _check_scales(op, grad, *scales)
     hot_count = 0
     if hot is not None:
         check_device(op, "hot", hot, "grad", grad)
@@ -223,8 +240,8 @@ def _fake_linear_relu2_gradient_fp8(
     grad: Tensor, w: Tensor, y: Tensor, scale_grad: Tensor, scale_w: Tensor, scale_y: Tensor, scale_dh: Tensor
 ) -> tuple[Tensor, ...]:
     op = "linear_relu2_gradient_fp8"
-    rows, features = _check_product(op, grad, w, 16)
-    _check_fp8(op, "y", y, grad)
+    rows, features = check_fp8_product(op, grad, w, 16)
+    check_fp8(op, "y", y, grad)
     expect(y.shape[0] == rows, op, f"y to have {rows} rows (rows of grad)", y.shape[0])
     expect(y.shape[1] == features, op, f"y to have {features} columns (rows of w)", y.shape[1])
     _check_scales(op, grad, scale_grad, scale_w, scale_y, scale_dh)

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse24.format import WIDE, Operand, feature_alignment
+from sparse24.format import FP8, WIDE, Operand, feature_alignment
 from sparse24.ops.arguments import run
 from sparse24.ops.checks import check_device, check_dtype, check_meta, check_sizes, expect, name_of
 from sparse24.ops.gradients import check_beside, gradient_outputs
-from sparse24.ops.registration import define
+from sparse24.ops.gradients_fp8 import check_fp8_product, gradient_fp8_outputs
+from sparse24.ops.registration import ROUNDING, define
 
-__all__ = ["linear_gradient_packed"]
+__all__ = ["linear_gradient_fp8_packed", "linear_gradient_packed"]
 
 
 def linear_gradient_packed(
@@ -68,6 +69,61 @@ def linear_gradient_packed(
     return run(_linear_gradient_packed, *tensors, interleaved, tokens, fp8_meta, hot, roots)
 
 
+def linear_gradient_fp8_packed(
+    grad: Tensor,
+    w: Tensor,
+    w_meta: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    scale_grad: Tensor,
+    scale_w: Tensor,
+    scale_y: Tensor,
+    scale_dh: Tensor,
+    interleaved: bool = False,
+    hot: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute what `linear_gradient_fp8` does, with a weight that is 2:4 along its rows as the sparse operand.
+
+    Given the same dy the results are bit for bit those of `linear_gradient_fp8`; dy is that of the pruned weight, but
+    for the order of summation. It does reach memory, in bfloat16.
+
+    Parameters
+    ----------
+    grad : Tensor [T, D]
+        The gradient of ``y @ w``, float8_e4m3fn. D: a multiple of 32.
+    w : Tensor [F, D/2]
+        The values of ``prune_pack_fp8_both(weight, dim=-2)`` of the weight [D, F], float8_e4m3fn. F: a multiple of 32.
+    w_meta : Tensor
+        Their metadata.
+    values, meta, scale_grad, scale_w, scale_y, scale_dh, interleaved, hot
+        As in `linear_gradient_fp8`.
+
+    Returns
+    -------
+    dh_values, dh_tokens, dh_tokens_meta, y_tokens, y_tokens_meta, y_hot, dh_hot, amax, saturated : Tensor
+        As of `linear_gradient_fp8`.
+
+    Raises
+    ------
+    RuntimeError
+        As in `linear_gradient_fp8`; sizes of w, w_meta and grad that do not fit each other.
+
+    Notes
+    -----
+    Source: Haziza et al. 2025, arXiv 2503.16672; 2:4 weights: Mozaffari et al. 2024 (SLoPe), arXiv 2405.16325.
+
+    Examples
+    --------
+    >>> grad, one = torch.ones(4, 32).to(torch.float8_e4m3fn), torch.ones(1)
+    >>> y, meta, scale = sparse24.compress_fp8(torch.ones(4, 32), one, "relu2", scaling="tensor")
+    >>> w, w_meta, codes, *_ = sparse24.prune_pack_fp8_both(torch.ones(32, 32), one, -2)
+    >>> dh = sparse24.linear_gradient_fp8_packed(grad, w, w_meta, y, meta, one, one, scale, one)[0]
+    >>> assert (dh.float() == 32).all()
+    """
+    scales = scale_grad, scale_w, scale_y, scale_dh
+    return run(_linear_gradient_fp8_packed, grad, w, w_meta, values, meta, *scales, interleaved, hot)
+
+
 def _fake_linear_gradient_packed(
     grad: Tensor,
     w: Tensor,
@@ -94,6 +150,27 @@ def _fake_linear_gradient_packed(
     return gradient_outputs(op, grad, features, "rows of w", values, meta, tokens, fp8_meta, hot, roots)
 
 
+def _fake_linear_gradient_fp8_packed(
+    grad: Tensor,
+    w: Tensor,
+    w_meta: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    scale_grad: Tensor,
+    scale_w: Tensor,
+    scale_y: Tensor,
+    scale_dh: Tensor,
+    interleaved: bool,
+    hot: Tensor | None,
+) -> tuple[Tensor, ...]:
+    op = "linear_gradient_fp8_packed"
+    rows, features = check_fp8_product(op, grad, w, feature_alignment(FP8, -1), packed=True)
+    check_device(op, "w_meta", w_meta, "grad", grad)
+    check_meta(op, w_meta, Operand.of(features, grad.shape[1], FP8, -1), "w_meta")
+    scales = scale_grad, scale_w, scale_y, scale_dh
+    return gradient_fp8_outputs(op, grad, rows, features, values, meta, scales, hot)
+
+
 def _flops(grad: torch.Size, w: torch.Size, *_args: Any, **_kwargs: Any) -> int:
     """Count the dense ``grad @ weight`` that it stands for."""
     return 2 * grad[0] * grad[1] * w[0]
@@ -101,4 +178,7 @@ def _flops(grad: torch.Size, w: torch.Size, *_args: Any, **_kwargs: Any) -> int:
 
 _linear_gradient_packed = define(
     "linear_gradient_packed", _fake_linear_gradient_packed, no_backward="it is a part of one", flops=_flops
+)
+_linear_gradient_fp8_packed = define(
+    "linear_gradient_fp8_packed", _fake_linear_gradient_fp8_packed, no_backward=ROUNDING, flops=_flops
 )

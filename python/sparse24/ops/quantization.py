@@ -104,24 +104,33 @@ def prune_quantize_fp8_both(
     return run(_prune_quantize_fp8_both, w, scale, dim)
 
 
-def prune_pack_fp8_both(w: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def prune_pack_fp8_both(
+    w: Tensor, scale: Tensor | None = None, dim: Dim = -1
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Convert a weight to float8_e4m3fn as `prune_quantize_fp8_both` does, and pack what stays in the same pass.
 
-    A training step multiplies the packed codes with x, and their transpose with a sparse gradient.
+    A training step multiplies the packed codes with what is dense, x or the output's gradient, and the dense ones with
+    what is sparse.
 
     Parameters
     ----------
-    w : Tensor [F, D]
-        bfloat16 or float16; on the CPU also float32. F: a multiple of 16. D: a multiple of 32.
+    w : Tensor [R, C]
+        bfloat16 or float16; on the CPU also float32. Groups of four lie along `dim`, features F along the other. F: a
+        multiple of 16. The other size: a multiple of 32.
     scale : Tensor, optional
         As in `quantize_fp8_both`.
+    dim : {-1, -2}
+        As in `pack24`: w is [F, D] as the first layer has it, or [D, F] as the second one has it.
 
     Returns
     -------
     values : Tensor [F, D/2]
     meta : Tensor
-        As of ``pack24_fp8(w, scale, scaling="tensor")``.
-    transposed, scale, amax : Tensor
+        As of ``pack24_fp8(w, scale, dim, scaling="tensor")``.
+    transposed : Tensor [D, P]
+        The transpose of the codes that `values` has, with ``dim=-1`` as of `prune_quantize_fp8_both`; with ``dim=-2``
+        it is [D, F], w's own order.
+    scale, amax : Tensor
         As of `prune_quantize_fp8_both`.
 
     Raises
@@ -142,7 +151,7 @@ def prune_pack_fp8_both(w: Tensor, scale: Tensor | None = None) -> tuple[Tensor,
     >>> codes = sparse24.prune_quantize_fp8_both(w)[0]
     >>> assert torch.equal(sparse24.unpack24(values, meta, 32, 64).float(), codes.float())
     """
-    return run(_prune_pack_fp8_both, w, scale)
+    return run(_prune_pack_fp8_both, w, scale, dim)
 
 
 def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -293,17 +302,21 @@ def _fake_prune_quantize_fp8_both(w: Tensor, scale: Tensor | None, dim: int) -> 
     return _both_orders(op, "w", w, scale)
 
 
-def _fake_prune_pack_fp8_both(w: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake_prune_pack_fp8_both(
+    w: Tensor, scale: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     op = "prune_pack_fp8_both"
+    check_dim(op, dim)
     check_sizes(op, "w", w, 2)
     check_dtype(op, "w", w, WIDE)
-    multiple = feature_alignment(FP8, -1)
-    expect(w.shape[1] % multiple == 0, op, f"w to have a multiple of {multiple} columns", w.shape[1])
-    rule = f"w to have a multiple of {PACKED_FEATURES} rows"
-    expect(w.shape[0] % PACKED_FEATURES == 0, op, rule, w.shape[0])
-    a = Operand.of(*w.shape, FP8, -1)
-    _, *others = _both_orders(op, "w", w, scale)
-    return w.new_empty(a.values_shape, dtype=FP8), w.new_empty(a.meta_bytes, dtype=torch.uint8), *others
+    depth = feature_alignment(FP8, -1)
+    rows, columns = (PACKED_FEATURES, depth) if dim == -1 else (depth, 16)
+    expect(w.shape[1] % columns == 0, op, f"w to have a multiple of {columns} columns", w.shape[1])
+    expect(w.shape[0] % rows == 0, op, f"w to have a multiple of {rows} rows", w.shape[0])
+    a = Operand.of(*(w.shape if dim == -1 else w.shape[::-1]), FP8, -1)
+    codes, transposed, *others = _both_orders(op, "w", w, scale)
+    packed = w.new_empty(a.values_shape, dtype=FP8), w.new_empty(a.meta_bytes, dtype=torch.uint8)
+    return *packed, transposed if dim == -1 else codes, *others
 
 
 def _fake_transpose_fp8(values: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 /// @file
-/// The epilogue of linear_gradient_fp8 on the host, against the CPU reference.
+/// The epilogue of linear_gradient_fp8 on the host, of accumulators and of a dy in memory, against the CPU reference.
 #include <gtest/gtest.h>
 
 #include "emulator/epilogue.h"
@@ -41,8 +41,36 @@ struct Output {
   Guarded values, meta;
 };
 
+/// Runs the epilogue on accumulators. Beyond the last row and column there is what must reach nothing.
+void run_on_accumulators(const GradientFp8Case& c, const cuda::GradientFp8Params& params, Order order) {
+  const auto dy = [&](int row, int column, int) {
+    const int place = cuda::place_of_row(row);
+    if (place >= c.tokens || column >= c.features) return (row + column) % 3 == 0 ? NAN : 5000.f;
+    return c.dy(interleaved_token(place, c.interleaved ? c.tokens / 4 : 0), column);
+  };
+  run_epilogue<cuda::GradientFp8Epilogue<Tile::kM, Tile::kN>, Tile>(params, int(c.tokens), int(c.features), dy, order);
+}
+
+/// Runs it on the CTAs of linear_gradient_fp8_packed, which has dy in memory.
+void run_on_memory(const GradientFp8Case& c, const cuda::GradientFp8Params& params, Order order) {
+  constexpr int kTileN = cuda::TradedPart::kColumns;
+  Array rounded(DType::kBFloat16, c.tokens * c.features);
+  for (int64_t i = 0; i < rounded.size(); ++i) rounded.set(i, c.dy(i / c.features, i % c.features));
+  Guarded dy = guarded(rounded.data(), rounded.bytes());
+  for (int m = 0; m < ceil_div(c.tokens, Tile::kM); ++m) {
+    for (int n = 0; n < round_up(c.features, kMetaRowPadding) / kTileN; ++n) {
+      Block(0, 128, order).run([&] {
+        const cuda::GradientFp8Epilogue<Tile::kM, kTileN> epilogue(params);
+        epilogue.visit_stored(dy.data<const __nv_bfloat16>(), m, n, int(threadIdx.x));
+      });
+    }
+  }
+  EXPECT_TRUE(dy.intact());
+}
+
 /// Every output is the reference's with its padding; nothing else is written, and nothing beside the inputs is read.
-void compare(GradientFp8Case c, Order order = Order::kForward) {
+template <class Run>
+void compare_run(GradientFp8Case c, Order order, const Run& run) {
   SCOPED_TRACE(testing::Message() << c.tokens << " x " << c.features << (c.interleaved ? ", interleaved" : ""));
   c.hot = {0, c.features / 2 + 1, c.features - 1};
   const GradientFp8Result expected = test::cpu_linear_gradient_fp8(c);
@@ -70,13 +98,7 @@ void compare(GradientFp8Case c, Order order = Order::kForward) {
                                        {&c.scales[0], &c.scales[1], &c.scales[2], &c.scales[3], &amax, &saturated},
                                        slot_of.data<int32_t>(),
                                        {y_hot.data<uint8_t>(), dh_hot.data<uint8_t>()}};
-  // Beyond the last row and column there is what must reach nothing.
-  const auto dy = [&](int row, int column, int) {
-    const int place = cuda::place_of_row(row);
-    if (place >= c.tokens || column >= c.features) return (row + column) % 3 == 0 ? NAN : 5000.f;
-    return c.dy(interleaved_token(place, c.interleaved ? c.tokens / 4 : 0), column);
-  };
-  run_epilogue<cuda::GradientFp8Epilogue<Tile::kM, Tile::kN>, Tile>(params, int(c.tokens), int(c.features), dy, order);
+  run(c, params, order);
 
   expect_equal(dh, expected.dh.data(), "dh");
   EXPECT_TRUE(y.intact() && meta.intact());
@@ -86,6 +108,10 @@ void compare(GradientFp8Case c, Order order = Order::kForward) {
   expect_equal(dh_hot, expected.dh_hot.data(), "rows of dh");
   EXPECT_EQ(amax, expected.amax);
   EXPECT_EQ(saturated, expected.saturated);
+}
+void compare(const GradientFp8Case& c, Order order = Order::kForward) {
+  compare_run(c, order, run_on_accumulators);
+  compare_run(c, order, run_on_memory);
 }
 
 /// One token; tails of groups, of metadata atoms and of tiles, in tokens and in features; whole tiles.
@@ -104,7 +130,7 @@ TEST(GradientFp8Emulated, FindsTheTokensOfInterleavedRows) {
   for (const auto& [tokens, features] : kSizes) {
     GradientFp8Case c(tokens, 16, features, 3);
     c.interleaved = true;
-    compare(std::move(c));
+    compare(c);
   }
 }
 
@@ -112,7 +138,7 @@ TEST(GradientFp8Emulated, ReadsAnyMetadataAsTheReferenceDoes) {
   for (const auto& [tokens, features] : kSizes) {
     GradientFp8Case c(tokens, 16, features, 4, /*specials=*/true);
     c.y.keep_any(9);
-    compare(std::move(c));
+    compare(c);
   }
 }
 
@@ -122,7 +148,7 @@ TEST(GradientFp8Emulated, CountsWhatSaturatesAndFindsTheLargest) {
   EXPECT_GT(test::cpu_linear_gradient_fp8(c).saturated, 0);
   c.scales[3] = unsaturated * 1.01f;
   EXPECT_EQ(test::cpu_linear_gradient_fp8(c).saturated, 0);
-  compare(std::move(c));
+  compare(c);
 }
 
 TEST(GradientFp8Emulated, DoesNotDependOnTheOrderOfThreads) {

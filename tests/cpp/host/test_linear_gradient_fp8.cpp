@@ -2,6 +2,7 @@
 /// linear_gradient_fp8 and linear_relu2_gradient_fp8 on the CPU: small literals that a person can check.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 #include "sparse24/linear_relu2_gradient_fp8.h"
@@ -69,6 +70,45 @@ TEST(LinearGradientFp8, CountsWhatExceedsTheLargestCode) {
   const auto out = test::cpu_linear_gradient_fp8(c);
   EXPECT_EQ(out.saturated, 32);
   EXPECT_EQ(out.amax, 64);
+}
+
+/// The same as with the dense weight, whose codes are pruned; NaN of grad reaches what it is multiplied with.
+TEST(LinearGradientFp8Packed, EqualsTheDenseWeight) {
+  for (bool specials : {false, true}) {
+    GradientFp8Case c(37, 64, 96, 3);
+    Array wide(DType::kBFloat16, c.w.size());
+    for (int64_t i = 0; i < c.w.size(); ++i) wide.set(i, c.w[i]);
+    const test::Compressed packed =
+        test::cpu_compress(wide, c.features, c.in, kFp8, {Dim::kFeatures, Activation::kNone, Scaling::kTensor, {1.0f}});
+    for (int64_t i = 0; i < c.w.size(); ++i) {
+      const auto [i0, i1] = packed.kept(i / c.in, i % c.in / 4);
+      if (i % 4 != i0 && i % 4 != i1) c.w.set_code(i, 0);
+    }
+    if (specials) c.grad.set(5 * c.in + 6, NAN);
+    test::GradientFp8Result got(c);
+    LinearGradientFp8PackedArgs args{test::gradient_fp8_args(c, got), packed.meta.data(), nullptr};
+    args.gradient.w = packed.values.data();
+    cpu::linear_gradient_fp8_packed(args);
+    const auto expected = test::cpu_linear_gradient_fp8(c);
+    if (!specials) {
+      EXPECT_EQ(got.dh.first_difference(expected.dh), -1);
+      EXPECT_EQ(got.dh_tokens.values.first_difference(expected.dh_tokens.values), -1);
+      EXPECT_EQ(got.dh_tokens.meta, expected.dh_tokens.meta);
+      EXPECT_EQ(got.amax, expected.amax);
+      EXPECT_EQ(got.saturated, expected.saturated);
+      continue;
+    }
+    int nan = 0;
+    for (int64_t i = 0; i < got.dh.size(); ++i) {
+      const int64_t token = i / (c.features / 2), group = i % (c.features / 2) / 2;
+      const auto [first, second] = c.y.kept(token, group);
+      const auto [i0, i1] = packed.kept(4 * group + (i % 2 ? second : first), 1);
+      const bool reached = token == 5 && (i0 == 2 || i1 == 2);
+      EXPECT_EQ(std::isnan(got.dh[i]), reached) << i;
+      nan += reached;
+    }
+    EXPECT_GT(nan, 0);
+  }
 }
 
 TEST(LinearRelu2GradientFp8, SmallExample) {

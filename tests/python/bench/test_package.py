@@ -175,7 +175,7 @@ def test_schemas():
         "transpose_fp8": "(Tensor values) -> Tensor",
         "prune_quantize_fp8_both": "(Tensor w, Tensor? scale=None, int dim=-1) "
         "-> (Tensor values, Tensor transposed, Tensor scale, Tensor amax)",
-        "prune_pack_fp8_both": "(Tensor w, Tensor? scale=None) "
+        "prune_pack_fp8_both": "(Tensor w, Tensor? scale=None, int dim=-1) "
         "-> (Tensor values, Tensor meta, Tensor transposed, Tensor scale, Tensor amax)",
         "prune_pack24": "(Tensor w, int dim=-1, *, ScalarType? dtype=None) "
         "-> (Tensor pruned, Tensor values, Tensor meta)",
@@ -194,6 +194,10 @@ def test_schemas():
         "Tensor scale_y, Tensor scale_dh, bool interleaved=False, Tensor? hot=None) -> (Tensor dh_values, "
         "Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, Tensor y_tokens_meta, Tensor y_hot, "
         "Tensor dh_hot, Tensor amax, Tensor saturated)",
+        "linear_gradient_fp8_packed": "(Tensor grad, Tensor w, Tensor w_meta, Tensor values, Tensor meta, "
+        "Tensor scale_grad, Tensor scale_w, Tensor scale_y, Tensor scale_dh, bool interleaved=False, "
+        "Tensor? hot=None) -> (Tensor dh_values, Tensor dh_tokens, Tensor dh_tokens_meta, Tensor y_tokens, "
+        "Tensor y_tokens_meta, Tensor y_hot, Tensor dh_hot, Tensor amax, Tensor saturated)",
         "linear_relu2_gradient": "(Tensor grad, Tensor w, Tensor y, bool roots=False) -> Tensor",
         "linear_relu2_gradient_fp8": "(Tensor grad, Tensor w, Tensor y, Tensor scale_grad, Tensor scale_w, "
         "Tensor scale_y, Tensor scale_dh) -> (Tensor dh, Tensor dh_transposed, Tensor y_transposed, Tensor amax, "

@@ -60,9 +60,10 @@ def test_as_in_two_steps(poisoned_memory, device, dtype, calls, which, tokens, o
     *leaves, grad = operands(tokens, dtype, device)
     further = options.pop("further", {}) if "further" in (options := dict(options)) else {}
     actual = run(leaves, grad, recipe=Recipe(sparse_weights=which, **further), **options)
-    dense = "fp8_weight_gradients" in further or "reuse_mask" in further
+    float8, both = "fp8_weight_gradients" in further, which == "both"
     assert "linear_compress_packed" in calls
-    assert ("linear_gradient_packed" in calls) == (which == "both" and not dense)
+    assert ("linear_gradient_packed" in calls) == (both and not float8 and "reuse_mask" not in further)
+    assert ("linear_gradient_fp8_packed" in calls) == (both and float8)
     calls.clear()
     assert_same(actual, run(pruned(leaves, which), grad, recipe=Recipe(**further), **options))
     assert not calls
@@ -121,7 +122,7 @@ def test_packed_once_a_step(device, calls, dtype, options):
         return packings, [p.detach() for p in mlp.parameters()]
 
     # float8 codes of masters are packed of what is pruned of them before.
-    passes = 3 if options and dtype == torch.float32 else 2
+    passes = 4 if options and dtype == torch.float32 else 2
     packings, parameters = train(True)
     assert packings == [passes * n for n in (1, 1, 0, 1, 0, 0, 1, 0, 0)]
     kept_weights._accumulating = False
@@ -150,17 +151,19 @@ def test_a_changed_weight_is_packed_again(device, calls):
 def test_what_is_saved(device):
     """Of w2 the packed form alone, in 9 of 16 parts of the bytes; of w1 the pruned one."""
 
-    def saved(recipe):
+    def saved(recipe, **options):
         *leaves, _ = operands(133, torch.bfloat16, device)
         leaves = [t.requires_grad_() for t in leaves]
         kept = {}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
-            sparse24.relu2_mlp(*leaves, min_tokens=0, recipe=recipe)
+            sparse24.relu2_mlp(*leaves, min_tokens=0, recipe=recipe, **options)
         return [tuple(t.shape) for t in kept.values()]
 
     assert (OUT, F) in saved(Recipe())
     shapes = saved(Recipe(sparse_weights="both"))
     assert (OUT, F) not in shapes and (F, OUT // 2) in shapes and (F, D // 2) not in shapes
+    shapes = saved(Recipe(sparse_weights="both", fp8_weight_gradients=True), precision="fp8")
+    assert (F, OUT) not in shapes and (F, OUT // 2) in shapes and (D, F) in shapes and (F, D // 2) not in shapes
 
 
 def test_sizes_without_a_kernel_are_multiplied_dense(device, calls):

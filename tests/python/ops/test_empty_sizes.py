@@ -90,7 +90,7 @@ def calls() -> dict[str, Call]:
             add("prune_pack24", f"{r}x{c}-dim{dim}", numbers(r, c), dim)
             add("prune_quantize_fp8_both", f"{r}x{c}-dim{dim}", numbers(r, c), None, dim)
             add("prune_pack24", f"{r}x{c}-dim{dim}-master", numbers(r, c, dtype=torch.float32), dim, dtype=BF16)
-        add("prune_pack_fp8_both", f"{r}x{c}", numbers(r, c))
+            add("prune_pack_fp8_both", f"{r}x{c}-dim{dim}", numbers(r, c), None, dim)
     for r, c in ((0, 64), (5, 0), (0, 0)):
         for scaling in ("row", "tensor"):
             scale = torch.full((r if scaling == "row" else 1,), 0.5)
@@ -134,6 +134,8 @@ def calls() -> dict[str, Call]:
                 of_name = f"{name}-{None if hot is None else len(hot)}-{interleaved}"
                 y = kept(t, f, FP8).to(BF16).abs().to(FP8), positions(t, f, FP8)
                 add("linear_gradient_fp8", of_name, *both, *y, *scales, interleaved, indices)
+                packed = numbers(t, 2 * d, dtype=FP8), kept(f, 2 * d, FP8), positions(f, 2 * d, FP8)
+                add("linear_gradient_fp8_packed", of_name, *packed, *y, *scales, interleaved, indices)
             for tokens, hot in ((False, None), (True, None), (True, []), (True, [0, 3][: 2 if f else 0])):
                 indices = None if hot is None else torch.tensor(hot, dtype=torch.int64)
                 of_name = f"{name}-{tokens}-{None if hot is None else len(hot)}" + "-interleaved" * interleaved

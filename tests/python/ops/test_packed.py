@@ -152,35 +152,43 @@ def test_prunes_where_it_quantises(poisoned_memory, device, dtype, dim, shape, g
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", [(48, 96), (16, 32), (272, 1184), (1888, 32), (0, 32), (32, 0)], ids=str)
+@pytest.mark.parametrize("dim", [-1, -2])
 @pytest.mark.parametrize("given", [False, True])
-def test_packs_where_it_quantises(poisoned_memory, device, dtype, shape, given):
+def test_packs_where_it_quantises(poisoned_memory, device, dtype, shape, given, dim):
     if device == "cuda" and dtype == torch.float32:
         pytest.skip("float32 is for the CPU only")
-    w = activations(*shape, dtype, seed=9, specials=False).to(device)
+    w = activations(*(shape if dim == -1 else shape[::-1]), dtype, seed=9, specials=False).to(device)
     scale = torch.full((1,), 0.03, device=device) if given else None
-    values, meta, *others = sparse24.prune_pack_fp8_both(w, scale)
-    codes, *expected = sparse24.prune_quantize_fp8_both(w, scale)
-    for a, e in zip(others, expected, strict=True):
+    values, meta, other, used, amax = sparse24.prune_pack_fp8_both(w, scale, dim)
+    codes, transposed, *expected = sparse24.prune_quantize_fp8_both(w, scale, dim)
+    for a, e in zip((other, used, amax), (transposed if dim == -1 else codes, *expected), strict=True):
         assert_same_bits(a, e)
-    for a, e in zip((values, meta), sparse24.pack24_fp8(w, others[1], scaling="tensor"), strict=False):
+    for a, e in zip((values, meta), sparse24.pack24_fp8(w, used, dim, scaling="tensor"), strict=False):
         assert_same_bits(a, e)
-    assert torch.equal(sparse24.unpack24(values, meta, *shape).float(), codes.float())
+    assert torch.equal(sparse24.unpack24(values, meta, *w.shape, dim).float(), codes.float())
 
 
-def test_a_weight_that_is_2_4_is_packed_as_it_is(device):
-    w = sparse24.prune24(integers(64, 96, dtype=torch.bfloat16, seed=10)).to(device)
-    made = sparse24.prune_pack_fp8_both(w)
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_a_weight_that_is_2_4_is_packed_as_it_is(device, dim):
+    w = sparse24.prune24(integers(64, 96, dtype=torch.bfloat16, seed=10), dim).to(device)
+    made = sparse24.prune_pack_fp8_both(w, None, dim)
     codes, transposed, scale, _ = sparse24.quantize_fp8_both(w)
-    assert torch.equal(sparse24.unpack24(*made[:2], 64, 96).float(), codes.float())
-    assert_same_bits(made[2], transposed)
+    assert torch.equal(sparse24.unpack24(*made[:2], 64, 96, dim).float(), codes.float())
+    assert_same_bits(made[2], transposed if dim == -1 else codes)
     assert_same_bits(made[3], scale)
 
 
 def test_packs_where_it_quantises_refuses(device):
     op = "^sparse24.prune_pack_fp8_both: expected "
-    for shape, sentence in (((8, 32), "a multiple of 16 rows, got 8"), ((16, 48), "a multiple of 32 columns, got 48")):
-        with pytest.raises(RuntimeError, match=op + "w to have " + sentence):
-            sparse24.prune_pack_fp8_both(torch.ones(*shape, dtype=torch.bfloat16, device=device))
+    for shape, dim, sentence in (
+        ((8, 32), -1, "w to have a multiple of 16 rows, got 8"),
+        ((16, 48), -1, "w to have a multiple of 32 columns, got 48"),
+        ((48, 32), -2, "w to have a multiple of 32 rows, got 48"),
+        ((32, 40), -2, "w to have a multiple of 16 columns, got 40"),
+        ((32, 32), 1, "dim to be -1 or -2, got 1"),
+    ):
+        with pytest.raises(RuntimeError, match=op + sentence):
+            sparse24.prune_pack_fp8_both(torch.ones(*shape, dtype=torch.bfloat16, device=device), None, dim)
 
 
 def test_prunes_where_it_quantises_refuses(device):

@@ -23,6 +23,20 @@ struct GradientFp8Params {
   DerivativeFp8 derivative;
   const int32_t* slots;  // [features], the row of `hot` that a feature has, or -1; null: no such rows
   uint8_t* hot[2];  // [slots, round_up(tokens, 32)] of y and of dh: all tokens of a feature, in the order of the rows
+
+  static GradientFp8Params of(const LinearGradientFp8Args& args) {
+    const auto writable = [](void* p) { return static_cast<uint8_t*>(p); };
+    return {int(args.tokens),
+            int(args.features),
+            static_cast<const uint8_t*>(args.y),
+            args.meta,
+            writable(args.dh),
+            {{args.y_tokens.values, args.y_tokens.meta}, {args.dh_tokens.values, args.dh_tokens.meta}},
+            int(args.quarter()),
+            {args.scale_grad, args.scale_w, args.scale_y, args.scale_dh, args.amax, args.saturated},
+            args.hot_count > 0 ? args.hot_slots : nullptr,
+            {writable(args.y_hot), writable(args.dh_hot)}};
+  }
 };
 
 template <int kTileM, int kTileN>
@@ -50,32 +64,33 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
     TradedPart parts[kParts];
     round_accumulators(acc, parts);
     const Tokens tokens = tokens_of(group, lane);
-    Forward next = load(tokens, n, lane);
-    DerivativeFp8::Seen seen = p_.derivative.begin();
+    const Forward next = load(tokens, n, lane);
+    const DerivativeFp8::Seen seen = p_.derivative.begin();
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < kParts; ++i) trade_features_for_tokens(parts[i].of, lane);
-    // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
-    CUTLASS_PRAGMA_NO_UNROLL
-    for (int part = 0; part < kParts; ++part) {
-      const int feature = n + part * kPartColumns;
-      // Of features 2 lane and 2 lane + 1.
-      int2 slots{-1, -1};
-      if (p_.slots && feature + 2 * lane < p_.features)
-        slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
-      const Kept y = next.arranged(lane);
-      if (__builtin_expect(tokens.place + 1 >= p_.tokens || feature + kPartColumns > p_.features, false))
-        clear_beyond(parts[0].of, tokens, feature);
-      Codes dh;
-      differentiate(parts[0].of, y, dh, seen);
-      // On its way while this part is stored; any earlier it would take registers from the roots.
-      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
-      if (p_.slots) store_hot(slots, y, dh, tokens, lane);
-      store(dh, tokens, feature, lane);
-      store_tokens(y, dh, group, feature, lane);
+    visit</*kPadded=*/true>(parts, tokens, next, seen, group, n, lane);
+  }
+
+  // Does the same with a dy that is in memory, [tokens, features]: lanes load it as they would have it traded.
+  CUTLASS_DEVICE void visit_stored(const __nv_bfloat16* dy, int m_tile, int n_tile, int thread_idx) const {
+    constexpr int kParts = kTileN / kPartColumns;
+    const int lane = thread_idx % 32, group = m_tile * kTileGroups + thread_idx / 32 * 8 + lane / 4;
+    const int n = n_tile * kTileN;
+    const Tokens tokens = tokens_of(group, lane);
+    TradedPart parts[kParts] = {};
+    CUTLASS_PRAGMA_UNROLL
+    for (int s = 0; s < 2; ++s) {
+      if (tokens.place + s >= p_.tokens) continue;
+      const __nv_bfloat16* row = dy + int64_t(tokens.index[s]) * p_.features + n + 4 * (lane >> 1 & 1);
       CUTLASS_PRAGMA_UNROLL
-      for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
+      for (int i = 0; i < kParts * kBlocks; ++i) {
+        if (n + 8 * i >= p_.features) continue;
+        const uint2 w = *reinterpret_cast<const uint2*>(row + 8 * i);
+        parts[i / kBlocks].of[i % kBlocks][s] = w.x;
+        parts[i / kBlocks].of[i % kBlocks][s + 2] = w.y;
+      }
     }
-    p_.derivative.collect(seen, lane);
+    visit</*kPadded=*/false>(parts, tokens, load(tokens, n, lane), p_.derivative.begin(), group, n, lane);
   }
 
  private:
@@ -187,6 +202,34 @@ class GradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoStorage> {
         out.values[s] = *reinterpret_cast<const uint4*>(p_.y + value_index(tokens.index[s], feature, lane));
     }
     return out;
+  }
+
+  // Computes and stores everything of a tile. kPadded: dy beyond the last row and column is anything; else zeros.
+  template <bool kPadded, int kParts>
+  CUTLASS_DEVICE void visit(TradedPart (&parts)[kParts], Tokens const& tokens, Forward next, DerivativeFp8::Seen seen,
+                            int group, int n, int lane) const {
+    // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
+    CUTLASS_PRAGMA_NO_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const int feature = n + part * kPartColumns;
+      // Of features 2 lane and 2 lane + 1.
+      int2 slots{-1, -1};
+      if (p_.slots && feature + 2 * lane < p_.features)
+        slots = *reinterpret_cast<const int2*>(p_.slots + feature + 2 * lane);
+      const Kept y = next.arranged(lane);
+      if (kPadded && __builtin_expect(tokens.place + 1 >= p_.tokens || feature + kPartColumns > p_.features, false))
+        clear_beyond(parts[0].of, tokens, feature);
+      Codes dh;
+      differentiate(parts[0].of, y, dh, seen);
+      // On its way while this part is stored; any earlier it would take registers from the roots.
+      if (part + 1 < kParts) next = load(tokens, feature + kPartColumns, lane);
+      if (p_.slots) store_hot(slots, y, dh, tokens, lane);
+      store(dh, tokens, feature, lane);
+      store_tokens(y, dh, group, feature, lane);
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
+    }
+    p_.derivative.collect(seen, lane);
   }
 
   static constexpr int kBatch = 4;  // pairs whose roots are taken in step: two blocks of both tokens

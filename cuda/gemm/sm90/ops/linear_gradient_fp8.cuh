@@ -19,27 +19,14 @@ struct LinearGradientFp8Sm90 {
 
 template <DType kDType>
 void launch_linear_gradient_fp8_sm90(const LinearGradientFp8Args& args, const GemmConfig& config, cudaStream_t stream) {
-  const auto bytes = [](const void* p) { return static_cast<const uint8_t*>(p); };
-  const auto writable = [](void* p) { return static_cast<uint8_t*>(p); };
-  const GradientFp8Params epilogue{
-      int(args.tokens),
-      int(args.features),
-      bytes(args.y),
-      args.meta,
-      writable(args.dh),
-      {{args.y_tokens.values, args.y_tokens.meta}, {args.dh_tokens.values, args.dh_tokens.meta}},
-      int(args.quarter()),
-      {args.scale_grad, args.scale_w, args.scale_y, args.scale_dh, args.amax, args.saturated},
-      args.hot_count > 0 ? args.hot_slots : nullptr,
-      {writable(args.y_hot), writable(args.dh_hot)}};
   // Rows of grad between the tokens of a group, and between groups.
   const bool apart = args.interleaved;
   const RowOrder order{apart ? std::max<int64_t>(args.quarter(), 1) : 1, apart ? 1 : 4, int(args.features),
                        args.grad_tail};
   const int64_t columns = round_up(args.features, kMetaRowPadding);  // metadata has its padding
   const DenseProduct product{args.tokens, columns, args.in, args.grad, args.ld_grad, args.w, args.in};
-  LinearGradientFp8Sm90<kDType>::Gemm::launch(product, config, epilogue, stream, "sparse24.linear_gradient_fp8: launch",
-                                              order);
+  LinearGradientFp8Sm90<kDType>::Gemm::launch(product, config, GradientFp8Params::of(args), stream,
+                                              "sparse24.linear_gradient_fp8: launch", order);
 }
 
 }  // namespace sparse24::cuda
