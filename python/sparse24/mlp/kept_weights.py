@@ -11,6 +11,7 @@ written through ``weight.data`` between the micro-batches of a step is not seen.
 each call: its weights may change with nobody asking.
 """
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,10 @@ class BothOrders(NamedTuple):
 class _Kept(NamedTuple):
     state: tuple[Any, ...]
     form: Any
+    beside: Callable[[], Tensor | None]  # what the weight was packed together with
+
+    def is_of(self, state: tuple[Any, ...], beside: Tensor | None) -> bool:
+        return self.state == state and self.beside() is beside
 
 
 #: Of each weight its forms, by what they are.
@@ -79,23 +84,28 @@ def codes_of(
     return codes
 
 
-def kept_form(stored: Tensor, dtype: torch.dtype, what: Hashable, make: Callable[[], Any]) -> Any:
-    """Give a form of a weight in the dtype of the step, kept or made; None where it is not to be kept."""
+def kept_form(
+    stored: Tensor, dtype: torch.dtype, what: Hashable, make: Callable[[], Any], beside: Tensor | None = None
+) -> Any:
+    """Give a form of a weight in the dtype of the step, kept or made; None where it is not to be kept.
+
+    `beside`: a parameter that is a part of the form too.
+    """
     global _accumulating
-    if not _may_keep(stored):
+    if not _may_keep(stored) or not (beside is None or _may_keep(beside)):
         return None
     accumulates = stored.grad is not None
     _accumulating = _accumulating or accumulates
     if not _accumulating:
         return None
-    state = _state(stored, dtype)
-    forms = {name: kept for name, kept in _kept.get(stored, {}).items() if kept.state == state}
+    state = _state(stored, dtype) + (() if beside is None else _state(beside, dtype))
+    forms = {name: kept for name, kept in _kept.get(stored, {}).items() if kept.is_of(state, beside)}
     found = forms.pop(what, None) if accumulates else None
     if found is None:
         forms.pop(what, None)
         _kept[stored] = forms  # what is dropped goes before others take its memory's place
         with torch.no_grad():
-            found = _Kept(state, make())
+            found = _Kept(state, make(), _nothing if beside is None else weakref.ref(beside))
         after_each_step(_drop_all)
     _kept[stored] = {**forms, what: found}
     return found.form
@@ -104,6 +114,10 @@ def kept_form(stored: Tensor, dtype: torch.dtype, what: Hashable, make: Callable
 def forget(stored: Tensor) -> None:
     """Drop what is kept of a weight."""
     _kept.pop(stored, None)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _drop_all(_optimizer: torch.optim.Optimizer) -> None:

@@ -131,7 +131,7 @@ def entering(
         w1, first = _entering(w1, -1, dtype, packs.first)
     elif packs.first:
         left, right = (t.to(dtype) for t in adapters)
-        pruned, first = _entering(w1, -1, dtype, True, left)
+        pruned, first = _entering(w1, -1, dtype, True, adapters[0])
         w1 = with_adapters(pruned, (left, right))
     else:
         w1, first = with_adapters(prune24(w1, -1), adapters), None
@@ -144,14 +144,12 @@ def entering(
 def _entering(
     w: Tensor, dim: int, dtype: torch.dtype, packs: bool, left: Tensor | None = None
 ) -> tuple[Tensor, Packed | None]:
-    left = None if left is None else left.detach()
-    made = (
-        None if left is not None else kept_form(w, dtype, ("pruned", dim, packs), lambda: _forms(w, dim, dtype, packs))
-    )
+    beside = None if left is None else left.detach().to(dtype)
+    made = kept_form(w, dtype, ("pruned", dim, packs), lambda: _forms(w, dim, dtype, packs, beside), left)
     if without_formula(w):
-        pruned, *packed = _forms(w, dim, dtype, packs, left)
+        pruned, *packed = _forms(w, dim, dtype, packs, beside)
     else:
-        pruned, *packed = _Prune.apply(w, dim, dtype, packs, made, left)
+        pruned, *packed = _Prune.apply(w, dim, dtype, packs, made, beside)
     return pruned, Packed(*packed) if packs else None
 
 

@@ -11,7 +11,7 @@ from packed_calls import OUT, D, F, operands
 
 import sparse24
 from sparse24 import Recipe, prune24
-from sparse24.mlp import packed_weights
+from sparse24.mlp import kept_weights, packed_weights
 from sparse24.nn import sparse_weights
 
 # Dynamo makes an instance of every autograd function that it traces.
@@ -89,6 +89,65 @@ def test_steps_with_adapters_against_float64(device, dtype, calls, beside, learn
     exact = sparse24.prune24((x.double() @ w1.t()).relu().square()) @ mlp.down_proj.weight.double().t()
     error, of_rival = ((t.double() - exact).norm() for t in (out, rival))
     assert error <= 2 * of_rival + 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "masters"])
+def test_packed_once_a_step(device, calls, beside, dtype):
+    """From the step after the first that accumulated, with the bits of a training that keeps nothing."""
+    beside(True)
+
+    def train(keeps):
+        torch.manual_seed(0)
+        recipe = Recipe(sparse_weights="up")
+        mlp = sparse24.nn.ReLU2MLP(D, F, OUT, device=device, dtype=dtype, recipe=recipe, min_tokens=0)
+        mlp.add_adapters_(3)
+        optimizer = torch.optim.SGD(mlp.parameters(), lr=1e-2)
+        packings, outs = [], []
+        for step in range(3):
+            for batch in range(3):
+                calls.clear()
+                x = integers(64, D, dtype=torch.bfloat16, seed=3 * step + batch).to(device)
+                outs.append(mlp(x))
+                outs[-1].sum().backward()
+                packings.append(calls.count("prune_pack24"))
+                if not keeps:
+                    kept_weights._kept.clear()
+            optimizer.step()
+            optimizer.zero_grad()
+        return packings, [t.detach() for t in (*outs, *mlp.parameters())]
+
+    packings, results = train(True)
+    assert packings == [1, 1, 0, 1, 0, 0, 1, 0, 0]
+    packings, expected = train(False)
+    assert packings == [1] * 9
+    for a, e in zip(results, expected, strict=True):
+        assert_same_bits(a, e)
+
+
+def test_changed_adapters_are_packed_again(device, calls, beside):
+    """Written to, or another parameter in their place."""
+    beside(True)
+    recipe = Recipe(sparse_weights="up")
+    mlp = sparse24.nn.ReLU2MLP(D, F, OUT, device=device, dtype=torch.bfloat16, recipe=recipe, min_tokens=0)
+    mlp.add_adapters_(3)
+    x = integers(64, D, dtype=torch.bfloat16).to(device)
+
+    def replace():
+        mlp.up_left = torch.nn.Parameter(mlp.up_left.detach() * 2)
+
+    def write():
+        with torch.no_grad():
+            mlp.up_left.normal_()
+
+    for change in (write, replace):
+        for _ in range(3):
+            mlp(x).sum().backward()
+        calls.clear()
+        change()
+        out = mlp(x)
+        assert calls.count("prune_pack24") == 1
+        kept_weights._kept.clear()
+        assert_same_bits(out, mlp(x))
 
 
 def test_float8_steps_multiply_the_sum(device, calls, beside):
