@@ -8,20 +8,18 @@ from bench.reporting.markdown import gain_both, size, table, us
 from bench.reporting.origins import Origins
 from sparse24.bench import results
 
+TRAINED = ("sparse24_up", "sparse24_both", "sparse24_adapters")
 #: By race and precision: ours with dense products of the weights, what packs weights, and the dense rivals.
 RACES: dict[tuple[str, str], tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     ("forward", "bf16"): ("sparse24", ("sparse24_up",), ("fused_dense", "torch_compile")),
     ("forward", "fp8"): ("sparse24", ("sparse24_up", "sparse24_up_row"), ("fused_dense", "scaled_mm_row")),
-    ("training", "bf16"): ("sparse24", ("sparse24_up", "sparse24_both"), ("fused_dense", "torch_compile")),
-    ("training", "fp8"): (
-        "sparse24_fp8",
-        ("sparse24_up", "sparse24_both"),
-        ("fused_dense_fp8", "scaled_mm_tensor"),
-    ),
+    ("training", "bf16"): ("sparse24", TRAINED, ("fused_dense", "torch_compile")),
+    ("training", "fp8"): ("sparse24_fp8", TRAINED, ("fused_dense_fp8", "scaled_mm_tensor")),
 }
 NAMES = {
     "up": "w1",
     "both": "w1 and w2",
+    "adapters": "w1 and w2, adapters of rank 64",
     "row": "w1, scales of rows",
 }
 

@@ -37,6 +37,7 @@ VARIANTS = {
     "sparse24_up": Variant("sparse24, w1 2:4", "#2a9d8f"),
     "sparse24_up_row": Variant("sparse24, w1 2:4, scales of rows", "#8fd3cb"),
     "sparse24_both": Variant("sparse24, w1 and w2 2:4", "#14564f"),
+    "sparse24_adapters": Variant("sparse24, w1 and w2 2:4, adapters", "#8a6d3b"),
     "sparse24_fallback": Variant("sparse24 run dense, as by default", "#c9b6ee"),
     "sparse24_no_split": Variant("sparse24, no dense features", "#12408f"),
     "sparse24_dense_dw": Variant("sparse24, dense weight gradients", "#bcd3fa"),

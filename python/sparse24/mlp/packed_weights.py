@@ -134,7 +134,9 @@ def entering(
         pruned, first = _entering(w1, -1, dtype, True, adapters[0])
         w1 = with_adapters(pruned, (left, right))
     else:
-        w1, first = with_adapters(prune24(w1, -1), adapters), None
+        # Masters have their own dtype until adapters are added; the op that prunes in one pass rounds them.
+        pruned = _entering(w1, -1, dtype, False)[0] if w1.dtype == dtype else prune24(w1, -1)
+        w1, first = with_adapters(pruned, adapters), None
     if recipe.sparse_weights == "both":
         w2, second = _entering(w2, -2, dtype, packs.second)
         rows = None if rows is None else prune24(rows, -1)

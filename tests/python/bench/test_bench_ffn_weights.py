@@ -19,8 +19,8 @@ VARIANTS = {
     ("fp8", "forward"): "scaled_mm_row scaled_mm_tensor fused_dense sparse24 sparse24_up sparse24_up_row",
     ("bf16", "gemm1"): "linear_compress linear_compress_packed",
     ("fp8", "gemm1"): "linear_compress linear_compress_packed",
-    ("bf16", "training"): "torch_compile fused_dense sparse24 sparse24_up sparse24_both",
-    ("fp8", "training"): "scaled_mm_tensor fused_dense_fp8 sparse24_fp8 sparse24_up sparse24_both",
+    ("bf16", "training"): "torch_compile fused_dense sparse24 sparse24_up sparse24_both sparse24_adapters",
+    ("fp8", "training"): "scaled_mm_tensor fused_dense_fp8 sparse24_fp8 sparse24_up sparse24_both sparse24_adapters",
 }
 
 
@@ -46,7 +46,7 @@ def test_table_and_drawing(smoke, tmp_path):
     records = [r | {"median_us": 100.0 + len(r["variant"]), "sustained_us": 100.0} for r in smoke[1]]
     text = weight_speed.speed_table(records)
     rows = [line for line in text.splitlines() if line.startswith("| 128, 64, 256")]
-    assert len(rows) == 7 and "| training | bf16 | w1 and w2 | 113 | 111, **0.98** (1.00) | 113, 1.00 (1.00) |" in text
+    assert len(rows) == 9 and "| training | bf16 | w1 and w2 | 113 | 111, **0.98** (1.00) | 113, 1.00 (1.00) |" in text
     assert weight_speed.all_tables([]) == ""
     text = weight_speed.all_tables(records)
     assert "| 128 x 256 x 64 | bf16 | 115 | 122, **0.94** (1.00) |" in text and "| 128 x 256 x 64 | fp8 | 115 |" in text

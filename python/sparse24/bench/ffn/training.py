@@ -259,8 +259,8 @@ def sparse(step: Step, options: Options, variants: str) -> list[Case]:
 
 
 def ffn_of(recipe: sparse24.Recipe) -> FFN:
-    def ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=recipe)
+    def ffn(x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, **more: Any) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w1, w2, precision="16bit", min_tokens=0, recipe=recipe, **more)
 
     return ffn
 
@@ -294,7 +294,7 @@ def delayed_fp8(step: Step, ffn: Callable[..., torch.Tensor]) -> FFN:
     scales = torch.zeros(4, device=step.dy.device)
     first = dense_delayed_ffn if ffn is dense_delayed_ffn else delayed_ffn
     step.training(lambda *operands: first(*operands, scales, known=False))
-    return lambda x, w1, w2: ffn(x, w1, w2, scales)
+    return lambda x, w1, w2, **more: ffn(x, w1, w2, scales, **more)
 
 
 def check_tokens(

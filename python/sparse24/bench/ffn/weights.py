@@ -5,8 +5,9 @@ a dense matrix, `sparse24_up` packed; in fp8 both have one scale for the activat
 and `sparse24_up_row` one for each token, as `scaled_mm_row` has. The first GEMMs alone are in the race "gemm1".
 
 Of the race "training": `sparse24` with dense products of weights, `sparse24_up` and `sparse24_both` with packed ones,
-which each step prunes and packs; in fp8 all six products are float8. The rivals are those of forward.py and of
-training.py.
+which each step prunes and packs; in fp8 all six products are float8. `sparse24_adapters` is `sparse24_both` with
+adapters of rank 64 beside w1, as they are when they are added: they change nothing, and have gradients. The rivals are
+those of forward.py and of training.py.
 
 The share of zeros comes from one feature of x that is constant, which stands for a bias.
 """
@@ -37,6 +38,7 @@ FORWARD = {
 }
 TRAINING = ("torch_compile", "fused_dense", "scaled_mm_tensor", "fused_dense_fp8", "sparse24", "sparse24_fp8")
 CONSTANT = 2.0
+RANK = 64
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -178,13 +180,39 @@ def training_cases(step: training.Step, options: Options) -> list[Case]:
         cases += step.cases(f"sparse24_{name}", "bf16", "sparse24", ffn, check)
         float8 = training.delayed_fp8(step, partial(_float8, name))
         cases += step.cases(f"sparse24_{name}", "fp8", "sparse24", float8, check)
-    names = (*TRAINING, "sparse24_up", "sparse24_both")
+    adapted = AdaptedStep(*step.plain, step.dy, options)
+    for dtype, both in (("bf16", ffn), ("fp8", float8)):
+        ffn = partial(_adapted, both)
+        cases += adapted.cases("sparse24_adapters", dtype, "sparse24", ffn, check)
+    names = (*TRAINING, "sparse24_up", "sparse24_both", "sparse24_adapters")
     return [case for case in cases if case.race == "training" and case.variant in names]
 
 
+class AdaptedStep(training.Step):
+    """A step that has adapters and their gradients too: zeros on the left, as `add_adapters_` makes them."""
+
+    def __init__(self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, dy: torch.Tensor, options: Options) -> None:
+        super().__init__(x, w1, w2, dy)
+        right = torch.randn(RANK, x.shape[1], generator=generator(options.device, options.seed), device=options.device)
+        adapters = w1.new_zeros(w1.shape[0], RANK), right.to(w1.dtype)
+        self.operands += tuple(t.requires_grad_() for t in adapters)
+
+
+def _adapted(
+    ffn: Callable[..., torch.Tensor], x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, *adapters: torch.Tensor
+) -> torch.Tensor:
+    return ffn(x, w1, w2, adapters=adapters)
+
+
 def _float8(
-    name: Any, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, scales: torch.Tensor, known: bool = True
+    name: Any,
+    x: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    scales: torch.Tensor,
+    known: bool = True,
+    **more: Any,
 ) -> torch.Tensor:
     recipe = sparse24.Recipe(sparse_weights=name, fp8_weight_gradients=True)
-    options: dict[str, Any] = {"precision": "fp8", "min_tokens": 0, "recipe": recipe}
+    options: dict[str, Any] = {"precision": "fp8", "min_tokens": 0, "recipe": recipe, **more}
     return sparse24.relu2_mlp(x, w1, w2, delayed_scales=scales, scales_known=known, **options)
