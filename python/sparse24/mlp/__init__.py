@@ -170,7 +170,8 @@ def relu2_mlp(
     adapters : tuple of Tensor, optional
         The first weight is ``w1 + left @ right`` of these, left [F, rank] and right [rank, D], both of w1's dtype; w1
         alone is pruned. Where the pruned weight is packed, in 16 bits, left is packed beside it and ``x @ right.T``
-        stands beside x: one product with float32 sums. Otherwise their sum in w1's dtype is multiplied.
+        stands beside x: one product with float32 sums. Otherwise their sum is multiplied, of both in the dtype of the
+        step.
 
     Returns
     -------

@@ -129,14 +129,10 @@ def entering(
     second = right = None
     if adapters is None:
         w1, first = _entering(w1, -1, dtype, packs.first)
-    elif packs.first:
-        left, right = (t.to(dtype) for t in adapters)
-        pruned, first = _entering(w1, -1, dtype, True, adapters[0])
-        w1 = with_adapters(pruned, (left, right))
     else:
-        # Masters have their own dtype until adapters are added; the op that prunes in one pass rounds them.
-        pruned = _entering(w1, -1, dtype, False)[0] if w1.dtype == dtype else prune24(w1, -1)
-        w1, first = with_adapters(pruned, adapters), None
+        left, right = (t.to(dtype) for t in adapters)
+        pruned, first = _entering(w1, -1, dtype, packs.first, adapters[0] if packs.first else None)
+        w1, right = with_adapters(pruned, (left, right)), right if packs.first else None
     if recipe.sparse_weights == "both":
         w2, second = _entering(w2, -2, dtype, packs.second)
         rows = None if rows is None else prune24(rows, -1)
