@@ -71,7 +71,9 @@ void quantize_as(const QuantizeBothArgs& args) {
 }  // namespace
 
 void quantize_fp8_both(const QuantizeBothArgs& args) {
-  visit_dtype(args.x_dtype, [&](auto in) { quantize_as<decltype(in)>(args); });
+  visit_dtype(args.x_dtype, [&](auto in) {
+    for (int64_t i = 0; i < args.count; ++i) quantize_as<decltype(in)>(args.matrix(i, size_of(args.x_dtype)));
+  });
 }
 
 void transpose_fp8(const TransposeFp8Args& args) {

@@ -9,7 +9,8 @@ using PackedOrders = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 namespace {
 
-constexpr int64_t kMultiple = 16;  // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
+constexpr int64_t kMultiple = 16;         // of columns: rows of q are 16-byte aligned, as every fp8 GEMM wants them
+constexpr int64_t kMostMatrices = 65535;  // of a grid
 
 /// Returns the values, the metadata if it `packs`, the codes in the other order, the scale and the largest magnitude.
 PackedOrders quantize(OpName op, const char* name, const Tensor& x, const std::optional<Tensor>& scale,
@@ -17,25 +18,32 @@ PackedOrders quantize(OpName op, const char* name, const Tensor& x, const std::o
   const bool of_rows = args.prunes && args.dim == Dim::kTokens;  // groups of rows
   const int64_t depth = feature_alignment(DType::kFloat8E4M3, Dim::kFeatures);
   const int64_t multiple = packs && !of_rows ? depth : kMultiple;
-  check_sizes(op, name, x, 2);
+  const bool several = !args.prunes && x.dim() == 3;
+  check_sizes(op, name, x, several ? 3 : 2);
   args.x_dtype = check_dtype(op, name, x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
-  args.rows = x.size(0);
-  args.cols = x.size(1);
+  args.rows = x.size(several ? 1 : 0);
+  args.cols = x.size(several ? 2 : 1);
+  if (several) args.count = x.size(0);
+  expect(args.count <= kMostMatrices, op, name, " to have at most ", kMostMatrices, " matrices, got ", args.count);
   expect(args.cols % multiple == 0, op, name, " to have a multiple of ", multiple, " columns, got ", args.cols);
   const int64_t rows = packs ? (of_rows ? depth : kPackedFeatures) : of_rows ? 4 : 1;
   expect(args.rows % rows == 0, op, name, " to have a multiple of ", rows, " rows, got ", args.rows);
   if (scale) {
     check_device(op, "scale", *scale, name, x);
-    check_scale(op, "scale", *scale, 1, true, "one scale");
+    check_scale(op, "scale", *scale, args.count, false, several ? "matrices of x" : "one scale");
   }
   const DeviceScope scope(op, x);
 
-  const auto codes = [&](int64_t m, int64_t n) { return new_empty(x, {m, n}, ScalarType::Float8_e4m3fn); };
+  const auto codes = [&](int64_t m, int64_t n) {
+    return several ? new_empty(x, {args.count, m, n}, ScalarType::Float8_e4m3fn)
+                   : new_empty(x, {m, n}, ScalarType::Float8_e4m3fn);
+  };
   const Operand a = args.packed();
   const Tensor q = packs ? codes(a.values_rows(), a.values_cols()) : codes(args.rows, args.cols);
   const Tensor meta = packs ? new_empty(x, {a.meta_bytes()}, ScalarType::Byte) : q;
   const Tensor qt = packs && of_rows ? codes(args.rows, args.cols) : codes(args.cols, args.ld_qt());
-  const Tensor used = new_empty(x, {1}, ScalarType::Float), amax = new_zeros(x, {1}, ScalarType::Float);
+  const Tensor used = new_empty(x, {args.count}, ScalarType::Float);
+  const Tensor amax = new_zeros(x, {args.count}, ScalarType::Float);
   const Tensor source = contiguous_aligned(x);
   const Tensor given = scale ? as_contiguous(*scale) : used;
   args.x = source.const_data_ptr();

@@ -19,12 +19,14 @@ __device__ __forceinline__ void atomic_max(float* target, float v) {
 
 inline constexpr int kAmaxVectors = 8;  // vectors of a thread
 
-// Computes amax[0] over all of x, which has a multiple of 8 elements.
+// Computes amax[i] over all of the matrix i of x, which has a multiple of 8 elements.
 template <class A>
 __global__ void __launch_bounds__(kAmaxThreads)
     amax_tensor(const typename A::T* x, int64_t vectors, float* amax, A activation) {
   __shared__ float largest[kAmaxThreads / 32];
   const int64_t first = int64_t{blockIdx.x} * kAmaxVectors * kAmaxThreads + threadIdx.x;
+  x += blockIdx.y * vectors * 8;
+  amax += blockIdx.y;
   typename A::P m{};
 #pragma unroll
   for (int i = 0; i < kAmaxVectors; ++i) {
@@ -34,16 +36,17 @@ __global__ void __launch_bounds__(kAmaxThreads)
   const float v = warp_max(activation.activated_max(m));
   if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = v;
   __syncthreads();
-  // All blocks write to one place: one of them all, and only what is larger than what is there.
+  // All blocks of a matrix write to one place: one of them all, and only what is larger than what is there.
   if (threadIdx.x >= 32) return;
   const float of_block = warp_max(largest[threadIdx.x % (kAmaxThreads / 32)]);
   if (threadIdx.x == 0 && of_block > *static_cast<volatile float*>(amax)) atomic_max(amax, of_block);
 }
 
 template <class A>
-void run_amax_tensor(const A& activation, const typename A::T* x, int64_t vectors, float* amax, cudaStream_t stream) {
-  amax_tensor<A><<<unsigned(ceil_div(vectors, kAmaxVectors * kAmaxThreads)), kAmaxThreads, 0, stream>>>(
-      x, vectors, amax, activation);
+void run_amax_tensor(const A& activation, const typename A::T* x, int64_t vectors, float* amax, cudaStream_t stream,
+                     int64_t count = 1) {
+  const dim3 blocks(unsigned(ceil_div(vectors, kAmaxVectors * kAmaxThreads)), unsigned(count));
+  amax_tensor<A><<<blocks, kAmaxThreads, 0, stream>>>(x, vectors, amax, activation);
   check_launch("amax_tensor");
 }
 

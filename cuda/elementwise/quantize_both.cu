@@ -95,7 +95,8 @@ constexpr int kCtas = kHow == Groups::kNone || kHow == Groups::kColumns ? 4 : 3;
 // kGiven: the scale is, and max |x| is found on the way; else that is known, and gives the scale.
 template <class T, bool kGiven, Groups kHow>
 __global__ void __launch_bounds__(kThreads, kCtas<kHow>)
-    quantize_both(const QuantizeBothArgs args, int64_t ld_qt, int column_tiles) {
+    quantize_both(const QuantizeBothArgs all, int64_t ld_qt, int column_tiles) {
+  const QuantizeBothArgs args = all.matrix(blockIdx.y, sizeof(T));
   // Of each column 32 groups, all codes or the kept pair, group g at g ^ 4 * (column / 8 % 8) against bank conflicts.
   __shared__ alignas(16) std::conditional_t<kHow == Groups::kPackedRows, uint16_t, uint32_t> tile[kColumns][kGroups];
   __shared__ float largest[kWarps];
@@ -255,16 +256,18 @@ __global__ void __launch_bounds__(kThreads) transpose(const TransposeFp8Args arg
   }
 }
 
-__global__ void scale_of_nothing(const float* given, float* scale) { *scale = given ? usable_scale(*given) : 1.f; }
+__global__ void scales_of_nothing(const float* given, float* scale) {
+  scale[blockIdx.x] = given ? usable_scale(given[blockIdx.x]) : 1.f;
+}
 
 template <class T>
 void run(const QuantizeBothArgs& args, cudaStream_t stream) {
   if (!args.given_scale) {
     run_amax_tensor(Raw<T>(Activation::kNone), static_cast<const T*>(args.x), args.rows * args.cols / 8, args.amax,
-                    stream);
+                    stream, args.count);
   }
   const int64_t column_tiles = ceil_div(args.cols, kColumns), ld_qt = args.ld_qt();
-  const auto blocks = unsigned(ceil_div(args.rows, kRows) * column_tiles);
+  const dim3 blocks(unsigned(ceil_div(args.rows, kRows) * column_tiles), unsigned(args.count));
   const auto launch = [&](auto kernel) { kernel<<<blocks, kThreads, 0, stream>>>(args, ld_qt, int(column_tiles)); };
   const auto launch_of = [&](auto groups) {
     constexpr Groups kHow = decltype(groups)::value;
@@ -286,9 +289,10 @@ void run(const QuantizeBothArgs& args, cudaStream_t stream) {
 }  // namespace
 
 void quantize_fp8_both(const QuantizeBothArgs& args, cudaStream_t stream) {
+  if (args.count == 0) return;
   if (args.rows == 0 || args.cols == 0) {
-    scale_of_nothing<<<1, 1, 0, stream>>>(args.given_scale, args.scale);
-    return check_launch("scale_of_nothing");
+    scales_of_nothing<<<unsigned(args.count), 1, 0, stream>>>(args.given_scale, args.scale);
+    return check_launch("scales_of_nothing");
   }
   dispatch_16bit(args.x_dtype, [&](auto t) { run<decltype(t)>(args, stream); });
 }

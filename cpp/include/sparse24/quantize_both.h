@@ -12,16 +12,18 @@ namespace sparse24 {
 
 /// q [rows, cols] = e4m3(x * (1 / scale)), rounded once, saturating, and qt [cols, ld_qt] its transpose; x row-major
 /// and contiguous, cols % 16 == 0 on the GPU. The column r of qt is row `interleaved_token(r, quarter())` of x; columns
-/// from `rows` to ld_qt are zeros.
+/// from `rows` to ld_qt are zeros. With a `count` all are that many matrices, one behind the other, with scales of
+/// their own.
 struct QuantizeBothArgs {
   const void* x;
   DType x_dtype;
   int64_t rows, cols;
   bool interleaved;
   void *q, *qt;
-  const float* given_scale;  ///< one element, counts as `usable_scale`; null: max |x| / 448 as in `CompressArgs`
-  float* scale;              ///< one element: what was used
-  float* amax;               ///< one element, zero before the call: max |x|, NaN not counted
+  const float* given_scale;  ///< [count], counts as `usable_scale`; null: max |x| / 448 as in `CompressArgs`
+  float* scale;              ///< [count]: what was used
+  float* amax;               ///< [count], zero before the call: max |x|, NaN not counted
+  int64_t count = 1;         ///< on the GPU at most 65,535; one where x is pruned
   /// x is pruned to two of four along `dim` before it is rounded, by the rule of compress; not with `interleaved`.
   bool prunes = false;
   Dim dim = Dim::kFeatures;
@@ -36,7 +38,19 @@ struct QuantizeBothArgs {
     return Operand::of(features ? rows : cols, features ? cols : rows, DType::kFloat8E4M3, Dim::kFeatures);
   }
   /// As many columns as a float8 operand along tokens has.
-  int64_t ld_qt() const { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
+  SPARSE24_HD int64_t ld_qt() const { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
+  /// The matrix `i` of `count`; elements of x have `bytes`.
+  SPARSE24_HD QuantizeBothArgs matrix(int64_t i, int64_t bytes) const {
+    QuantizeBothArgs one = *this;
+    one.x = static_cast<const char*>(x) + i * rows * cols * bytes;
+    one.q = static_cast<char*>(q) + i * rows * cols;
+    one.qt = static_cast<char*>(qt) + i * cols * ld_qt();
+    one.given_scale = given_scale ? given_scale + i : nullptr;
+    one.scale = scale + i;
+    one.amax = amax + i;
+    one.count = 1;
+    return one;
+  }
 };
 
 /// qt [cols, ld_qt] = the transpose of codes q [rows, cols], in the order and with the padding of `QuantizeBothArgs`

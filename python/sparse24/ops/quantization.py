@@ -28,6 +28,9 @@ __all__ = [
     "transpose_fp8",
 ]
 
+#: Of one launch.
+_MOST_MATRICES = 65_535
+
 
 def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row") -> tuple[Tensor, Tensor]:
     """Store a dense matrix as float8_e4m3fn: the operands that are not compressed.
@@ -200,9 +203,9 @@ def quantize_fp8_both(
 
     Parameters
     ----------
-    x : Tensor [R, C]
-        As in `quantize_fp8`.
-    scale : Tensor [1], optional
+    x : Tensor [R, C] or [E, R, C]
+        As in `quantize_fp8`; or E matrices, each with a scale of its own. E: at most 65,535.
+    scale : Tensor [1] or [E], optional
         Dequantising multiplier, float32. By default ``max |x| / 448``, which costs one more read of x.
     interleaved : bool
         The columns of the transpose are in the order of the rows that `linear_gradient_fp8` writes with the same flag:
@@ -210,13 +213,13 @@ def quantize_fp8_both(
 
     Returns
     -------
-    values : Tensor [R, C]
+    values : Tensor [R, C] or [E, R, C]
         float8_e4m3fn.
-    transposed : Tensor [C, P]
+    transposed : Tensor [C, P] or [E, C, P]
         The same codes; P is R rounded up to a multiple of 32, and the columns from R on are zeros.
-    scale : Tensor [1]
+    scale : Tensor [1] or [E]
         float32: the computed scale, or what was used of the given one.
-    amax : Tensor [1]
+    amax : Tensor [1] or [E]
         float32: ``max |x|``, NaN not counted. The scale of a later step follows from it.
 
     Raises
@@ -291,7 +294,7 @@ def _fake_quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tenso
 def _fake_quantize_fp8_both(
     x: Tensor, scale: Tensor | None, interleaved: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _both_orders("quantize_fp8_both", "x", x, scale)
+    return _both_orders("quantize_fp8_both", "x", x, scale, several=x.dim() == 3)
 
 
 def _fake_prune_quantize_fp8_both(w: Tensor, scale: Tensor | None, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -327,13 +330,22 @@ def _fake_transpose_fp8(values: Tensor) -> Tensor:
     return values.new_empty((values.shape[1], up(values.shape[0], token_padding(FP8))))
 
 
-def _both_orders(op: str, name: str, x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_quantized(op, x, name)
+def _both_orders(
+    op: str, name: str, x: Tensor, scale: Tensor | None, *, several: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_sizes(op, name, x, 3 if several else 2)
+    check_dtype(op, name, x, WIDE)
+    *count, rows, columns = x.shape
+    expect(columns % 16 == 0, op, f"{name} to have a multiple of 16 columns", columns)
+    if several:
+        expect(count[0] <= _MOST_MATRICES, op, f"{name} to have at most {_MOST_MATRICES} matrices", count[0])
     if scale is not None:
         check_device(op, "scale", scale, name, x)
-        check_scale(op, "scale", scale, 1, "one scale")
-    transposed = x.new_empty((x.shape[1], up(x.shape[0], token_padding(FP8))), dtype=FP8)
-    return x.new_empty(x.shape, dtype=FP8), transposed, *(new_scale(x, "tensor", x.shape[0]) for _ in range(2))
+        elements, meaning = (count[0], "matrices of x") if several else (1, "one scale")
+        check_scale(op, "scale", scale, elements, meaning, one_allowed=False)
+    transposed = x.new_empty((*count, columns, up(rows, token_padding(FP8))), dtype=FP8)
+    scales = (x.new_empty(count or (1,), dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape, dtype=FP8), transposed, *scales
 
 
 _quantize_fp8 = define("quantize_fp8", _fake_quantize_fp8, no_backward=ROUNDING)

@@ -226,9 +226,10 @@ def _quantize_fp8_predict(d: Dice) -> dict[str, Any]:
 
 
 def _quantize_fp8_both(d: Dice) -> dict[str, Any]:
-    contents = d.choice(("powers", "small"))
-    scale = d.scale(1, contents) if d.chance(0.5) else None
-    return {"x": d.draw((d.rows(), d.columns(16)), d.dtype()), "scale": scale, "interleaved": d.chance(0.5)}
+    contents, several = d.choice(("powers", "small")), d.chance(0.3)
+    count = [d.choice((0, 1, 2, 5))] if several else []
+    scale = d.scale(count[0] if several else 1, contents) if d.chance(0.5) else None
+    return {"x": d.draw((*count, d.rows(), d.columns(16)), d.dtype()), "scale": scale, "interleaved": d.chance(0.5)}
 
 
 def _linear(d: Dice, multiples: tuple[int, int], packed: bool = False) -> dict[str, Any]:

@@ -261,25 +261,37 @@ def transpose_fp8(values) -> Check | None:
 
 
 def quantize_fp8_both(x, scale, interleaved) -> Check | None:
-    tensor(x, 2, FLOATS)
-    need(x.shape[1] % 16 == 0, "columns")
-    one_of_scale(scale, 1, False)
-    order = token_order(x.shape[0], flag(interleaved))
+    tensor(x)
+    several = x.dim() == 3
+    tensor(x, 3 if several else 2, FLOATS)
+    need(x.shape[-1] % 16 == 0, "columns")
+    need(not several or x.shape[0] <= 65535, "matrices")
+    one_of_scale(scale, x.shape[0] if several else 1, False)
+    flag(interleaved)
 
-    def expected() -> list[Tensor]:
+    def expected_of(x: Tensor, scale: Tensor | None) -> list[Tensor]:
+        order = token_order(x.shape[0], interleaved)
         q, used = oracle.quantize_fp8(x, scale, "tensor")
         transposed = oracle.bits(q)[order].t().contiguous().view(oracle.FP8)
         largest = x.float().abs().nan_to_num(nan=0.0, posinf=torch.inf).max() if x.numel() else torch.zeros(())
         return [q, transposed, used, largest.reshape(1)]
 
-    def check(results: Sequence[Tensor]) -> None:
+    def check_one(x: Tensor, scale: Tensor | None, results: Sequence[Tensor]) -> None:
         values, transposed, *others = results
         assert tuple(transposed.shape) == (x.shape[1], oracle.round_up(x.shape[0], 32))
-        same_bits(expected)([values, transposed[:, : x.shape[0]], *others])
+        same_bits(lambda: expected_of(x, scale))([values, transposed[:, : x.shape[0]], *others])
         padding = transposed[:, x.shape[0] :].float()  # zeros, which a negative scale makes negative ones
         assert not padding.isnan().any() and not padding.any(), "padding"
         negative = scale is not None and bool((scale < 0).any())
         assert negative or not padding.signbit().any(), "padding"
+
+    def check(results: Sequence[Tensor]) -> None:
+        if not several:
+            return check_one(x, scale, results)
+        assert all(t.shape[0] == x.shape[0] for t in results)
+        for i in range(x.shape[0]):
+            of_matrix = None if scale is None else scale.reshape(-1)[i : i + 1]
+            check_one(x[i], of_matrix, [*(t[i] for t in results[:2]), *(t[i : i + 1] for t in results[2:])])
 
     return None if is_huge(scale) else check
 

@@ -49,6 +49,25 @@ def test_given_scale(poisoned_memory, device, dtype, shape, interleaved, scale):
     check(activations(*shape, dtype, seed=1).to(device), torch.tensor([scale], device=device), interleaved)
 
 
+@INTERLEAVED
+@pytest.mark.parametrize("given", [False, True], ids=["computed", "given"])
+@pytest.mark.parametrize("shape", [(3, 130, 304), (2, 32, 16), (5, 1, 48), (1, 7, 32), (0, 4, 16), (3, 0, 32)], ids=str)
+def test_matrices_have_a_scale_each(poisoned_memory, device, dtype, shape, given, interleaved):
+    x = torch.stack(
+        [activations(*shape[1:], dtype, seed=i) * 2.0 ** (3 * i) for i in range(shape[0])] or [torch.ones(0)]
+    )
+    x = x.reshape(shape).to(dtype).to(device)
+    scale = torch.tensor([0.37 * 2.0**i for i in range(shape[0])], device=device) if given else None
+    results = sparse24.quantize_fp8_both(x, scale, interleaved)
+    values, transposed, used, amax = results
+    assert values.shape == shape and transposed.shape == (shape[0], shape[2], oracle.round_up(shape[1], 32))
+    assert used.shape == amax.shape == shape[:1] and all(t.is_contiguous() for t in results)
+    for i in range(shape[0]):
+        one = sparse24.quantize_fp8_both(x[i], None if scale is None else scale[i : i + 1], interleaved)
+        for actual, expected in zip((values[i], transposed[i], used[i : i + 1], amax[i : i + 1]), one, strict=True):
+            assert_same_bits(actual, expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(device, dtype, layout):
     check(relayout(activations(21, 96, dtype, seed=2).to(device), layout), None, True)
@@ -108,3 +127,5 @@ def test_errors(checked_device):
     refused("x to be bfloat16", ones(4, 16, dtype=torch.int32))
     refused("scale to be float32, got bfloat16", ones(4, 16), ones(1))
     refused("scale to have 1 element .one scale., got 4", ones(4, 16), ones(4, dtype=torch.float32))
+    refused("scale to have 3 elements .matrices of x., got 1", ones(3, 4, 16), ones(1, dtype=torch.float32))
+    refused("x to have at most 65535 matrices, got 65536", ones(65536, 0, 16))
