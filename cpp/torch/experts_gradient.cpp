@@ -16,12 +16,35 @@ struct Inputs {
   const Tensor& meta;
   const Tensor& offsets;
   const std::optional<Tensor>& row_scale;
+  const std::optional<Tensor>& scale_grad;
+  const std::optional<Tensor>& scale_w;
+  const std::optional<Tensor>& scale_y;
 };
+
+void check_scales(const Inputs& in, const ExpertsLinearGradientArgs& args, int64_t padded) {
+  const int64_t rows = args.experts.rows;
+  if (in.row_scale) {
+    check_device(kOp, "row_scale", *in.row_scale, "grad", in.grad);
+    check_scale(kOp, "row_scale", *in.row_scale, rows, false, "rows of grad");
+  }
+  expect(args.dtype == DType::kFloat8E4M3 || !(in.scale_grad || in.scale_w || in.scale_y), kOp,
+         "scales of the operands to be None without float8, got a tensor");
+  if (in.scale_grad) {
+    check_device(kOp, "scale_grad", *in.scale_grad, "grad", in.grad);
+    check_scale(kOp, "scale_grad", *in.scale_grad, rows, true, "rows of grad");
+  }
+  check_weight_scale(kOp, "scale_w", in.scale_w, args.experts.count, args.features, in.grad);
+  if (in.scale_y) {
+    check_device(kOp, "scale_y", *in.scale_y, "grad", in.grad);
+    check_scale(kOp, "scale_y", *in.scale_y, padded, false, "rows of values");
+  }
+}
 
 ExpertsLinearGradientArgs check_inputs(const Inputs& in) {
   ExpertsLinearGradientArgs args{};
   check_sizes(kOp, "grad", in.grad, 2);
-  args.dtype = check_dtype(kOp, "grad", in.grad, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
+  args.dtype =
+      check_dtype(kOp, "grad", in.grad, {DType::kBFloat16, DType::kFloat16, DType::kFloat8E4M3, DType::kFloat32});
   const int64_t rows = in.grad.size(0);
   args.in = in.grad.size(1);
   args.experts = check_experts(kOp, in.offsets, "w", in.w, in.grad, rows);
@@ -46,22 +69,57 @@ ExpertsLinearGradientArgs check_inputs(const Inputs& in) {
          " columns (half the columns of w), got ", in.values.size(1));
   check_device(kOp, "meta", in.meta, "grad", in.grad);
   check_meta(kOp, in.meta, Operand::of(padded, args.features, args.dtype, Dim::kFeatures));
-  if (in.row_scale) {
-    check_device(kOp, "row_scale", *in.row_scale, "grad", in.grad);
-    check_scale(kOp, "row_scale", *in.row_scale, rows, false, "rows of grad");
-  }
+  check_scales(in, args, padded);
   return args;
+}
+
+/// What owns the memory that the arguments point to.
+struct Owners {
+  Tensor grad, w, values, meta, offsets;
+  std::optional<Tensor> row_scale, scale_grad, scale_w, scale_y;
+};
+
+const float* point(const std::optional<Tensor>& given, std::optional<Tensor>& owner) {
+  if (!given) return nullptr;
+  owner = as_contiguous(*given);
+  return owner->const_data_ptr<float>();
+}
+
+Owners prepare(const Inputs& in, ExpertsLinearGradientArgs& args) {
+  const bool fp8 = args.dtype == DType::kFloat8E4M3;
+  Owners owners{contiguous_aligned(in.grad),
+                contiguous_aligned(fp8 ? torch::stable::transpose(in.w, 1, 2) : in.w),
+                contiguous_aligned(in.values),
+                contiguous_aligned(in.meta),
+                as_contiguous(in.offsets),
+                {},
+                {},
+                {},
+                {}};
+  args.experts.offsets = owners.offsets.const_data_ptr<int32_t>();
+  args.grad = owners.grad.const_data_ptr();
+  args.w = owners.w.const_data_ptr();
+  args.values = owners.values.const_data_ptr();
+  args.meta = owners.meta.const_data_ptr<uint8_t>();
+  args.row_scale = point(in.row_scale, owners.row_scale);
+  args.scale_grad = point(in.scale_grad, owners.scale_grad);
+  args.scale_grad_per_row = in.scale_grad && is_per_row_of(*in.scale_grad, args.experts.rows);
+  args.scale_w = point(in.scale_w, owners.scale_w);
+  args.scale_w_per_row = in.scale_w && in.scale_w->dim() == 2;
+  args.scale_y = point(in.scale_y, owners.scale_y);
+  return owners;
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> experts_linear_gradient(const Tensor& grad, const Tensor& w,
-                                                                   const Tensor& values, const Tensor& meta,
-                                                                   const Tensor& offsets,
-                                                                   const std::optional<Tensor>& row_scale, bool dense) {
-  ExpertsLinearGradientArgs args = check_inputs({grad, w, values, meta, offsets, row_scale});
+std::tuple<Tensor, Tensor, Tensor, Tensor> experts_linear_gradient(
+    const Tensor& grad, const Tensor& w, const Tensor& values, const Tensor& meta, const Tensor& offsets,
+    const std::optional<Tensor>& row_scale, const std::optional<Tensor>& scale_grad,
+    const std::optional<Tensor>& scale_w, const std::optional<Tensor>& scale_y, bool dense) {
+  const Inputs in{grad, w, values, meta, offsets, row_scale, scale_grad, scale_w, scale_y};
+  ExpertsLinearGradientArgs args = check_inputs(in);
   const DeviceScope scope(kOp, grad);
-  const ScalarType dtype = grad.scalar_type();
+  const ScalarType dtype = to_torch(args.result());
   const int64_t rows = args.experts.rows;
   // On CUDA padding is not written, nor rows of no expert; on the CPU they are zeros, so that two calls return the
   // same.
@@ -71,18 +129,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_linear_gradient(const Tensor&
   const Tensor y_dense = new_empty(grad, {dense ? rows : 0, args.features}, dtype);
   if (rows == 0 || args.features == 0) return {dh, dh_dense, y_dense, new_zeros(grad, {rows}, ScalarType::Float)};
 
-  const Tensor of_grad = contiguous_aligned(grad), of_w = contiguous_aligned(w), kept = contiguous_aligned(values),
-               pattern = contiguous_aligned(meta), ends = as_contiguous(offsets);
-  std::optional<Tensor> factors;
-  if (row_scale) factors = as_contiguous(*row_scale);
+  const Owners owners = prepare(in, args);
   const int64_t parts = grad.is_cuda() ? ExpertsLinearGradientArgs::product_parts(args.features) : 1;
   const Tensor products = new_empty(grad, {parts, rows}, ScalarType::Float);
-  args.experts.offsets = ends.const_data_ptr<int32_t>();
-  args.grad = of_grad.const_data_ptr();
-  args.w = of_w.const_data_ptr();
-  args.values = kept.const_data_ptr();
-  args.meta = pattern.const_data_ptr<uint8_t>();
-  args.row_scale = factors ? factors->const_data_ptr<float>() : nullptr;
   args.dh = dh.mutable_data_ptr();
   args.dh_dense = dense ? dh_dense.mutable_data_ptr() : nullptr;
   args.y_dense = dense ? y_dense.mutable_data_ptr() : nullptr;
@@ -94,7 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> experts_linear_gradient(const Tensor&
 
 SPARSE24_OP(experts_linear_gradient,
             "experts_linear_gradient(Tensor grad, Tensor w, Tensor values, Tensor meta, Tensor offsets, "
-            "Tensor? row_scale=None, *, bool dense=True) -> (Tensor dh_values, Tensor dh, Tensor y, Tensor products)")
+            "Tensor? row_scale=None, Tensor? scale_grad=None, Tensor? scale_w=None, Tensor? scale_y=None, *, "
+            "bool dense=True) -> (Tensor dh_values, Tensor dh, Tensor y, Tensor products)")
 
 Tensor experts_weight_gradient(const Tensor& a, const Tensor& b, const Tensor& offsets) {
   constexpr OpName kName = "sparse24.experts_weight_gradient";

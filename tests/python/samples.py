@@ -171,11 +171,13 @@ class Case:
         if self.op == "experts_weight_gradient":
             b = laid_out(integers(ROWS, N, dtype=self.dtype, seed=seed + 2).to(device))
             return Sample(self.op, (x, b, offsets))
-        values, meta, _ = sparse24.experts_linear_compress(x.detach(), w.detach(), offsets)
+        values, meta, scale = sparse24.experts_linear_compress(x.detach(), w.detach(), offsets)
         if self.op == "experts_linear_gradient":
-            grad = laid_out(integers(ROWS, N, dtype=self.dtype, seed=seed + 2).to(device))
-            w2 = laid_out(integers(3 * N, COLS, dtype=self.dtype, seed=seed + 3).to(device)).view(3, N, COLS)
-            return Sample(self.op, (grad, w2, laid_out(values), meta, offsets, row_scale))
+            n = 2 * N if self.dtype == FP8 else N
+            grad = laid_out(integers(ROWS, n, dtype=self.dtype, seed=seed + 2).to(device))
+            w2 = laid_out(integers(3 * n, COLS, dtype=self.dtype, seed=seed + 3).to(device)).view(3, n, COLS)
+            scales = (0.5 * row_scale, scale_w, scale) if self.dtype == FP8 else ()
+            return Sample(self.op, (grad, w2, laid_out(values), meta, offsets, row_scale, *scales))
         b = laid_out(integers(3 * N, COLS, dtype=self.dtype, seed=seed + 2).to(device)).view(3, N, COLS).mT
         return Sample(self.op, (laid_out(values), meta, b, offsets, None, scale_w, row_scale), {"rows": ROWS})
 
@@ -263,6 +265,7 @@ def _cases() -> list[Case]:
     products = "experts_linear_relu2", "experts_linear_compress", "experts_linear", "experts_mm"
     for op in (*products, "experts_linear_gradient", "experts_weight_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
+    cases.append(Case("experts_linear_gradient", FP8, -1, differentiable=False))
     for op in ("mm_active", "relu2_mlp_few", "relu2_mlp_sparse"):
         for w_dtype in (None, FP8):
             cases += [Case(op, dtype, -1, differentiable=False, w_dtype=w_dtype) for dtype in DTYPES]

@@ -89,13 +89,16 @@ struct ExpertsMmArgs {
 ///
 ///     dh = row_scale * dy * 2 sqrt(y)      products[row] = sum of y * dy
 ///
+/// Where `dtype` is float8, so are grad, w and y, with scales, and metadata has the layout of fp8; results and dy are
+/// bfloat16, and so is y before it is multiplied.
+///
 /// Rows of no expert get products of zero, and nothing else.
 struct ExpertsLinearGradientArgs {
   Experts experts;
   int64_t in, features;  ///< columns of grad, and of dh
   DType dtype;
   const void* grad;                  ///< [rows, in]
-  const void* w;                     ///< [count, in, features]
+  const void* w;                     ///< [count, in, features]; float8: [count, features, in]
   const void* values;                ///< y as linear_compress of experts stored it
   const uint8_t* meta;               ///< that of y and of dh
   const float* row_scale = nullptr;  ///< [rows], null: 1
@@ -104,6 +107,13 @@ struct ExpertsLinearGradientArgs {
   void* y_dense = nullptr;           ///< row_scale * y, rounded once more
   float* products = nullptr;         ///< [rows]; on the GPU [product_parts(features), rows], to be added up
 
+  const float* scale_grad = nullptr;  ///< float8, null: 1
+  bool scale_grad_per_row = false;    ///< else one element
+  const float* scale_w = nullptr;     ///< float8, null: 1
+  bool scale_w_per_row = false;       ///< [count, features], else [count]
+  const float* scale_y = nullptr;     ///< float8, null: 1; [padded_rows()]
+
+  constexpr DType result() const { return dtype == DType::kFloat8E4M3 ? DType::kBFloat16 : dtype; }
   static constexpr int kTileColumns = 192;  ///< of the kernels
   static constexpr int64_t product_parts(int64_t features) { return ceil_div(features, kTileColumns); }
 };

@@ -5,15 +5,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse24.format import Operand, feature_alignment
+from sparse24.format import FP8, VALUES, Operand, feature_alignment
 from sparse24.ops.arguments import run
-from sparse24.ops.checks import check_device, check_dtype, check_meta, check_scale, check_sizes, expect, name_of
-from sparse24.ops.experts import check_experts, check_offsets, padded_rows
+from sparse24.ops.checks import (
+    check_device,
+    check_dtype,
+    check_meta,
+    check_optional_scale,
+    check_scale,
+    check_sizes,
+    expect,
+    name_of,
+)
+from sparse24.ops.experts import check_experts, check_offsets, check_weight_scale, padded_rows
 from sparse24.ops.registration import define
 
 __all__ = ["experts_linear_gradient", "experts_weight_gradient"]
 
-#: What grad may be.
+#: What a may be.
 _WIDE = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -24,34 +33,45 @@ def experts_linear_gradient(
     meta: Tensor,
     offsets: Tensor,
     row_scale: Tensor | None = None,
+    scale_grad: Tensor | None = None,
+    scale_w: Tensor | None = None,
+    scale_y: Tensor | None = None,
     *,
     dense: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Differentiate the second product of each expert and the squared ReLU before it.
 
-    ``dy[s] = grad[s] @ w[e]`` for rows of expert e, in float32, rounded to grad's dtype;
+    ``dy[s] = grad[s] @ w[e]`` for rows of expert e, in float32, rounded to grad's dtype, or bfloat16 for float8;
     ``dh[s] = row_scale[s] * dy[s] * (2 * sqrt(y[s]))`` in float32, rounded once, at the entries that y keeps.
 
     Parameters
     ----------
     grad : Tensor [S, D_out]
-        That of the result before the factors of the rows: bfloat16; on the CPU also float16 and float32. D_out: a
-        multiple of 16 bytes.
+        That of the result before the factors of the rows: bfloat16 or float8_e4m3fn; on the CPU also float16 and
+        float32. D_out: a multiple of 16 bytes.
     w : Tensor [E, D_out, F]
-        The second weights, of grad's dtype. F: a multiple of 16. E: 1 to 1024.
+        The second weights, of grad's dtype; in float8 K-major, as ``.mT`` of [E, F, D_out] is. F: a multiple of 16, or
+        of 32 in float8. E: 1 to 1024.
     values, meta : Tensor
         y as `experts_linear_compress` returns it.
     offsets : Tensor [E]
         int32: where the rows of each expert end.
     row_scale : Tensor, optional
         float32, S elements.
+    scale_grad : Tensor, optional
+        float8: float32, 1 or S elements.
+    scale_w : Tensor, optional
+        float8: float32 [E] or [E, F].
+    scale_y : Tensor, optional
+        float8: float32, those of the rows of `values`. y is rounded to bfloat16 before it is multiplied.
     dense : bool
         Whether the dense matrices are wanted, for the products over rows.
 
     Returns
     -------
     dh_values : Tensor
-        As `values`: with `meta` what `experts_mm` multiplies with the first weights. On CUDA padding is not written.
+        As `values`, or of bfloat16: with `meta` what `experts_mm` multiplies with the first weights, in float8 once it
+        is quantised by row. On CUDA padding is not written.
     dh : Tensor [S, F]
         The same, dense. On CUDA, rows of no expert are not written.
     y : Tensor [S, F]
@@ -70,7 +90,7 @@ def experts_linear_gradient(
 
     Source: So et al. 2021, arXiv 2109.08668 (squared ReLU), for each expert.
     """
-    tensors = grad, w, values, meta, offsets, row_scale
+    tensors = grad, w, values, meta, offsets, row_scale, scale_grad, scale_w, scale_y
     return run(_experts_linear_gradient, *tensors, dense=dense)
 
 
@@ -117,12 +137,15 @@ def _fake_linear_gradient(
     meta: Tensor,
     offsets: Tensor,
     row_scale: Tensor | None,
+    scale_grad: Tensor | None,
+    scale_w: Tensor | None,
+    scale_y: Tensor | None,
     *,
     dense: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     op = "experts_linear_gradient"
     check_sizes(op, "grad", grad, 2)
-    check_dtype(op, "grad", grad, _WIDE)
+    check_dtype(op, "grad", grad, VALUES)
     check_experts(op, offsets, "w", w, grad)
     dtype = f"{name_of(grad.dtype)} (the dtype of grad)"
     expect(w.dtype == grad.dtype, op, f"w to be {dtype}", name_of(w.dtype))
@@ -130,7 +153,8 @@ def _fake_linear_gradient(
     expect(w.shape[1] == columns, op, f"w to have {columns} rows (columns of grad)", w.shape[1])
     expect(columns > 0, op, "grad to have columns", columns)
     if grad.dtype != torch.float32:
-        expect(columns % 8 == 0, op, f"grad to have a multiple of 8 columns ({name_of(grad.dtype)})", columns)
+        step = 16 // grad.dtype.itemsize
+        expect(columns % step == 0, op, f"grad to have a multiple of {step} columns ({name_of(grad.dtype)})", columns)
     features, multiple = w.shape[2], feature_alignment(grad.dtype, -1)
     expect(
         features % multiple == 0, op, f"w to have a multiple of {multiple} columns ({name_of(grad.dtype)})", features
@@ -148,9 +172,18 @@ def _fake_linear_gradient(
     if row_scale is not None:
         check_device(op, "row_scale", row_scale, "grad", grad)
         check_scale(op, "row_scale", row_scale, rows, "rows of grad", one_allowed=False)
-    matrix = (rows if dense else 0, features)
+    fp8 = grad.dtype == FP8
+    scaled = not (scale_grad is None and scale_w is None and scale_y is None)
+    expect(fp8 or not scaled, op, "scales of the operands to be None without float8", "a tensor")
+    check_optional_scale(op, "scale_grad", scale_grad, rows, "rows of grad", "grad", grad)
+    check_weight_scale(op, "scale_w", scale_w, offsets.shape[0], features, grad)
+    if scale_y is not None:
+        check_device(op, "scale_y", scale_y, "grad", grad)
+        check_scale(op, "scale_y", scale_y, padded, "rows of values", one_allowed=False)
+    dtype_out, matrix = torch.bfloat16 if fp8 else grad.dtype, (rows if dense else 0, features)
+    dense_out = (grad.new_empty(matrix, dtype=dtype_out) for _ in range(2))
     products = grad.new_empty((rows,), dtype=torch.float32)
-    return values.new_empty(values.shape), grad.new_empty(matrix), grad.new_empty(matrix), products
+    return values.new_empty(values.shape, dtype=dtype_out), *dense_out, products
 
 
 def _flops(grad: torch.Size, w: torch.Size, *_args: Any, **_kwargs: Any) -> int:

@@ -20,8 +20,8 @@ using cuda::ExpertPlace;
 using cuda::ExpertScheduler;
 using test::Array;
 
-constexpr DType kBf16 = DType::kBFloat16;
-constexpr int kIn = 8;
+constexpr DType kBf16 = DType::kBFloat16, kFp8 = DType::kFloat8E4M3;
+constexpr int kIn = 16;
 
 /// Experts of so many rows each, and rows of none. Products are of small integers: exact in any order.
 struct Mixture {
@@ -29,6 +29,8 @@ struct Mixture {
   int beyond, features;
   bool scaled = true;
   bool dense = true;
+  DType dtype = kBf16;
+  bool per_row = true;  // scales of grad and of w
 
   int experts() const { return int(counts.size()); }
   int used() const { return std::accumulate(counts.begin(), counts.end(), 0); }
@@ -47,16 +49,24 @@ struct Run {
         offsets(m.offsets()),
         experts{m.experts(), m.rows(), offsets.data()},
         padded(experts.padded_rows()),
-        grad(test::random_integers(kBf16, int64_t{m.rows()} * kIn, 5, 1)),
-        w(test::random_integers(kBf16, int64_t{m.experts()} * kIn * m.features, 5, 2)),
+        grad(test::random_integers(m.dtype, int64_t{m.rows()} * kIn, 5, 1)),
+        w(test::random_integers(m.dtype, int64_t{m.experts()} * kIn * m.features, 5, 2)),
         y(test::cpu_compress(test::random_activations(kBf16, padded * m.features, 3, /*specials=*/false), padded,
-                             m.features, kBf16, {Dim::kFeatures, Activation::kRelu2})),
+                             m.features, m.dtype, {Dim::kFeatures, Activation::kRelu2})),
         factors(size_t(m.rows())),
+        of_grad(powers(m.rows(), 3)),
+        of_w(powers(int64_t{m.experts()} * m.features, 5)),
         dh(padded * m.features),
         dh_dense(int64_t{2} * m.rows() * m.features),
         y_dense(int64_t{2} * m.rows() * m.features),
         products(int64_t{4} * m.rows() * ExpertsLinearGradientArgs::product_parts(m.features)) {
     for (size_t i = 0; i < factors.size(); ++i) factors[i] = 0.25f * float(1 + i % 7);
+  }
+  /// Scales of which products are exact.
+  static std::vector<float> powers(int64_t count, int period) {
+    std::vector<float> out(static_cast<size_t>(count));
+    for (size_t i = 0; i < out.size(); ++i) out[i] = std::ldexp(1.f, int(i) % period - period / 2);
+    return out;
   }
 
   Mixture of;
@@ -65,7 +75,7 @@ struct Run {
   int64_t padded;
   Array grad, w;
   test::Compressed y;
-  std::vector<float> factors;
+  std::vector<float> factors, of_grad, of_w;
   Guarded dh, dh_dense, y_dense, products;
 
   ExpertsLinearGradientArgs args() {
@@ -73,7 +83,7 @@ struct Run {
     a.experts = experts;
     a.in = kIn;
     a.features = of.features;
-    a.dtype = kBf16;
+    a.dtype = of.dtype;
     a.grad = grad.data();
     a.w = w.data();
     a.values = y.values.data();
@@ -83,20 +93,30 @@ struct Run {
     a.dh_dense = of.dense ? dh_dense.data() : nullptr;
     a.y_dense = of.dense ? y_dense.data() : nullptr;
     a.products = products.data<float>();
+    if (of.dtype == kFp8) {
+      a.scale_grad = of_grad.data();
+      a.scale_w = of_w.data();
+      a.scale_grad_per_row = a.scale_w_per_row = of.per_row;
+      a.scale_y = y.scale.data();
+    }
     return a;
   }
   float product(int row, int expert, int column) const {
     float sum = 0;
-    for (int k = 0; k < kIn; ++k)
-      sum += float(grad[int64_t{row} * kIn + k] * w[(int64_t{expert} * kIn + k) * of.features + column]);
+    for (int k = 0; k < kIn; ++k) {
+      const int64_t of_w = of.dtype == kFp8 ? (int64_t{expert} * of.features + column) * kIn + k
+                                            : (int64_t{expert} * kIn + k) * of.features + column;
+      sum += float(grad[int64_t{row} * kIn + k] * w[of_w]);
+    }
     return sum;
   }
 };
 
+template <bool kIsFp8>
 void run_kernel(Run& run, Order order) {
   using namespace cute;
   using Tile = emulate::Tile<128, 192, Schedule::kOverlapped>;
-  using Epilogue = cuda::ExpertsGradientEpilogue<__nv_bfloat16, Tile::kM, Tile::kN>;
+  using Epilogue = cuda::ExpertsGradientEpilogue<__nv_bfloat16, kIsFp8, Tile::kM, Tile::kN>;
   using Operands = typename Epilogue::Operands;
   const auto a = run.args();
   const auto params = ExpertScheduler::params(
@@ -105,8 +125,10 @@ void run_kernel(Run& run, Order order) {
   blockDim.x = 64;
   Block(0, 64, Order::kInTurn).run([&] { ExpertScheduler::fill(params, *table); });
 
-  const cuda::ExpertsGradientParams p{run.of.rows(), run.of.features, int(run.padded), a.values,  a.meta, a.row_scale,
-                                      a.dh,          a.dh_dense,      a.y_dense,       a.products};
+  const cuda::ExpertsGradientParams p{
+      run.of.rows(), run.of.features,      int(run.padded),  a.values,   a.meta,       a.row_scale,
+      a.dh,          a.dh_dense,           a.y_dense,        a.products, a.scale_grad, a.scale_w,
+      a.scale_y,     a.scale_grad_per_row, a.scale_w_per_row};
   for (uint32_t cta = 0; cta < 2; ++cta) {
     const ExpertScheduler scheduler(params, *table, cta);
     std::vector<ExpertPlace> places;
@@ -131,7 +153,8 @@ void run_kernel(Run& run, Order order) {
           continue;
         }
         for (int j = 0; j < size(acc); ++j) {
-          const int row = int(get<0>(coords(j))), column = at.n * Tile::kN + int(get<1>(coords(j)));
+          const int row = int(get<0>(coords(j))), in_tile = int(get<1>(coords(j)));
+          const int column = at.n * Tile::kN + (kIsFp8 ? Epilogue::Permutation::feature(in_tile) : in_tile);
           const bool inside = row < at.rows() && column < run.of.features;
           acc(j) = inside ? run.product(at.row + row, at.expert, column) : NAN;
         }
@@ -153,7 +176,7 @@ void expect_same(Guarded& got, Guarded& expected, int64_t begin, int64_t end, co
 void compare(const Mixture& m, Order order = Order::kForward) {
   Run got(m), expected(m);
   cpu::experts_linear_gradient(expected.args());
-  run_kernel(got, order);
+  m.dtype == kFp8 ? run_kernel<true>(got, order) : run_kernel<false>(got, order);
   const int64_t row_bytes = int64_t{2} * m.features;
   int64_t row = 0, padded_row = 0;
   for (int count : m.counts) {
@@ -186,6 +209,16 @@ TEST(ExpertsGradientEmulated, EqualsTheReference) {
 TEST(ExpertsGradientEmulated, TakesFactorsAndDenseMatricesOrNone) {
   compare({{70, 2}, 1, 208, false, true});
   compare({{70, 2}, 1, 208, true, false});
+}
+
+TEST(ExpertsGradientEmulated, TakesFloat8WithScales) {
+  for (bool per_row : {true, false}) {
+    compare({{130, 0, 1, 65}, 9, 224, true, true, kFp8, per_row});
+    compare({{0, 300}, 0, 416, false, true, kFp8, per_row});
+  }
+  compare({{3}, 0, 32, true, false, kFp8});
+  compare({{0, 0}, 5, 64, true, true, kFp8});
+  for (Order order : kOrders) compare({{129, 64}, 3, 416, true, true, kFp8}, order);
 }
 
 TEST(ExpertsGradientEmulated, DoesNotDependOnTheOrderOfThreads) {

@@ -218,7 +218,8 @@ def test_schemas():
         "experts_mm": "(Tensor values, Tensor meta, Tensor b, Tensor offsets, Tensor? scale_a=None, "
         "Tensor? scale_b=None, Tensor? row_scale=None, *, SymInt rows, ScalarType? out_dtype=None) -> Tensor",
         "experts_linear_gradient": "(Tensor grad, Tensor w, Tensor values, Tensor meta, Tensor offsets, "
-        "Tensor? row_scale=None, *, bool dense=True) -> (Tensor dh_values, Tensor dh, Tensor y, Tensor products)",
+        "Tensor? row_scale=None, Tensor? scale_grad=None, Tensor? scale_w=None, Tensor? scale_y=None, *, "
+        "bool dense=True) -> (Tensor dh_values, Tensor dh, Tensor y, Tensor products)",
         "experts_weight_gradient": "(Tensor a, Tensor b, Tensor offsets) -> Tensor",
     }
     for op, schema in expected.items():

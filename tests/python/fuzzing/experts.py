@@ -122,17 +122,21 @@ def _mm(d: Dice) -> dict[str, Any]:
 
 
 def _linear_gradient(d: Dice) -> dict[str, Any]:
-    dtype = torch.bfloat16 if d.device == "cuda" and d.chance(0.9) else d.dtype()
-    rows, depth, width, offsets = _sizes(d, dtype, 16)
-    padded = padded_rows(rows, offsets.shape[0])
+    dtype = _dtype(d)
+    rows, depth, width, offsets = _sizes(d, dtype, alignment(dtype, -1))
+    experts, padded = offsets.shape[0], padded_rows(rows, offsets.shape[0])
     grad = d.draw((rows, depth), dtype, d.contents())
+    scaled = dtype == FP8 or d.chance(0.02)
     return {
         "grad": grad,
-        "w": _weight(d, (offsets.shape[0], depth, width), grad),
+        "w": _weight(d, (experts, depth, width), grad),
         "values": d.draw((padded, width // 2), dtype, d.choice(("squares", "squares", "zeros", "specials"))),
         "meta": d.meta(meta_bytes(padded, width, dtype, -1)),
         "offsets": offsets,
         "row_scale": d.scale(rows) if d.chance(0.6) else None,
+        "scale_grad": d.maybe_scale(rows) if scaled else None,
+        "scale_w": _scale_of_weight(d, experts, width) if scaled else None,
+        "scale_y": d.scale(padded) if scaled and d.chance(0.7) else None,
         "dense": d.chance(0.6),
     }
 

@@ -17,8 +17,8 @@ def quantized(w: torch.Tensor, scaling: str) -> tuple[torch.Tensor, torch.Tensor
 
 
 class Float8(Case):
-    def __init__(self, counts, beyond, device, scaling="row"):
-        super().__init__(counts, beyond, device, d=96, f=224, out=136)
+    def __init__(self, counts, beyond, device, scaling="row", out=136):
+        super().__init__(counts, beyond, device, d=96, f=224, out=out)
         self.qx, self.scale_x = sparse24.quantize_fp8(self.x)
         (self.q1, self.scale1), (self.q2, self.scale2) = quantized(self.w1, scaling), quantized(self.w2, scaling)
 
@@ -39,9 +39,10 @@ def counts(request):
     return COUNTS[request.param]
 
 
+@pytest.mark.parametrize("out", [136, 1024], ids=["tiles_of_192", "tiles_of_256"])
 @pytest.mark.parametrize("scaling", ["row", "tensor"])
-def test_2_4_products_are_those_of_each_expert(poisoned_memory, device, counts, scaling):
-    case = Float8(*counts, device, scaling)
+def test_2_4_products_are_those_of_each_expert(poisoned_memory, device, counts, scaling, out):
+    case = Float8(*counts, device, scaling, out)
     values, meta, scale = sparse24.experts_linear_compress(*case.first())
     assert values.dtype == FP8
     assert scale.shape == (values.shape[0], 1)

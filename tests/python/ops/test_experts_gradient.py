@@ -75,8 +75,11 @@ def test_dense_matrices_may_be_left_out(case):
         assert_same_bits(kept[padded], expected[0][padded])
 
 
-def test_weights_in_their_own_order_are_multiplied(poisoned_memory, case):
-    """The gradient of x takes the first weights as the forward pass has them."""
+@pytest.mark.parametrize("columns", [96, 256, 1024])
+@pytest.mark.parametrize("counts", COUNTS)
+def test_weights_in_their_own_order_are_multiplied(poisoned_memory, device, counts, columns):
+    """The gradient of x takes the first weights as the forward pass has them, in tiles of 192 or 256 columns."""
+    case = Backward(*COUNTS[counts], device, d=columns)
     kept, dh, *_ = case.gradient()
     dx = sparse24.experts_mm(kept, case.meta, case.w1, case.offsets, rows=case.rows)
     for expert, rows in case.each():

@@ -98,6 +98,7 @@ RIGHT = {
             "meta": Draw((41984,), torch.uint8, "pattern", "sliced", 770101950),
             "offsets": Draw((40,), torch.int32, "ends", "expanded", 990387512, limit=192),
             "row_scale": Draw((1, 192), torch.float32, "powers", seed=1184995586),
+            **dict.fromkeys(("scale_grad", "scale_w", "scale_y")),
             "dense": False,
         },
     ),

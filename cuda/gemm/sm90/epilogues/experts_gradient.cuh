@@ -9,12 +9,16 @@
 //               columns 2q, 2q + 1 of blocks 0 .. 7 of a row     blocks 2q and 2q + 1: four groups, 16 bytes of values,
 //                                                                and the metadata that format.h draws
 //
+// Of float8 operands w is K-major, and its rows come in an order that gives lanes those (epilogues/permuted_n.cuh).
+//
 // y has been stored by padded rows. What the next 64 columns need of it is on its way while these are finished.
 #pragma once
 
+#include "common/float8.cuh"
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "gemm/sm90/epilogues/derivative.cuh"
+#include "gemm/sm90/epilogues/permuted_n.cuh"
 #include "gemm/sm90/epilogues/steps.cuh"
 #include "sparsity/kept_pattern.cuh"
 
@@ -30,14 +34,22 @@ struct ExpertsGradientParams {
   void* dh_dense;  // null: neither is wanted
   void* y_dense;
   float* products;  // [tiles of columns, rows]: sums of y * dy; null: not wanted
+
+  // Of float8 operands, null: 1.
+  const float* scale_grad = nullptr;  // [rows], or one element
+  const float* scale_w = nullptr;     // [experts, cols], or [experts]
+  const float* scale_y = nullptr;     // [padded_rows]
+  int scale_grad_stride = 0;          // 0: one element
+  int scale_w_stride = 0;             // 0: one an expert
 };
 
-// All matrices are of the 16-bit type T.
-template <class T, int kTileM, int kTileN>
+// Results are of the 16-bit type T. So is y, or with kFp8 it is float8 and has metadata in the layout of fp8.
+template <class T, bool kFp8, int kTileM, int kTileN>
 class ExpertsGradientEpilogue {
  public:
   using Params = ExpertsGradientParams;
   using Operands = EpilogueOperands<kTileM, kTileN>;
+  using Permutation = PermutedN<16>;
   static constexpr int kSteps = kTileN / 16;
   static_assert(kTileN % 64 == 0, "whole atoms of the metadata");
 
@@ -46,8 +58,27 @@ class ExpertsGradientEpilogue {
   template <class Place>
   CUTLASS_DEVICE static void fetch(Params const& p, int lane, Place const& at, Operands& operands) {
     CUTLASS_PRAGMA_UNROLL
-    for (int i = lane; i < kTileM; i += 32)
-      operands.rows[i] = {p.row_scale && i < at.rows() ? p.row_scale[at.row + i] : 1.f, 1.f};
+    for (int i = lane; i < kTileM; i += 32) {
+      typename Operands::Row row{1.f, 1.f};
+      if (i < at.rows()) {
+        if (kFp8 && p.scale_grad) row.scale = p.scale_grad[int64_t(at.row + i) * p.scale_grad_stride];
+        if (p.row_scale) row.out_scale = p.row_scale[at.row + i];
+      }
+      operands.rows[i] = row;
+    }
+    if constexpr (kFp8) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = lane; i < kTileN / 2; i += 32) {
+        typename Operands::Columns columns{{1.f, 1.f}, {0.f, 0.f}};
+        CUTLASS_PRAGMA_UNROLL
+        for (int c = 0; c < 2; ++c) {
+          const int column = min(at.n * kTileN + Permutation::feature(2 * i + c), p.cols - 1);
+          if (p.scale_w)
+            columns.scale[c] = p.scale_w[p.scale_w_stride ? int64_t(at.expert) * p.cols + column : at.expert];
+        }
+        operands.columns[i] = columns;
+      }
+    }
   }
   CUTLASS_DEVICE bool is_general() const { return false; }
 
@@ -57,20 +88,29 @@ class ExpertsGradientEpilogue {
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       left_[half] = scales.row + 8 * half < at.rows() ? p_.cols - column : 0;
-      row_scale_[half] = scales.operands.rows[scales.row + 8 * half].scale;
+      row_scale_[half] = scales.operands.rows[scales.row + 8 * half].out_scale;
     }
     row_ = at.row + scales.row;
     tile_ = at.n;
     const int padded = at.padded_row + scales.row;
     dense_ = uint64_t(uint32_t(row_)) * uint32_t(p_.cols) + column;
     kept_ = (uint64_t(uint32_t(padded)) * uint32_t(p_.cols) + column) / 2;
-    meta_ = p_.meta + uint64_t(uint32_t(n / 64 * 8)) * uint32_t(p_.padded_rows) + padded / 16 * 128 + (q & 1) * 64 +
-            padded % 8 * 8 + (q >> 1) * 4;
+    if constexpr (kFp8) {
+      meta_ = p_.meta + int64_t(padded) * 16 + 2 * q;
+      CUTLASS_PRAGMA_UNROLL
+      for (int half = 0; half < 2; ++half)
+        scale_y_[half] = p_.scale_y && left_[half] > 0 ? p_.scale_y[padded + 8 * half] : 1.f;
+    } else {
+      meta_ = p_.meta + uint64_t(uint32_t(n / 64 * 8)) * uint32_t(p_.padded_rows) + padded / 16 * 128 + (q & 1) * 64 +
+              padded % 8 * 8 + (q >> 1) * 4;
+    }
     load<0>();
-    CUTLASS_PRAGMA_UNROLL
-    for (int b = 0; b < kTileN / 8; ++b) {
-      words_[b][0] = pack2(T{}, acc(4 * b), acc(4 * b + 1));
-      words_[b][1] = pack2(T{}, acc(4 * b + 2), acc(4 * b + 3));
+    Words words{words_};
+    if constexpr (kFp8) {
+      scales.template scale<kTileN / 8>(acc, words);
+    } else {
+      CUTLASS_PRAGMA_UNROLL
+      for (int b = 0; b < kTileN / 8; ++b) words.pack(b, acc(4 * b), acc(4 * b + 1), acc(4 * b + 2), acc(4 * b + 3));
     }
   }
   // Makes visits store nothing.
@@ -100,6 +140,16 @@ class ExpertsGradientEpilogue {
  private:
   static constexpr int kGroups = 4;  // of a lane, in a block
 
+  // Packs two columns into a word, of row r and of row r + 8.
+  struct Words {
+    uint32_t (&of)[kTileN / 8][2];
+
+    CUTLASS_DEVICE void pack(int b, float v00, float v01, float v10, float v11) {
+      of[b][0] = pack2(T{}, v00, v01);
+      of[b][1] = pack2(T{}, v10, v11);
+    }
+  };
+
   CUTLASS_DEVICE bool exists(int block, int half) const { return 64 * block < left_[half]; }
 
   // Loads what the forward pass kept. It does not use load16, because the kernel may have started while the one before
@@ -109,13 +159,39 @@ class ExpertsGradientEpilogue {
     CUTLASS_PRAGMA_UNROLL
     for (int half = 0; half < 2; ++half) {
       y_[half] = uint4{};
-      if (exists(kBlock, half))
-        y_[half] =
-            *reinterpret_cast<const uint4*>(static_cast<const T*>(p_.y) + kept_ + of_row(half) / 2 + 32 * kBlock);
+      if (!exists(kBlock, half)) continue;
+      const uint64_t at = kept_ + of_row(half) / 2 + 32 * kBlock;
+      if constexpr (kFp8) {
+        const uint2 codes = *reinterpret_cast<const uint2*>(static_cast<const uint8_t*>(p_.y) + at);
+        y_[half].x = codes.x, y_[half].y = codes.y;
+      } else {
+        y_[half] = *reinterpret_cast<const uint4*>(static_cast<const T*>(p_.y) + at);
+      }
     }
     nibbles_ = 0;
-    if (exists(kBlock, 0))
-      nibbles_ = *reinterpret_cast<const uint32_t*>(meta_ + uint64_t(8 * kBlock) * uint32_t(p_.padded_rows));
+    if constexpr (kFp8) {
+      const int column = tile_ * kTileN + 64 * kBlock;
+      const uint8_t* meta = meta_ + int64_t(column / 128) * 16 * p_.padded_rows + column % 128 / 8;
+      if (exists(kBlock, 0)) nibbles_ = *reinterpret_cast<const uint16_t*>(meta);
+      if (exists(kBlock, 1)) nibbles_ |= uint32_t{*reinterpret_cast<const uint16_t*>(meta + 8 * 16)} << 16;
+    } else {
+      if (exists(kBlock, 0))
+        nibbles_ = *reinterpret_cast<const uint32_t*>(meta_ + uint64_t(8 * kBlock) * uint32_t(p_.padded_rows));
+    }
+  }
+
+  // Makes numbers T of the codes of y in row r or r + 8, once for what follows.
+  template <int half>
+  CUTLASS_DEVICE void dequantize() {
+    const uint32_t codes[2] = {y_[half].x, y_[half].y};
+    uint32_t y[kGroups];
+    CUTLASS_PRAGMA_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(uint16_t(codes[g / 2] >> 16 * (g % 2)), __NV_E4M3);
+      y[g] = pack2(T{}, __fmul_rn(to_float(__half{}, pair.x), scale_y_[half]),
+                   __fmul_rn(to_float(__half{}, pair.y), scale_y_[half]));
+    }
+    y_[half] = uint4{y[0], y[1], y[2], y[3]};
   }
 
   // Computes dh of row r or r + 8, and stores its kept values.
@@ -125,9 +201,10 @@ class ExpertsGradientEpilogue {
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 2; ++i) {
       CUTLASS_PRAGMA_UNROLL
-      for (int b = 0; b < 4; ++b) dy[i][b] = words_[8 * kBlock + 2 * b + i][half];
-      transpose_quad(dy[i], threadIdx.x & 3);
+      for (int b = 0; b < 4; ++b) dy[i][b] = words_[8 * kBlock + (kFp8 ? 4 * i + b : 2 * b + i)][half];
+      if (!kFp8) transpose_quad(dy[i], threadIdx.x & 3);
     }
+    if (kFp8) dequantize<half>();
     const Pattern pattern = pattern_of(half);
     const uint32_t y[kGroups] = {y_[half].x, y_[half].y, y_[half].z, y_[half].w};
     float factors[2 * kGroups];
@@ -205,6 +282,7 @@ class ExpertsGradientEpilogue {
   const uint8_t* meta_ = nullptr;
   int left_[2] = {};  // columns from there on, in rows r and r + 8
   float row_scale_[2] = {};
+  float scale_y_[2] = {};      // of codes
   float sum_[2] = {};          // of y * dy
   uint4 y_[2] = {};            // kept values of 16 columns of both rows
   uint32_t nibbles_ = 0;       // theirs

@@ -1,6 +1,6 @@
 // The products of experts for Hopper: the overlapped kernel (kernels/overlapped.cuh), whose scheduler finds the expert
-// of a tile. A is K-major. So is w of forward passes, with its rows in the epilogue's order; that of backward passes is
-// MN-major.
+// of a tile. A is K-major. So is w of forward passes and of float8, with its rows in the epilogue's order; that of
+// backward passes in 16 bits is MN-major.
 #pragma once
 
 #include "gemm/experts_launchers.h"
@@ -159,13 +159,26 @@ template <DType kDType, GemmTile kTile>
 void launch_experts_linear_gradient_sm90(const ExpertsLinearGradientArgs& args, cudaStream_t stream) {
   constexpr int kN = kExpertColumns<kTile>;
   static_assert(kN == ExpertsLinearGradientArgs::kTileColumns, "a sum for each tile");
-  using Epilogue = ExpertsGradientEpilogue<typename CudaType<kDType>::type, kExpertRows, kN>;
-  using Gemm = ExpertsSm90<kDType, false, kN, Epilogue, Major::kRow>;
+  constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
+  using Result = typename CudaType<kFp8 ? DType::kBFloat16 : kDType>::type;
+  using Epilogue = ExpertsGradientEpilogue<Result, kFp8, kExpertRows, kN>;
+  using Gemm = ExpertsSm90<kDType, false, kN, Epilogue, kFp8 ? Major::kColumn : Major::kRow>;
   const Experts& experts = args.experts;
-  const ExpertsGradientParams epilogue{int(experts.rows), int(args.features), int(experts.padded_rows()),
-                                       args.values,       args.meta,          args.row_scale,
-                                       args.dh,           args.dh_dense,      args.y_dense,
-                                       args.products};
+  const ExpertsGradientParams epilogue{int(experts.rows),
+                                       int(args.features),
+                                       int(experts.padded_rows()),
+                                       args.values,
+                                       args.meta,
+                                       args.row_scale,
+                                       args.dh,
+                                       args.dh_dense,
+                                       args.y_dense,
+                                       args.products,
+                                       args.scale_grad,
+                                       args.scale_w,
+                                       args.scale_y,
+                                       args.scale_grad_per_row,
+                                       args.scale_w_per_row};
   Gemm::launch(experts, args.features, args.in, Gemm::dense(args.grad, args.w, args.features, args.in), epilogue,
                stream, "sparse24.experts_linear_gradient: launch");
 }
