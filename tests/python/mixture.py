@@ -7,6 +7,7 @@ from torch import Tensor
 import sparse24
 from sparse24.experts import grouped
 from sparse24.experts.arguments import Arguments
+from sparse24.experts.step_fp8 import ExpertsFp8, of_step
 from sparse24.mlp.arguments import Plan
 from sparse24.ops.activation import RELU2
 
@@ -56,3 +57,9 @@ def together(x, w1, w2, offsets, row_scale=None, w1_scale=None, w2_scale=None, *
     learns = any(t is not None and t.requires_grad for t in (x, w1, w2, row_scale))
     plan = Plan(RELU2, fp8, sparse, roots=learns and x.dtype == torch.float16 and not fp8)
     return grouped(Arguments(x, w1, w2, row_scale, offsets, w1_scale, w2_scale, plan), learns)
+
+
+def in_float8(x, w1, w2, offsets, row_scale=None, stored=None) -> Tensor:
+    """What a training step in float8 runs on CUDA, on any device."""
+    a = Arguments(x, w1, w2, row_scale, offsets, None, None, Plan(RELU2, fp8=True, sparse=True))
+    return ExpertsFp8.apply(*of_step(a, stored))

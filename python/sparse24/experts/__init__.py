@@ -17,15 +17,17 @@ from sparse24._options import boolean
 from sparse24._symbolic import or_true
 from sparse24.experts.arguments import Arguments
 from sparse24.experts.checks import check_columns, check_float8, check_operands, check_recipe, check_row_scale, fail
-from sparse24.experts.choice import pays
+from sparse24.experts.choice import pays, trains_in_float8
 from sparse24.experts.forward import activation, output
 from sparse24.experts.function import Experts
 from sparse24.experts.products import readable
 from sparse24.experts.pruning import pruned
 from sparse24.experts.reference import options_of, relu2_experts_reference
+from sparse24.experts.step_fp8 import ExpertsFp8, of_step, runs_float8
 from sparse24.format import FEATURES, FP8
 from sparse24.mlp import Precision
 from sparse24.mlp.arguments import Plan
+from sparse24.mlp.kept_weights import keeps
 from sparse24.ops.activation import RELU2
 from sparse24.ops.forward_mode import in_torch_func, refuse_tangents
 from sparse24.recipe import Recipe
@@ -54,6 +56,10 @@ def relu2_experts(
 
     On CUDA it runs dense, at the same precision and without pruning, with few rows per expert on average
     (`sparse24.experts.pays`), and where F is not a multiple of 16 (16-bit) or 32 (fp8); and with `sparse` False.
+
+    Training in fp8 quantises the weights in each step, or once for all micro-batches whose gradients accumulate; a byte
+    of each weight is held for the backward pass. On CUDA a call with gradients whose products gain less than that takes
+    runs in 16 bits instead: with few rows per expert (`sparse24.experts.trains_in_float8`), dense, or in float16.
 
     Parameters
     ----------
@@ -140,8 +146,10 @@ def experts_network(
     check_recipe(recipe)
     if type(sparse) is not bool:
         boolean("relu2_experts", "sparse", sparse)
+    stored: tuple[Tensor, Tensor] | None = w1, w2
     if recipe.sparse_weights != "none" and sparse:
         w1, w2 = pruned(recipe.sparse_weights, w1, w2, w2_scale)
+        stored = None  # what is kept follows the weights alone
     if in_torch_func():
         fail("no transform of torch.func (relu2_mlp has them)", "one")
     if not torch.compiler.is_compiling():
@@ -159,9 +167,20 @@ def experts_network(
             return relu2_experts_reference(*operands, fp8, sparse, *options_of(recipe), needed)
         check_columns(w1, w2, fp8)
         x, w1, w2 = readable(x), readable(w1), readable(w2)
-        sparse = sparse and features % FEATURES[fp8] == 0 and _enough(x.shape[0], experts, fp8, min_rows)
-        plan = Plan(RELU2, fp8, sparse, roots=any(needed) and dtype == torch.float16 and not fp8)
-        return grouped(Arguments(x, w1, w2, row_scale, offsets, w1_scale, w2_scale, plan), any(needed))
+        learns, tensors = any(needed), (x, w1, w2, row_scale, offsets, w1_scale, w2_scale)
+
+        def planned(fp8: bool) -> Arguments:
+            runs_sparse = sparse and features % FEATURES[fp8] == 0 and _enough(x.shape[0], experts, fp8, min_rows)
+            plan = Plan(RELU2, fp8, runs_sparse, roots=learns and dtype == torch.float16 and not fp8)
+            return Arguments(*tensors, plan)
+
+        arguments = planned(fp8)
+        if fp8 and learns and w1_scale is None:
+            kept = stored is not None and all(keeps(w) for w in stored)
+            if runs_float8(arguments) and trains_in_float8(x.shape[0], experts, kept=kept):
+                return ExpertsFp8.apply(*of_step(arguments, stored))
+            arguments = planned(fp8=False)
+        return grouped(arguments, learns)
 
 
 def _enough(rows: int, experts: int, fp8: bool, min_rows: int | None) -> bool:

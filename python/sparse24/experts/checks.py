@@ -112,6 +112,12 @@ def check_values(offsets: list[int], rows: int) -> None:
         fail(f"offsets to ascend from 0 to at most {rows} (rows of x)", offsets)
 
 
+def refuse_second_derivatives() -> None:
+    """Refuse to differentiate a backward pass, of which the pattern is a constant."""
+    if torch.is_grad_enabled():
+        fail("create_graph to be False (second derivatives are not defined)", True)
+
+
 def _require_tensor(name: str, t: object) -> None:
     if not isinstance(t, Tensor):
         fail(f"{name} to be a Tensor", type_name(t))

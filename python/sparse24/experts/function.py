@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparse24.experts.arguments import Arguments, Needed
 from sparse24.experts.backward import gradients
-from sparse24.experts.checks import fail
+from sparse24.experts.checks import refuse_second_derivatives
 from sparse24.experts.forward import activation, output
 from sparse24.mlp.arguments import Activated
 
@@ -30,9 +30,7 @@ class Experts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate once."""
-        # The pattern is a constant of one backward pass.
-        if torch.is_grad_enabled():
-            fail("create_graph to be False (second derivatives are not defined)", True)
+        refuse_second_derivatives()
         *tensors, values, meta, scale = ctx.saved_tensors
         found = gradients(
             Arguments(*tensors, ctx.plan), Activated(values, meta, scale), Needed(*ctx.needs_input_grad[:4]), grad

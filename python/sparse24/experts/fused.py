@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sparse24._symbolic import or_false
 from sparse24.experts.arguments import Arguments, Needed
-from sparse24.experts.products import over_rows, quantized_experts
+from sparse24.experts.products import over_rows, quantized_experts, sixteen_bit
+from sparse24.experts.wide_activation import wide_activation
 from sparse24.mlp.arguments import Activated
 from sparse24.ops import (
     experts_linear,
@@ -49,7 +50,7 @@ def output(a: Arguments, activated: Activated) -> Tensor:
     """Compute [S, D_out], zeros in rows of no expert."""
     values, meta, scale = activated
     w, w_scale = quantized_experts(a.w2, a.w2_scale) if a.plan.fp8 else (a.w2, None)
-    others = a.offsets, scale, w_scale, _factors(a)
+    others = a.offsets, scale, w_scale, factors(a.row_scale)
     if meta is None:
         return experts_linear(values, w, *others, out_dtype=a.x.dtype)
     return experts_mm(values, meta, w.mT, *others, rows=a.x.shape[0], out_dtype=a.x.dtype)
@@ -57,24 +58,30 @@ def output(a: Arguments, activated: Activated) -> Tensor:
 
 def differentiates(a: Arguments) -> bool:
     """Whether there are kernels for the backward pass too."""
-    return a.plan.sparse and not a.plan.fp8 and runs(a)
+    return a.plan.sparse and a.x.dtype == torch.bfloat16 and runs(a)
 
 
 def gradients(a: Arguments, activated: Activated, needed: Needed, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute the gradients of x, w1, w2 and row_scale that are needed, from that of the output [S, D_out]."""
-    values, meta, _ = activated
+    """Compute the gradients of x, w1, w2 and row_scale that are needed, from that of the output [S, D_out].
+
+    In 16 bits: those of float8 weights are for them that get no gradient (`sparse24.experts.step_fp8` is for others).
+    """
+    values, meta = wide_activation(activated, a)
+    w1, w2 = (sixteen_bit(w, scale, grad.dtype) for w, scale in ((a.w1, a.w1_scale), (a.w2, a.w2_scale)))
     learns = needed.w1 or needed.w2
-    kept, dh, y, products = experts_linear_gradient(grad, a.w2, values, meta, a.offsets, _factors(a), dense=learns)
+    of_y = values, meta, a.offsets, factors(a.row_scale)
+    kept, dh, y, products = experts_linear_gradient(grad, w2, *of_y, dense=learns)
     return (
-        experts_mm(kept, meta, a.w1, a.offsets, rows=a.x.shape[0]) if needed.x else None,
+        experts_mm(kept, meta, w1, a.offsets, rows=a.x.shape[0]) if needed.x else None,
         over_rows(dh, a.x, a.offsets) if needed.w1 else None,
         over_rows(grad, y, a.offsets) if needed.w2 else None,
         products.to(a.row_scale.dtype) if needed.row_scale else None,
     )
 
 
-def _factors(a: Arguments) -> Tensor | None:
-    return None if a.row_scale is None else a.row_scale.float()
+def factors(row_scale: Tensor | None) -> Tensor | None:
+    """Return the factors of the rows as kernels take them."""
+    return None if row_scale is None else row_scale.float()
 
 
 def padded_rows_of(offsets: Tensor, rows: int) -> Tensor:

@@ -54,7 +54,10 @@ _accumulating = False
 def both_orders(
     w: Tensor, prune: int | None = None, scale: Tensor | None = None, *, packs: int | None = None
 ) -> BothOrders:
-    """Quantise a weight, pruned along a dimension; `packs`: pack what is 2:4 along that one, before or by that."""
+    """Quantise a weight, pruned along a dimension; `packs`: pack what is 2:4 along that one, before or by that.
+
+    Those of experts have three dimensions, and a scale each.
+    """
     if packs is not None:
         values, meta, other, scale, _ = prune_pack_fp8_both(w, scale, packs)
         packed = Packed(values, meta)
@@ -109,6 +112,11 @@ def kept_form(
         after_each_step(_drop_all)
     _kept[stored] = {**forms, what: found}
     return found.form
+
+
+def keeps(stored: Tensor) -> bool:
+    """Tell whether forms of a weight are kept now: a call that makes one serves others after it, or is served."""
+    return _may_keep(stored) and (_accumulating or stored.grad is not None)
 
 
 def forget(stored: Tensor) -> None:
