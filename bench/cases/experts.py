@@ -32,9 +32,9 @@ MODELS = {
 TOKENS = (8192, 32768, 1, 8, 64, 512, 2048, 65536)
 ROUTING = ("balanced", "zipf", "recorded")
 #: Numbers of tokens for which routing is skewed, too, and with which there are training steps.
-SKEWED, TRAINED = (8192, 32768), (8192, 32768)
-#: Training steps hold the gradients of all weights: more than these are left out.
-MOST_TRAINED = 16e9  # bytes of weights
+SKEWED, TRAINED = (8192, 32768), (8192, 32768, 65536)
+#: The largest weights leave room for the activations of so many tokens in a training step.
+MOST_TRAINED = 16e9, 8192  # bytes, tokens
 SMOKE = (Size(24, 4, 2, 64, 96), Size(24, 5, 2, 32, 64, routing="zipf"))
 
 
@@ -73,12 +73,12 @@ def _chosen(options: Options) -> Iterator[tuple[Size, bool]]:
     for count in tokens:
         for model in asked.models:
             size = MODELS[model]._replace(tokens=count)
-            weights = 4.0 * size.experts * size.d_model * size.d_ff
+            small = 4.0 * size.experts * size.d_model * size.d_ff < MOST_TRAINED[0] or count <= MOST_TRAINED[1]
             for routing in asked.routing:
                 if routing == "balanced" or count in SKEWED:
                     if "forward" in asked.races:
                         yield size._replace(routing=routing), False
-                    if "training" in asked.races and count in TRAINED and weights < MOST_TRAINED:
+                    if "training" in asked.races and count in TRAINED and small:
                         yield size._replace(routing=routing), True
 
 

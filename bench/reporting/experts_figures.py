@@ -26,6 +26,15 @@ def gain(model: str, tokens: int, race: str, dtype: str, rival: str, field: str)
     return [theirs[field] / ours[field]] if known else []
 
 
+def over_16_bits(model: str, tokens: int, variant: str) -> list[float]:
+    """Our training step in bf16 over a variant of that in fp8: one number, or none."""
+    wanted = {"model": MODELS[model], "tokens": tokens, "race": "training", "routing": "balanced"}
+    found = [r for r in records("h200", "experts") if all(r.get(key) == value for key, value in wanted.items())]
+    ours = experts_tables.fastest([r for r in found if r["dtype"] == "bf16"])
+    float8 = experts_tables.named([r for r in found if r["dtype"] == "fp8"], variant)
+    return [ours["median_us"] / float8["median_us"]] if ours and float8 and float8.get("median_us") else []
+
+
 def few(dtype: str) -> list[float]:
     """Of all models, with few tokens."""
     tokens = {r["tokens"] for r in records("h200", "experts") if r["tokens"] <= FEW}
@@ -58,6 +67,11 @@ for model in MODELS:
                     if gain(*size):
                         full = f"experts-{model}-{tokens // 1024}k-{race}-{dtype}{name}"
                         figure(full, lambda size=size: span(gain(*size)))
+        for variant, kept in (("sparse24", ""), ("sparse24_kept", "-kept")):
+            known = model, tokens, variant
+            if over_16_bits(*known):
+                full = f"experts-{model}-{tokens // 1024}k-training-fp8{kept}-over-bf16"
+                figure(full, lambda known=known: span(over_16_bits(*known)))
 for dtype in ("bf16", "fp8"):
     if few(dtype):
         figure(f"experts-few-{dtype}", lambda dtype=dtype: span(few(dtype)))

@@ -4,12 +4,11 @@ Variants: `sparse24` (relu2_experts as it comes, which runs dense with few rows 
 same as part of a compiled model), `grouped_mm` (torch.compile around torch._grouped_mm, in fp8 around
 torch._scaled_grouped_mm with a scale per row, x and the activation quantised inside), `fused_dense` (relu2_experts run
 dense), `always_sparse` (2:4, where it comes dense), and `loop` (relu2_mlp, expert by expert, with numbers of rows that
-the host knows). Float8 weights are quantised before on all sides. Every variant multiplies the rows with their router's
+the host knows). Float8 weights are quantised before on all sides. Every variant multiplies rows with their router's
 factors.
 
-Rows are distributed by a router of random scores: `balanced`, where every expert is as likely, `zipf`, where the n-th
-is 1 / n as likely as the first, and `recorded`, whose shares are like those of trained routers: log-normal, and one
-expert of twenty that nobody asks for.
+Steps in float8 quantise the weights inside, or run in 16 bits where that is faster (`trains`). `sparse24_kept` is what
+micro-batches run after the first of an optimizer step, with its codes. torch has no float8 step of experts.
 
 Verified against float64 on some rows, and in training on all rows and the weights of two experts. What runs 2:4 is
 compared with the pruned activation; its weight gradients may be pruned along the rows, too.
@@ -18,8 +17,8 @@ compared with the pruned activation; its weight gradients may be pruned along th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -28,13 +27,16 @@ import sparse24
 from sparse24.bench import reference
 from sparse24.bench.ffn import baselines
 from sparse24.bench.ffn.checks import BOUNDS
+from sparse24.bench.ffn.experts_data import Mixture, Size
 from sparse24.bench.harness import Case, Problem, attempt, compiled
-from sparse24.bench.inputs import Sparsity, generator, step_inputs
+from sparse24.bench.inputs import Sparsity
 from sparse24.bench.options import Options
 from sparse24.bench.precompile import Job, Operand
-from sparse24.experts import experts_network, pays
-from sparse24.experts.products import by_expert, by_expert_fp8, float8_experts
-from sparse24.format import FEATURES
+from sparse24.experts import experts_network, step_fp8
+from sparse24.experts.products import by_expert, by_expert_fp8
+from sparse24.mlp.arguments import Plan
+from sparse24.mlp.kept_weights import BothOrders, both_orders
+from sparse24.ops.activation import RELU2
 
 #: Rows that are compared.
 ROWS = 64
@@ -44,73 +46,6 @@ BOUND_GRADIENT, BOUND_PRUNED, BOUND_FP8 = 2e-2, 3e-1, 2e-1
 HOT = 8192
 NAMES = ("out", "dx", "dw1", "dw2")
 Tensors = tuple[torch.Tensor, ...]
-
-
-class Size(NamedTuple):
-    """T tokens, each to `top_k` of `experts` networks [d_model -> d_ff -> d_model]."""
-
-    tokens: int
-    experts: int
-    top_k: int
-    d_model: int
-    d_ff: int
-    model: str = ""
-    routing: str = "balanced"
-
-
-def shares(size: Size, seed: int) -> torch.Tensor:
-    """How likely a token chooses each expert, in logarithms and up to a factor."""
-    gen = torch.Generator().manual_seed(seed)
-    order = torch.randperm(size.experts, generator=gen)
-    if size.routing == "zipf":
-        return -torch.arange(1, size.experts + 1).float().log()[order]
-    if size.routing == "recorded":
-        likely = torch.randn(size.experts, generator=gen)
-        likely[order[: size.experts // 20]] = -40.0
-        return likely
-    return torch.zeros(size.experts)
-
-
-class Mixture:
-    """Rows sorted by expert, weights, factors, and the gradient of the output."""
-
-    def __init__(self, size: Size, sparsity: Sparsity, options: Options) -> None:
-        place = {"device": options.device, "seed": options.seed}
-        self.size = size
-        tokens, w1, w2, _ = step_inputs(size.tokens, size.d_model, size.d_ff, sparsity, **place)
-        gen = generator(options.device, options.seed + 9)
-        scores = torch.rand(size.tokens, size.experts, device=options.device, generator=gen).log_().neg_().log_().neg_()
-        index = (scores + shares(size, options.seed).to(options.device)).topk(size.top_k, sorted=False).indices
-        expert, order = index.flatten().sort(stable=True)
-        self.x = tokens[order // size.top_k]
-        self.offsets = torch.searchsorted(expert, torch.arange(size.experts, device=options.device), right=True).int()
-        self.ends = self.offsets.tolist()
-        # Each expert is the network with its features in another order, and rows of w2 by another sign: no two are
-        # alike, and all have the zeros that were asked for.
-        self.w1, self.w2 = (w.new_empty(size.experts, *w.shape) for w in (w1, w2))
-        for number in range(size.experts):
-            features = torch.randperm(size.d_ff, device=options.device, generator=gen)
-            self.w1[number], self.w2[number] = w1[features], w2[:, features] * (1 - 2 * (number % 2))
-        self.row_scale = torch.rand(len(self.x), device=options.device, generator=gen)
-        self.grad = torch.randn(self.x.shape, dtype=self.x.dtype, device=options.device, generator=gen)
-        self.fp8 = (float8_experts(self.w1, None), float8_experts(self.w2, None))
-
-    def rows_of(self, expert: int) -> slice:
-        return slice(self.ends[expert - 1] if expert else 0, self.ends[expert])
-
-    def largest(self) -> list[int]:
-        """The two experts with the most rows."""
-        counts = torch.tensor([0, *self.ends]).diff()
-        return counts.topk(min(2, len(counts))).indices.tolist()
-
-    def fits(self, dtype: str) -> bool:
-        """Whether an activation of these sizes can be 2:4."""
-        return self.size.d_ff % FEATURES[dtype == "fp8"] == 0
-
-    def sparse(self, dtype: str) -> bool:
-        """Whether `relu2_experts` runs 2:4."""
-        pay = not self.x.is_cuda or pays(len(self.x), self.size.experts, fp8=dtype == "fp8")
-        return self.fits(dtype) and pay
 
 
 # ---- what runs -------------------------------------------------------------------------------------------------------
@@ -253,9 +188,10 @@ def check_training(m: Mixture, sparse: bool, bound: float = BOUND_GRADIENT) -> C
     def compare(output: Tensors) -> dict[str, float]:
         out, dx, dw1, dw2, _ = output
         found: dict[str, float] = {}
+        learned = m.learned()
         for expert in m.largest():
-            rows = m.rows_of(expert)
-            actual = out[rows], dx[rows], dw1[expert], dw2[expert]
+            rows, place = m.rows_of(expert), learned.index(expert)
+            actual = out[rows], dx[rows], dw1[place], dw2[place]
             for name, a, e in zip(NAMES, actual, gradients_of(m, expert, sparse), strict=True):
                 limit = max(bound, BOUND_PRUNED) if sparse and name.startswith("dw") else bound
                 error = reference.expect_error(a, e, limit)
@@ -307,9 +243,14 @@ def forward(m: Mixture, options: Options) -> Iterator[Case]:
 def training(m: Mixture, options: Options) -> Iterator[Case]:
     leaves = tuple(t.detach().requires_grad_() for t in (m.x, m.w1, m.w2, m.row_scale))
 
+    learned = m.learned()
+
     def step(run: Callable[..., torch.Tensor]) -> Tensors:
         out = run(*leaves, m.offsets)
-        return out.detach(), *torch.autograd.grad(out, leaves, m.grad)
+        dx, dw1, dw2, drow = torch.autograd.grad(out, leaves, m.grad)
+        if len(learned) < m.size.experts:
+            dw1, dw2 = dw1[learned], dw2[learned]
+        return out.detach(), dx, dw1, dw2, drow
 
     def dense_experts(x: Any, w1: Any, w2: Any, row_scale: Any, offsets: Any) -> torch.Tensor:
         return sparse24.relu2_experts(x, w1, w2, offsets, row_scale=row_scale, sparse=False)
@@ -317,6 +258,14 @@ def training(m: Mixture, options: Options) -> Iterator[Case]:
     def fp8_experts(x: Any, w1: Any, w2: Any, row_scale: Any, offsets: Any, sparse: bool = True) -> torch.Tensor:
         return sparse24.relu2_experts(x, w1, w2, offsets, row_scale=row_scale, precision="fp8", sparse=sparse)
 
+    def kept_codes(x: Any, w1: Any, w2: Any, row_scale: Any, offsets: Any) -> torch.Tensor:
+        return step_fp8.ExpertsFp8.apply(*step_fp8.StepArguments(x, w1, w2, row_scale, offsets, codes(), plan))
+
+    @cache
+    def codes() -> tuple[BothOrders, BothOrders]:
+        return both_orders(m.w1), both_orders(m.w2)
+
+    plan = Plan(RELU2, fp8=True, sparse=True)
     exact = check_training(m, False)
     kept = check_training(m, m.sparse("bf16"))
     rival = compiled(grouped_mm, options)
@@ -329,11 +278,16 @@ def training(m: Mixture, options: Options) -> Iterator[Case]:
     yield Case("sparse24_compiled", "bf16", lambda _: step(inside), kept, **ours)
     if m.fits("bf16") and not m.sparse("bf16"):
         yield Case("always_sparse", "bf16", lambda _: step(always_sparse), check_training(m, True), "part", **rest)
-    roughly = check_training(m, m.sparse("fp8"), BOUND_FP8)
+    float8 = m.trains_in_float8()
+    in_16_bits = {"trains": "16bit", "runs": "2:4" if m.sparse("bf16") else "dense"}
+    ours = rest | {"role": "sparse24", "facts": {"trains": "fp8", "runs": "2:4"} if float8 else in_16_bits}
+    roughly = check_training(m, True, BOUND_FP8)
+    yield Case("sparse24", "fp8", lambda _: step(fp8_experts), roughly if float8 else kept, **ours)
     dense_fp8 = partial(fp8_experts, sparse=False)
     yield Case("fused_dense", "fp8", lambda _: step(dense_fp8), check_training(m, False, BOUND_FP8), **rest)
-    ours = rest | {"role": "sparse24", "facts": {"runs": "2:4" if m.sparse("fp8") else "dense"}}
-    yield Case("sparse24", "fp8", lambda _: step(fp8_experts), roughly, **ours)
+    if m.fits("fp8"):
+        facts = {"trains": "fp8", "runs": "2:4"}
+        yield Case("sparse24_kept", "fp8", lambda _: step(kept_codes), roughly, "part", facts=facts, **rest)
 
 
 def problem(size: Size, sparsity: Sparsity, options: Options, trains: bool) -> Problem:
