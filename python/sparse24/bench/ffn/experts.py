@@ -125,15 +125,13 @@ def compilations(size: Size, training: bool) -> list[Job]:
     x, tail = Operand((rows, size.d_model)), (Operand((rows,), fp32), Operand((size.experts,), torch.int32))
     work = 4 * Operand((rows, size.d_ff)).bytes
     bf16 = (x, Operand(up), Operand(down), *tail)
-    quantised = (x, Operand(up, fp8), Operand(up[:2], fp32), Operand(down, fp8), Operand(down[:2], fp32), *tail)
-    jobs = [Job(grouped_mm, bf16, work), Job(default_experts, bf16, work, dynamic=True)]
-    jobs += [Job(scaled_grouped_mm, quantised, work), Job(default_experts_fp8, quantised, work, dynamic=True)]
     if training:
         learned = (*(o._replace(requires_grad=True) for o in bf16[:4]), bf16[4])
-        gradients = sum(o.bytes for o in learned)
-        work = 2 * work + gradients
-        jobs += [Job(grouped_mm, learned, work), Job(default_experts, learned, work, dynamic=True)]
-    return jobs
+        work = 2 * work + sum(o.bytes for o in learned)
+        return [Job(grouped_mm, learned, work), Job(default_experts, learned, work, dynamic=True)]
+    quantised = (x, Operand(up, fp8), Operand(up[:2], fp32), Operand(down, fp8), Operand(down[:2], fp32), *tail)
+    jobs = [Job(grouped_mm, bf16, work), Job(default_experts, bf16, work, dynamic=True)]
+    return [*jobs, Job(scaled_grouped_mm, quantised, work), Job(default_experts_fp8, quantised, work, dynamic=True)]
 
 
 # ---- what it must give -----------------------------------------------------------------------------------------------
