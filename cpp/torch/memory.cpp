@@ -1,8 +1,10 @@
 /// @file
 /// Memory of the ops, all of which torch allocates. An allocation that fails throws an error with the op, the bytes
 /// and the device.
+#include <algorithm>
 #include <atomic>
 #include <exception>
+#include <iterator>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -82,6 +84,28 @@ uint64_t bytes_of(const Sizes& sizes, ScalarType dtype) {
   return bytes;
 }
 
+/// Makes an empty tensor on the device of `like`.
+///
+/// `torch::stable::new_empty` finds its operator by name and calls it with boxed arguments, which takes the host four
+/// times as long, and more in a model, where little of that is in its caches. An op of few tokens makes two tensors.
+template <class Sizes>
+Tensor new_contiguous(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  auto size = sizes.end();
+  for (size_t i = sizes.size(); i-- > 0; step *= std::max<int64_t>(*--size, 1)) strides[i] = step;
+  return allocated(bytes_of(sizes, dtype), [&] {
+    const auto type_of_torch = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+    int32_t device = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+    AtenTensorHandle made = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), std::data(sizes),
+                                                    strides.data(), type_of_torch, device, like.get_device_index(),
+                                                    &made));
+    return Tensor(made);
+  });
+}
+
 }  // namespace
 
 void enter_op(OpName op, const Tensor& t) {
@@ -106,16 +130,14 @@ void fail_out_of_memory(uint64_t bytes) {
 }
 
 Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return allocated(bytes_of(sizes, dtype),
-                   [&] { return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype); });
+  return new_contiguous(like, sizes, dtype);
 }
 
 Tensor new_rows(const Tensor& t, int64_t columns) {
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i + 1 < t.dim(); ++i) sizes.push_back(t.size(i));
   sizes.push_back(columns);
-  return allocated(bytes_of(sizes, t.scalar_type()),
-                   [&] { return torch::stable::new_empty(t, {sizes.data(), sizes.size()}, t.scalar_type()); });
+  return new_contiguous(t, sizes, t.scalar_type());
 }
 
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
