@@ -7,6 +7,7 @@
 #include <string>
 
 #include "pybind/configs.h"
+#include "pybind/unchanged.h"
 #include "sparse24/device.h"
 #include "sparse24/error.h"
 #include "sparse24/format.h"
@@ -97,6 +98,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("version") = sparse24::build_info().version;
   module.def("build_info", &build_info, "Facts fixed at compile time.");
   sparse24::python::bind_configs(module);
+  sparse24::python::bind_unchanged(module);
   module.attr("largest_e4m3") = sparse24::kLargestE4M3;
   module.def(
       "multiples", &multiples, "dtype"_a,

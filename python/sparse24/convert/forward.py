@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparse24.convert.again import run_again
 from sparse24.convert.call import arguments_of, method_of
 from sparse24.convert.conversion import SCALES, Conversion, number_of, numbered
 from sparse24.convert.run import run, runs_as_before
@@ -109,6 +110,10 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         x, further = (args[0], None) if alone else arguments.split(args, kwargs)
         if x is None:
             return None
+        if further is None and not torch.compiler.is_compiling():
+            again = run_again(self, conversion, x)
+            if again is not None:
+                return again
         if getattr(conversion.seen.kind, method) is not original:  # which is `base`, but not of this function's module
             return "its forward is patched in its class"
         if further is None and runs_as_before(self, conversion, x):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparse24._symbolic import known
-from sparse24.convert.again import remember, run_again
+from sparse24.convert.again import remember
 from sparse24.convert.conversion import SCALES, Conversion, weights_of
 from sparse24.convert.layers import weight_of
-from sparse24.convert.seen import difference
+from sparse24.convert.seen import difference, trains
 from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, has_changes, owner
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
@@ -34,10 +34,6 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         problem = "in training it computes something else, as dropout does"
     if problem is not None:
         return problem
-    if not torch.compiler.is_compiling():
-        again = run_again(module, conversion, x)
-        if again is not None:
-            return again
     up, down = owner(module, conversion.up), owner(module, conversion.down)
     first, second = weights_of(module, conversion.up, up), weights_of(module, conversion.down, down)
     moved = is_moved(up)
@@ -150,11 +146,6 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
         weight = weight_of(module, conversion.up.name)
     # A plain layer does not take another dtype, such as that of masters; autocast casts.
     return weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
-
-
-def trains(module: nn.Module) -> bool:
-    """Whether a module or one in it is in training."""
-    return module.training or any(child is not None and trains(child) for child in module._modules.values())
 
 
 def input_problem(x: Any, device: torch.device | None = None) -> str | None:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from sparse24._symbolic import or_true
 from sparse24.convert.conversion import Conversion, weights_of
-from sparse24.convert.run import input_problem, trains
-from sparse24.convert.seen import difference
+from sparse24.convert.run import input_problem
+from sparse24.convert.seen import difference, trains
 from sparse24.convert.weights import copies_help, for_inference
 from sparse24.experts import experts_network
 from sparse24.experts.routing import routing_problem, run_routed

@@ -115,6 +115,11 @@ def difference(module: nn.Module, seen: Seen, prefix: str = "") -> str | None:
     return None
 
 
+def trains(module: nn.Module) -> bool:
+    """Whether a module or one in it is in training."""
+    return module.training or any(child is not None and trains(child) for child in module._modules.values())
+
+
 def _class_attributes(kind: type) -> Iterator[tuple[str, object]]:
     for base in reversed(kind.__mro__):
         for name, value in vars(base).items():

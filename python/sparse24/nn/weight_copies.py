@@ -96,9 +96,11 @@ class Record:
 
     def holds(self, sources: tuple[Tensor, ...]) -> bool:
         """Whether the copies are of these tensors as they are now."""
-        if self.stepped or not self.seen or len(self.seen) != len(sources):
+        found = self.seen
+        if self.stepped or not found or len(found) != len(sources):
             return False
-        for seen, t in zip(self.seen, sources, strict=True):  # not `all`, whose generator takes the host as long again
+        for i, t in enumerate(sources):  # not `all`, whose generator takes the host as long again; nor a strict `zip`
+            seen = found[i]
             if seen.tensor != id(t) or not seen.is_still(t):
                 return False
         return True

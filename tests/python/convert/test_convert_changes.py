@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.testing._internal.two_tensor import TwoTensor
 
 import sparse24
+from sparse24.convert.again import run_again
 
 
 class Nested(WithModule):
@@ -115,10 +116,10 @@ LATER = {
 }
 
 
-def build(make, device):
+def build(make, device, config=EXACT):
     module = randomize(make()).to(device, torch.bfloat16)
     before = copy.deepcopy(module)
-    assert sparse24.convert(module, EXACT, quiet=True).converted == [""]
+    assert sparse24.convert(module, config, quiet=True).converted == [""]
     return module, before
 
 
@@ -154,6 +155,49 @@ def test_changed_after_conversion(device, seeded, name):
         warnings.simplefilter("error")
         assert torch.equal(seeded(module, x), out)
     assert torch.equal(out, seeded(before, x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LATER)
+def test_changed_after_a_call_was_kept(device, seeded, name):
+    """A call like the one before it finds the same changes."""
+    make, change, reason = LATER[name]
+    module, before = build(make, device, sparse24.ConvertConfig(dtype="bf16", decode=True))
+    x = normal(1, D, dtype=torch.bfloat16).to(device)
+    out = module(x)
+    kept = module._copies.calls[x.shape]
+    assert torch.equal(module(x), out)
+    assert module._copies.calls[x.shape] is kept
+    assert run_again(module, module._sparse24, x) is not None
+    change(module)
+    change(before)
+    assert run_again(module, module._sparse24, x) is None
+    with pytest.warns(UserWarning, match=reason):
+        out = seeded(module, x)
+    assert torch.equal(out, seeded(before, x))
+
+
+@torch.no_grad()
+def test_other_changes_after_a_call_was_kept(device, monkeypatch):
+    x = normal(1, D, dtype=torch.bfloat16).to(device)
+
+    def known(module):
+        return run_again(module, module._sparse24, x) is not None
+
+    for kind in (nn.Linear, nn.Module, SquaredReLU, WithModule):
+        module, _ = build(WithModule, device, sparse24.ConvertConfig(dtype="bf16", decode=True))
+        out = module(x)
+        assert known(module)
+        assert not known(copy.deepcopy(module))
+        replica = module._replicate_for_data_parallel()
+        assert not known(replica)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "of_a_patch", 1, raising=False)
+            assert not known(module)
+            assert torch.equal(module(x), out)
+            assert known(module)
+    module._modules["up_proj"].__class__ = type("Other", (nn.Linear,), {})
+    assert not known(module)
 
 
 def test_a_patched_class(device, monkeypatch):

@@ -8,6 +8,7 @@ from data import normal
 from torch import nn
 
 import sparse24
+from sparse24 import _C
 
 CHANGES = {
     "a new weight": lambda m: setattr(m.up_proj, "weight", nn.Parameter(m.up_proj.weight * 2)),
@@ -52,3 +53,30 @@ def test_few_shapes_are_kept():
     for tokens in range(1, 100):
         module(normal(tokens, D, dtype=torch.float32))
     assert 0 < len(module._copies.calls) <= 64
+
+
+def test_facts():
+    """One at a time: what does not hold of a dictionary or an object."""
+    other, names = nn.ReLU(), {"a": 1.5, "hooks": {}, "more": {1: 2}, "module": object()}
+    version = _C.class_version(nn.ReLU)
+    facts = (
+        ((names, "a", names["a"]), (names, "a", 2.5), (names, "b", None)),
+        ((names, "b"), (names, "a"), (names, "more")),
+        ((names, "module", id(names["module"])), (names, "module", id(other)), (names, "b", id(other))),
+        ((names, "hooks"), (names, "more"), (names, "b")),
+        ((names, 4), (names, 3), ({}, 1)),
+        ((other, nn.ReLU, version), (other, nn.GELU, _C.class_version(nn.GELU)), (other, nn.ReLU, version + 1)),
+    )
+    holds = tuple(kind[0] for kind in facts)
+    assert version != 0
+    assert _C.unchanged(holds)
+    assert _C.unchanged(tuple(2 * fact for fact in holds))
+    for i, (_, *wrong) in enumerate(facts):
+        for fact in wrong:
+            assert not _C.unchanged((*holds[:i], fact, *holds[i + 1 :]))
+            assert not _C.unchanged((*holds[:i], holds[i] + fact, *holds[i + 1 :]))
+    for wrong in ((), holds[:-1], list(holds), (*holds[:-1], [])):
+        with pytest.raises(TypeError, match="expected a tuple of six tuples"):
+            _C.unchanged(wrong)
+    with pytest.raises(TypeError, match="expected a class"):
+        _C.class_version(other)
