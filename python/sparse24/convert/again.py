@@ -75,7 +75,7 @@ def remember(
         op,
         module.__dict__,
         facts,
-        *(layer._parameters for layer in layers),
+        *(layer._parameters for layer in layers),  # type: ignore[union-attr]
         (x.dtype, first.stored.dtype),
         (x.device.type, x.get_device()),
         None if first.weight is first.stored else first.weight,
