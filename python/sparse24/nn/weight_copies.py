@@ -37,20 +37,20 @@ class _Seen(NamedTuple):
 
     tensor: int
     base: int
-    storage: StorageWeakRef
+    storage: StorageWeakRef  # keeps the address beside it from being that of another one
+    address: int
     version: int
     pointer: int
 
     @staticmethod
     def of(t: Tensor) -> "_Seen":
-        return _Seen(id(t), id(t._base), StorageWeakRef(t.untyped_storage()), t._version, t.data_ptr())
+        storage = StorageWeakRef(t.untyped_storage())
+        return _Seen(id(t), id(t._base), storage, storage.cdata, t._version, t.data_ptr())
 
     def is_still(self, t: Tensor) -> bool:
         """Whether nothing was written to the tensor, which is the same."""
         return (
-            t.data_ptr() == self.pointer
-            and t.untyped_storage()._cdata == self.storage.cdata
-            and t._version == self.version
+            t.data_ptr() == self.pointer and t._version == self.version and t.untyped_storage()._cdata == self.address
         )
 
 
