@@ -156,11 +156,16 @@ void check_given_scale(OpName op, const std::optional<Tensor>& scale, Scaling sc
 DeviceScope::DeviceScope(OpName op, const Tensor& t) {
   enter_op(op, t);
   if (!t.is_cuda()) return;
-  guard_.emplace(t.get_device_index());
-  cuda::check_architecture(op);
+  const int32_t device = t.get_device_index();
+  guard_.emplace(device);
+  // Once for each device in each thread, which has its context then.
+  thread_local uint64_t checked = 0;
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((checked & bit) == 0) cuda::check_architecture(op);
+  checked |= bit;
   void* stream = nullptr;
   check(aoti_torch_get_current_cuda_stream != nullptr &&
-            aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == TORCH_SUCCESS,
+            aoti_torch_get_current_cuda_stream(device, &stream) == TORCH_SUCCESS,
         op, ": torch has no current CUDA stream on ", Device{t});
   stream_ = static_cast<cudaStream_t>(stream);
 }

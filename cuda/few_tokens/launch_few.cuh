@@ -1,6 +1,10 @@
 // Launches of the kernels for few tokens, and the order of dependent ones.
+//
+// They take the driver's own launch. The runtime's, of which the library has its own, would be code and tables that
+// nobody else uses: in a model they come from cold caches in each call.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include "common/launch.cuh"
@@ -18,28 +22,64 @@ struct FewGrid {
   bool dependent = false;
 };
 
+// A function of the driver, which the library is not linked with.
+template <class Function>
+Function* driver_function(const char* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+  check_cuda(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result), name);
+  check(found != nullptr, "sparse24: the driver has no ", name);
+  return reinterpret_cast<Function*>(found);
+}
+
+inline CUcontext current_context() {
+  static const auto function = driver_function<decltype(cuCtxGetCurrent)>("cuCtxGetCurrent");
+  CUcontext context = nullptr;
+  check_cuda(cudaError_t(function(&context)), "cuCtxGetCurrent");
+  return context;
+}
+
+// A kernel of the current context, found once by a thread that stays in it. `shared`: it may have all shared memory.
+template <auto Kernel>
+CUfunction function_in_context(bool shared) {
+  thread_local struct {
+    CUcontext context = nullptr;
+    cudaFunction_t function = nullptr;
+  } known;
+  if (const CUcontext context = current_context(); context == nullptr || context != known.context) {
+    if (shared) allow_shared_memory<Kernel>(kMaxSharedBytes);  // once, for every size
+    check_cuda(cudaGetFuncBySymbol(&known.function, reinterpret_cast<const void*>(Kernel)), "cudaGetFuncBySymbol");
+    known.context = current_context();
+  }
+  return known.function;
+}
+
 // kernel<<<...>>>(args)
 template <auto Kernel, class Args>
 void launch_few(const char* name, const FewGrid& grid, const Args& args, cudaStream_t stream) {
-  if (grid.shared_bytes > 0) allow_shared_memory<Kernel>(kMaxSharedBytes);  // once, for every size
-  cudaLaunchAttribute attributes[2];
+  static const auto launch = driver_function<decltype(cuLaunchKernelEx)>("cuLaunchKernelEx");
+  CUlaunchAttribute attributes[2];
   unsigned count = 0;
   if (grid.dependent) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attributes[count++].value.programmaticStreamSerializationAllowed = 1;
   }
   if (grid.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {unsigned(grid.cluster), 1, 1};
+    attributes[count].id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attributes[count++].value.clusterDim = {unsigned(grid.cluster), 1, 1};
   }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(grid.blocks));
-  config.blockDim = dim3(unsigned(grid.threads));
-  config.dynamicSmemBytes = size_t(grid.shared_bytes);
-  config.stream = stream;
+  CUlaunchConfig config{};
+  config.gridDimX = unsigned(grid.blocks);
+  config.gridDimY = config.gridDimZ = 1;
+  config.blockDimX = unsigned(grid.threads);
+  config.blockDimY = config.blockDimZ = 1;
+  config.sharedMemBytes = unsigned(grid.shared_bytes);
+  config.hStream = stream;
   config.attrs = attributes;
   config.numAttrs = count;
-  check_cuda(cudaLaunchKernelEx(&config, Kernel, args), name);
+  void* parameters[] = {const_cast<Args*>(&args)};
+  check_cuda(cudaError_t(launch(&config, function_in_context<Kernel>(grid.shared_bytes > 0), parameters, nullptr)),
+             name);
 }
 
 }  // namespace sparse24::cuda
