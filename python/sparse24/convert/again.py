@@ -16,8 +16,12 @@ from sparse24.convert.seen import trains
 from sparse24.convert.unchanged import Facts, facts_of
 from sparse24.format import FP8
 from sparse24.mlp.choice import runs_few
-from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
+from sparse24.ops.forward_mode import in_forward_mode
 
+# Looked up once: torch has thousands of names, and in a model their places in its dictionary are cold.
+_is_grad_enabled, _is_inference_mode_enabled = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_is_autocast_enabled, _tracing_state = torch.is_autocast_enabled, torch._C._get_tracing_state
+_is_in_torch_func, _BelowAutograd = torch._C._are_functorch_transforms_active, torch._C._AutoDispatchBelowAutograd
 # What their `__call__` calls.
 _few = torch.ops.sparse24.relu2_mlp_few.default._op
 _sparse = torch.ops.sparse24.relu2_mlp_sparse.default._op
@@ -90,7 +94,7 @@ def run_again(module: Any, conversion: Conversion, x: Any) -> Tensor | None:
     """Run a call as the one that was kept, if it is alike."""
     state = module.__dict__
     record = state.get("_copies")
-    if record is None or type(x) is not Tensor or torch.is_grad_enabled():
+    if record is None or type(x) is not Tensor or _is_grad_enabled():
         return None
     call: KeptCall | None = record.calls.get(x.shape)
     if call is None or call.state is not state or not unchanged(call.facts):
@@ -105,16 +109,16 @@ def run_again(module: Any, conversion: Conversion, x: Any) -> Tensor | None:
         or record.stepped
         or not record.seen[-1].is_still(call.down["weight"])
         or not (first is None or record.seen[0].is_still(w1))
-        or torch.is_autocast_enabled(device)
-        or in_torch_func()
+        or _is_autocast_enabled(device)
+        or _is_in_torch_func()
         or in_forward_mode()
-        or torch._C._get_tracing_state() is not None  # of torch.jit, which compares calls of a module by their lines
+        or _tracing_state() is not None  # of torch.jit, which compares calls of a module by their lines
         or (not conversion.in_training and trains(module))
     ):
         return None
     w1 = w1 if first is None else first
     others = call.others
-    if torch.is_inference_mode_enabled():  # below autograd already
+    if _is_inference_mode_enabled():  # below autograd already
         return call.op(x, w1, call.second) if others is None else call.op(x, w1, call.second, *others)
-    with torch._C._AutoDispatchBelowAutograd():
+    with _BelowAutograd():
         return call.op(x, w1, call.second) if others is None else call.op(x, w1, call.second, *others)

@@ -100,20 +100,15 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
         base.__init__(self, *args, **kwargs)
 
     def attempt(
-        self: Any, conversion: Conversion, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self: Any, conversion: Conversion, args: tuple[Any, ...], kwargs: dict[str, Any], alone: bool
     ) -> Tensor | str | None:
         """Compute the network, or say why not; None where nothing is to be said of running its own forward."""
         if conversion.experts:
             three = arguments.first_three(args, kwargs)
             return None if three is None else run_experts(self, conversion, *three)
-        alone = len(args) == 1 and not kwargs and not takes_more
         x, further = (args[0], None) if alone else arguments.split(args, kwargs)
         if x is None:
             return None
-        if further is None and not torch.compiler.is_compiling():
-            again = run_again(self, conversion, x)
-            if again is not None:
-                return again
         if getattr(conversion.seen.kind, method) is not original:  # which is `base`, but not of this function's module
             return "its forward is patched in its class"
         if further is None and runs_as_before(self, conversion, x):
@@ -122,11 +117,15 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
 
     @functools.wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        compiling = torch.compiler.is_compiling()
         # A reference to this forward may outlive the conversion.
-        number = getattr(self, "_sparse24_number", None) if torch.compiler.is_compiling() else None
+        number = getattr(self, "_sparse24_number", None) if compiling else None
         conversion = self.__dict__.get("_sparse24") if number is None else numbered[number]
         if _enabled and not _traced_blocks and conversion is not None and self.sparse24_enabled:
-            out = attempt(self, conversion, args, kwargs)
+            alone = len(args) == 1 and not kwargs and not takes_more
+            out = run_again(self, conversion, args[0]) if alone and not compiling else None
+            if out is None:
+                out = attempt(self, conversion, args, kwargs, alone)
             if isinstance(out, str):
                 warn_once(self, f"{base.__name__} runs as before conversion: {out}")
             elif out is not None:
