@@ -8,7 +8,9 @@ a head of eight words: bfloat16, random weights, 90 % zeros (model_stacks.py). S
 step of `generate` takes the host a millisecond beside them, which deep models hide. `generate` runs as users call it:
 `eager` with its own cache, `static` with a static cache, which it compiles. Variants: `dense` (the model as it is),
 `sparse24` (converted) and `sparse24_fp8` (with float8 copies of the FFNs' weights). Times are of one token: of a long
-call less a short one, over their difference, so that the prompt does not count.
+call less a short one, over their difference, so that the prompt does not count. A host's speed may change by a third
+within seconds, so variants take turns every few tokens, and times are compared within a round: a record's is the median
+of the model as it is, by the median of the ratios to that.
 
 Verified: the hidden states of one token for each sequence against the model in float32, with at most twice the error of
 the dense one; with float8 weights there is a bound.
@@ -36,7 +38,7 @@ from sparse24.bench.options import Options, parse
 VOCABULARY, PROMPT = 8, 16
 ZEROS = 0.9
 #: New tokens of the two calls, and how often each is timed.
-SHORT, LONG, ROUNDS = 8, 40, 5
+SHORT, LONG, ROUNDS = 4, 16, 11
 FFN = ("up_proj", "down_proj")
 STACKS = {
     "nemotron": Stack("Nemotron-Mini-4B", "nemotron", 32, 64, 3072, 9216, 24, 8, FFN),
@@ -140,24 +142,38 @@ def race(
         except Exception as error:
             record |= {"verified": False, "error": describe(error)}
     calls = {name: generation(model, mode, batch, options) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in models}
+    named = {record["variant"]: record for record in records}
+    rounds: list[dict[str, float]] = []
     for count in range(1 + (1 if options.smoke else ROUNDS)):
-        for record, (name, call) in zip(records, calls.items(), strict=True):
-            if record["verified"]:
+        times = {}
+        for name, call in turns(calls, count):
+            if named[name]["verified"]:
                 try:
                     # The long one first: a static cache stays as long as it was.
-                    us = (timed(call, LONG, options) - timed(call, SHORT, options)) / (LONG - SHORT)
-                    times[name] += [us] if count else []  # the first one compiles
+                    times[name] = (timed(call, LONG, options) - timed(call, SHORT, options)) / (LONG - SHORT)
                 except Exception as error:
-                    record |= {"verified": False, "error": f"timing: {describe(error)}"}
+                    named[name] |= {"verified": False, "error": f"timing: {describe(error)}"}
+        rounds += [times] if count else []  # the first one compiles
     for record in records:
         if record["verified"]:
-            record["median_us"] = round(statistics.median(times[record["variant"]]), 1)
-    dense = records[0]["median_us"]
-    for record in records[1:]:
-        if dense and record["median_us"]:
-            record["speedup_vs_best_dense"] = round(dense / record["median_us"], 3)
+            record |= by_rounds(rounds, record["variant"])
     return records
+
+
+def turns(calls: dict[str, Any], count: int) -> list[tuple[str, Any]]:
+    """The calls in the order of a round: each begins with another one."""
+    first = count % len(calls)
+    return [*calls.items()][first:] + [*calls.items()][:first]
+
+
+def by_rounds(rounds: list[dict[str, float]], name: str) -> dict[str, float]:
+    """A variant's time, and its speed-up over the dense one: of times in the same round."""
+    if any("dense" not in times for times in rounds):
+        return {"median_us": round(statistics.median(times[name] for times in rounds), 1)}
+    dense = statistics.median(times["dense"] for times in rounds)
+    ratio = statistics.median(times["dense"] / times[name] for times in rounds)
+    found = {"median_us": round(dense / ratio, 1)}
+    return found if name == "dense" else found | {"speedup_vs_best_dense": round(ratio, 3)}
 
 
 def hidden(model: nn.Module, states: torch.Tensor) -> torch.Tensor:

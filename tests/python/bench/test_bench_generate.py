@@ -6,6 +6,7 @@ import pytest
 from benches import run
 
 import sparse24
+from bench.cases import generate
 
 SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee", "--modes", "static")
 pytest.importorskip("transformers")
@@ -31,3 +32,19 @@ def test_a_wrong_network_has_no_time(tmp_path, monkeypatch):
     records = {r["variant"]: r for r in json.loads(out.read_text())}
     assert records["dense"]["verified"] and not records["sparse24"]["verified"]
     assert records["sparse24"]["median_us"] is None
+
+
+def test_times_of_a_round_are_compared():
+    """The host was half as fast in the second of three rounds."""
+    rounds = [
+        {"dense": 100.0, "sparse24": 80.0},
+        {"dense": 200.0, "sparse24": 160.0},
+        {"dense": 110.0, "sparse24": 88.0},
+    ]
+    assert generate.by_rounds(rounds, "dense") == {"median_us": 110.0}
+    assert generate.by_rounds(rounds, "sparse24") == {"median_us": 88.0, "speedup_vs_best_dense": 1.25}
+    assert generate.by_rounds([{"sparse24": 5.0}, {"sparse24": 7.0}, {"sparse24": 6.0}], "sparse24") == {
+        "median_us": 6.0
+    }
+    orders = [[name for name, _ in generate.turns(dict.fromkeys("abc"), count)] for count in range(4)]
+    assert orders == [[*"abc"], [*"bca"], [*"cab"], [*"abc"]]
