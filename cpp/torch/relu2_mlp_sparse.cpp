@@ -1,10 +1,9 @@
 /// @file
 /// sparse24.relu2_mlp_sparse: a whole 2:4 network for inference in one call, which is what the host pays for.
 #include <algorithm>
-#include <vector>
 
+#include "network.h"
 #include "sparse24/activation.h"
-#include "tensor.h"
 
 namespace sparse24::torch_ops {
 namespace {
@@ -85,43 +84,6 @@ Sizes check(const Tensor& x, const Network& net) {
   expect(!net.scale_y || !net.scale_y_factor, kOp, "scale_y_factor to be None beside scale_y, got a tensor");
   return s;
 }
-
-/// One allocation for all that lies between x and the result.
-class Between {
- public:
-  int64_t add(int64_t bytes) {
-    const int64_t at = bytes_;
-    bytes_ += round_up(bytes, 256);
-    return at;
-  }
-  void allocate(const Tensor& like) {
-    memory_ = new_empty(like, {bytes_}, ScalarType::Byte);
-    start_ = static_cast<char*>(memory_->mutable_data_ptr());
-  }
-  template <class T = void>
-  T* at(int64_t offset) const {
-    return reinterpret_cast<T*>(start_ + offset);
-  }
-
- private:
-  int64_t bytes_ = 0;
-  std::optional<Tensor> memory_;
-  char* start_ = nullptr;
-};
-
-/// Keeps what an argument points to, contiguous.
-class Kept {
- public:
-  const void* data(const std::optional<Tensor>& t) {
-    if (!t) return nullptr;
-    tensors_.push_back(contiguous_aligned(*t));
-    return tensors_.back().const_data_ptr();
-  }
-  const float* scale(const std::optional<Tensor>& t) { return static_cast<const float*>(data(t)); }
-
- private:
-  std::vector<Tensor> tensors_;
-};
 
 bool is_per_row(const std::optional<Tensor>& scale, int64_t rows) {
   return scale && rows != 1 && scale->numel() == rows;

@@ -24,6 +24,7 @@
 #include "sparse24/quantize.h"
 #include "sparse24/quantize_both.h"
 #include "sparse24/relu2_mlp_few.h"
+#include "sparse24/step_scales.h"
 #include "sparse24/threads.h"
 #include "sparse24/token_order.h"
 #include "sparse24/types.h"

@@ -44,6 +44,7 @@ from sparse24.mlp.function import FeedForward
 from sparse24.mlp.inference import learns as differentiated
 from sparse24.mlp.packed_weights import Packs, entering, packed_pays, with_adapters
 from sparse24.mlp.step_fp8 import FeedForwardFp8, has_products, of_step, runs_float8
+from sparse24.mlp.step_fp8_whole import WholeStepFp8, runs_whole
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
@@ -321,7 +322,8 @@ def relu2_mlp(
         if transformed and not compiling:
             out = run_transformed(*arguments)
         elif as_one and runs_float8(arguments):
-            out = FeedForwardFp8.apply(*of_step(arguments, delayed_scales, scales_known, stored, pruned))
+            step = of_step(arguments, delayed_scales, scales_known, stored, pruned)
+            out = WholeStepFp8.apply(*step) if runs_whole(step) else FeedForwardFp8.apply(*step)
         elif as_one:
             out = FeedForward.apply(*arguments)
         else:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparse24._autocast import without_autocast
+from sparse24._autocast import without_autocast, without_autograd
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Arguments, Gradients, Needed, Packed, Plan
 from sparse24.mlp.backward import again
@@ -141,7 +141,11 @@ class FeedForwardFp8(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Run both layers."""
-        a = StepArguments(*arguments)
+        with without_autograd():
+            return FeedForwardFp8._forward(ctx, StepArguments(*arguments))
+
+    @staticmethod
+    def _forward(ctx: Any, a: StepArguments) -> Tensor:
         # A copy: other calls may replace them before this one's backward pass. That of x is copied where it is used.
         delayed = a.delayed if a.known else None
         used = None if delayed is None else _aligned(delayed)
@@ -178,11 +182,11 @@ class FeedForwardFp8(torch.autograd.Function):
         if torch.is_grad_enabled():
             refuse_second_derivatives()
         saved = _Saved(*ctx.saved_tensors)
-        if ctx.gathered[0]:
-            saved = saved._replace(w1=transposed_again(saved.w1))
-        if ctx.gathered[1]:
-            saved = saved._replace(w2=transposed_again(saved.w2))
-        with without_autocast(grad.device.type):
+        with without_autocast(grad.device.type), without_autograd():
+            if ctx.gathered[0]:
+                saved = saved._replace(w1=transposed_again(saved.w1))
+            if ctx.gathered[1]:
+                saved = saved._replace(w2=transposed_again(saved.w2))
             found, amax = _gradients(*ctx.how, saved, Needed(*ctx.needs_input_grad[:5]), grad.contiguous())
             if ctx.delayed is not None:
                 if saved.used is None:
@@ -270,7 +274,7 @@ def _sparse(
         put_rows(dw1, hot, linear_fp8(dh_hot, scale_dh, saved.x, saved.scale_x, None).to(dtype))
         put_rows(dw2, hot, linear_fp8(grad.transposed, grad.scale, y_hot, scale_y, None).to(dtype), transpose=True)
     dense = decompress(of_dh, meta, grad.values.shape[0], features) if needed.b1 else None
-    return Gradients(dx, dw1, dw2, _sum(dense, scale_dh, dtype)), amax
+    return Gradients(dx, dw1, dw2, None if dense is None else column_sums(dense, scale_dh, dtype)), amax
 
 
 def _dense(saved: _Saved, needed: Needed, grad: _Gradient, dtype: torch.dtype) -> tuple[Gradients, Tensor]:
@@ -284,7 +288,7 @@ def _dense(saved: _Saved, needed: Needed, grad: _Gradient, dtype: torch.dtype) -
     dx = linear_fp8(dh, scale_dh, _columns(saved.w1, dh), saved.scale_w1, None).to(dtype) if needed.x else None
     dw1 = linear_fp8(dh_t, scale_dh, saved.x, saved.scale_x, None).to(dtype)
     dw2 = linear_fp8(grad.transposed, grad.scale, y_t, scale_y, None).to(dtype)
-    return Gradients(dx, dw1, dw2, _sum(dh if needed.b1 else None, scale_dh, dtype)), amax
+    return Gradients(dx, dw1, dw2, column_sums(dh, scale_dh, dtype) if needed.b1 else None), amax
 
 
 def _permuted(plan: Plan, recipe: Recipe) -> bool:
@@ -297,9 +301,9 @@ def _columns(transposed: Tensor, like: Tensor) -> Tensor:
     return transposed[:, : like.shape[1]]
 
 
-def _sum(codes: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """Column sums in float32, in the dtype of the first bias."""
-    return None if codes is None else (codes.to(dtype).sum(0, dtype=torch.float32) * scale).to(torch.bfloat16)
+def column_sums(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum columns in float32, in the dtype of the first bias."""
+    return (codes.to(dtype).sum(0, dtype=torch.float32) * scale).to(torch.bfloat16)
 
 
 def _aligned(scales: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from sparse24.ops import (
     packed_gradients,
     products,
     quantization,
+    steps,
 )
 from sparse24.ops.compression import *
 from sparse24.ops.experts import *
@@ -31,6 +32,7 @@ from sparse24.ops.packed import *
 from sparse24.ops.packed_gradients import *
 from sparse24.ops.products import *
 from sparse24.ops.quantization import *
+from sparse24.ops.steps import *
 
 __all__: list[str] = []
 __all__ += compression.__all__
@@ -44,6 +46,7 @@ __all__ += gradients_fp8.__all__
 __all__ += quantization.__all__
 __all__ += few_tokens.__all__
 __all__ += network.__all__
+__all__ += steps.__all__
 __all__ += experts.__all__
 __all__ += experts_gradients.__all__
 __all__ += experts_products.__all__

@@ -1,0 +1,57 @@
+/// @file
+/// What both passes of a float8 training step share: where its scales are, its quantisation and its products.
+#pragma once
+
+#include "gradient_fp8.h"
+#include "network.h"
+
+namespace sparse24::torch_ops {
+
+/// The scales of a step [kStepScales, kStepScaleStride], and what was seen beside them.
+struct StepPlaces {
+  Tensor tensor;
+  float* start;
+
+  explicit StepPlaces(const Tensor& t) : tensor(t), start(static_cast<float*>(t.mutable_data_ptr())) {}
+  float* scale(StepScale of) const { return start + place_of(of); }
+  float* largest(StepScale of) const { return scale(of) + kLargestBehind; }
+  int32_t* saturated(StepScale of) const { return reinterpret_cast<int32_t*>(scale(of) + kSaturatedBehind); }
+  /// The scale as a tensor [1], for torch's products.
+  Tensor one(StepScale of) const {
+    const Tensor row = torch::stable::select(tensor, 0, static_cast<int64_t>(of));
+    return torch::stable::narrow(const_cast<Tensor&>(row), 0, 0, 1);
+  }
+};
+
+/// A matrix to be quantised in both orders, with a given scale or an exact one; `largest` is zero before.
+struct ToQuantize {
+  const Tensor& x;
+  DType dtype;
+  bool interleaved;
+  const float* given;
+  float *scale, *largest;
+};
+/// Codes [rows, columns], and `transposed` [columns, padded rows] of them.
+Tensor quantize_both(const DeviceScope& scope, const ToQuantize& what, const Tensor& transposed);
+/// Makes the transpose that it fills.
+Tensor new_transposed(const Tensor& x);
+
+/// A product of float8 codes with single scales: a sparse one and b [n, a.k], K contiguous.
+struct SparseProduct {
+  Operand a;
+  const void* values;
+  const uint8_t* meta;
+  const Tensor& b;
+  const float *scale_a, *scale_b;
+  const void* bias = nullptr;
+  DType bias_dtype = DType::kFloat32;
+};
+/// Writes the product [a.m, b rows] to d, of `dtype`; `transposed`: its transpose.
+void multiply(const DeviceScope& scope, const SparseProduct& product, DType dtype, bool transposed, Tensor& d);
+
+/// scale_x * scale_w * (x @ w.T) + bias, x [T, D] and w [F, D] dense float8 codes with single scales: through bfloat16
+/// to `dtype`. Torch's product, and on the CPU the reference: an fp32 product, dequantised.
+Tensor multiply_dense(const Tensor& x, const Tensor& scale_x, const Tensor& w, const Tensor& scale_w,
+                      const std::optional<Tensor>& bias, ScalarType dtype);
+
+}  // namespace sparse24::torch_ops
