@@ -340,9 +340,7 @@ def _flops_of_gradients(
     return 2 * grad[0] * w2[0] * (2 * grad[1] + (2 if need_x else 1) * x_transposed[0])
 
 
-_relu2_mlp_fp8 = define(
-    "relu2_mlp_fp8", _fake_relu2_mlp_fp8, no_backward="relu2_mlp has one", flops=_flops
-)
+_relu2_mlp_fp8 = define("relu2_mlp_fp8", _fake_relu2_mlp_fp8, no_backward="relu2_mlp has one", flops=_flops)
 _relu2_mlp_fp8_gradients = define(
     "relu2_mlp_fp8_gradients",
     _fake_relu2_mlp_fp8_gradients,
