@@ -114,6 +114,8 @@ class Case:
             bias = few[3].to(torch.bfloat16)
             scale = None if self.roots else torch.full((1,), 4.0, device=device)
             return Sample(self.op, (*few[:2], w2, bias, None, few[5], few[6].repeat(N), scale, None, 1.5))
+        if self.op in ("relu2_mlp_fp8", "relu2_mlp_fp8_gradients"):
+            return self._step_fp8(device, layout, seed)
         values, meta = (sparse24.compress_fp8 if fp8 else sparse24.compress)(x, dim=self.dim)[:2]
         if self.op == "decompress":
             return Sample("decompress", (laid_out(values), meta, ROWS, COLS, self.dim))
@@ -233,6 +235,19 @@ class Case:
         grad, w, values = (relayout(t, layout) for t in (grad, w, values))
         return Sample(self.op, (grad, w, *w_meta, values, meta, one, one, scale, 32 * one, self.interleaved, hot))
 
+    def _step_fp8(self, device: str, layout: str, seed: int) -> Sample:
+        """Small integers, as in `_linear`."""
+        x, w1 = (integers(n, 48, dtype=self.dtype, seed=seed + n).to(device) for n in (ROWS, COLS))
+        w2, grad = (integers(*s, dtype=self.dtype, seed=seed + 1).to(device) for s in ((48, COLS), (ROWS, 48)))
+        scales = torch.tensor([0.5, 32.0, 0.5, 64.0], device=device)
+        how = not self.roots, self.interleaved
+        if self.op == "relu2_mlp_fp8":
+            x, w1, w2 = (relayout(t, layout) for t in (x, w1, w2))
+            return Sample(self.op, (x, w1, w2, scales, None, None, None, None, *how))
+        _, *saved, places = sparse24.relu2_mlp_fp8(x, w1, w2, scales, sparse=how[0], interleaved=how[1])
+        grad, *codes = (relayout(t, layout) for t in (grad, *saved[:4]))
+        return Sample(self.op, (grad, *codes, saved[4], places, scales, None, 64 * how[0], *how))
+
     def _product(self, device: str, laid_out: Callable[[Tensor], Tensor], seed: int) -> tuple[Tensor, Tensor]:
         """grad and w: small integers, as in `_linear`."""
         grad = laid_out(integers(ROWS, 48, dtype=self.dtype, seed=seed).to(device))
@@ -280,6 +295,9 @@ def _cases() -> list[Case]:
     cases += [Case(op, FP8, -1, differentiable=False, hot=True) for op in ("linear_gradient_fp8", PACKED_FP8)]
     cases.append(Case(PACKED_FP8, FP8, -1, differentiable=False, interleaved=True))
     cases.append(Case("linear_relu2_gradient_fp8", FP8, -1, differentiable=False))
+    for op in ("relu2_mlp_fp8", "relu2_mlp_fp8_gradients"):  # roots: dense
+        for options in ({}, {"interleaved": True}, {"roots": True}):
+            cases += [Case(op, dtype, -1, differentiable=False, **options) for dtype in DTYPES]
     for dtype in (torch.float16, torch.float32):
         for op in ("linear_relu2", "linear_compress"):
             cases.append(Case(op, dtype, -1, roots=True))

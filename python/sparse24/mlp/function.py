@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from sparse24._autocast import without_autograd
 from sparse24.mlp.arguments import Activated, Arguments, Gradients, Needed, Plan
 from sparse24.mlp.backward import gradients
 from sparse24.mlp.checks import fail
@@ -23,11 +24,12 @@ class FeedForward(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Run both layers."""
         a = Arguments(*arguments)
-        activated = activation(a)
-        ctx.how = a.plan, a.recipe
-        kept = a if ctx.needs_input_grad[1] or a.plan.recompute else a._replace(x=None)
-        ctx.save_for_backward(*what_is_saved(kept, activated))
-        return output(a, activated)
+        with without_autograd():
+            activated = activation(a)
+            ctx.how = a.plan, a.recipe
+            kept = a if ctx.needs_input_grad[1] or a.plan.recompute else a._replace(x=None)
+            ctx.save_for_backward(*what_is_saved(kept, activated))
+            return output(a, activated)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -35,7 +37,8 @@ class FeedForward(torch.autograd.Function):
         # Autograd has no edge from here to an x that is not saved: a graph of this pass would lack it, silently.
         if torch.is_grad_enabled():
             refuse_second_derivatives()
-        return all_gradients(gradients_of_saved(ctx.how, ctx.needs_input_grad, grad, ctx.saved_tensors))
+        with without_autograd():
+            return all_gradients(gradients_of_saved(ctx.how, ctx.needs_input_grad, grad, ctx.saved_tensors))
 
 
 def what_is_saved(a: Arguments, activated: Activated) -> tuple[Tensor | None, ...]:

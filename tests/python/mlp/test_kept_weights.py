@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from training_reference import HIDDEN, OUT, D
 
 import sparse24
-from sparse24.mlp import kept_weights, step_fp8
+from sparse24.mlp import kept_weights, step_fp8, step_fp8_whole
 
 # Dynamo makes an instance of every autograd function that it traces.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -35,8 +35,16 @@ def made(monkeypatch):
             calls.append(tuple(w.shape))
         return original(w, prune, scale, **options)
 
+    in_one = step_fp8_whole.relu2_mlp_fp8
+
+    def counted_in_one(x, w1, w2, scales, b1, b2, w1_scale, w2_scale, *options):
+        calls.extend(tuple(w.shape) for w, scale in ((w1, w1_scale), (w2, w2_scale)) if scale is None)
+        return in_one(x, w1, w2, scales, b1, b2, w1_scale, w2_scale, *options)
+
     monkeypatch.setattr(kept_weights, "both_orders", counted)
     monkeypatch.setattr(step_fp8, "both_orders", counted)
+    monkeypatch.setattr(step_fp8_whole, "both_orders", counted)
+    monkeypatch.setattr(step_fp8_whole, "relu2_mlp_fp8", counted_in_one)
     return calls
 
 
