@@ -1,6 +1,7 @@
 """What the default loses: its time over that of the faster one of sparse and dense, size by size.
 
-python -m bench regret bench/results/<gpu>/ffn_forward.json bench/results/<gpu>/experts.json
+python -m bench regret bench/results/<gpu>/ffn_forward.json bench/results/<gpu>/ffn_training.json
+    bench/results/<gpu>/experts.json
 
 The default is `sparse24.mlp.pays` of a network, and `sparse24.experts.pays` of experts.
 """
@@ -39,6 +40,21 @@ def choices(records: Iterable[results.Record], kind: str) -> dict[Size, tuple[fl
     return found
 
 
+def training(records: Iterable[results.Record]) -> dict[Size, tuple[float, bool]]:
+    """The same of a training step whose six products are float8, beside our dense one."""
+    times: dict[Size, dict[str, float]] = {}
+    for r in records:
+        if results.usual(r) and r["race"] == "training" and r["median_us"]:
+            times.setdefault((r["tokens"], r["d_model"], r["d_ff"]), {})[r["variant"]] = r["median_us"]
+    found = {}
+    for (tokens, d_model, d_ff), us in times.items():
+        if {"sparse24_fp8", "fused_dense_fp8"} <= us.keys():
+            ours, dense = us["sparse24_fp8"], us["fused_dense_fp8"]
+            chosen = pays(tokens, d_ff, d_model, fp8=True, one_scale=True)
+            found[tokens, d_model, d_ff] = ((ours if chosen else dense) / min(ours, dense) - 1, chosen)
+    return found
+
+
 def experts(records: Iterable[results.Record], race: str, dtype: str) -> dict[tuple, tuple[float, bool]]:
     """The same of `sparse24.experts.pays`, by rows per expert and what else a problem is."""
     found = {}
@@ -58,8 +74,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", nargs="+", type=Path)
     read = results.read_json(parser.parse_args(argv).json)
-    mixtures, networks = ([r for r in read if (r["bench"] == "experts") is here] for here in (True, False))
+    mixtures = [r for r in read if r["bench"] == "experts"]
+    networks = [r for r in read if r["bench"] == "ffn_forward"]
     found = {kind: choices(networks, kind) for kind in DEFAULTS if networks}
+    if steps := training(r for r in read if r["bench"] == "ffn_training"):
+        found["fp8, training"] = steps
     for race, dtype in sorted({(r["race"], r["dtype"]) for r in mixtures}):
         found[f"experts, {race}, {dtype}"] = experts(mixtures, race, dtype)
     for kind, of_sizes in found.items():

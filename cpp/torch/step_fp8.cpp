@@ -95,7 +95,9 @@ Tensor multiply_dense(const Tensor& x, const Tensor& scale_x, const Tensor& w, c
         call("aten::_scaled_mm", "", left, turned(right), scale_x, scale_w, rounded, no_scale, out, true);
     return cast(product, dtype);
   }
-  Tensor sum = torch::stable::matmul(cast(left, ScalarType::Float), turned(cast(right, ScalarType::Float)));
+  // Into memory that is there: autocast changes no such product.
+  Tensor sum = new_empty(x, {left.size(0), right.size(0)}, ScalarType::Float);
+  call("aten::mm", "out", cast(left, ScalarType::Float), turned(cast(right, ScalarType::Float)), sum);
   if (rounded) rounded = cast(*rounded, ScalarType::Float);
   scale_and_add(sum, value_of(scale_x), value_of(scale_w), rounded);
   return cast(cast(sum, bfloat16), dtype);
