@@ -31,8 +31,7 @@ void check_codes(const char* argument, const Tensor& t, const Tensor& grad, int6
          Shape{t});
 }
 
-Sizes check(const Tensor& grad, const Saved& saved, const StepPlaces& places, const Tensor& scales,
-            const std::optional<Tensor>& hot) {
+Sizes check(const Tensor& grad, const Saved& saved, const StepPlaces& places, const Tensor& scales) {
   constexpr int64_t padding = token_padding(kFp8);
   check_sizes(kOp, "grad", grad, 2);
   Sizes s{grad.size(0), 0, 0, grad.size(1), round_up(grad.size(0), padding), {}};
@@ -51,14 +50,18 @@ Sizes check(const Tensor& grad, const Saved& saved, const StepPlaces& places, co
   check_device(kOp, "meta", saved.meta, "grad", grad);
   if (saved.sparse) check_meta(kOp, saved.meta, Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures));
   check_device(kOp, "places", places.tensor, "grad", grad);
-  check_scale(kOp, "places", places.tensor, kStepScales * kStepScaleStride, false, "of the forward pass");
-  expect(places.tensor.dim() == 2 && places.tensor.is_contiguous(), kOp,
-         "places to be the contiguous matrix of relu2_mlp_fp8, got ", Shape{places.tensor});
+  check_sizes(kOp, "places", places.tensor, 2);
+  check_scale(kOp, "places", places.tensor, kStepScales * kStepScaleStride, false, "of relu2_mlp_fp8");
   check_device(kOp, "scales", scales, "grad", grad);
   check_sizes(kOp, "scales", scales, 1);
   check_scale(kOp, "scales", scales, kDelayedScales, false, "of x, y, grad and dh");
-  if (hot) check_hot(kOp, *hot, grad, s.features, "rows of w2_transposed");
   return s;
+}
+
+/// Features of dense products come in multiples of 16, as torch multiplies float8.
+void check_count(const char* argument, const char* what, int64_t count, int64_t features) {
+  expect(0 <= count && count <= features && count % 16 == 0, kOp, argument, " to be a multiple of 16 ", what, " up to ",
+         features, " (rows of w2_transposed), got ", count);
 }
 
 /// The gradient of the output in both orders, and its scale with what was seen of it and of dh.
@@ -218,13 +221,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8_gradients(
     const Tensor& values, const Tensor& meta, const Tensor& places_of_step, const Tensor& scales,
     const std::optional<Tensor>& hot, int64_t dense_features, bool sparse, bool interleaved, bool need_x) {
   check_defined(kOp, "places", places_of_step);
-  const Tensor kept[] = {as_contiguous(x_transposed), as_contiguous(w1_transposed), as_contiguous(w2_transposed),
-                         as_contiguous(values), as_contiguous(meta)};
+  const Tensor kept[] = {contiguous_aligned(x_transposed), contiguous_aligned(w1_transposed),
+                         contiguous_aligned(w2_transposed), contiguous_aligned(values), contiguous_aligned(meta)};
   const Saved saved{kept[0], kept[1], kept[2], kept[3], kept[4], sparse};
-  const StepPlaces places(places_of_step);
-  const Sizes s = check(grad, saved, places, scales, hot);
-  expect(0 <= dense_features && dense_features <= s.features, kOp, "dense_features to be at least 0 and at most ",
-         s.features, " (rows of w2_transposed), got ", dense_features);
+  const StepPlaces places(contiguous_aligned(places_of_step));
+  const Sizes s = check(grad, saved, places, scales);
+  if (hot) check_count("hot", "elements", check_hot(kOp, *hot, grad, s.features, "rows of w2_transposed"), s.features);
+  check_count("dense_features", "in number", dense_features, s.features);
   const DeviceScope scope(kOp, grad);
 
   const OfOutput of_output = quantize_grad(scope, grad, s, places, sparse && interleaved);

@@ -16,5 +16,6 @@ SAC_SAVE_OPS = frozenset(
         torch.ops.sparse24.linear_compress.default,
         torch.ops.sparse24.linear_relu2.default,
         torch.ops.sparse24.mm.default,
+        torch.ops.sparse24.relu2_mlp_fp8.default,  # both products of a float8 step
     }
 )

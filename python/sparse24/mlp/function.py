@@ -37,8 +37,9 @@ class FeedForward(torch.autograd.Function):
         # Autograd has no edge from here to an x that is not saved: a graph of this pass would lack it, silently.
         if torch.is_grad_enabled():
             refuse_second_derivatives()
+        saved = ctx.saved_tensors  # checkpoints compute them again here, and differentiably
         with without_autograd():
-            return all_gradients(gradients_of_saved(ctx.how, ctx.needs_input_grad, grad, ctx.saved_tensors))
+            return all_gradients(gradients_of_saved(ctx.how, ctx.needs_input_grad, grad, saved))
 
 
 def what_is_saved(a: Arguments, activated: Activated) -> tuple[Tensor | None, ...]:

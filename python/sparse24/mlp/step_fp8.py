@@ -62,7 +62,8 @@ def next_scales(used: Tensor, amax: Tensor) -> Tensor:
     # keep their digits over 15 binades, so that one of them less costs nothing.
     # Of the same data, a power of two makes the bits of the exact scale.
     headroom, shrink = 2.0, 0.5
-    wanted = (amax / torch.finfo(FP8).max * headroom).maximum(used * shrink)
+    # By a tensor: what is divided by a number, torch multiplies by its inverse on a GPU, and the op of a pass does not.
+    wanted = (amax / torch.full_like(amax, torch.finfo(FP8).max) * headroom).maximum(used * shrink)
     return torch.where((amax > 0) & amax.isfinite(), wanted, used)
 
 

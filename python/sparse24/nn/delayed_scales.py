@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparse24._optimizer_steps import after_each_step
 from sparse24.mlp import Precision
+from sparse24.mlp.gathered_weight import in_backward
 from sparse24.recipe import Recipe
 
 #: What modules have beside the buffer, and its default: whether all of its scales are known, and how many eager forward
@@ -87,7 +88,8 @@ def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
     known = module.scales_known
     if not known and not torch.compiler.is_compiling() and torch.is_grad_enabled():
         capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
-        if not capturing:
+        # What is computed again in a backward pass has the scales of the first time, or none as then.
+        if not capturing and not in_backward():
             module.calls_with_unknown_scales += 1
             calls = module.calls_with_unknown_scales
             known = calls & (calls - 1) == 0 and refresh(module, name)

@@ -134,9 +134,9 @@ def relu2_mlp_fp8_gradients(
         The delayed scales as they are now: where another step has replaced those that this one used, the larger ones
         are those of the next step.
     hot : Tensor [H], optional
-        int64: features whose weight gradients are dense products, ascending.
+        int64: features whose weight gradients are dense products, ascending; H is a multiple of 16.
     dense_features : int
-        How many to choose where `hot` is not given: those that the most tokens of a sample use.
+        How many to choose where `hot` is not given, a multiple of 16: those that the most tokens of a sample use.
     sparse, interleaved : bool
         As in `relu2_mlp_fp8`.
     need_x : bool
@@ -266,6 +266,12 @@ def _check_codes(op: str, name: str, t: Tensor, grad: Tensor, shape: tuple[int |
             expect(size == wanted, op, f"{name} to have shape {meaning}", listed(t.shape))
 
 
+def _check_count(op: str, name: str, what: str, count: int, features: int) -> None:
+    rule = f"{name} to be a multiple of 16 {what} up to {features} (rows of w2_transposed)"
+    for ok in (count >= 0, count <= features, count % 16 == 0):
+        expect(ok, op, rule, count)
+
+
 def _fake_relu2_mlp_fp8_gradients(
     grad: Tensor,
     x_transposed: Tensor,
@@ -299,9 +305,8 @@ def _fake_relu2_mlp_fp8_gradients(
     if sparse:
         check_meta(op, meta, Operand.of(tokens, features, FP8, -1))
     check_device(op, "places", places, "grad", grad)
-    check_scale(op, "places", places, PLACES[0] * PLACES[1], "of the forward pass", one_allowed=False)
-    rule = "places to be the contiguous matrix of relu2_mlp_fp8"
-    expect(places.dim() == 2 and places.is_contiguous(), op, rule, listed(places.shape))
+    check_sizes(op, "places", places, 2)
+    check_scale(op, "places", places, PLACES[0] * PLACES[1], "of relu2_mlp_fp8", one_allowed=False)
     _check_scales(op, scales, "grad", grad)
     if hot is not None:
         check_device(op, "hot", hot, "grad", grad)
@@ -309,9 +314,8 @@ def _fake_relu2_mlp_fp8_gradients(
         check_exact_dtype(op, "hot", hot, torch.int64)
         rule = f"hot to have at most {features} elements (rows of w2_transposed)"
         expect(hot.shape[0] <= features, op, rule, hot.shape[0])
-    rule = f"dense_features to be at least 0 and at most {features} (rows of w2_transposed)"
-    expect(dense_features >= 0, op, rule, dense_features)
-    expect(dense_features <= features, op, rule, dense_features)
+        _check_count(op, "hot", "elements", hot.shape[0], features)
+    _check_count(op, "dense_features", "in number", dense_features, features)
     return (
         grad.new_empty(tokens if need_x else 0, columns),
         grad.new_empty(features, columns),

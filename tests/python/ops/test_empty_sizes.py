@@ -154,6 +154,14 @@ def calls() -> dict[str, Call]:
             for kind, scale_y in (("row", ()), ("given", (torch.ones(t),)), ("factor", (None, torch.ones(1)))):
                 float8 = [w.to(FP8) for w in weights]
                 add("relu2_mlp_sparse", f"{of_name}-float8-{kind}", numbers(t, d), *float8, *biases, *scales, *scale_y)
+    scales, weights = torch.full((4,), 0.5), (numbers(64, 32), numbers(16, 64))
+    for sparse in (True, False):
+        add("relu2_mlp_fp8", f"0-{sparse}", numbers(0, 32), *weights, scales, numbers(64), None, sparse=sparse)
+        codes = [numbers(*s).to(FP8) for s in ((32, 0), (32, 64), (64, 32), (0, 32 if sparse else 64))]
+        meta = positions(0, 64, FP8) if sparse else torch.zeros(0, dtype=torch.uint8)
+        saved = *codes, meta, torch.full((7, 4), 0.5)
+        options = {"dense_features": 32, "sparse": sparse} if sparse else {"sparse": sparse}
+        add("relu2_mlp_fp8_gradients", f"0-{sparse}", numbers(0, 16), *saved, scales, **options)
     offsets = torch.tensor([3, 5], dtype=torch.int32)
     for t, f in ((0, 64), (5, 0), (0, 0)):
         for op in ("experts_linear_relu2", "experts_linear_compress"):
