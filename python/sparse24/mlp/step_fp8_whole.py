@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sparse24._autocast import without_autocast, without_autograd
-from sparse24.mlp.arguments import Packed
 from sparse24.mlp.function import refuse_second_derivatives
 from sparse24.mlp.gathered_weight import transposed_again
 from sparse24.mlp.kept_weights import BothOrders, both_orders
@@ -23,7 +22,7 @@ from sparse24.ops.steps import OF_DH
 
 def runs_whole(a: StepArguments) -> bool:
     """Tell whether a step runs so: with delayed scales, none of its operands packed, and nothing computed again."""
-    packed = a.plan.packs_first or any(of is not None and isinstance(of.values, Packed) for of in a.codes)
+    packed = a.plan.packs_first or a.plan.packs_second
     if a.delayed is None or not a.known or a.plan.recompute or packed:
         return False
     return a.x.shape[1] > 0 and a.w1.shape[0] > 0 and a.w2.shape[0] > 0
