@@ -16,6 +16,7 @@ void check_architecture(const char* op) { refuse(op); }
 // Never reached through an op, which checks the architecture first.
 int64_t free_memory() { refuse("sparse24"); }
 int64_t mm_active_workspace(const MmActiveArgs&) { refuse("sparse24.mm_active"); }
+int64_t relu2_mlp_few_workspace(const Relu2MlpFewArgs&) { refuse("sparse24.relu2_mlp_few"); }
 MmPlan plan_mm(const MmArgs&) { refuse("sparse24.mm"); }
 void mm(const MmArgs&, const MmPlan&, cudaStream_t) { refuse("sparse24.mm"); }
 

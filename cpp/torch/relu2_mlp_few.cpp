@@ -74,9 +74,9 @@ Tensor relu2_mlp_few(const Tensor& x, const Tensor& w1, const Tensor& w2_rows, c
       weight = padded_columns(weight, first.in);
     }
     weight = contiguous_aligned(weight);
-    const Tensor rows = as_contiguous(w2_rows);
-    // What lies between the two products: on the CPU y, on CUDA lists of what is active.
-    const int64_t bytes = x.is_cuda() ? cuda::mm_active_workspace(second) : tokens * features * size_of(dtype);
+    const Tensor rows = contiguous_aligned(w2_rows);
+    // What lies between the two products: on the CPU y.
+    const int64_t bytes = x.is_cuda() ? cuda::relu2_mlp_few_workspace(args) : tokens * features * size_of(dtype);
     const Tensor between = new_empty(x, {bytes}, ScalarType::Byte);
 
     std::optional<Tensor> kept[4];

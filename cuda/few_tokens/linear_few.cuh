@@ -12,23 +12,21 @@
 
 namespace sparse24::cuda {
 
-// A fragments of 16 rows and 64 bytes of K, from what lanes have loaded of rows g and g + 8.
-template <class W>
-__device__ __forceinline__ void to_fragments(const uint4& row, const uint4& row8, uint32_t (&a)[4 / sizeof(W)][4]) {
+// The A fragment of 16 rows and the i-th 16 columns of 64 bytes of K, from what lanes have loaded of rows g and g + 8;
+// float8 weights as P.
+template <class P, class W>
+__device__ __forceinline__ void to_fragment(const uint4& row, const uint4& row8, int i, uint32_t (&a)[4]) {
   const uint32_t low[4] = {row.x, row.y, row.z, row.w}, high[4] = {row8.x, row8.y, row8.z, row8.w};
-#pragma unroll
-  for (int i = 0; i < 4 / int(sizeof(W)); ++i) {
-    if constexpr (sizeof(W) == 2) {
-      a[i][0] = low[2 * i];
-      a[i][1] = high[2 * i];
-      a[i][2] = low[2 * i + 1];
-      a[i][3] = high[2 * i + 1];
-    } else {
-      a[i][0] = e4m3x2_to_half2(uint16_t(low[i]));
-      a[i][1] = e4m3x2_to_half2(uint16_t(high[i]));
-      a[i][2] = e4m3x2_to_half2(uint16_t(low[i] >> 16));
-      a[i][3] = e4m3x2_to_half2(uint16_t(high[i] >> 16));
-    }
+  if constexpr (sizeof(W) == 2) {
+    a[0] = low[2 * i];
+    a[1] = high[2 * i];
+    a[2] = low[2 * i + 1];
+    a[3] = high[2 * i + 1];
+  } else {
+    a[0] = e4m3x2_to_pair(P{}, uint16_t(low[i]));
+    a[1] = e4m3x2_to_pair(P{}, uint16_t(high[i]));
+    a[2] = e4m3x2_to_pair(P{}, uint16_t(low[i] >> 16));
+    a[3] = e4m3x2_to_pair(P{}, uint16_t(high[i] >> 16));
   }
 }
 
@@ -51,7 +49,8 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
                                               const Sink& sink) {
   using Shape = LinearShape<Tile, int(sizeof(W))>;
   constexpr int kEights = Tile::kEights, kVec = Shape::kVec, kBlock = Shape::kBlock;
-  constexpr int kProducts = 4 / int(sizeof(W));  // of a block
+  constexpr int kProducts = 4 / int(sizeof(W)), kRowTiles = Tile::kRowTiles;  // of a block, of a warp
+  using P = std::conditional_t<Tile::kUsed, T, ProductOf<T, W>>;
   const uint32_t shared_at = shared_address(shared);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const int group = warp / Tile::kSlices, slice = warp % Tile::kSlices;
@@ -81,6 +80,7 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
   constexpr int kScalesAt = Tile::kRingBytes + Tile::kSumBytes + Tile::kYBytes + Tile::kCountBytes;
   auto* scales = reinterpret_cast<float*>(shared + kScalesAt);
   using Tokens = StagedTokens<T, W, Tile>;
+  constexpr bool kScales = Tokens::kScales;
   const Tokens x{static_cast<const uint16_t*>(args.x),  tokens, in, shared + Shape::x_at(in), scales,
                  shared + kScalesAt + Tile::kScaleBytes};
   const auto copy = [&] {
@@ -97,7 +97,7 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
   constexpr bool kTwice = !Tile::kResident && !Shape::kRing;
   typename Tokens::Batch first_x;
   typename Tokens::Pieces next_x;
-  if (Tile::kResident || kScaled<T, W>) x.load_batch(x.first_place(), first_x);
+  if (Tile::kResident || kScales) x.load_batch(x.first_place(), first_x);
   if constexpr (kTwice) x.load_chunk(0, next_x);
 #pragma unroll
   for (int s = 0; s < (Shape::kRing ? Tile::kStages - 1 : Tile::kStages); ++s) copy();
@@ -125,7 +125,7 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
     if (row_exists && args.scale_w != nullptr) scale_w = args.scale_w[args.scale_w_per_row ? f : 0];
     if (row_exists && args.bias != nullptr) bias = static_cast<const uint16_t*>(args.bias)[f];
 
-    float c[kEights][4] = {};
+    float c[kRowTiles][kEights][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const bool more_x = kTwice && (chunk + 1 < chunks || pass + 1 < rows.passes);
       const int next_chunk = chunk + 1 < chunks ? chunk + 1 : 0;
@@ -149,10 +149,19 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
       for (int b = 0; b < Tile::kChunkBlocks; ++b) {
         if (b >= left) continue;
         const int block = block0 + chunk * Tile::kChunkBlocks + b, byte = b * Tile::kBlockBytes + q * 16;
-        uint4 row = load_shared4(w_stage + ring.at(g, byte)), row8 = load_shared4(w_stage + ring.at(g + 8, byte));
-        if (block * kBlock + q * kVec >= in) row = row8 = uint4{0, 0, 0, 0};
-        uint32_t a[kProducts][4];
-        to_fragments<W>(row, row8, a);
+        uint4 row[kRowTiles], row8[kRowTiles];
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+          row[r] = load_shared4(w_stage + ring.at(16 * r + g, byte));
+          row8[r] = load_shared4(w_stage + ring.at(16 * r + g + 8, byte));
+          if (block * kBlock + q * kVec >= in) row[r] = row8[r] = uint4{0, 0, 0, 0};
+        }
+        uint32_t a[kRowTiles][kProducts][4];
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+          for (int i = 0; i < kProducts; ++i) to_fragment<P, W>(row[r], row8[r], i, a[r][i]);
+        }
 #pragma unroll
         for (int e = 0; e < kEights; ++e) {
           uint32_t factors[2 * kProducts] = {};
@@ -160,8 +169,8 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
           if (token < tokens) {
 #pragma unroll
             for (int i = 0; i < kProducts; i += 2) {
-              const int byte = q * kVec * 2 + b * kBlock * 2 + i * 8;
-              const uint4 v = load_shared4(x_chunk + token * pitch + Shape::exchanged(g, byte));
+              const int of_x = q * kVec * 2 + b * kBlock * 2 + i * 8;
+              const uint4 v = load_shared4(x_chunk + token * pitch + Shape::exchanged(g, of_x));
               factors[2 * i] = v.x;
               factors[2 * i + 1] = v.y;
               factors[2 * i + 2] = v.z;
@@ -169,18 +178,20 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
             }
           }
 #pragma unroll
-          for (int i = 0; i < kProducts; ++i) {
-            multiply(ProductOf<T, W>{}, c[e], a[i], factors[2 * i], factors[2 * i + 1]);
+          for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+            for (int i = 0; i < kProducts; ++i) multiply(P{}, c[r][e], a[r][i], factors[2 * i], factors[2 * i + 1]);
           }
-          if constexpr (kScaled<T, W>) {
+          if constexpr (kScales) {
+            static_assert(kRowTiles == 1);
             if (x.rests[block] == 0) continue;
             const int column = block * kBlock + q * kVec;
             const float scale = token < tokens ? scales[token] : 0.f;
 #pragma unroll
             for (int i = 0; i < kProducts; i += 2) {
               const uint4 v = token < tokens ? x.load(token, column + 4 * i) : uint4{0, 0, 0, 0};
-              add_rests(c[e], a[i], v.x, v.y, scale);
-              add_rests(c[e], a[i + 1], v.z, v.w, scale);
+              add_rests(c[0][e], a[0][i], v.x, v.y, scale);
+              add_rests(c[0][e], a[0][i + 1], v.z, v.w, scale);
             }
           }
         }
@@ -204,9 +215,9 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
 #pragma unroll
       for (int e = 0; e < Tile::kSumTokens / 8; ++e) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 4 * kRowTiles; ++i) {
           const int token = 8 * e + 2 * q + i % 2, at = group * Tile::kWarpRows + g + i / 2 * 8;
-          sums[(slice * Tile::kSumTokens + token) * Tile::kSumPitch + at] = c[first / 8 + e][i];
+          sums[(slice * Tile::kSumTokens + token) * Tile::kSumPitch + at] = c[i / 4][first / 8 + e][i % 4];
         }
       }
       __syncthreads();
@@ -218,12 +229,12 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
         for (int s = 0; s < Tile::kSlices; ++s) {
           sum += sums[(s * Tile::kSumTokens + token) * Tile::kSumPitch + local];
         }
-        if constexpr (kScaled<T, W>) sum = __fmul_rn(sum, scales[Tile::kTokens + first + token]);
+        if constexpr (kScales) sum = __fmul_rn(sum, scales[Tile::kTokens + first + token]);
         if (args.scale_w != nullptr) sum = __fmul_rn(sum, scale_w);
         if (args.bias != nullptr) sum = __fadd_rn(sum, to_float(T{}, bias));
         const float h = to_float(T{}, uint16_t(pack2(T{}, sum, 0.f)));
         const float kept = h <= args.threshold ? 0.f : h;  // NaN is kept
-        sink.store(first + token, row, uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f)));
+        sink.store(first + token, pass0, row, uint16_t(pack2(T{}, __fmul_rn(kept, kept), 0.f)));
       }
       __syncthreads();
     }
@@ -242,7 +253,7 @@ struct ActiveSink {
   __device__ __forceinline__ void begin_end(int pass) const {
     if (pass + 1 == rows.passes) launch_dependents();
   }
-  __device__ __forceinline__ void store(int token, int row, uint16_t value) const {
+  __device__ __forceinline__ void store(int token, int, int row, uint16_t value) const {
     y[token * Tile::kPassRows + row] = value;
   }
   __device__ __forceinline__ void end(int pass, int pass_rows) const {

@@ -9,28 +9,31 @@ namespace sparse24::cuda {
 
 // kEights: of tokens. kChunk: bytes of a row of w that are copied at once. kStages: such chunks that are on the way.
 // kResident: all of x is in shared memory at once; or the columns of a chunk for each slice, with those of w in the
-// ring; with float8 weights twice.
-template <int kEights_, int kChunk_, int kStages_, bool kResident_>
+// ring; with float8 weights twice, unless these are widened to x's type. kUsed: they are so, and y goes to memory,
+// which is for more than eight tokens. kWarpRows: of w that a warp multiplies.
+template <int kEights_, int kChunk_, int kStages_, bool kResident_, bool kUsed_ = false, int kWarpRows_ = 16,
+          int kWarps_ = 16>
 struct LinearTile {
   static constexpr int kEights = kEights_, kTokens = 8 * kEights, kChunk = kChunk_, kStages = kStages_;
-  static constexpr bool kResident = kResident_;
-  static constexpr int kWarps = 16, kThreads = 32 * kWarps;
+  static constexpr bool kResident = kResident_, kUsed = kUsed_;
+  static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps;
   static constexpr int kSlices = 4, kGroups = kWarps / kSlices;  // of K, of rows
-  static constexpr int kWarpRows = 16, kPassRows = kGroups * kWarpRows;
+  static constexpr int kWarpRows = kWarpRows_, kRowTiles = kWarpRows / 16, kPassRows = kGroups * kWarpRows;
   static constexpr int kStageBytes = kWarpRows * kChunk, kRingBytes = kWarps * kStages * kStageBytes;
   static constexpr int kBlockBytes = 64;  // of a row: what four lanes load at once
   static constexpr int kChunkBlocks = kChunk / kBlockBytes;
-  static constexpr int kSumPitch = kPassRows + 4, kSumTokens = kEights == 1 ? 8 : 16;  // that are added at once
+  static constexpr int kSumPitch = kPassRows + 4;
+  static constexpr int kSumTokens = kEights == 1 || kRowTiles > 1 ? 8 : 16;  // that are added at once
   static constexpr int kSumBytes = kSlices * kSumTokens * kSumPitch * 4;
   static constexpr int kScaleBytes = 2 * kTokens * 4;
-  static constexpr int kYBytes = kTokens * kPassRows * 2, kCountBytes = kTokens * 4;
+  static constexpr int kYBytes = kUsed ? kPassRows : kTokens * kPassRows * 2, kCountBytes = kTokens * 4;
 };
 
 // Sizes that depend on the bytes of a weight too.
 template <class Tile, int kWeightBytes>
 struct LinearShape {
-  static constexpr bool kRing = !Tile::kResident && kWeightBytes == 2;  // x comes with w
-  static constexpr int kVec = 16 / kWeightBytes, kBlock = 4 * kVec;     // elements of a lane, of a block
+  static constexpr bool kRing = !Tile::kResident && (kWeightBytes == 2 || Tile::kUsed);  // x comes with w
+  static constexpr int kVec = 16 / kWeightBytes, kBlock = 4 * kVec;  // elements of a lane, of a block
   static constexpr int kChunkColumns = Tile::kChunkBlocks * kBlock;
   // A row of tokens begins this many bytes after a multiple of 128: eight lanes, of two tokens, meet no bank twice.
   static constexpr int kSkew = kWeightBytes == 2 ? 64 : 16;
@@ -75,9 +78,9 @@ struct WeightRing {
 
   static constexpr int kLanes = Tile::kChunk / 16, kRowsOfCopy = 32 / kLanes;
 
-  // The pieces of odd rows are exchanged by fours, so that eight lanes meet no bank twice.
+  // The pieces of odd rows are exchanged by fours, so that eight lanes meet no bank twice; two rows of 64 bytes don't.
   __device__ __forceinline__ static uint32_t at(int row, int byte) {
-    return row * Tile::kChunk + (byte ^ row % 2 * 64);
+    return row * Tile::kChunk + (Tile::kChunk > 64 ? byte ^ row % 2 * 64 : byte);
   }
 
   __device__ __forceinline__ bool complete() const { return pass >= rows.passes || chunks == 0; }
@@ -105,6 +108,7 @@ struct WeightRing {
 template <class T, class W, class Tile>
 struct StagedTokens {
   using Shape = LinearShape<Tile, int(sizeof(W))>;
+  static constexpr bool kScales = kScaled<T, W> && !Tile::kUsed;
   const uint16_t* x;
   int tokens, in;
   unsigned char* shared;
@@ -118,7 +122,7 @@ struct StagedTokens {
   }
   __device__ __forceinline__ void store(int at, int token, int column, uint4 v) const {
     uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    if constexpr (kScaled<T, W>) {
+    if constexpr (kScales) {
       bool more = false;
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[i] = halves_of(words[i], scales[token], 0, more);
@@ -158,7 +162,7 @@ struct StagedTokens {
   }
   // `v`: the first batch. `room`: a word for each token.
   __device__ __forceinline__ void find_scales(const Batch& v, uint32_t* room) const {
-    if constexpr (kScaled<T, W>) {
+    if constexpr (kScales) {
       for (int i = threadIdx.x; i < Shape::blocks(in); i += Tile::kThreads) rests[i] = 0;
       for (int token = threadIdx.x; token < tokens; token += Tile::kThreads) room[token] = 0;
       __syncthreads();

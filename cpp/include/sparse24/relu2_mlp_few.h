@@ -18,7 +18,7 @@ struct LinearFewArgs {
   bool scale_w_per_row;
   const void* bias;  ///< [out], of x's type, or none
   float threshold;
-  void* y;  ///< [tokens, out], contiguous; not used on CUDA, where the second product takes lists
+  void* y;  ///< [tokens, out], contiguous; not used on CUDA, where what is between the products is in the workspace
 };
 
 /// The second product takes the y of the first: `second` repeats its pointers and sizes.
@@ -32,6 +32,8 @@ void linear_few(const LinearFewArgs& args);
 void relu2_mlp_few(const Relu2MlpFewArgs& args);
 }  // namespace cpu
 namespace cuda {
+/// The bytes of a call's workspace, `second.workspace`.
+int64_t relu2_mlp_few_workspace(const Relu2MlpFewArgs& args);
 void relu2_mlp_few(const Relu2MlpFewArgs& args, cudaStream_t stream);
 }  // namespace cuda
 

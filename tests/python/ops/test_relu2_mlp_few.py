@@ -1,4 +1,6 @@
-"""relu2_mlp_few: bit for bit its two steps where the first one is exact; rows that do not depend on others; errors."""
+"""relu2_mlp_few: its two steps, bit for bit up to eight tokens where the first one is exact; rows that do not depend
+on others; errors.
+"""
 
 import pytest
 import torch
@@ -30,6 +32,11 @@ SHAPES = [
     # Two passes with x in the ring, and the ring around more than once.
     (12, 2080, 9000, 24),
     (40, 1600, 8600, 16),
+    # More than eight tokens: parts of the neurons, strips of columns of which the last is narrow, a last step of one.
+    (9, 64, 4097, 528),
+    (24, 96, 1000, 784),
+    (33, 48, 6000, 272),
+    (64, 160, 2600, 1040),
 ]
 ODD_DEPTHS = [(3, 1, 40, 8), (9, 36, 64, 24), (20, 99, 72, 5)]
 
@@ -50,13 +57,39 @@ def network(shape, dtype: torch.dtype, w_dtype: torch.dtype, device: str, seed: 
     return tuple(None if t is None else t.to(device) for t in (x, w1, w2_rows, b1, b2, *scales))
 
 
-def steps(x, w1, w2_rows, b1, b2, w1_scale, w2_scale, threshold: float = 0.0) -> Tensor:
+def adds_by_chains(x: Tensor, w2_rows: Tensor) -> bool:
+    """Whether sums are those of mm_active: on a GPU, more than eight tokens have others if rows are whole pieces."""
+    tokens, row = x.numel() // x.shape[-1], w2_rows.shape[1] * w2_rows.element_size()
+    return not x.is_cuda or tokens <= 8 or row % 16 != 0
+
+
+def activation(x, w1, b1, w1_scale, threshold: float = 0.0) -> Tensor:
     h = x.cpu().double() @ w1.cpu().double().t()
     h = h if w1_scale is None else h * w1_scale.cpu()
     h = (h if b1 is None else h + b1.cpu().double()).float().to(x.dtype).float()
-    y = torch.where(h <= threshold, 0, h).square().to(x.dtype)
+    return torch.where(h <= threshold, 0, h).square().to(x.dtype)
+
+
+def steps(x, w1, w2_rows, b1, b2, w1_scale, w2_scale, threshold: float = 0.0) -> Tensor:
     cpu = [None if t is None else t.cpu() for t in (w2_rows, w2_scale, b2)]
-    return sparse24.mm_active(y, *cpu)
+    return sparse24.mm_active(activation(x, w1, b1, w1_scale, threshold), *cpu)
+
+
+def assert_is_its_two_steps(got: Tensor, operands, threshold: float = 0.0) -> None:
+    """Bit for bit; where sums are added in another order, within the rounding of float32 and one of the result."""
+    x, w1, w2_rows, b1, b2, w1_scale, w2_scale = operands
+    expected = steps(*operands, threshold)
+    if adds_by_chains(x, w2_rows):
+        return assert_same_bits(got, expected)
+    y = activation(x, w1, b1, w1_scale, threshold).double()
+    w = w2_rows.cpu().double() * (1 if w2_scale is None else w2_scale.cpu().double())
+    added = 0 if b2 is None else b2.cpu().double()
+    exact, magnitude = y @ w + added, y @ w.abs() + abs(added)
+    rounding = torch.finfo(got.dtype)
+    bound = 2.0**-18 * magnitude + 0.51 * rounding.eps * exact.abs() + rounding.smallest_normal * rounding.eps
+    same = got.cpu() == expected  # infinity, where a result is beyond the type
+    assert got.dtype == x.dtype and got.shape == expected.shape
+    assert (same | ((got.cpu().double() - exact).abs() <= bound)).all()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 2.5])
@@ -66,7 +99,8 @@ def test_is_its_two_steps(poisoned_memory, device, dtype, shape, fp8, threshold)
     operands = network(shape, dtype, FP8 if fp8 else dtype, device)
     got = sparse24.relu2_mlp_few(*operands, threshold)
     assert got.is_contiguous()
-    assert_same_bits(got, steps(*operands, threshold))
+    assert_is_its_two_steps(got, operands, threshold)
+    assert_same_bits(sparse24.relu2_mlp_few(*operands, threshold), got)
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["same", "float8"])
@@ -81,29 +115,60 @@ def test_is_accurate(device, dtype, fp8):
     assert_accurate(got, torchs, y @ w2.double(), y @ w2.double().abs())
 
 
-def test_rows_are_independent(device, dtype):
-    x, w1, w2 = (normal(*s, dtype=dtype, seed=i).to(device) for i, s in enumerate(((64, 520), (600, 520), (600, 136))))
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "float8"])
+@pytest.mark.parametrize("columns", [136, 272])
+def test_rows_are_independent(device, dtype, columns, fp8):
+    """Of other tokens, and of their number among up to eight and among more."""
+    shapes = (64, 528), (600, 528), (600, columns)
+    x, w1, w2 = (normal(*shape, dtype=dtype, seed=i).to(device) for i, shape in enumerate(shapes))
+    if fp8:
+        w1, w2 = w1.to(FP8), w2.to(FP8)
     b1 = torch.full((600,), -30, dtype=dtype, device=device)
     got = sparse24.relu2_mlp_few(x, w1, w2, b1)
     assert (got == 0).any(1).all() or got.any()
-    for first, count in ((0, 1), (63, 1), (7, 2), (11, 8), (5, 16), (17, 33), (0, 63)):
+    few = torch.cat([sparse24.relu2_mlp_few(rows, w1, w2, b1) for rows in x.split(8)])
+    for first, count in ((0, 1), (63, 1), (7, 2), (11, 8), (5, 16), (21, 9), (17, 33), (0, 63)):
         rows = x[first : first + count].clone()
-        assert_same_bits(sparse24.relu2_mlp_few(rows, w1, w2, b1), got[first : first + count])
+        expected = few if count <= 8 else got
+        assert_same_bits(sparse24.relu2_mlp_few(rows, w1, w2, b1), expected[first : first + count])
+    if adds_by_chains(x, w2):
+        assert_same_bits(few, got)
 
 
-def test_no_active_neuron(poisoned_memory, device, dtype):
-    x, w1, w2_rows, _, b2, *_ = network((5, 64, 96, 40), dtype, dtype, device)
+@pytest.mark.parametrize("tokens", [5, 9, 64])
+def test_no_active_neuron(poisoned_memory, device, dtype, tokens):
+    x, w1, w2_rows, _, b2, *_ = network((tokens, 64, 96, 40), dtype, dtype, device)
     b1 = torch.full((96,), -3000, dtype=dtype, device=device)
     w2_rows = torch.full_like(w2_rows, torch.nan)
-    assert_same_bits(sparse24.relu2_mlp_few(x, w1, w2_rows, b1, b2), b2.to(dtype).expand(5, 40).contiguous())
+    assert_same_bits(sparse24.relu2_mlp_few(x, w1, w2_rows, b1, b2), b2.to(dtype).expand(tokens, 40).contiguous())
 
 
-def test_nan_and_infinity(device, dtype):
-    x, w1, w2_rows, *_ = network((4, 64, 96, 40), dtype, dtype, device)
+@pytest.mark.parametrize("tokens", [4, 20, 40])
+def test_nan_and_infinity(device, dtype, tokens):
+    x, w1, w2_rows, *_ = network((tokens, 64, 96, 40), dtype, dtype, device)
     x[1, 3], x[2, 5] = torch.nan, torch.inf
     got = sparse24.relu2_mlp_few(x, w1, w2_rows)
     assert got[1].isnan().all() and not got[2].isfinite().all()
-    assert_same_bits(got[[0, 3]], steps(x[[0, 3]], w1, w2_rows, None, None, None, None))
+    others = [t for t in range(tokens) if t not in (1, 2)]
+    x[[1, 2]] = 0
+    assert_same_bits(sparse24.relu2_mlp_few(x, w1, w2_rows)[others], got[others])
+    assert_is_its_two_steps(got[others], (x[others], w1, w2_rows, None, None, None, None))
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["same", "float8"])
+@pytest.mark.parametrize("tokens", [3, 16, 64])
+def test_zeros_meet_no_weight(device, dtype, tokens, fp8):
+    """Neither where no token uses a row, nor where another one does."""
+    w_dtype = FP8 if fp8 else dtype
+    x, w1, w2_rows, _, b2, *_ = network((tokens, 16, 96, 48), dtype, w_dtype, device)
+    x, w1 = (x.abs() + 1) / 8, w1.float().abs().add(1).to(w_dtype)
+    x[0] = -x[0]  # uses no other neuron
+    w1[7] = w1[7].float().neg().to(w_dtype)  # only the first one does
+    w2_rows[7] = torch.nan
+    b1 = torch.zeros(96, dtype=dtype, device=device)
+    got = sparse24.relu2_mlp_few(x, w1, w2_rows, b1, b2)
+    assert got[0].isnan().all() and got[1:].isfinite().all()
+    assert_is_its_two_steps(got[1:], (x[1:], w1, w2_rows.float().nan_to_num(0).to(w_dtype), b1, b2, None, None))
 
 
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (2, 3, 64), (2, 1, 2, 64), (0, 64), (2, 0, 64)], ids=str)
@@ -123,10 +188,11 @@ def test_layouts(device, layout):
     assert_same_bits(sparse24.relu2_mlp_few(*on_device), steps(*operands, None, None, None, None))
 
 
-def test_cuda_graph_with_new_data(cuda):
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_cuda_graph_with_new_data(cuda, tokens):
     w1, w2 = (normal(1024, 512, dtype=torch.bfloat16, seed=i).to(cuda) for i in range(2))
     b1 = torch.full((1024,), -30, dtype=torch.bfloat16, device=cuda)
-    x = torch.zeros(3, 512, dtype=torch.bfloat16, device=cuda)
+    x = torch.zeros(tokens, 512, dtype=torch.bfloat16, device=cuda)
     sparse24.relu2_mlp_few(x, w1, w2, b1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -135,7 +201,7 @@ def test_cuda_graph_with_new_data(cuda):
             out = sparse24.relu2_mlp_few(out, w1, w2, b1)
             out = out / out.abs().amax().clamp(min=1)
     for seed in range(4):
-        x.copy_(normal(3, 512, dtype=torch.bfloat16, seed=seed))
+        x.copy_(normal(tokens, 512, dtype=torch.bfloat16, seed=seed))
         graph.replay()
         expected = x
         for _ in range(3):

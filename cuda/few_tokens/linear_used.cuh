@@ -1,0 +1,51 @@
+// The first product for more than eight tokens: it writes y as it is, and which neurons are used.
+#pragma once
+
+#include "few_tokens/linear_few.cuh"
+#include "few_tokens/used_neurons.h"
+
+namespace sparse24::cuda {
+
+struct LinearUsedLaunch {
+  LinearFewArgs args;  // whose y is that of `neurons`
+  UsedNeurons neurons;
+};
+
+template <class Tile>
+struct UsedSink {
+  const UsedNeurons& neurons;
+  LinearRows rows;
+  int64_t all;    // neurons
+  uint8_t* used;  // [kPassRows] in shared memory, zeros between passes
+
+  __device__ __forceinline__ void begin_end(int pass) const {
+    if (pass + 1 == rows.passes) launch_dependents();
+  }
+  __device__ __forceinline__ void store(int token, int pass0, int row, uint16_t value) const {
+    neurons.y[token * neurons.pitch + rows.first + pass0 + row] = value;
+    if (value != 0) used[row] = 1;
+  }
+  __device__ __forceinline__ void end(int pass, int pass_rows) const {
+    const int row = threadIdx.x;
+    const int64_t neuron = rows.first + pass * rows.of_pass + row;
+    if (row < pass_rows) {
+      neurons.used[neuron] = used[row];
+      used[row] = 0;
+    }
+    // Up to a whole step.
+    if (neuron >= all && neuron < round_up(all, kStepNeurons)) neurons.used[neuron] = 0;
+  }
+};
+
+template <class T, class W, class Tile>
+__global__ void __launch_bounds__(Tile::kThreads, 1) linear_used_kernel(const LinearUsedLaunch launch) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const LinearRows rows = rows_of_slice<Tile>(launch.args.out, blockIdx.x);
+  auto* used = shared + Tile::kRingBytes + Tile::kSumBytes;
+  const UsedSink<Tile> sink{launch.neurons, rows, launch.args.out, used};
+  for (int i = threadIdx.x; i < Tile::kPassRows; i += Tile::kThreads) used[i] = 0;
+  wait_for_predecessors();
+  if (rows.passes > 0) multiply_rows<T, W, Tile>(launch.args, rows, shared, sink);
+}
+
+}  // namespace sparse24::cuda
