@@ -40,8 +40,9 @@ struct LinearShape {
   static constexpr int kChunkPitch = 2 * kChunkColumns + (kRing ? 0 : kSkew);
   static constexpr int kXStageBytes = Tile::kSlices * Tile::kTokens * kChunkPitch;
   static constexpr int kXStages = kRing ? Tile::kStages : 2;
-  // In the ring pieces of odd tokens are exchanged instead.
-  SPARSE24_HD static int exchanged(int token, int byte) { return kRing ? byte ^ token % 2 * kSkew : byte; }
+  // In the ring pieces of odd tokens are exchanged instead, unless two tokens have 128 bytes.
+  static constexpr bool kExchanged = kRing && kChunkPitch > 64;
+  SPARSE24_HD static int exchanged(int token, int byte) { return kExchanged ? byte ^ token % 2 * kSkew : byte; }
 
   SPARSE24_HD static int blocks(int64_t in) { return int(ceil_div(in, kBlock)); }
   // The first block of a slice.

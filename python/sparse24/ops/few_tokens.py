@@ -104,8 +104,9 @@ def relu2_mlp_few(
     """Run a squared-ReLU network for few tokens: exactly, without pruning, in one call.
 
     ``y = h^2`` where ``h = x @ (w1 * w1_scale).T + b1``, rounded to x's dtype, is greater than `threshold`, else zero;
-    the result is ``mm_active(y, w2_rows, w2_scale, b2)``. Weights in float8 are half of the bytes to read, and need
-    no quantised activations.
+    the result is ``mm_active(y, w2_rows, w2_scale, b2)``: bit for bit, but for more than eight tokens on CUDA, whose
+    float32 sums are tensor cores' and have another fixed order. There too a zero of y meets no weight. Weights in
+    float8 are half of the bytes to read, and need no quantised activations.
 
     Parameters
     ----------
@@ -137,8 +138,9 @@ def relu2_mlp_few(
 
     Notes
     -----
-    Sums of the first product are in float32, in an order that depends on D alone; a token's result does not depend on
-    the other tokens, nor on how many there are. Not differentiable: it is for inference, and raises in backward.
+    Sums are in float32, in an order that depends on sizes of weights alone. A token's result does not depend on the
+    other tokens; on CUDA it is the same for any number of up to eight of them, and for any of nine to 64. Not
+    differentiable: it is for inference, and raises in backward.
 
     Source: Haziza et al. 2025, arXiv 2503.16672 (the sparsity of the activation).
 
