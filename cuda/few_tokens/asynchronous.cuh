@@ -45,6 +45,19 @@ __device__ __forceinline__ void copy16_if(uint32_t exists, uint32_t to, const vo
 __device__ __forceinline__ void copy16_or_zeros(bool exists, uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
+// The same with fewer instructions.
+__device__ __forceinline__ void copy16_if_else_zeros(uint32_t exists, uint32_t to, const void* from) {
+  asm volatile(
+      "{\n\t.reg .pred missing;\n\tsetp.eq.u32 missing, %2, 0;\n\t"
+      "cp.async.cg.shared.global [%0], [%1], 16, missing;\n\t}" ::"r"(to),
+      "l"(from), "r"(exists)
+      : "memory");
+}
+// Warps that share a barrier wait for each other; barrier 0 is that of __syncthreads.
+template <int kThreads>
+__device__ __forceinline__ void wait_at_barrier(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
 
 // c += y * w where y is not zero, in float32.
 __device__ __forceinline__ void multiply_add_if(float y, const float (&w)[8], float (&c)[8]) {

@@ -85,7 +85,7 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
                  shared + kScalesAt + Tile::kScaleBytes};
   const auto copy = [&] {
     if constexpr (Shape::kRing) {
-      if (!ring.complete()) x.copy_chunk(ring.chunk, ring.stage);
+      if (!ring.complete()) x.copy_chunk(block0 * kBlock, ring.chunk, ring.stage);
     }
     if (ring.complete()) {
       commit_copies();
@@ -133,9 +133,9 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
         if (more_x) x.load_chunk(next_chunk, next_x);
       }
       if constexpr (Shape::kRing) {
-        // All warps have this chunk of x then, and are done with the one whose place the next copy takes.
+        // All warps of the slice have this chunk of x then, and are done with the one whose place the next copy takes.
         wait_for_copies<Tile::kStages - 2>();
-        __syncthreads();
+        wait_at_barrier<Tokens::kSliceThreads>(slice + 1);
         copy();
       } else {
         wait_for_copies<Tile::kStages - 1>();

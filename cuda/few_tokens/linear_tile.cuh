@@ -209,16 +209,20 @@ struct StagedTokens {
     const int column = Shape::slice_begin(in, slice) * Shape::kBlock + chunk * Shape::kChunkColumns + piece * 8;
     return {slice, token, piece, column};
   }
-  // A chunk of each slice by asynchronous copies.
-  __device__ __forceinline__ void copy_chunk(int chunk, int stage) const {
+  // A chunk of a slice, by asynchronous copies of its warps: `first` is its first column.
+  static constexpr int kSliceThreads = Tile::kThreads / Tile::kSlices;
+  __device__ __forceinline__ void copy_chunk(int first, int chunk, int stage) const {
+    const int warp = threadIdx.x / 32, slice = warp % Tile::kSlices;
+    const int thread = warp / Tile::kSlices * 32 + threadIdx.x % 32;
+    const uint32_t to =
+        shared_address(shared) + stage * Shape::kXStageBytes + slice * Tile::kTokens * Shape::kChunkPitch;
 #pragma unroll
-    for (int i = 0; i < kOfThread; ++i) {
-      const ChunkPlace p = place(i, chunk);
-      if (p.slice >= Tile::kSlices || p.token >= tokens) continue;
-      const int at = (p.slice * Tile::kTokens + p.token) * Shape::kChunkPitch + Shape::exchanged(p.token, p.piece * 16);
-      const bool exists = p.column < in;
-      copy16_or_zeros(exists, shared_address(shared) + stage * Shape::kXStageBytes + at,
-                      x + int64_t{p.token} * in + (exists ? p.column : 0));
+    for (int i = 0; i < Tile::kTokens * kPieces; i += kSliceThreads) {
+      const int token = (i + thread) / kPieces, piece = (i + thread) % kPieces;
+      if (token >= tokens) continue;
+      const int column = first + chunk * Shape::kChunkColumns + piece * 8;
+      const uint32_t at = to + token * Shape::kChunkPitch + Shape::exchanged(token, piece * 16);
+      copy16_if_else_zeros(column < in, at, x + int64_t{token} * in + column);
     }
   }
   // Where there is more of it in registers than pays, it is loaded when it is stored.

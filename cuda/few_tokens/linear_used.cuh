@@ -15,7 +15,8 @@ template <class Tile>
 struct UsedSink {
   const UsedNeurons& neurons;
   LinearRows rows;
-  int64_t all;    // neurons
+  int64_t all;  // neurons
+  int tokens;
   uint8_t* used;  // [kPassRows] in shared memory, zeros between passes
 
   __device__ __forceinline__ void begin_end(int pass) const {
@@ -33,7 +34,9 @@ struct UsedSink {
       used[row] = 0;
     }
     // Up to a whole step.
-    if (neuron >= all && neuron < round_up(all, kStepNeurons)) neurons.used[neuron] = 0;
+    if (neuron < all || neuron >= neurons.pitch) return;
+    neurons.used[neuron] = 0;
+    for (int token = 0; token < tokens; ++token) neurons.y[token * neurons.pitch + neuron] = 0;
   }
 };
 
@@ -42,7 +45,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) linear_used_kernel(const Li
   extern __shared__ __align__(16) unsigned char shared[];
   const LinearRows rows = rows_of_slice<Tile>(launch.args.out, blockIdx.x);
   auto* used = shared + Tile::kRingBytes + Tile::kSumBytes;
-  const UsedSink<Tile> sink{launch.neurons, rows, launch.args.out, used};
+  const UsedSink<Tile> sink{launch.neurons, rows, launch.args.out, int(launch.args.tokens), used};
   for (int i = threadIdx.x; i < Tile::kPassRows; i += Tile::kThreads) used[i] = 0;
   wait_for_predecessors();
   if (rows.passes > 0) multiply_rows<T, W, Tile>(launch.args, rows, shared, sink);

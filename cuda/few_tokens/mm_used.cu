@@ -19,10 +19,8 @@ int64_t parts_of(const MmActiveArgs& args) {
   return std::max<int64_t>(1, std::min(kBlocks / strips_of(args), ceil_div(steps, kLeastSteps)));
 }
 // Of the workspace's parts: used, y; then sums.
-int64_t used_bytes(const MmActiveArgs& args) {
-  return round_up(round_up(args.features, int64_t{kStepNeurons}), kAlignment);
-}
-int64_t pitch_of(const MmActiveArgs& args) { return round_up(args.features, 8); }
+int64_t used_bytes(const MmActiveArgs& args) { return round_up(args.features, kAlignment); }
+int64_t pitch_of(const MmActiveArgs& args) { return round_up(args.features, int64_t{kStepNeurons}); }
 int64_t y_bytes(const MmActiveArgs& args) { return round_up(args.tokens * pitch_of(args) * 2, kAlignment); }
 
 template <class Y, class W, int kEights = 2>

@@ -41,21 +41,6 @@ __device__ __forceinline__ uint4 load_transposed(uint32_t address) {
   return v;
 }
 
-// 16 bytes, of which only the first `exist` are read: the others are zeros.
-__device__ __forceinline__ void copy16_of(uint32_t exist, uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exist) : "memory");
-}
-
-// The warps of a group wait for each other.
-template <int kThreads>
-__device__ __forceinline__ void wait_for_group(int group) {
-  if (group == 0) {
-    asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-  } else {
-    asm volatile("bar.sync 2, %0;" ::"n"(kThreads) : "memory");
-  }
-}
-
 // A fragments of two tiles of 16 columns and 16 neurons of float8 weights. What a lane has loaded are two neighbouring
 // columns of two neurons: the first columns of all lanes are rows 0 to 7 of the product, the second ones 8 to 15.
 template <class P>
@@ -69,23 +54,46 @@ __device__ __forceinline__ void to_column_fragments(const uint4& v, uint32_t (&a
   }
 }
 
-// Steps of a group, on their way through its ring.
+// Steps of a group, on their way through its ring. A row that is not copied is one from before, or zeros: its y are
+// zeros.
 template <class W, class Tile>
 struct UsedRing {
-  const UsedNeurons& neurons;
-  const char* w;  // the block's first column
-  int64_t row_bytes, features;
-  int tokens, first, end;  // steps
-  int bytes;               // of the block's columns that exist
-  uint32_t ring;           // in shared memory
-  int copied = 0, stage = 0;
+  static constexpr int kRowsOfCopy = 32 / Tile::kPieces, kWarpRows = kStepNeurons / 4;
+  static constexpr int kYCopies = (Tile::kTokens * 4 + Tile::kGroupThreads - 1) / Tile::kGroupThreads;
+
+  const uint8_t* used;
+  int next, end;  // steps
+  const char* w;  // this lane's piece of its first row of the next step
+  int64_t row_bytes;
+  const uint16_t* y;            // this thread's first piece of the next step
+  int64_t y_bytes;              // between its pieces
+  bool has_w, has_y[kYCopies];  // whether these pieces exist
+  uint32_t ring, w_at, y_at;    // in shared memory; of this thread in a stage
+  int stage = 0;
   uint32_t bits = 0, next_bits = 0;  // of used neurons: a step for each lane
+
+  __device__ __forceinline__ UsedRing(const UsedLaunch& launch, int first, int end, int column0, uint32_t ring)
+      : used(launch.neurons.used), next(first), end(end), ring(ring) {
+    const MmActiveArgs& args = launch.args;
+    const int thread = threadIdx.x % Tile::kGroupThreads, lane = threadIdx.x % 32, piece = lane % Tile::kPieces;
+    const int row0 = thread / 32 * kWarpRows + lane / Tile::kPieces;
+    const int64_t neuron0 = int64_t{first} * kStepNeurons;
+    row_bytes = args.out_features * int(sizeof(W));
+    w = static_cast<const char*>(args.w) + (neuron0 + row0) * row_bytes + column0 * int(sizeof(W)) + piece * 16;
+    has_w = column0 * int(sizeof(W)) + piece * 16 < row_bytes;
+    w_at = at(row0, piece);
+    y = launch.neurons.y + thread / 4 * launch.neurons.pitch + neuron0 + thread % 4 * 8;
+    y_bytes = Tile::kGroupThreads / 4 * launch.neurons.pitch * 2;
+#pragma unroll
+    for (int i = 0; i < kYCopies; ++i) has_y[i] = (thread + i * Tile::kGroupThreads) / 4 < int(args.tokens);
+    y_at = kStepNeurons * Tile::kRowBytes + thread * 16;
+  }
 
   // The bits of a step for each lane.
   __device__ __forceinline__ uint32_t fetch(int from) const {
     const int step = from + int(threadIdx.x % 32);
     if (step >= end) return 0;
-    const auto* at = reinterpret_cast<const uint4*>(neurons.used + int64_t{step} * kStepNeurons);
+    const auto* at = reinterpret_cast<const uint4*>(used + int64_t{step} * kStepNeurons);
     const uint4 low = __ldcg(at), high = __ldcg(at + 1);
     const uint32_t words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
     uint32_t all = 0;
@@ -97,76 +105,41 @@ struct UsedRing {
   __device__ __forceinline__ static uint32_t at(int row, int piece) {
     return row * Tile::kRowBytes + (piece ^ ((row & 1) | row >> 3 << 1)) * 16;
   }
-  // The rows of a step that `used` names.
-  __device__ __forceinline__ void copy_rows(int step, uint32_t used) const {
-    constexpr int kRowsOfCopy = 32 / Tile::kPieces, kWarpRows = kStepNeurons / 4;
-    const int lane = threadIdx.x % 32, piece = lane % Tile::kPieces;
-    const int row0 = threadIdx.x % Tile::kGroupThreads / 32 * kWarpRows + lane / Tile::kPieces;
-    const uint32_t to = ring + stage * Tile::kStageBytes, exist = max(0, min(16, bytes - piece * 16));
-    const char* from = w + (int64_t{step} * kStepNeurons + row0) * row_bytes + piece * 16;
+  // `index`: of the step. What does not exist in a stage that was never copied to (kFirst) are zeros.
+  template <bool kFirst>
+  __device__ __forceinline__ void copy(int index) {
+    const auto copy16 = [](uint32_t exists, uint32_t to, const void* from) {
+      kFirst ? copy16_if_else_zeros(exists, to, from) : copy16_if(exists, to, from);
+    };
+    if (next < end) {
+      const uint32_t to = ring + stage * Tile::kStageBytes, of_step = __shfl_sync(0xffffffffu, bits, index % 32);
+      const uint32_t rows = has_w ? of_step >> threadIdx.x % Tile::kGroupThreads / 32 * kWarpRows : 0;
+      const uint32_t of_lane = rows >> threadIdx.x % 32 / Tile::kPieces;
+      const char* from = w;
 #pragma unroll
-    for (int i = 0; i < kWarpRows; i += kRowsOfCopy) {
-      copy16_of(used >> (row0 + i) & 1 ? exist : 0, to + at(row0 + i, piece), from + i * row_bytes);
-    }
-  }
-  __device__ __forceinline__ void copy_y(int step) const {
-    constexpr int kYPieces = Tile::kTokens * 4;
-    const int64_t neuron0 = int64_t{step} * kStepNeurons;
-    const uint32_t to = ring + stage * Tile::kStageBytes + kStepNeurons * Tile::kRowBytes;
+      for (int i = 0; i < kWarpRows; i += kRowsOfCopy, from += kRowsOfCopy * row_bytes) {
+        // Rows of a warp differ in their last three bits alone: exchanged pieces, in the last one.
+        copy16(of_lane & 1u << i, to + (w_at ^ i % 2 * 16) + i * Tile::kRowBytes, from);
+      }
 #pragma unroll
-    for (int i = 0; i < kYPieces; i += Tile::kGroupThreads) {
-      const int at = threadIdx.x % Tile::kGroupThreads + i, token = at / 4, of_token = at % 4 * 8;
-      if (kYPieces % Tile::kGroupThreads != 0 && at >= kYPieces) continue;
-      const int64_t left = features - neuron0 - of_token;
-      const uint32_t exist = token < tokens ? uint32_t(max(int64_t{0}, min(int64_t{8}, left))) * 2 : 0;
-      copy16_of(exist, to + at * 16, neurons.y + (exist > 0 ? token * neurons.pitch + neuron0 + of_token : 0));
+      for (int i = 0; i < kYCopies; ++i) {
+        if (Tile::kTokens * 4 < Tile::kGroupThreads && threadIdx.x % Tile::kGroupThreads >= Tile::kTokens * 4) continue;
+        copy16(has_y[i], to + y_at + i * Tile::kGroupThreads * 16, reinterpret_cast<const char*>(y) + i * y_bytes);
+      }
+      w += kStepNeurons * row_bytes;
+      y += kStepNeurons;
+      ++next;
+      if (index % 32 == 31) {
+        bits = next_bits;
+        next_bits = fetch(next + 32);
+      }
     }
-  }
-  __device__ __forceinline__ void advance() {
     commit_copies();
     stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
   }
-  __device__ __forceinline__ void copy() {
-    const int step = first + copied;
-    if (step < end) {
-      copy_rows(step, __shfl_sync(0xffffffffu, bits, copied % 32));
-      copy_y(step);
-      if (++copied % 32 == 0) {
-        bits = next_bits;
-        next_bits = fetch(first + copied + 32);
-      }
-    }
-    advance();
-  }
-  // Fills the ring. Weights do not depend on the kernel in front: all rows of the first steps are asked for before it
-  // is complete.
-  template <bool kEager>
-  __device__ __forceinline__ void begin() {
-    if constexpr (kEager) {
-#pragma unroll 1
-      for (int s = 0; s < Tile::kStages - 1; ++s, ++stage) {
-        const int64_t left = features - int64_t{first + s} * kStepNeurons;
-        if (first + s < end) copy_rows(first + s, left >= kStepNeurons ? ~0u : (1u << left) - 1);
-      }
-      stage = 0;
-    }
-    wait_for_predecessors();
-    bits = fetch(first);
-    next_bits = fetch(first + 32);
-#pragma unroll 1
-    for (int s = 0; s < Tile::kStages - 1; ++s) {
-      if constexpr (kEager) {
-        if (first + s < end) copy_y(first + s);
-        copied += first + s < end;
-        advance();
-      } else {
-        copy();
-      }
-    }
-  }
 };
 
-template <class Y, class W, int kEights, bool kEager = true>
+template <class Y, class W, int kEights>
 __global__ void __launch_bounds__(UsedTile<W, kEights>::kThreads, 1) mm_used_kernel(const UsedLaunch launch) {
   using Tile = UsedTile<W, kEights>;
   constexpr int kTiles = Tile::kTiles;
@@ -180,16 +153,17 @@ __global__ void __launch_bounds__(UsedTile<W, kEights>::kThreads, 1) mm_used_ker
   const int64_t slice = int64_t{part} * Tile::kGroups + group, slices = int64_t{launch.parts} * Tile::kGroups;
   const uint32_t ring_at = shared_address(shared) + group * (Tile::kStages * Tile::kStageBytes);
 
-  UsedRing<W, Tile> ring{launch.neurons,
-                         static_cast<const char*>(args.w) + int64_t{column0} * int(sizeof(W)),
-                         int64_t{out_features} * int(sizeof(W)),
-                         args.features,
-                         tokens,
-                         int(steps * slice / slices),
-                         int(steps * (slice + 1) / slices),
-                         (out_features - column0) * int(sizeof(W)),
-                         ring_at};
-  ring.template begin<kEager>();
+  // The last stage is copied to by the loop.
+  auto* last = reinterpret_cast<uint4*>(shared + (group * Tile::kStages + Tile::kStages - 1) * Tile::kStageBytes);
+  for (int i = thread; i < Tile::kStageBytes / 16; i += Tile::kGroupThreads) last[i] = uint4{0, 0, 0, 0};
+  const int first = int(steps * slice / slices), end = int(steps * (slice + 1) / slices);
+  UsedRing<W, Tile> ring(launch, first, end, column0, ring_at);
+  wait_for_predecessors();
+  ring.bits = ring.fetch(first);
+  ring.next_bits = ring.fetch(first + 32);
+#pragma unroll 1
+  for (int s = 0; s < Tile::kStages - 1; ++s) ring.template copy<true>(s);
+  launch_dependents();  // small blocks, which find a place beside those of this kernel
 
   // Of mma's 16 factors lane q has those of neurons 8 q + 4 s to 8 q + 4 s + 3 in half s of a step: 16 bytes of y.
   const int of_matrix = lane % 8, neuron = of_matrix / 2 * 8 + of_matrix % 2;
@@ -198,10 +172,11 @@ __global__ void __launch_bounds__(UsedTile<W, kEights>::kThreads, 1) mm_used_ker
   const uint32_t w_lane = (neuron + 2 * high) * Tile::kRowBytes;
   float c[kTiles][kEights][4] = {};
   int stage = 0;
-  for (int step = ring.first; step < ring.end; ++step) {
+#pragma unroll 1
+  for (int step = first; step < end; ++step) {
     wait_for_copies<Tile::kStages - 2>();
-    wait_for_group<Tile::kGroupThreads>(group);
-    ring.copy();
+    wait_at_barrier<Tile::kGroupThreads>(group + 1);
+    ring.template copy<false>(step - first + Tile::kStages - 1);
     const uint32_t from = ring_at + stage * Tile::kStageBytes, y_from = from + kStepNeurons * Tile::kRowBytes;
     // Of many tokens registers hold half a step at a time.
     constexpr bool kWhole = kEights < 8;
@@ -253,7 +228,6 @@ __global__ void __launch_bounds__(UsedTile<W, kEights>::kThreads, 1) mm_used_ker
   }
 
   // ---- the second group's sums to the first, and from there to memory ----
-  launch_dependents();
   wait_for_copies<0>();
   __syncthreads();
   auto* sums = reinterpret_cast<float4*>(shared) + thread;
