@@ -26,7 +26,7 @@ void launch(const LinearUsedLaunch& launch_of, cudaStream_t stream) {
   using Shape = LinearShape<Tile, int(sizeof(W))>;
   static_assert(Shape::kRing);
   const int64_t bytes = Shape::shared_bytes(args.in, args.tokens);
-  FewGrid grid{kActiveSlices, Tile::kThreads, int(bytes)};
+  FewGrid grid{kUsedBlocks, Tile::kThreads, int(bytes)};
   grid.dependent = true;  // on whatever is in front of it
   launch_few<linear_used_kernel<T, W, Tile>>("linear_used", grid, launch_of, stream);
 }

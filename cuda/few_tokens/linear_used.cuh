@@ -40,10 +40,19 @@ struct UsedSink {
   }
 };
 
+// The rows of a block: as many as others have, in passes of about as many.
+template <class Tile>
+__device__ __forceinline__ LinearRows rows_of_block(int64_t out) {
+  const int64_t first = out * blockIdx.x / gridDim.x;
+  const int rows = int(out * (blockIdx.x + 1) / gridDim.x - first);
+  const int passes = (rows + Tile::kPassRows - 1) / Tile::kPassRows;
+  return {first, passes, passes > 0 ? (rows + passes - 1) / passes : 0, rows};
+}
+
 template <class T, class W, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, 1) linear_used_kernel(const LinearUsedLaunch launch) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const LinearRows rows = rows_of_slice<Tile>(launch.args.out, blockIdx.x);
+  const LinearRows rows = rows_of_block<Tile>(launch.args.out);
   auto* used = shared + Tile::kRingBytes + Tile::kSumBytes;
   const UsedSink<Tile> sink{launch.neurons, rows, launch.args.out, int(launch.args.tokens), used};
   for (int i = threadIdx.x; i < Tile::kPassRows; i += Tile::kThreads) used[i] = 0;

@@ -10,13 +10,13 @@ namespace sparse24::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 128;
-// Blocks that run at once; and steps of a part from which on it pays. Sums depend on both, so no device is asked.
-constexpr int64_t kBlocks = 132, kLeastSteps = 8;
+// Steps of a part from which on it pays.
+constexpr int64_t kLeastSteps = 8;
 
 int64_t strips_of(const MmActiveArgs& args) { return ceil_div(args.out_features, int64_t{256}); }
 int64_t parts_of(const MmActiveArgs& args) {
   const int64_t steps = ceil_div(args.features, int64_t{kStepNeurons});
-  return std::max<int64_t>(1, std::min(kBlocks / strips_of(args), ceil_div(steps, kLeastSteps)));
+  return std::max<int64_t>(1, std::min(kUsedBlocks / strips_of(args), ceil_div(steps, kLeastSteps)));
 }
 // Of the workspace's parts: used, y; then sums.
 int64_t used_bytes(const MmActiveArgs& args) { return round_up(args.features, kAlignment); }
