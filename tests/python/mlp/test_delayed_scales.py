@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from compare import assert_same_bits
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 from training_reference import HIDDEN, OUT, D
 
 import sparse24
@@ -51,6 +52,18 @@ def test_scales_become_known(device):
     assert (module.delayed_scales > 0).all() and not module.scales_known
     step(module)
     assert module.scales_known
+
+
+def test_recomputation_does_not_look(device):
+    """Of a checkpointed pass both times are one call, and the second has the scales of the first."""
+    module = make(device)
+    for known in (False, True, True):
+        x = torch.randn(64, D, device=device).to(torch.bfloat16).requires_grad_()
+        out = checkpoint(module, x, use_reentrant=False)
+        assert module.scales_known is known
+        out.sum().backward()
+        assert module.scales_known is known
+    assert module.calls_with_unknown_scales == 2
 
 
 def test_a_second_weight_of_zeros(device):

@@ -249,13 +249,14 @@ def test_features_that_no_sparse_kernel_takes(device):
         assert (a.float() - e.float()).norm() <= 0.12 * e.float().norm()
 
 
-def test_two_forward_passes_before_their_backward_passes(device):
+@pytest.mark.parametrize("options", [{}, {"recompute": True}], ids=["saved", "recompute"])
+def test_two_forward_passes_before_their_backward_passes(device, options):
     """As in a pipeline: each keeps the scales that it used."""
     *leaves, grad = operands(64, torch.bfloat16, device)
     scales = torch.full((4,), 0.05, device=device)
     expected = run(leaves, grad, precision="fp8", recipe=RECIPE, delayed_scales=scales.clone())
     made = [[t.clone().requires_grad_() for t in leaves] for _ in range(2)]
-    outs = [network(*of_one, scales, True) for of_one in made]
+    outs = [network(*of_one, scales, True, **options) for of_one in made]
     for out in outs:
         out.backward(grad)
     for of_one in made:
