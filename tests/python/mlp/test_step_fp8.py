@@ -1,5 +1,6 @@
 """The step whose six products are float8: against the same quantisation in plain torch, and its delayed scales."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,6 +134,19 @@ def test_next_scales():
     expected = torch.tensor([2.0, 0.5, 0.02, 0.0])  # twice the largest, half of what it was, nothing known
     torch.testing.assert_close(next_scales(used, amax), expected)
     assert next_scales(used, torch.tensor([torch.inf, torch.nan, 0.0, torch.inf])).tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_next_scales_are_quotients(device, compiled):
+    """Those of the op of a pass to the bit, which an inverse of 448 that is rounded does not give."""
+    g = torch.Generator().manual_seed(0)
+    amax = torch.randn(100_000, generator=g).abs() * 2.0 ** torch.randint(-40, 40, (100_000,), generator=g)
+    expected = torch.from_numpy(amax.numpy() / np.float32(448) * np.float32(2))
+    assert (amax * torch.tensor(1 / 448) * 2 != expected).any()
+    follow = (
+        torch.compile(next_scales, backend="aot_eager" if device == "cpu" else "inductor") if compiled else next_scales
+    )
+    assert_same_bits(follow(torch.zeros_like(amax).to(device), amax.to(device)), expected)
 
 
 def steps(ffn, device, count=4, jump=None, tokens=64):
