@@ -123,10 +123,11 @@ def graphs() -> str:
 
 
 def _distinct(jobs: Iterable[Job]) -> list[Job]:
-    """Each once; of dynamic ones the first, whose graph takes other sizes too."""
+    """Each once; of dynamic ones the first, whose graph takes other sizes too, with gradients of the same operands."""
     found: dict[object, Job] = {}
     for job in jobs:
-        found.setdefault((job.function, len(job.operands)) if job.dynamic else job, job)
+        learns = tuple(o is not None and o.requires_grad for o in job.operands)
+        found.setdefault((job.function, learns) if job.dynamic else job, job)
     return list(found.values())
 
 
