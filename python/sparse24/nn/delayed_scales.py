@@ -29,6 +29,9 @@ ATTRIBUTES = {"scales_known": False, "calls_with_unknown_scales": 0}
 
 #: Modules whose scales nobody has found to be known: the name of the buffer, and after how many steps of optimizers.
 _unknown: WeakKeyDictionary[nn.Module, tuple[str, int]] = WeakKeyDictionary()
+#: Of modules whose scales are not known: the version of the scales at first, that and the weights' when no pass was
+#: open, and the eager forward passes since then.
+_passes: WeakKeyDictionary[nn.Module, tuple[int, int, int, int]] = WeakKeyDictionary()
 
 
 def wanted(precision: Precision, recipe: Recipe | None, features: int) -> bool:
@@ -47,6 +50,7 @@ def register(
         else None
     )
     module.register_buffer(name, scales, persistent=persistent)
+    _passes.pop(module, None)
     watch(module, name)
 
 
@@ -89,11 +93,28 @@ def for_step(module: Any, name: str) -> tuple[Tensor | None, bool]:
     if not known and not torch.compiler.is_compiling() and torch.is_grad_enabled():
         capturing = scales.is_cuda and torch.cuda.is_current_stream_capturing()
         # What is computed again in a backward pass has the scales of the first time, or none as then.
-        if not capturing and not in_backward():
+        if not capturing and not in_backward() and not _others_are_open(module, scales):
             module.calls_with_unknown_scales += 1
             calls = module.calls_with_unknown_scales
             known = calls & (calls - 1) == 0 and refresh(module, name)
     return scales, known
+
+
+def _others_are_open(module: nn.Module, scales: Tensor) -> bool:
+    """Count a forward pass, and tell whether the backward pass of an earlier one may be still to come.
+
+    As in a pipeline, where that one would be computed again with scales that it did not have. A backward pass writes
+    the scales: as long as none has, there is nothing to find. A pass that has none is over once the weights change.
+    """
+    if scales.is_inference():  # which count no changes
+        return False
+    now = scales._version
+    of_weights = sum(0 if p.is_inference() else p._version for p in module.parameters())
+    first, closed, weights, passes = _passes.get(module, (now, now, of_weights, 0))
+    if of_weights != weights or now - closed >= passes:
+        closed, passes = now, 0
+    _passes[module] = first, closed, of_weights, passes + 1
+    return passes > 0 and now != first
 
 
 def keep(module: nn.Module, name: str, before: Tensor | None) -> None:

@@ -66,6 +66,33 @@ def test_recomputation_does_not_look(device):
     assert module.calls_with_unknown_scales == 2
 
 
+@pytest.mark.parametrize("stepped", [False, True], ids=["pass", "step"])
+def test_nobody_looks_while_passes_are_open(device, stepped):
+    """A pipeline has the backward pass of a micro-batch between the forward passes of others, here computed again."""
+    module = make(device)
+
+    def forward():
+        x = torch.randn(64, D, device=device).to(torch.bfloat16).requires_grad_()
+        return checkpoint(module, x, use_reentrant=False)
+
+    passes = [forward(), forward()]
+    for _ in range(6):
+        passes.pop(0).sum().backward()
+        passes.append(forward())
+        assert not module.scales_known
+    assert (module.delayed_scales > 0).all()
+    if stepped:  # what is open then has no backward pass
+        with torch.no_grad():
+            module.up_proj.weight.mul_(2)
+    else:
+        for out in passes:
+            out.sum().backward()
+    for _ in range(2):  # the third and the fourth call that may look
+        assert not module.scales_known
+        forward().sum().backward()
+    assert module.scales_known
+
+
 def test_a_second_weight_of_zeros(device):
     """As many models begin: dh is zero, and its scale stays unknown."""
     module = make(device)
