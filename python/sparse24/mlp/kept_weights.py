@@ -49,6 +49,8 @@ class _Kept(NamedTuple):
 #: Of each weight its forms, by what they are.
 _kept = WeakIdKeyDictionary()
 _accumulating = False
+#: Of each weight what `keeps` told of a version of it.
+_told = WeakIdKeyDictionary()
 
 
 def both_orders(
@@ -115,13 +117,26 @@ def kept_form(
 
 
 def keeps(stored: Tensor) -> bool:
-    """Tell whether forms of a weight are kept now: a call that makes one serves others after it, or is served."""
-    return _may_keep(stored) and (_accumulating or stored.grad is not None)
+    """Tell whether forms of a weight are kept: a call that makes one serves others after it, or is served.
+
+    It is the same until the weight changes, because what is computed again in a backward pass has to run as it did.
+    """
+    global _accumulating
+    if not _may_keep(stored):
+        return False
+    _accumulating = _accumulating or stored.grad is not None
+    version, told = _told.get(stored, (None, False))
+    if version != stored._version:
+        told = _accumulating
+        _told[stored] = stored._version, told
+        after_each_step(_drop_all)
+    return bool(told)
 
 
 def forget(stored: Tensor) -> None:
     """Drop what is kept of a weight."""
     _kept.pop(stored, None)
+    _told.pop(stored, None)
 
 
 def _nothing() -> None:
@@ -130,6 +145,7 @@ def _nothing() -> None:
 
 def _drop_all(_optimizer: torch.optim.Optimizer) -> None:
     _kept.clear()
+    _told.clear()
 
 
 def _may_keep(w: Tensor) -> bool:

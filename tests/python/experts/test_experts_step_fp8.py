@@ -174,10 +174,23 @@ def test_the_host_does_not_wait(cuda, always):
         torch.autograd.grad(out, (w1, w2), torch.ones_like(out))
 
 
-def test_codes_are_kept_while_gradients_accumulate(monkeypatch):
+@pytest.mark.parametrize("written", [True, False], ids=["written", "fused"])
+def test_codes_are_kept_from_the_step_after_one_that_accumulates(monkeypatch, written):
+    """A micro-batch that is computed again, behind the backward pass of another one, runs as the first time."""
     monkeypatch.setattr(kept_weights, "_accumulating", False)
     w = torch.zeros(2, 4, 4, requires_grad=True)
-    assert not kept_weights.keeps(w)
+    told = []
+    for accumulates in (False, True, False):
+        told.append(kept_weights.keeps(w))
+        w.grad = torch.zeros_like(w) if accumulates else None
+        told.append(kept_weights.keeps(w))
+        w.grad = None
+        if written:  # by an optimizer that is not torch's
+            with torch.no_grad():
+                w.add_(1)
+        else:
+            kept_weights._drop_all(None)
+    assert told == [False, False, False, False, True, True]
     w.grad = torch.zeros_like(w)
     assert kept_weights.keeps(w) and not kept_weights.keeps(w.detach())
 
