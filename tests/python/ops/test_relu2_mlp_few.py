@@ -125,7 +125,7 @@ def test_rows_are_independent(device, dtype, columns, fp8):
         w1, w2 = w1.to(FP8), w2.to(FP8)
     b1 = torch.full((600,), -30, dtype=dtype, device=device)
     got = sparse24.relu2_mlp_few(x, w1, w2, b1)
-    assert (got == 0).any(1).all() or got.any()
+    assert got.any(1).all()
     few = torch.cat([sparse24.relu2_mlp_few(rows, w1, w2, b1) for rows in x.split(8)])
     for first, count in ((0, 1), (63, 1), (7, 2), (11, 8), (5, 16), (21, 9), (17, 33), (0, 63)):
         rows = x[first : first + count].clone()
