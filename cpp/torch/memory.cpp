@@ -88,20 +88,23 @@ uint64_t bytes_of(const Sizes& sizes, ScalarType dtype) {
 ///
 /// `torch::stable::new_empty` finds its operator by name and calls it with boxed arguments, which takes the host four
 /// times as long, and more in a model, where little of that is in its caches. An op of few tokens makes two tensors.
+/// On the CPU it is taken all the same: there the other function does not fill memory where torch is asked to.
 template <class Sizes>
 Tensor new_contiguous(const Tensor& like, const Sizes& sizes, ScalarType dtype) {
+  const uint64_t bytes = bytes_of(sizes, dtype);
+  if (!like.is_cuda()) {
+    return allocated(bytes, [&] { return torch::stable::new_empty(like, {std::data(sizes), sizes.size()}, dtype); });
+  }
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
   auto size = sizes.end();
   for (size_t i = sizes.size(); i-- > 0; step *= std::max<int64_t>(*--size, 1)) strides[i] = step;
-  return allocated(bytes_of(sizes, dtype), [&] {
+  return allocated(bytes, [&] {
     const auto type_of_torch = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-    int32_t device = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
     AtenTensorHandle made = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), std::data(sizes),
-                                                    strides.data(), type_of_torch, device, like.get_device_index(),
-                                                    &made));
+                                                    strides.data(), type_of_torch, aoti_torch_device_type_cuda(),
+                                                    like.get_device_index(), &made));
     return Tensor(made);
   });
 }

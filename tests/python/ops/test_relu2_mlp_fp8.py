@@ -138,6 +138,13 @@ def test_it_has_the_bits_of_its_ops(device, tokens, dtype, options):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("tokens", [1, 67, 130])
+def test_all_of_it_is_written(poisoned_memory, tokens, options):
+    """Padding too, which the bits of the ops are compared in."""
+    check("cpu", *operands(tokens, torch.bfloat16, "cpu"), options=options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_without_biases_and_with_a_threshold(device, options):
     x, w1, w2, scales, _, _, grad = operands(70, torch.bfloat16, device)
     check(device, x, w1, w2, scales, None, None, grad, options=options, threshold=0.25)
