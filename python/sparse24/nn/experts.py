@@ -15,6 +15,7 @@ from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
 from sparse24.nn.tracing import as_one_call, is_traced
+from sparse24.nn.weight_copies import let_go
 from sparse24.recipe import Recipe, check_recipe
 
 _LAYERS = ("up_proj", "down_proj")
@@ -176,6 +177,7 @@ class ReLU2Experts(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        let_go(self)
         for name in _LAYERS:
             key, own = f"{prefix}{name}", getattr(self, name)
             found = state_dict.get(key)
@@ -200,6 +202,7 @@ class ReLU2Experts(nn.Module):
 
     def _apply(self, fn, recurse=True):
         before = dict(self._buffers)
+        let_go(self)
         super()._apply(fn, recurse)
         with_dtypes_of(self._buffers, before)
         return self

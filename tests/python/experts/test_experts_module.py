@@ -13,6 +13,7 @@ from mixture import HIDDEN, OUT, D, rows
 from torch.utils.checkpoint import checkpoint
 
 import sparse24
+from sparse24.mlp import kept_weights
 
 BF16 = torch.bfloat16
 EXPERTS, TOP = 6, 2
@@ -273,3 +274,20 @@ def test_copies(device):
         pickled = pickle.loads(pickle.dumps(original))
         for again in (copy.deepcopy(original), torch.load(file, weights_only=False), pickled):
             assert_same_bits(again(x, offsets), original(x, offsets))
+
+
+def test_parameters_that_are_swapped(device):
+    """torch swaps no tensor to which there are weak references, as to those whose codes are kept."""
+    m = module(device)
+    for change in (lambda: m.load_state_dict({name: 2 * t for name, t in m.state_dict().items()}), m.float):
+        for w in m.parameters():
+            w.grad = torch.zeros_like(w)
+            assert kept_weights.keeps(w) and kept_weights.codes_of(w, w.detach().to(BF16)) is not None
+            w.grad = None
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            change()
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(False)
+        assert not any(w in kept_weights._kept for w in m.parameters())
+    assert m.up_proj.dtype == torch.float32
