@@ -143,9 +143,8 @@ def test_next_scales_are_quotients(device, compiled):
     amax = torch.randn(100_000, generator=g).abs() * 2.0 ** torch.randint(-40, 40, (100_000,), generator=g)
     expected = torch.from_numpy(amax.numpy() / np.float32(448) * np.float32(2))
     assert (amax * torch.tensor(1 / 448) * 2 != expected).any()
-    follow = (
-        torch.compile(next_scales, backend="aot_eager" if device == "cpu" else "inductor") if compiled else next_scales
-    )
+    backend = "aot_eager" if device == "cpu" else "inductor"
+    follow = torch.compile(next_scales, backend=backend) if compiled else next_scales
     assert_same_bits(follow(torch.zeros_like(amax).to(device), amax.to(device)), expected)
 
 
