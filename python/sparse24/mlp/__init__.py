@@ -41,6 +41,7 @@ from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
 from sparse24.mlp.function import FeedForward
+from sparse24.mlp.inference import dense
 from sparse24.mlp.inference import learns as differentiated
 from sparse24.mlp.packed_weights import Packs, entering, packed_pays, with_adapters
 from sparse24.mlp.step_fp8 import FeedForwardFp8, has_products, of_step, runs_float8
@@ -298,7 +299,8 @@ def relu2_mlp(
         with without_autograd():
             run_few = run_few_transformed if transformed else relu2_mlp_few
             return run_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
-    if inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS):
+    plain = inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS)
+    if plain:
         fused = fused and fp8  # torch's functions are the faster ones
     # Differentiable casts: float32 master weights get float32 gradients.
     w1 = w1 if w1_scale is not None else _cast(w1, dtype)
@@ -324,6 +326,9 @@ def relu2_mlp(
     with without_autocast(device_type):
         if transformed and not compiling:
             out = run_transformed(*arguments)
+        elif plain and not (fp8 or compiling or torch.jit.is_tracing()) and above == 0 and tokens.shape[1] > 0:
+            with without_autograd():
+                out = dense(tokens, w1, w2, b1, b2)
         elif as_one and runs_float8(arguments):
             step = of_step(arguments, delayed_scales, scales_known, stored, pruned)
             out = WholeStepFp8.apply(*step) if runs_whole(step) else FeedForwardFp8.apply(*step)

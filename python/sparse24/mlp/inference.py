@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import linear
 
 from sparse24._autocast import without_autograd
@@ -98,12 +99,45 @@ def inferred(
     if few or not enough:
         if fp8 or enough or min_tokens is not None or tokens > MAX_TOKENS or threshold != 0:
             return None
-        return linear(RELU2(linear(x, w1, b1)), w2, b2)
+        return dense(x, w1, w2, b1, b2)
     if not sparse or d_ff % FEATURES[fp8] != 0:
         return None
     scales = first.scale, second.scale, scale_y, scale_y_factor
     with without_autograd():
         return relu2_mlp_sparse(x, w1, w2, b1, b2, *scales, threshold)
+
+
+def dense(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None) -> Tensor:
+    """Compute the network with few tokens by torch's functions, without gradients.
+
+    On CUDA torch has a product with the ReLU behind it: then one kernel squares, in place of two that read and write
+    the activation. Weights of other types get the usual ones, and modes that look at operators: those that count FLOPs.
+    """
+    tokens = x.numel() // w1.shape[1]
+    usual = type(w1) not in (Tensor, Parameter) or torch._C._len_torch_dispatch_stack() > 0
+    if not x.is_cuda or tokens <= _FEWEST or usual:
+        return linear(RELU2(linear(x, w1, b1)), w2, b2)
+    rows = x if x.dim() == 2 else x.reshape(tokens, w1.shape[1])
+    root = torch._addmm_activation(_no_bias(w1) if b1 is None else b1, rows, w1.t())
+    out = linear(root.square(), w2, b2)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], w2.shape[0])
+
+
+#: Up to so many tokens torch's plain product is another kernel, and none was measured with the ReLU behind it.
+_FEWEST = 8
+_zeros: dict[tuple[int, torch.dtype, int], Tensor] = {}
+
+
+def _no_bias(w1: Tensor) -> Tensor:
+    """Return zeros for the rows of w1, made once: a kernel that fills them takes as long as what is saved."""
+    key = w1.shape[0], w1.dtype, w1.get_device()
+    found = _zeros.get(key)
+    if found is None:
+        found = w1.new_zeros(w1.shape[0])
+        if not torch.cuda.is_current_stream_capturing():  # a graph fills them only when it is replayed
+            torch.cuda.current_stream(w1.device).synchronize()  # other streams find them filled
+            _zeros[key] = found
+    return found
 
 
 def _is_number(scale: Tensor | None, place: int) -> bool:

@@ -8,7 +8,7 @@ from small_network import HIDDEN, OUT, D, tokens, weights
 
 import sparse24
 from sparse24 import _C
-from sparse24.mlp import choice, few_tokens, float8
+from sparse24.mlp import choice, few_tokens, float8, inference
 
 
 def network(dtype, device, *, bias=True, fp8=False):
@@ -87,6 +87,27 @@ def test_no_active_neuron_and_special_numbers(device):
     x[1, 0], x[2, 1] = torch.nan, torch.inf
     got = sparse24.relu2_mlp(x, w1, w2, b1, b2, **options)
     assert got[0].isfinite().all() and got[1].isnan().all() and not got[2].isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("shape", [(9,), (3, 7), (64,)], ids=str)
+def test_dense_calls_by_few_tokens(device, dtype, shape, bias):
+    """Those of a module without a copy, which on CUDA have the ReLU in the product: as exact as torch, NaN included."""
+    (w1, w2, b1, b2), _ = network(dtype, device)
+    b1, b2 = (b1, b2) if bias else (None, None)
+    x = normal(*shape, D, dtype=dtype).to(device)
+    first, second = torch.nn.functional.linear(x, w1, b1), w2.double()
+    y = torch.relu(first).square().double()
+    exact = y @ second.t() + (b2.double() if bias else 0)
+    torchs = torch.nn.functional.linear(torch.relu(first).square(), w2, b2)
+    got = inference.dense(x, w1, w2, b1, b2)
+    assert got.shape == (*shape, OUT) and got.dtype == dtype
+    assert_accurate(got, torchs, exact, y @ second.abs().t() + (b2.double().abs() if bias else 0))
+    assert_same_bits(inference.dense(x, w1, w2, b1, b2), got)
+    rows = x.reshape(-1, D)
+    rows[1, 0], rows[2, 1] = torch.nan, torch.inf
+    got = inference.dense(rows, w1, w2, b1, b2)
+    assert got[[0, *range(3, len(rows))]].isfinite().all() and got[1].isnan().all() and not got[2].isfinite().any()
 
 
 def test_calls_with_gradients_run_as_without(device):
