@@ -9,9 +9,9 @@ from sparse24.errors import fail, type_name
 
 #: Features that go through the dense product come in multiples of this: the width of a GEMM's tile.
 _FEATURE_MULTIPLE = 64
-#: From so many input features on all six products are float8 by default: the fewest that were measured (log 068), where
-#: the step takes 0.61 of the time. Without delayed scales it is 0.90 at 1,664 (log 067).
-_FP8_FEATURES = 1280
+#: From so many input features on all six products are float8 by default: the fewest that were measured, where the step
+#: takes 0.61 of the time (log 096). Without delayed scales it is 0.90 at 1,664 (log 067).
+_FP8_FEATURES = 768
 
 #: Which weights are 2:4.
 SparseWeights = Literal["none", "up", "both"]
@@ -58,7 +58,7 @@ class Recipe:
     fp8_weight_gradients : bool, optional
         With ``precision="fp8"``: whether the products of the weight gradients are float8 too, so that all six are,
         where both weights get a gradient, and "sparse", without `residual` and with `reuse_mask`. Otherwise they are in
-        x's dtype. Default: for networks of 1,280 input features or more, where it is faster.
+        x's dtype. Default: for networks of 768 input features or more, where it is faster.
     sparse_weights : {"none", "up", "both"}
         "up": w1 enters every product as `sparse24.prune24` of it, in groups along its input features: five of six GEMMs
         of a training step have a sparse operand. "both": w2 too, in groups along its output features: six of six. The

@@ -205,7 +205,7 @@ def relu2_mlp(
     In fp8 y2 is, in the backward pass, the dequantised activation rounded to x's dtype, in dw2 and in the root. dx is a
     float8 product of dy1 (one scale per token) and w1 (one per column). The rest is in x's dtype, and the derivative of
     rounding is taken as 1. float8 weights get no gradient. Where weight gradients are float8 too
-    (`Recipe.fp8_weight_gradients`, the default from D = 1,280 on), every operand has one scale, in both passes.
+    (`Recipe.fp8_weight_gradients`, the default from D = 768 on), every operand has one scale, in both passes.
 
     Derivatives beyond that of a backward pass: where it runs dense in bfloat16 or float32 without `recompute`, all that
     torch has, forward mode without a compiler. Elsewhere second derivatives (``create_graph=True``) and forward mode

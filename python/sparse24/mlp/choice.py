@@ -48,7 +48,8 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
     fp8 : bool
         Its precision.
     one_scale : bool
-        fp8: the activation and w2 have a single scale each, not one per row.
+        fp8: the activation and w2 have a single scale each, not one per row; as in training where all six products are
+        float8 (`sparse24.Recipe`).
 
     Returns
     -------

@@ -237,18 +237,18 @@ def test_converted(device):
 
 
 def test_what_is_default(device):
-    """All six products from 1,280 input features on, in modules, converted networks and the function."""
-    assert not sparse24.Recipe().has_fp8_weight_gradients(1279) and sparse24.Recipe().has_fp8_weight_gradients(1280)
+    """All six products from 768 input features on, in modules, converted networks and the function."""
+    assert not sparse24.Recipe().has_fp8_weight_gradients(767) and sparse24.Recipe().has_fp8_weight_gradients(768)
     for asked in (True, False):
         assert sparse24.Recipe(fp8_weight_gradients=asked).has_fp8_weight_gradients(4096) is asked
         assert sparse24.Recipe(fp8_weight_gradients=asked).has_fp8_weight_gradients(64) is asked
-    narrow, wide = (sparse24.nn.ReLU2MLP(dim, 32, precision="fp8", device="meta") for dim in (1264, 1280))
+    narrow, wide = (sparse24.nn.ReLU2MLP(dim, 32, precision="fp8", device="meta") for dim in (752, 768))
     assert narrow.delayed_scales is None and wide.delayed_scales is not None
-    assert sparse24.nn.ReLU2MLP(1280, 32, device="meta").delayed_scales is None
+    assert sparse24.nn.ReLU2MLP(768, 32, device="meta").delayed_scales is None
 
     g = torch.Generator().manual_seed(0)
     x, w1, w2, grad = (
-        torch.randn(*s, generator=g).to(device, torch.bfloat16) for s in ((8, 1280), (32, 1280), (32, 32), (8, 32))
+        torch.randn(*s, generator=g).to(device, torch.bfloat16) for s in ((8, 768), (32, 768), (32, 32), (8, 32))
     )
     leaves = [t.requires_grad_() for t in (x, w1 / 36, w2 / 6)]
     found = []
