@@ -6,9 +6,9 @@
 
 Variants: `bf16`, the model as it is; `fp8`, with nanochat's float8 layers wherever its script has them;
 `sparse24_bf16`, converted; `sparse24_fp8`, converted with fp8 networks, all six products of each
-(`Recipe.fp8_weight_gradients`), and nanochat's float8 layers elsewhere; `sparse24_fp8_16bit_dw`, the same by the
-default recipe. Each is compiled as a whole with static shapes, as its script does it, and takes its steps in turn with
-the others: 16 sequences of 2,048 random tokens. A step ends with its gradients set to None.
+(`Recipe.fp8_weight_gradients`), and nanochat's float8 layers elsewhere; `sparse24_fp8_16bit_dw`, the same with 16-bit
+weight gradients. Each is compiled as a whole with static shapes, as its script does it, and takes its steps in turn
+with the others: 16 sequences of 2,048 random tokens. A step ends with its gradients set to None.
 
 All share one set of weights and one optimizer at a learning rate of 0: it does all of its work, and every step of every
 variant is computed from the same weights. `peak_gb` is what a variant would take alone: weights, the optimizer's state,
