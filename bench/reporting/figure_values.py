@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -120,7 +121,7 @@ def forward() -> None:
 def origin(gpu: str, file: str, race: str) -> str:
     """Commits and pauses of the usual records of a race, in words."""
     note = Origins(r for r in records(gpu, file) if results.usual(r) and r["race"] == race).note()
-    return note[0].lower() + note[1:].replace("[a] ", "some of ").replace("[b] ", "some of ")
+    return note[0].lower() + re.sub(r"\[[a-z]\] ", "some of ", note[1:])
 
 
 def slower_than_fused() -> list[int]:
