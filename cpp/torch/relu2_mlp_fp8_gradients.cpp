@@ -19,6 +19,12 @@ struct Saved {
   bool sparse;
 };
 
+/// What kernels can read where it lies: copied where it can't be.
+Tensor in_place(const char* argument, const Tensor& t) {
+  check_defined(kOp, argument, t);
+  return contiguous_aligned(t);
+}
+
 struct Sizes {
   int64_t tokens, in, features, out, padded;
   DType dtype;  ///< of grad and the results
@@ -220,11 +226,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8_gradients(
     const Tensor& grad, const Tensor& x_transposed, const Tensor& w1_transposed, const Tensor& w2_transposed,
     const Tensor& values, const Tensor& meta, const Tensor& places_of_step, const Tensor& scales,
     const std::optional<Tensor>& hot, int64_t dense_features, bool sparse, bool interleaved, bool need_x) {
-  check_defined(kOp, "places", places_of_step);
-  const Tensor kept[] = {contiguous_aligned(x_transposed), contiguous_aligned(w1_transposed),
-                         contiguous_aligned(w2_transposed), contiguous_aligned(values), contiguous_aligned(meta)};
+  const Tensor kept[] = {in_place("x_transposed", x_transposed), in_place("w1_transposed", w1_transposed),
+                         in_place("w2_transposed", w2_transposed), in_place("values", values), in_place("meta", meta)};
   const Saved saved{kept[0], kept[1], kept[2], kept[3], kept[4], sparse};
-  const StepPlaces places(contiguous_aligned(places_of_step));
+  const StepPlaces places(in_place("places", places_of_step));
   const Sizes s = check(grad, saved, places, scales);
   if (hot) check_count("hot", "elements", check_hot(kOp, *hot, grad, s.features, "rows of w2_transposed"), s.features);
   check_count("dense_features", "in number", dense_features, s.features);
