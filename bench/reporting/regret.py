@@ -50,7 +50,7 @@ def training(records: Iterable[results.Record]) -> dict[Size, tuple[float, bool]
     for (tokens, d_model, d_ff), us in times.items():
         if {"sparse24_fp8", "fused_dense_fp8"} <= us.keys():
             ours, dense = us["sparse24_fp8"], us["fused_dense_fp8"]
-            chosen = pays(tokens, d_ff, d_model, fp8=True, one_scale=True)
+            chosen = pays(tokens, d_ff, d_model, fp8=True, step=True)
             found[tokens, d_model, d_ff] = ((ours if chosen else dense) / min(ours, dense) - 1, chosen)
     return found
 

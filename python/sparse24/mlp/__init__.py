@@ -254,11 +254,11 @@ def relu2_mlp(
     if min_tokens is not None:
         enough = or_true(tokens.shape[0] >= min_tokens)
     else:
-        one_scale = learns and fp8 and w1.requires_grad and w2.requires_grad
-        one_scale = one_scale and recipe.has_fp8_weight_gradients(w1.shape[1])
-        if not one_scale and w2_scale is not None and scale_y is not None:
-            one_scale = w2_scale.numel() == 1 and scale_y.numel() == 1
-        enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], fp8=fp8, one_scale=one_scale)
+        step = learns and fp8 and w1.requires_grad and w2.requires_grad
+        step = step and recipe.has_fp8_weight_gradients(w1.shape[1])
+        one_scale = w2_scale is not None and scale_y is not None and w2_scale.numel() == scale_y.numel() == 1
+        kinds = {"fp8": fp8, "one_scale": one_scale, "step": step}
+        enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], **kinds)
     if exactly and enough:
         enough = not may_be_few(tokens.shape[0])
 

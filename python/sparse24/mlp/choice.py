@@ -11,9 +11,10 @@ from sparse24.ops.few_tokens import MAX_TOKENS
 
 #: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
 #: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
-#: take longer than the products. "fp8" is with a scale per row, where torch's dense product is slower than with one.
-#: Chosen by the records of the forward pass on an H200, and a test holds them against these: `pays` is the rule.
-DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9}
+#: take longer than the products. "fp8" is with a scale per row, where torch's dense product is slower than with one;
+#: "fp8_step" a training step whose six products are float8, beside a dense one with our epilogues and quantisation.
+#: Chosen by the records of an H200, and a test holds them against these: `pays` is the rule.
+DEFAULT_MIN_PRODUCTS = {"16bit": 20e9, "fp8": 10e9, "fp8_one_scale": 20e9, "fp8_step": 100e9}
 #: In fp8 with a scale per row, so many tokens run sparse for any size: there torch's dense product for such scales is
 #: slowest beside that for one.
 FEW_TOKENS = 512
@@ -34,7 +35,7 @@ _few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.
 _found: dict[tuple[int, int, int], int] = {}
 
 
-def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False) -> bool:
+def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False, step: bool = False) -> bool:
     """Whether `relu2_mlp` runs sparse by default on CUDA.
 
     It is the faster of the two within 2 % in fp8, and within 6 % in 16 bits, at every size of the forward pass that
@@ -48,16 +49,17 @@ def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bo
     fp8 : bool
         Its precision.
     one_scale : bool
-        fp8: the activation and w2 have a single scale each, not one per row; as in training where all six products are
-        float8 (`sparse24.Recipe`).
+        fp8: the activation and w2 have a single scale each, not one per row.
+    step : bool
+        fp8: it is a training step whose six products are all float8 (`sparse24.Recipe`).
 
     Returns
     -------
     bool
     """
-    if fp8 and not one_scale and or_true(tokens <= FEW_TOKENS):
+    if fp8 and not (one_scale or step) and or_true(tokens <= FEW_TOKENS):
         return True
-    precision = "16bit" if not fp8 else "fp8_one_scale" if one_scale else "fp8"
+    precision = "16bit" if not fp8 else "fp8_step" if step else "fp8_one_scale" if one_scale else "fp8"
     return or_true(tokens * d_out * d_ff >= DEFAULT_MIN_PRODUCTS[precision])
 
 

@@ -222,6 +222,8 @@ def test_where_sparse_pays():
     assert where(4096, 16384, fp8=True, one_scale=True) == everywhere[2:]
     assert where(1664, 6656, fp8=True, one_scale=True) == everywhere[4:]
     assert where(1024, 3584, fp8=True, one_scale=True) == [8192, 16384]
+    assert where(4096, 16384, fp8=True, step=True) == everywhere[4:]
+    assert where(1024, 4096, fp8=True, step=True) == []
     documentation = sparse24.relu2_mlp.__doc__
     assert "DEFAULT_MIN_PRODUCTS" in documentation
     first = int(re.search(r"such as (\d+) tokens in 16 bits for D = 4096 and F = 16384", documentation)[1])
