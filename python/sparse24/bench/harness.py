@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,17 @@ Output = torch.Tensor | tuple[torch.Tensor, ...]
 Check = Callable[[Any], dict[str, Any] | None]
 
 SUSTAINED_SECONDS = 0.2
+
+
+@dataclass
+class Stack:
+    """Calls of a variant one after another, each with weights of its own, as the layers of a model.
+
+    `run` takes a counter, enqueues the `calls`, and returns the outputs of the first and of the last one.
+    """
+
+    run: Callable[[int], Sequence[torch.Tensor]]
+    calls: int
 
 
 @dataclass
@@ -46,6 +57,8 @@ class Case:
         The fewest bytes one run can move: each input read once, each output written once.
     tokens : int
         Of one run, where users count tokens per second.
+    stack : Stack, optional
+        The same as the layers of a model: verified by the same check, and timed beside.
     """
 
     variant: str
@@ -58,6 +71,7 @@ class Case:
     bytes: float = 0.0
     tokens: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    stack: Stack | None = None
     error: str | None = None
     output: Output | None = None
 
@@ -80,6 +94,8 @@ class Case:
         if device.type == "cuda":
             self.facts["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         self.facts.update(self.check(self.output) or {})
+        for output in self.stack.run(0) if self.stack else ():
+            self.check(output)
 
     def repeats_itself(self) -> bool:
         """Another run gives the bits that were verified."""
@@ -214,6 +230,7 @@ def run_problem(
             case.facts["repeatable"] = case.repeats_itself()
             if case.role == "sparse24" and not case.facts["repeatable"]:
                 case.error = "another run gave other bits"
+        _time_stacks([case for case in sound if case.stack], timings, options, args.rounds)
         if problem.sustained:
             _sustain([case for case in sound if case.race in problem.sustained], timings, options)
     except Exception as error:
@@ -228,6 +245,18 @@ def run_problem(
         _record(name, label, problem, case, timings.get(id(case)), header)
         for name, case in zip(names, problem.cases, strict=True)
     ]
+
+
+def _time_stacks(cases: list[Case], timings: dict[int, timing.Timing], options: Options, rounds: int) -> None:
+    """Adds the times of a call in a stack: in the fewest rounds, for a sample is the mean of its calls."""
+    stacks = [case.stack for case in cases if case.stack]
+    if not stacks:
+        return
+    rounds = min(rounds, timing.MIN_ROUNDS)
+    found = timing.measure([stack.run for stack in stacks], options.device, rounds=rounds, seconds=0.0)
+    for case, stack, result in zip(cases, stacks, found, strict=True):
+        case.facts["layers"] = stack.calls
+        timings[id(case)].stack_us = result.median_us / stack.calls
 
 
 def _sustain(cases: list[Case], timings: dict[int, timing.Timing], options: Options) -> None:
@@ -294,6 +323,8 @@ def _record(
         record["pause_us"] = result.pause_us
         if result.sustained_us is not None:
             record["sustained_us"] = round(result.sustained_us, 2)
+        if result.stack_us is not None:
+            record["stack_us"] = round(result.stack_us, 2)
         if case.flops:
             record["tflops_dense_equivalent"] = round(case.flops / seconds / 1e12, 1)
         if case.bytes:

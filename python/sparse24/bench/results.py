@@ -44,9 +44,9 @@ def group(records: Iterable[Record], *extra: str) -> dict[tuple, list[Record]]:
     return groups
 
 
-def fastest(records: Iterable[Record], role: str) -> Record | None:
-    timed = [r for r in records if r["role"] == role and r["median_us"]]
-    return min(timed, key=lambda r: r["median_us"], default=None)
+def fastest(records: Iterable[Record], role: str, field: str = "median_us") -> Record | None:
+    timed = [r for r in records if r["role"] == role and r.get(field)]
+    return min(timed, key=lambda r: r[field], default=None)
 
 
 def add_comparisons(records: list[Record]) -> None:
@@ -59,6 +59,9 @@ def add_comparisons(records: list[Record]) -> None:
             if dense:
                 record["best_dense"] = dense["variant"]
                 record["speedup_vs_best_dense"] = round(dense["median_us"] / record["median_us"], 3)
+            in_stack = fastest(race, "dense", "stack_us")
+            if in_stack and record.get("stack_us"):
+                record["speedup_in_stack"] = round(in_stack["stack_us"] / record["stack_us"], 3)
             if cusparselt:
                 record["speedup_vs_cusparselt"] = round(cusparselt["median_us"] / record["median_us"], 3)
     for problem in group(records).values():

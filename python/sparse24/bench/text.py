@@ -31,6 +31,10 @@ def table(records: list[Record]) -> str:
             text += f"  {r['speedup_vs_best_dense']:.2f}x {r['best_dense']}"
         if "speedup_vs_cusparselt" in r:
             text += f"  {r['speedup_vs_cusparselt']:.2f}x cuSPARSELt"
+        if "stack_us" in r:
+            text += f"  in a stack {r['stack_us']:.1f} us"
+        if "speedup_in_stack" in r:
+            text += f", {r['speedup_in_stack']:.2f}x"
         if r.get("repeatable") is False:
             text += "  (bits differ between runs)"
         lines.append(text)

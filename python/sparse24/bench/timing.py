@@ -38,6 +38,7 @@ class Timing:
     clocks: dict[str, float | None]
     pause_us: float  # at least, before each sample
     sustained_us: float | None = None  # of `sustain`
+    stack_us: float | None = None  # of a call in a stack of layers
 
     @classmethod
     def of(cls, times_us: Sequence[float], host_us: float, clocks: dict[str, float | None], pause_us: float) -> Timing:

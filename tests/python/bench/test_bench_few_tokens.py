@@ -13,6 +13,7 @@ from bench.cases import ffn_few_tokens
 from bench.tuning import few_tokens as table
 from sparse24.bench import results
 from sparse24.bench.ffn import few_tokens
+from sparse24.bench.reference import Unverified
 
 SMOKE = ("--device", "cpu", "--smoke")
 VARIANTS = {
@@ -43,6 +44,7 @@ def test_all_variants_are_verified(smoke):
             assert ours["runs"] == ("few" if few else "2:4") and "speedup_vs_best_dense" in ours
             assert ours["rel_error"] < (1e-2 if few or dtype == "bf16" else 1e-1)  # few are exact in float8 too
             assert all(r["eager_host_us"] > 0 for r in mine)
+            assert all(r["stack_us"] > 0 and r["layers"] == 2 for r in mine) and "speedup_in_stack" in ours
             assert ours["before_host_us"] > 0 and ours["converted_host_us"] > 0
             assert all(r["bias"] for r in mine) if tokens == 5 else not any("bias" in r for r in mine)
 
@@ -80,6 +82,26 @@ def test_a_wrong_variant_has_no_time(tmp_path, monkeypatch, wrong):
     benches.run("ffn_few_tokens", *SMOKE, "--zeros", "0.9", "--out", out, status=status)
     failed = {r["variant"] for r in json.loads(out.read_text()) if not r["verified"]}
     assert failed == ({"sparse24"} if wrong == "relu2_mlp_few" else {"fused_dense"})
+
+
+def test_a_stack_with_a_wrong_layer_has_no_time(monkeypatch):
+    """The last layer has other weights than it is verified with."""
+    right = few_tokens.stacked
+
+    def wrong(*arguments):
+        *layers, last = right(*arguments)
+        getattr(last, "w2" if hasattr(last, "w2") else "q2").zero_()
+        return [*layers, last]
+
+    monkeypatch.setattr(few_tokens, "stacked", wrong)
+    options = argparse.Namespace(device=torch.device("cpu"), seed=0, smoke=True)
+    cases = few_tokens.problem(ffn_few_tokens.SMOKE[0], ffn_few_tokens.Sparsity(), options).cases
+    (eager,) = (case for case in cases if case.variant == "eager")
+    with pytest.raises(Unverified, match="expected a relative error"):
+        eager.verify()
+    (by_row,) = (case for case in cases if case.variant == "scaled_mm_row")
+    with pytest.raises(Unverified, match="expected a relative error"):
+        by_row.verify()
 
 
 def labels(*arguments, patterns=None, quick=False):
@@ -125,7 +147,7 @@ def test_jobs_are_what_is_compiled(monkeypatch):
         return run
 
     monkeypatch.setattr(few_tokens, "compiled", compiled)
-    options = argparse.Namespace(device=torch.device("cpu"), seed=0)
+    options = argparse.Namespace(device=torch.device("cpu"), seed=0, smoke=True)
     for size in ffn_few_tokens.SMOKE[:2]:
         called.clear()
         few_tokens.problem(size, ffn_few_tokens.Sparsity(), options)

@@ -4,22 +4,26 @@ Ours: `sparse24`, a module after `prepare_decode_` (in fp8 after `quantize_` too
 `sparse24_few` (`relu2_mlp_few`) and `sparse24_dense` (relu2_mlp run dense). Rivals: `eager`, `torch_compile` and
 `fused_dense` (linear_relu2, and a dense second GEMM); in fp8 `scaled_mm_row` and `scaled_mm_tensor`, which compute the
 scales of x and of the activation in the call, `scaled_mm_static`, which has both given, and `fused_dense`. All weights
-are quantised before. Every variant is captured once, and its graph is replayed: hosts do not count.
+are quantised before.
+
+Every variant is captured in graphs, which are replayed on a cold cache: hosts do not count. One graph is a single call,
+of which the graph's own start and end, 4 to 10 us, are a part. The other is a stack, as a step of decoding is: a call
+for each of up to 16 layers, each with a copy of the weights, so that all of them come from memory; its time by the
+calls is `stack_us`. Copies are as many for all variants of a precision.
 
 Beside it stands what the host spends on a call without a graph (`eager_host_us`); on ours also that of a converted
 module of torch's layers, and of the same module before conversion (`converted_host_us`, `before_host_us`).
 
-Verified against a float64 second GEMM of the activation that a first GEMM gives, in each variant's own weights. What
-runs 2:4 is compared with the pruned activation.
+Verified against a float64 second GEMM of the activation that a first GEMM gives, in each variant's own weights: the
+single call, and the first and the last one of the stack. What runs 2:4 is compared with the pruned activation.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,7 +34,8 @@ from sparse24.bench import reference
 from sparse24.bench.ffn import baselines
 from sparse24.bench.ffn.checks import Expected
 from sparse24.bench.ffn.forward import Operands, calibrated
-from sparse24.bench.harness import Case, Problem, attempt, compiled
+from sparse24.bench.graphs import graphed, host_us
+from sparse24.bench.harness import Case, Check, Problem, Stack, attempt, compiled
 from sparse24.bench.inputs import Sparsity, biases, step_inputs
 from sparse24.bench.options import Options
 from sparse24.bench.precompile import Job, Operand
@@ -39,9 +44,33 @@ from sparse24.mlp import pays, up_projection
 from sparse24.mlp.choice import runs_few
 from sparse24.ops.few_tokens import MAX_TOKENS
 
-#: Calls before a capture, and calls whose host time is taken.
-WARM_UP, HOST_CALLS = 3, 15
 DENSE = 1 << 30  # as `min_tokens`
+#: Layers of a stack: as many as the bench of `generate` has, fewer where their weights would take more bytes than that.
+LAYERS, STACK_BYTES = 16, 4 << 30
+
+
+class Weights(NamedTuple):
+    """One layer in bf16, as all variants take it."""
+
+    w1: torch.Tensor
+    w2: torch.Tensor
+    w2_rows: torch.Tensor
+    module: sparse24.nn.ReLU2MLP
+
+
+class WeightsFp8(NamedTuple):
+    """One layer in float8, as all variants take it: with scales of rows (q1, q2), and with one (t1, t2)."""
+
+    q1: torch.Tensor
+    s1: torch.Tensor
+    q2: torch.Tensor
+    s2: torch.Tensor
+    q2_rows: torch.Tensor
+    t1: torch.Tensor
+    u1: torch.Tensor
+    t2: torch.Tensor
+    u2: torch.Tensor
+    module: sparse24.nn.ReLU2MLP
 
 
 class Before(nn.Module):
@@ -76,6 +105,14 @@ def prepared(ffn: Operands, fp8: bool) -> sparse24.nn.ReLU2MLP:
     return (module.quantize_() if fp8 else module).prepare_decode_()
 
 
+def stacked(first: Any, itemsize: int, options: Options) -> list[Any]:
+    """The layers of a stack: these weights, and copies on the device, in which a tensor that is there twice is one."""
+    module = first.module
+    layer_bytes = itemsize * (module.up_proj.weight.numel() + module.down_proj.weight.numel())
+    layers = 2 if options.smoke else min(LAYERS, max(2, STACK_BYTES // layer_bytes))
+    return [first, *(copy.deepcopy(first) for _ in range(layers - 1))]
+
+
 def compilations(tokens: int, d_model: int, d_ff: int, bias: bool) -> list[Job]:
     """What `bf16` and `fp8` have compiled, as they call it."""
     fp8, fp32 = reference.FP8, torch.float32
@@ -96,25 +133,27 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
     x, w1, w2, b1, b2, rows = vars(ffn).values()
     run_compiled = compiled(baselines.mlp, options)
     expected = Expected("bf16", F.linear(x, w1, b1), w2, b2, rows)
-    module = prepared(ffn, fp8=False)
-    w2_rows = w2.t().contiguous()
+    layers = stacked(Weights(w1, w2, w2.t().contiguous(), prepared(ffn, fp8=False)), w1.itemsize, options)
+    # As it comes on CUDA, with so few tokens.
+    min_tokens = None if x.is_cuda else DENSE
 
-    def fused_dense() -> torch.Tensor:
-        return F.linear(sparse24.linear_relu2(x, w1, bias=b1, statistics=False)[0], w2, b2)
+    def fused_dense(w: Weights) -> torch.Tensor:
+        return F.linear(sparse24.linear_relu2(x, w.w1, bias=b1, statistics=False)[0], w.w2, b2)
 
-    def dense() -> torch.Tensor:
-        # As it comes on CUDA, with so few tokens.
-        return sparse24.relu2_mlp(x, w1, w2, b1, b2, min_tokens=None if x.is_cuda else DENSE)
+    def dense(w: Weights) -> torch.Tensor:
+        return sparse24.relu2_mlp(x, w.w1, w.w2, b1, b2, min_tokens=min_tokens)
+
+    def few(w: Weights) -> torch.Tensor:
+        return sparse24.relu2_mlp_few(x, w.w1, w.w2_rows, b1, b2)
 
     check = expected.check_dense
     cases = [
-        case("eager", "bf16", lambda: baselines.mlp(x, w1, w2, b1, b2), check),
-        case("torch_compile", "bf16", lambda: run_compiled(x, w1, w2, b1, b2), check),
-        case("fused_dense", "bf16", fused_dense, check),
-        case("sparse24_dense", "bf16", dense, check, "part"),
+        case("eager", "bf16", lambda w: baselines.mlp(x, w.w1, w.w2, b1, b2), layers, check),
+        case("torch_compile", "bf16", lambda w: run_compiled(x, w.w1, w.w2, b1, b2), layers, check),
+        case("fused_dense", "bf16", fused_dense, layers, check),
+        case("sparse24_dense", "bf16", dense, layers, check, "part"),
     ]
-    few = partial(sparse24.relu2_mlp_few, x, w1, w2_rows, b1, b2)
-    return cases + ours(ffn, "bf16", module, few, {"few": check, "dense": check, "2:4": expected.check_sparse})
+    return cases + ours(ffn, "bf16", few, layers, {"few": check, "dense": check, "2:4": expected.check_sparse})
 
 
 def fp8(ffn: Operands, options: Options) -> list[Case]:
@@ -123,6 +162,7 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     up, down = module.up_proj, module.down_proj
     q1, s1, q2, s2 = up.weight, up.weight_scale, down.weight, down.weight_scale
     (t1, u1), (t2, u2) = baselines.quantize(w1, per_row=False), baselines.quantize(w2, per_row=False)
+    layers = stacked(WeightsFp8(q1, s1, q2, s2, q2.t().contiguous(), t1, u1, t2, u2, module), q1.itemsize, options)
     run_rows = compiled(baselines.mlp_fp8_rows, options)
     run_tensor = compiled(baselines.mlp_fp8_tensor, options)
     run_static = compiled(baselines.mlp_fp8_static, options)
@@ -138,48 +178,44 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     # Exactly what few tokens give: float8 weights, and no rounding of x and of the activation but to 16 bits.
     wide = (q1.float() * s1.reshape(-1, 1)).double(), q2.double() * s2.reshape(-1, 1)
     exact = Expected("bf16", (x.double() @ wide[0].t() + (0 if b1 is None else b1)).bfloat16(), wide[1], b2, rows)
-    rows1, rows2 = s1.reshape(-1, 1), s2.reshape(-1, 1)
 
-    def by_row() -> torch.Tensor:
-        return run_rows(x, q1, rows1, q2, rows2, b1, b2)
+    def by_row(w: WeightsFp8) -> torch.Tensor:
+        return run_rows(x, w.q1, w.s1.reshape(-1, 1), w.q2, w.s2.reshape(-1, 1), b1, b2)
 
-    def fused_dense() -> torch.Tensor:
+    def fused_dense(w: WeightsFp8) -> torch.Tensor:
         q, s = sparse24.quantize_fp8(x)
-        hidden = sparse24.linear_relu2(q, q1, s, s1, b1, static, statistics=False)[0]
-        return baselines.scaled_mm(hidden, t2.t(), scale_yt, u2, b2)
+        hidden = sparse24.linear_relu2(q, w.q1, s, w.s1, b1, static, statistics=False)[0]
+        return baselines.scaled_mm(hidden, w.t2.t(), scale_yt, w.u2, b2)
 
-    def dense() -> torch.Tensor:
-        scales = {"w1_scale": s1, "w2_scale": s2, "scale_y_factor": bound}
-        return sparse24.relu2_mlp(x, q1, q2, b1, b2, **scales, min_tokens=DENSE)
+    def dense(w: WeightsFp8) -> torch.Tensor:
+        scales = {"w1_scale": w.s1, "w2_scale": w.s2, "scale_y_factor": bound}
+        return sparse24.relu2_mlp(x, w.q1, w.q2, b1, b2, **scales, min_tokens=DENSE)
 
-    def by_tensor() -> torch.Tensor:
-        return run_tensor(x, t1, u1, t2, u2, b1, b2)
+    def by_tensor(w: WeightsFp8) -> torch.Tensor:
+        return run_tensor(x, w.t1, w.u1, w.t2, w.u2, b1, b2)
 
-    def by_static() -> torch.Tensor:
-        return run_static(x, t1, u1, t2, u2, scale_xt, scale_yt, b1, b2)
+    def by_static(w: WeightsFp8) -> torch.Tensor:
+        return run_static(x, w.t1, w.u1, w.t2, w.u2, scale_xt, scale_yt, b1, b2)
 
-    few = partial(sparse24.relu2_mlp_few, x, q1, down.weight.t().contiguous(), b1, b2, s1, s2)
+    def few(w: WeightsFp8) -> torch.Tensor:
+        return sparse24.relu2_mlp_few(x, w.q1, w.q2_rows, b1, b2, w.s1, w.s2)
+
     fused = Expected("fp8", pre, t2.double() * u2, b2, rows)
     cases = [
-        case("scaled_mm_row", "fp8", by_row, expected.check_dense),
-        case("scaled_mm_tensor", "fp8", by_tensor, tensor.check_dense),
-        case("scaled_mm_static", "fp8", by_static, tensor.check_dense),
-        case("fused_dense", "fp8", fused_dense, fused.check_dense),
-        case("sparse24_dense", "fp8", dense, expected.check_dense, "part"),
+        case("scaled_mm_row", "fp8", by_row, layers, expected.check_dense),
+        case("scaled_mm_tensor", "fp8", by_tensor, layers, tensor.check_dense),
+        case("scaled_mm_static", "fp8", by_static, layers, tensor.check_dense),
+        case("fused_dense", "fp8", fused_dense, layers, fused.check_dense),
+        case("sparse24_dense", "fp8", dense, layers, expected.check_dense, "part"),
     ]
     # The activation's scale bounds it, where there is no bias: small rows have fewer bits, as with one for all.
     sparse = partial(expected.check_sparse, rival=fused if b1 is None else None)
-    return cases + ours(
-        ffn, "fp8", module, few, {"few": exact.check_dense, "dense": expected.check_dense, "2:4": sparse}
-    )
+    checks = {"few": exact.check_dense, "dense": expected.check_dense, "2:4": sparse}
+    return cases + ours(ffn, "fp8", few, layers, checks)
 
 
 def ours(
-    ffn: Operands,
-    dtype: str,
-    module: sparse24.nn.ReLU2MLP,
-    few: Callable[[], torch.Tensor],
-    checks: dict[str, Callable[[torch.Tensor], dict[str, float]]],
+    ffn: Operands, dtype: str, few: Callable[[Any], torch.Tensor], layers: Sequence[Any], checks: dict[str, Check]
 ) -> list[Case]:
     """The module as it runs, and `relu2_mlp_few` alone where that takes so many tokens; checks by what runs."""
     tokens, (d_ff, d_model) = ffn.x.shape[0], ffn.w1.shape
@@ -193,64 +229,32 @@ def ours(
     config = sparse24.ConvertConfig(dtype=dtype, decode=True)  # type: ignore[arg-type]
     sparse24.convert(before, config, quiet=True)
     facts["converted_host_us"] = host_us(lambda: before(ffn.x), ffn.x.device)
-    cases = [case("sparse24", dtype, lambda: module(ffn.x), checks[runs], "sparse24", **facts)]
+    cases = [case("sparse24", dtype, lambda w: w.module(ffn.x), layers, checks[runs], "sparse24", **facts)]
     if tokens <= MAX_TOKENS:
-        cases.append(case("sparse24_few", dtype, few, checks["few"], "part"))
+        cases.append(case("sparse24_few", dtype, few, layers, checks["few"], "part"))
     return cases
 
 
 def case(
     variant: str,
     dtype: str,
-    run: Callable[[], torch.Tensor],
-    check: Callable[[torch.Tensor], dict[str, float] | None],
+    run: Callable[[Any], torch.Tensor],
+    layers: Sequence[Any],
+    check: Check,
     role: str = "dense",
     **facts: Any,
 ) -> Case:
-    """A variant in a CUDA graph, with the host time of its calls without one."""
+    """A variant in CUDA graphs, with the first layer and with all of them, and the host time of its calls without."""
 
     def build() -> Case:
         with torch.inference_mode():
-            device = run().device
-            facts["eager_host_us"] = host_us(run, device)
-            return Case(variant, dtype, graphed(run, device), check, role, facts=facts)
+            calls = [partial(run, weights) for weights in layers]
+            device = calls[0]().device
+            facts["eager_host_us"] = host_us(calls[0], device)
+            single, stack = graphed(calls[:1], device), Stack(graphed(calls, device), len(calls))
+            return Case(variant, dtype, lambda i: single(i)[0], check, role, facts=facts, stack=stack)
 
     return attempt(build, variant=variant, dtype=dtype, role=role)[0]
-
-
-def graphed(run: Callable[[], torch.Tensor], device: torch.device) -> Callable[[int], torch.Tensor]:
-    """Capture `run`, and replay it; on the CPU run it."""
-    if device.type != "cuda":
-        return torch.inference_mode()(lambda _: run())
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    out.fill_(torch.nan)  # what a replay does not write shows
-
-    def replay(_: int, operands: object = run) -> torch.Tensor:  # which live as long as the graph that reads them
-        graph.replay()
-        return out
-
-    return replay
-
-
-@torch.inference_mode()
-def host_us(run: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """Median time until a call returns, with an idle device in front of it."""
-    times = []
-    for _ in range(WARM_UP + HOST_CALLS):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(times[WARM_UP:])
 
 
 def problem(size: Size, sparsity: Sparsity, options: Options) -> Problem:
