@@ -8,18 +8,22 @@ from benches import run
 import sparse24
 from bench.cases import generate
 
-SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee", "--modes", "static")
+SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee")
 pytest.importorskip("transformers")
 
 
-def test_all_variants_are_verified(tmp_path):
+@pytest.mark.parametrize("processes", [[], ["--processes"]])
+def test_all_variants_are_verified(tmp_path, processes):
     out = tmp_path / "generate.json"
-    printed = run("generate", *SMOKE, "--batches", "1,2", "--out", out)
+    printed = run("generate", *SMOKE, "--races", "static:1,eager:2", *processes, "--out", out)
     assert "6 records, 0 of them not verified" in printed
     records = json.loads(out.read_text())
     variants = {("dense", "bf16", "dense"), ("sparse24", "bf16", "sparse24"), ("sparse24_fp8", "fp8", "sparse24")}
     assert {(r["variant"], r["dtype"], r["role"]) for r in records} == variants
-    assert {(r["bench"], r["race"], r["batch"]) for r in records} == {("generate", "static", b) for b in (1, 2)}
+    assert {(r["bench"], r["race"], r["batch"]) for r in records} == {
+        ("generate", "static", 1),
+        ("generate", "eager", 2),
+    }
     assert all(r["verified"] and r["rel_error"] < (0.15 if r["dtype"] == "fp8" else 0.02) for r in records)
     assert all(0.85 < r["zeros"] < 0.95 for r in records)
 
@@ -28,7 +32,7 @@ def test_a_wrong_network_has_no_time(tmp_path, monkeypatch):
     right = sparse24.relu2_mlp_few
     monkeypatch.setattr("sparse24.mlp.inference.relu2_mlp_few", lambda *a: right(*a) * 1.5)
     out = tmp_path / "generate.json"
-    run("generate", *SMOKE, "--batches", "1", "--out", out, status=1)
+    run("generate", *SMOKE, "--races", "static:1", "--out", out, status=1)
     records = {r["variant"]: r for r in json.loads(out.read_text())}
     assert records["dense"]["verified"] and not records["sparse24"]["verified"]
     assert records["sparse24"]["median_us"] is None
@@ -48,3 +52,16 @@ def test_times_of_a_round_are_compared():
     }
     orders = [[name for name, _ in generate.turns(dict.fromkeys("abc"), count)] for count in range(4)]
     assert orders == [[*"abc"], [*"bca"], [*"cab"], [*"abc"]]
+
+
+def test_a_variant_that_breaks_has_a_record(tmp_path, monkeypatch):
+    def broken(model, name, layers):
+        if name == "sparse24_fp8":
+            raise RuntimeError("no conversion")
+
+    monkeypatch.setattr("bench.cases.generate_variant.convert", broken)
+    out = tmp_path / "generate.json"
+    run("generate", *SMOKE, "--races", "eager:1", "--out", out, status=1)
+    records = {r["variant"]: r for r in json.loads(out.read_text())}
+    assert records["dense"]["verified"] and records["sparse24"]["verified"]
+    assert records["sparse24_fp8"]["error"] == "RuntimeError: no conversion"

@@ -1,0 +1,111 @@
+"""Objects in processes of their own, or in this one: asked for something first, waited for later.
+
+What several of them are asked for they do at the same time, such as compiling. What is timed is asked of one, while the
+others wait for theirs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from multiprocessing.connection import Connection
+from typing import Any
+
+from sparse24.bench.harness import describe
+
+#: Instead of a method: a worker ends.
+END = ""
+
+
+class Here:
+    """An object of `make(lock, *arguments)` in this process: what it is asked for it does at once.
+
+    Its first answer says whether it was made.
+    """
+
+    def __init__(self, make: Callable[..., Any], arguments: tuple[Any, ...], lock: AbstractContextManager) -> None:
+        self.object: Any = None
+
+        def begin() -> None:
+            self.object = make(lock, *arguments)
+
+        self._answer = _result(begin)
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        self._answer = _result(lambda: getattr(self.object, method)(*arguments))
+
+    def answer(self, seconds: float = 0.0) -> Any:
+        """Give what it was asked for; RuntimeError if that failed."""
+        value, error = self._answer
+        if error is not None:
+            raise RuntimeError(error)
+        return value
+
+    def end(self) -> None:
+        pass
+
+
+class There:
+    """The same in a process of its own, whose death is an answer, and which is stopped if it takes too long."""
+
+    def __init__(self, context: Any, *how: Any) -> None:
+        self._how = how  # a lock is there as long as the process that made it has it
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, *how), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, method: str, *arguments: Any) -> None:
+        try:
+            self._pipe.send((method, arguments))
+        except OSError:
+            pass  # the answer tells
+
+    def answer(self, seconds: float) -> Any:
+        try:
+            if not self._pipe.poll(seconds):
+                self._process.kill()
+                raise RuntimeError(f"no answer within {seconds:.0f} s")
+            value, error = self._pipe.recv()
+        except (EOFError, OSError) as gone:
+            self._process.join()
+            raise RuntimeError(f"its process ended with status {self._process.exitcode}") from gone
+        if error is not None:
+            raise RuntimeError(error)
+        return value
+
+    def end(self) -> None:
+        self.ask(END)
+        self._process.join(5)
+        self._process.kill()
+
+
+def begin(make: Callable[..., Any], named: Mapping[Any, tuple[Any, ...]], apart: bool) -> dict[Any, Here | There]:
+    """Begin an object of each of these arguments: in processes that share a lock, or here, one after another."""
+    if not apart:
+        return {name: Here(make, arguments, nullcontext()) for name, arguments in named.items()}
+    context = multiprocessing.get_context("spawn")  # not fork: CUDA does not survive it
+    lock = context.Lock()
+    return {name: There(context, make, arguments, lock) for name, arguments in named.items()}
+
+
+def _serve(pipe: Connection, *how: Any) -> None:
+    from torch._inductor import config
+
+    config.compile_threads = 1  # the others compile too
+    here = Here(*how)
+    pipe.send(here._answer)
+    while True:
+        method, arguments = pipe.recv()
+        if method == END:
+            return
+        here.ask(method, *arguments)
+        pipe.send(here._answer)
+
+
+def _result(run: Callable[[], Any]) -> tuple[Any, str | None]:
+    try:
+        return run(), None
+    except Exception as error:
+        return None, describe(error)
