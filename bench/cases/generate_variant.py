@@ -40,14 +40,14 @@ class Variant:
     ) -> None:
         self.name, self.options = name, options
         self.checks: dict[int, dict[str, Any]] = {}
+        self.model, states, self.zeros = built(stack, layers, options)
         with lock:
-            self.model, states, self.zeros = built(stack, layers, options)
             expected = {batch: self.expected(states[:batch, :1]) for batch in batches}
-            convert(self.model, name, layers)
-            for batch in batches:
-                self.checks[batch] = self.verified(expected[batch], states[:batch, :1])
             if options.device.type == "cuda":
                 torch.cuda.empty_cache()
+        convert(self.model, name, layers)
+        for batch in batches:
+            self.checks[batch] = self.verified(expected[batch], states[:batch, :1])
 
     def expected(self, states: torch.Tensor) -> Expected:
         expected = Expected(lambda model: {"out": hidden(model, states)}, self.model.model)
