@@ -4,8 +4,9 @@
     python -m bench ffn_few_tokens --out new.json --sizes decode --tokens 1,4,8
     python -m bench ffn_few_tokens --out new.json --patterns DIR --resume new.json    # with recorded zeros
 
-90 % independent zeros at the sizes of five models first, then at those of all models; then, at the five, recorded
-patterns, and 50, 80 and 95 % zeros. `python -m bench fit_few_tokens` makes the table of few tokens from the records.
+90 % independent zeros at the sizes of five models first, one number of tokens after the other, then at those of all
+models; then, at the five, recorded patterns, and 50, 80 and 95 % zeros. The 40 problems of the first kind take an H200
+about three minutes. `python -m bench fit_few_tokens` makes the table of few tokens from the records.
 
 sparse24/bench/ffn/few_tokens.py says what the variants are, and how they are verified.
 """
@@ -26,7 +27,8 @@ from sparse24.bench.sizes import Size
 
 #: Those that issues of decoding speak of: Persimmon-8B, Nemotron-H-8B, AFM-4.5B, Nemotron-Mini-4B, nanochat d26.
 DECODE = ((4096, 16384), (4096, 21504), (2560, 18432), (3072, 9216), (1664, 6656))
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128)
+#: In this order: what is closest to dense first.
+TOKENS = (16, 32, 64, 128, 1, 4, 8, 2)
 ZEROS = (0.9, 0.5, 0.8, 0.95)
 SMOKE = (Size(1, 64, 160), Size(5, 64, 96, bias=True), Size(70, 64, 160))
 
@@ -42,7 +44,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=["decode", "users"],
         help="decode, users, or sizes such as 4096x16384 (default: decode,users)",
     )
-    parser.add_argument("--tokens", type=numbers, default=list(TOKENS), help="default: 1,2,4,...,128")
+    parser.add_argument(
+        "--tokens", type=numbers, default=list(TOKENS), help="in this order (default: 16,32,64,128,1,4,8,2)"
+    )
     parser.add_argument(
         "--zeros",
         type=lambda text: [float(share) for share in text.split(",")],
@@ -71,14 +75,16 @@ def labelled(options: Options) -> Iterator[tuple[str, Size, Sparsity]]:
     else:
         found = ffns(asked.sizes)
         tokens = [t for t in asked.tokens if t in (1, 8, 64)] or asked.tokens if options.quick else asked.tokens
-        chosen = [size._replace(tokens=t) for size in found for t in tokens]
-        first = len(tokens) * sum(size[1:3] in DECODE or name_of(size) in asked.sizes for size in found)
-    usual, *others = [Sparsity(share) for share in asked.zeros]
+        special = [size for size in found if size[1:3] in DECODE or name_of(size) in asked.sizes]
+        others = [size for size in found if size not in special]
+        chosen = [size._replace(tokens=t) for part in (special, others) for t in tokens for size in part]
+        first = len(tokens) * len(special)
+    usual, *more = [Sparsity(share) for share in asked.zeros]
     order = [(size, usual) for size in chosen]
     if not options.quick:
-        order += [(size, other) for other in [*recorded(options.patterns), *others] for size in chosen[:first]]
+        order += [(size, other) for other in [*recorded(options.patterns), *more] for size in chosen[:first]]
     if options.smoke:
-        order += [(SMOKE[1], other) for other in [*recorded(options.patterns), *others]]
+        order += [(SMOKE[1], other) for other in [*recorded(options.patterns), *more]]
     for size, sparsity in order:
         zeros = f"{100 * sparsity.zeros:.0f} % zeros" if sparsity.pattern is None else sparsity.name
         yield f"T {size.tokens}, D {size.d_model}, F {size.d_ff}, {zeros} {size.model}".rstrip(), size, sparsity

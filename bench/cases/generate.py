@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.cases import workers
-from bench.cases.generate_variant import CONFIGS, MODES, Variant
+from bench.cases.generate_variant import CONFIGS, MODES, ZEROS, Variant
 from bench.cases.model_stacks import Stack
 from sparse24.bench import environment, results
 from sparse24.bench.options import Options, parse
@@ -153,7 +153,7 @@ def race(mine: Workers, broken: Mapping[str, str], mode: str, batch: int, option
         named[name] = {"variant": name, "role": "dense" if name == "dense" else "sparse24", "median_us": None}
         named[name] |= {"dtype": "fp8" if name.endswith("fp8") else "bf16"}
         if name in broken:
-            named[name] |= {"zeros": 0.0, "verified": False, "error": broken[name]}
+            named[name] |= {"zeros": ZEROS, "verified": False, "error": broken[name]}
         else:
             worker.ask("facts", batch)
             named[name] |= worker.answer(PATIENCE)

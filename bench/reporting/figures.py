@@ -19,6 +19,7 @@ from pathlib import Path
 from bench.reporting import (  # noqa: F401
     expected,
     experts_figures,
+    few_tables,
     figure_values,
     fp8_figures,
     report,
@@ -36,6 +37,7 @@ FIGURE = re.compile(r"<!-- fig:(?P<name>[\w-]+) -->(?P<text>.*?)<!-- /fig -->", 
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[list[results.Record]], str]]] = {
     "README.md": (("h200",), summary.headline),
     "docs/performance/index.md": (("h200", "h100"), summary.markdown),
+    "docs/guide/decoding.md": (("h200",), few_tables.markdown),
     "docs/guide/sparse_weights.md": (("h200", "cpu"), weight_tables.markdown),
     "bench/results/h200/README.md": (("h200",), tables.markdown),
     "bench/results/h100/README.md": (("h100",), tables.markdown),

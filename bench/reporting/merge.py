@@ -37,8 +37,9 @@ def _problem(record: results.Record) -> tuple:
     race = record["race"] if record["bench"] in benches else None
     # Steps of nanochat are compared in one precision.
     apart = (race, record["dtype"] if record["bench"] == "nanochat_step" else None, record.get("routing"))
+    layers = record["layers"] if record["bench"] == "generate" else None
     label = None if record["tokens"] else record.get("problem")
-    return (*(record[name] for name in names), round(20 * record["zeros"]), apart, label)
+    return (*(record[name] for name in names), round(20 * record["zeros"]), apart, layers, label)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -56,12 +56,14 @@ def steps(records: list[results.Record]) -> str:
 
 
 def generation(records: list[results.Record]) -> str:
-    """From the records of bench "generate": a row per model, a column per kind of cache and batch."""
+    """From the records of bench "generate": a row per model and depth, a column per kind of cache and batch."""
     origins, rows = Origins(records), []
-    columns = list(dict.fromkeys((r["race"], r["batch"]) for r in records))
-    for model in dict.fromkeys(r["model"] for r in records):
-        mine = {(r["race"], r["batch"], r["variant"]): r for r in records if r["model"] == model}
-        row = [model]
+    columns = sorted(dict.fromkeys((r["race"], r["batch"]) for r in records))
+    depths = sorted({r["layers"] for r in records})
+    for model, layers in dict.fromkeys((r["model"], r["layers"]) for r in records):
+        mine = [r for r in records if (r["model"], r["layers"]) == (model, layers)]
+        mine = {(r["race"], r["batch"], r["variant"]): r for r in mine}
+        row = [model if len(depths) == 1 else f"{model}, {layers} layers"]
         for way in columns:
             cells = [
                 _cell(mine.get((*way, name)), mine.get((*way, rival or "")), _tokens_generated)
@@ -72,10 +74,10 @@ def generation(records: list[results.Record]) -> str:
         rows.append(row)
     first = records[0]
     title = (
-        f"**Tokens per second of transformers' `generate`**, {first['layers']} layers, torch {first['torch']}, "
-        f"{_zeros(records)}: {' / '.join(name for name, _ in GENERATING.values())}; with its own cache (eager) or a "
-        "static one, which it compiles, by sequences; converted with `decode=True`, and the speed-up over the model as "
-        f"it is in bf16. {origins.note()}"
+        f"**Tokens per second of transformers' `generate`**, {' and '.join(map(str, depths))} layers, torch "
+        f"{first['torch']}, {_zeros(records)}: {' / '.join(name for name, _ in GENERATING.values())}; with its own "
+        "cache (eager) or a static one, which it compiles, by sequences; converted with `decode=True`, and the "
+        f"speed-up over the model as it is in bf16. {origins.note()}"
     )
     return table(title, ["model", *(f"{race}, {batch}" for race, batch in columns)], rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bench.reporting import (
     distributed_tables,
     experts_tables,
+    few_tables,
     ffn_tables,
     model_tables,
     train_table,
@@ -35,6 +36,7 @@ def _of_one_gpu(records: list[results.Record]) -> str:
         ("mm", _mm_table),
         ("ffn_forward", ffn_tables.all_tables),
         ("gemm1", _gemm1_table),
+        ("ffn_few_tokens", few_tables.markdown),
         ("ffn_training", training_tables.step_table),
         ("ffn_weights", weight_speed.all_tables),
         ("experts", experts_tables.all_tables),

@@ -14,14 +14,16 @@ COLOURS = ("viridis", "plasma")
 #: The FFNs of the first row: those that were measured with patterns or with most numbers of tokens.
 MOST_LINES = 6
 
-Line = dict[int, float]
+#: By number of tokens: the speed-up of single calls, and of calls in a stack where they were measured.
+Line = dict[int, tuple[float, float | None]]
 
 
 def draw(records: list[results.Record]) -> plt.Figure | None:
     """Speed-up over the best dense of the weights' precision against the number of tokens.
 
     A column for each precision. Above, a line for each FFN with 90 % independent zeros; below, where there are records
-    of them, one for each recorded pattern and share of zeros, for the FFN that has most of them.
+    of them, one for each recorded pattern and share of zeros, for the FFN that has most of them. Dashed: calls in a
+    stack of layers, where they were measured.
     """
     records = [r for r in records if r["race"] == "forward"]
     dtypes = [d for d in DTYPES if any(r["dtype"] == d for r in records)]
@@ -50,7 +52,12 @@ def _panel(axis: plt.Axes, lines: dict[str, Line], colours: str) -> None:
     for i, (name, points) in enumerate(lines.items()):
         tokens = sorted(points)
         colour = plt.get_cmap(colours)(0.9 * i / max(1, len(lines) - 1))
-        axis.plot(tokens, [points[t] for t in tokens], "o-", color=colour, markersize=3, linewidth=1.2, label=name)
+        single = [points[t][0] for t in tokens]
+        axis.plot(tokens, single, "o-", color=colour, markersize=3, linewidth=1.2, label=name)
+        stacked = [(t, points[t][1]) for t in tokens if points[t][1] is not None]
+        axis.plot([t for t, _ in stacked], [speedup for _, speedup in stacked], "--", color=colour, linewidth=1)
+    if any(stack is not None for points in lines.values() for _, stack in points.values()):
+        axis.plot([], [], "--", color=LOSING, linewidth=1, label="in a stack of layers")
     ticks = sorted({t for points in lines.values() for t in points})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(t) for t in ticks], fontsize=7)
@@ -64,13 +71,15 @@ def _panel(axis: plt.Axes, lines: dict[str, Line], colours: str) -> None:
         axis.legend(fontsize=7, frameon=False)
 
 
-def _speedups(records: list[results.Record]) -> list[tuple[results.Record, float]]:
-    """Ours with how many times as fast as the best dense it is."""
+def _speedups(records: list[results.Record]) -> list[tuple[results.Record, tuple[float, float | None]]]:
+    """Ours with how many times as fast as the best dense it is, alone and in a stack."""
     found = []
     for race in results.group(records).values():
         mine, dense = results.fastest(race, "sparse24"), results.fastest(race, "dense")
         if mine and dense:
-            found.append((mine, dense["median_us"] / mine["median_us"]))
+            stacks = [results.fastest(race, role, "stack_us") for role in ("sparse24", "dense")]
+            in_stack = stacks[1]["stack_us"] / stacks[0]["stack_us"] if all(stacks) else None
+            found.append((mine, (dense["median_us"] / mine["median_us"], in_stack)))
     return found
 
 

@@ -10,6 +10,7 @@ from made_up_records import record
 
 import sparse24
 from bench.cases import ffn_few_tokens
+from bench.reporting import few_tables
 from bench.tuning import few_tokens as table
 from sparse24.bench import results
 from sparse24.bench.ffn import few_tokens
@@ -114,7 +115,10 @@ def labels(*arguments, patterns=None, quick=False):
 def test_sizes_and_tokens_can_be_chosen():
     found = labels()
     assert len(found) == len(set(found))
-    assert [size[:3] for size in found[:9]] == [*((t, 4096, 16384) for t in ffn_few_tokens.TOKENS), (1, 4096, 21504)]
+    assert sorted(ffn_few_tokens.TOKENS) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert [size[:3] for size in found[:6]] == [*((16, *pair) for pair in ffn_few_tokens.DECODE), (32, 4096, 16384)]
+    first = {(t, *pair, "iid", 0.9) for pair in ffn_few_tokens.DECODE for t in ffn_few_tokens.TOKENS}
+    assert set(found[: len(first)]) == first
     users = {size[1:3] for size in found if size[4] == 0.9}
     assert len(users) == len({size[1:3] for size in few_tokens_users()}) >= 25
     others = [size for size in found if size[4] != 0.9]
@@ -124,7 +128,7 @@ def test_sizes_and_tokens_can_be_chosen():
         0.95,
     }
     chosen = labels("--sizes", "4096x16384,100x200", "--tokens", "3,7", "--zeros", "0.9,0.5")
-    sizes = [(t, *pair) for pair in ((4096, 16384), (100, 200)) for t in (3, 7)]
+    sizes = [(t, *pair) for t in (3, 7) for pair in ((4096, 16384), (100, 200))]
     assert [size[:3] for size in chosen] == sizes * 2
     assert {size[0] for size in labels(quick=True)} == {1, 8, 64}
 
@@ -164,7 +168,8 @@ def test_the_drawing(tmp_path):
             for pattern, zeros in (("iid", 0.9), ("iid", 0.5), ("pattern_layer5", 0.97)):
                 facts = {"bench": "ffn_few_tokens", "pattern": pattern, "zeros": zeros}
                 for variant, role, us in ((rival, "dense", 100.0), ("sparse24", "sparse24", 60.0 + tokens)):
-                    records.append(record(tokens, (4096, 16384), dtype, variant, role, us) | facts)
+                    stack = {"stack_us": us - 5} if tokens == 8 else {}
+                    records.append(record(tokens, (4096, 16384), dtype, variant, role, us) | facts | stack)
     results.write_json(tmp_path / "ffn_few_tokens.json", records)
     assert "nothing to draw for ffn_forward" in benches.run("plot", tmp_path)
     drawn = (tmp_path / "ffn_few_tokens.svg").read_text()
@@ -173,5 +178,22 @@ def test_the_drawing(tmp_path):
         "float8 weights, 4096 x 16384",
         "as layer 6 of a GPT",
         "dense is faster",
+        "in a stack of layers",
     ):
         assert text in drawn
+
+
+def test_the_table_has_single_calls_and_those_in_a_stack():
+    records = []
+    for tokens, us, stack_us in ((1, 50.0, 40.0), (16, 110.0, None), (64, 80.0, 101.0)):
+        for variant, role, dense_us in (("eager", "dense", 100.0), ("torch_compile", "dense", 99.0)):
+            dense = record(tokens, (1664, 6656), "bf16", variant, role, dense_us, model="m")
+            records.append(dense | {"stack_us": dense_us + 1})
+        records.append(record(tokens, (1664, 6656), "bf16", "sparse24", "sparse24", us, model="m"))
+        records[-1] |= {"stack_us": stack_us} if stack_us else {}
+    records.append(record(1, (4096, 16384), "bf16", "sparse24", "sparse24", 10.0))  # with nothing to compare
+    text = few_tables.markdown([r | {"bench": "ffn_few_tokens"} for r in records])
+    assert "bf16 weights" in text and "float8 weights" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| 1664")]
+    assert rows == ["| 1664, 6656 | m | 1.98 / 2.50 | **0.90** | 1.24 / **0.99** |"]
+    assert few_tables.markdown([]) == ""

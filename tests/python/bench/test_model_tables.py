@@ -54,6 +54,17 @@ def test_whole_models_stand_in_the_readme_and_among_all_tables():
     assert "Back to back" not in tables.markdown(STEPS)
 
 
+def test_models_of_two_depths_have_rows_of_their_own():
+    deep = [r | {"layers": 36, "median_us": r["median_us"] / 2} for r in GENERATED[:2]]
+    both = merge.merge([GENERATED, deep])
+    assert len(both) == len(GENERATED) + len(deep)
+    text = summary.headline(both)
+    assert "`generate`**, 8 and 36 layers" in text
+    cells = [["Mini-4B, 8 layers", "200 / 250, 1.25 / 100, **0.50**", "1,600"]]
+    cells.append(["Mini-4B, 36 layers", "400 / 500, 1.25", ""])
+    assert rows(text, "**Tokens per second of transformers' `generate`**") == cells
+
+
 def test_kinds_of_caches_are_measured_in_calls_of_their_own():
     static = [generated(1, "dense", 3e3, race="static"), generated(1, "sparse24", 3e3, race="static")]
     assert merge.merge([GENERATED, static]) == [*GENERATED, *static]
