@@ -13,8 +13,8 @@ change by a third within seconds, so variants take turns every few tokens, and t
 record's is the median of the model as it is, by the median of the ratios to that.
 
 On a GPU each variant of each model is in a process of its own. They build and compile at the same time, before
-anything is timed, which is most of what this takes; then one of them works at a time. What torch chooses by timing
-small kernels it chooses while others compile.
+anything is timed, which is most of what this takes; then one of them works at a time, in each round all on the same
+core of the host, whose cores differ. What torch chooses by timing small kernels it chooses while others compile.
 
 Verified: the hidden states of one token for each sequence against the model in float32, with at most twice the error of
 the dense one; with float8 weights there is a bound.
@@ -23,6 +23,7 @@ the dense one; with float8 weights there is a bound.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Mapping
@@ -42,8 +43,8 @@ STACKS = {
 }
 #: Modes and numbers of sequences. What is compiled comes first: it is compiled before anything is timed.
 RACES = "static:1,eager:8,eager:32,eager:1"
-#: How often each variant takes its turn: a token takes the host of an eager one five times as long.
-ROUNDS = {"eager": 7, "static": 15}
+#: How often each variant takes its turn: an eager token takes the host five times as long.
+ROUNDS = {"eager": 9, "static": 15}
 #: What a worker may take for anything, at most.
 PATIENCE = 300.0
 
@@ -101,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
                 stamped(f"not started, over the budget: {stack.name} {mode} {batch}")
                 continue
             mine = {v: all_workers[name, v] for v in CONFIGS}
-            new = race(mine, {v: broken[name, v] for v in CONFIGS if (name, v) in broken}, mode, batch, options)
+            new = race(mine, {v: broken[name, v] for v in CONFIGS if (name, v) in broken}, mode, batch, options.smoke)
             facts = {"bench": "generate", "race": mode, "model": stack.name, "layers": layers, "batch": batch}
             facts |= {"tokens": batch, "d_model": stack.d_model, "d_ff": stack.d_ff, "pattern": "iid"}
             records += [facts | record | header for record in new]
@@ -146,8 +147,9 @@ def text_of(record: results.Record) -> str:
     return f"{record['model']:<18}{record['race']:<8}batch {record['batch']:<4}{record['variant']:<14}{time_us}{over}"
 
 
-def race(mine: Workers, broken: Mapping[str, str], mode: str, batch: int, options: Options) -> list[results.Record]:
+def race(mine: Workers, broken: Mapping[str, str], mode: str, batch: int, smoke: bool) -> list[results.Record]:
     """A record of each variant, by those that were verified taking turns."""
+    apart = any(isinstance(worker, workers.There) for worker in mine.values())
     named: dict[str, results.Record] = {}
     for name, worker in mine.items():
         named[name] = {"variant": name, "role": "dense" if name == "dense" else "sparse24", "median_us": None}
@@ -157,12 +159,13 @@ def race(mine: Workers, broken: Mapping[str, str], mode: str, batch: int, option
         else:
             worker.ask("facts", batch)
             named[name] |= worker.answer(PATIENCE)
+    cores = sorted(os.sched_getaffinity(0)) if apart else [None]
     rounds: list[dict[str, float]] = []
-    for count in range(1 + (1 if options.smoke else ROUNDS[mode])):
+    for count in range(1 + (1 if smoke else ROUNDS[mode])):
         times = {}
         for name, worker in turns(mine, count):
             if named[name]["verified"]:
-                worker.ask("time", mode, batch)
+                worker.ask("time", mode, batch, cores[count % len(cores)])
                 try:
                     times[name] = worker.answer(PATIENCE)
                 except RuntimeError as error:
