@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 @pytest.mark.parametrize("processes", [[], ["--processes"]])
 def test_all_variants_are_verified(tmp_path, processes):
     out = tmp_path / "generate.json"
-    printed = run("generate", *SMOKE, "--races", "static:1,eager:2", *processes, "--out", out)
+    printed = run("generate", *SMOKE, "--races", "static:1,eager:2", *processes, "--budget", "1000", "--out", out)
     assert "6 records, 0 of them not verified" in printed
     records = json.loads(out.read_text())
     variants = {("dense", "bf16", "dense"), ("sparse24", "bf16", "sparse24"), ("sparse24_fp8", "fp8", "sparse24")}
