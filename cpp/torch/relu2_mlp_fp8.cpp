@@ -85,25 +85,68 @@ Codes codes_of(const DeviceScope& scope, const Tensor& w, DType dtype, const Ste
           transposed};
 }
 
-/// The arguments of the first product, with everything but where its result is to be.
-LinearArgs first_product(const Sizes& s, const Tensor& x, const Tensor& w1, const void* bias, const StepPlaces& places,
-                         ActivationArgs activation) {
+/// How the activation is computed.
+struct How {
+  ActivationArgs activation;
+  bool sparse, interleaved;
+};
+
+/// The activation as codes, 2:4 with metadata or dense, and what the backward pass takes of x and w1.
+struct FirstLayer {
+  Tensor values, meta, x_transposed, w1_transposed;
+};
+
+/// Quantises x and w1, and multiplies them. Their codes along rows are freed then: nothing else reads them.
+FirstLayer run_first(const DeviceScope& scope, const Sizes& s, const Tensor& x, const Network& net,
+                     const StepPlaces& places, const How& how) {
+  const Tensor x_transposed = new_transposed(x);
+  const Tensor codes = quantize_both(scope,
+                                     {x, s.dtype, how.sparse && how.interleaved, places.scale(StepScale::kX),
+                                      places.scale(StepScale::kUsedX), places.largest(StepScale::kX)},
+                                     x_transposed);
+  const Codes w1 = codes_of(scope, net.w1, s.dtype, places, StepScale::kW1);
+  const Operand a = Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures);
+  const int64_t columns = how.sparse ? a.values_cols() : s.features;
+  const Tensor values = new_empty(x, {s.tokens, columns}, ScalarType::Float8_e4m3fn);
+  const Tensor meta = new_empty(x, {how.sparse ? a.meta_bytes() : 0}, ScalarType::Byte);
+  Kept kept;
   LinearArgs args{};
   args.tokens = s.tokens;
   args.in = s.in;
   args.out = s.features;
-  args.x = x.const_data_ptr();
-  args.w = w1.const_data_ptr();
+  args.x = codes.const_data_ptr();
+  args.w = w1.codes.const_data_ptr();
   args.dtype = args.y_dtype = kFp8;
   args.hidden_dtype = DType::kBFloat16;
   args.scale_x = places.scale(StepScale::kUsedX);
   args.scale_w = places.scale(StepScale::kW1);
   args.scale_y = places.scale(StepScale::kY);
-  args.bias = bias;
+  args.bias = kept.data(net.b1);
   args.amax = places.largest(StepScale::kY);
   args.saturated = places.saturated(StepScale::kY);
-  args.activation = activation;
-  return args;
+  args.activation = how.activation;
+  if (s.tokens > 0 && how.sparse) {
+    scope.run(SPARSE24_KERNELS(linear_compress),
+              LinearCompressArgs{args, values.mutable_data_ptr(), meta.mutable_data_ptr<uint8_t>(), kFp8});
+  } else if (s.tokens > 0) {
+    scope.run(SPARSE24_KERNELS(linear_relu2), LinearRelu2Args{args, values.mutable_data_ptr()});
+  }
+  return {values, meta, x_transposed, w1.transposed};
+}
+
+/// Multiplies the activation with the codes of w2.
+Tensor run_second(const DeviceScope& scope, const Sizes& s, const FirstLayer& y, const Tensor& w2,
+                  const std::optional<Tensor>& bias, const StepPlaces& places, bool sparse) {
+  if (s.tokens == 0) return new_empty(w2, {0, s.out}, to_torch(s.dtype));
+  if (!sparse) {
+    return multiply_dense(y.values, places.one(StepScale::kY), w2, places.one(StepScale::kW2), bias, to_torch(s.dtype));
+  }
+  Kept kept;
+  return multiply(scope,
+                  {Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures), y.values.const_data_ptr(),
+                   y.meta.const_data_ptr<uint8_t>(), w2, places.scale(StepScale::kY), places.scale(StepScale::kW2),
+                   kept.data(bias), s.dtype},
+                  s.dtype);
 }
 
 }  // namespace
@@ -114,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8
     bool sparse, bool interleaved, double threshold) {
   const Network net{w1, w2, b1, b2, w1_scale, w2_scale};
   const Sizes s = check(x, net, scales, sparse);
-  const ActivationArgs activation = ActivationArgs(Activation::kRelu2).above(kOp, threshold);
+  const How how{ActivationArgs(Activation::kRelu2).above(kOp, threshold), sparse, interleaved};
   const DeviceScope scope(kOp, x);
 
   Kept kept;
@@ -123,35 +166,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8
   scope.run(SPARSE24_KERNELS(spread_scales),
             SpreadScalesArgs{static_cast<const float*>(delayed.const_data_ptr()), kept.scale(w1_scale),
                              kept.scale(w2_scale), places.start});
-  const Tensor x_transposed = new_transposed(x);
-  const Tensor codes = quantize_both(scope,
-                                     {x, s.dtype, sparse && interleaved, places.scale(StepScale::kX),
-                                      places.scale(StepScale::kUsedX), places.largest(StepScale::kX)},
-                                     x_transposed);
-  const Codes first = codes_of(scope, w1, s.dtype, places, StepScale::kW1);
+  const FirstLayer y = run_first(scope, s, x, net, places, how);
   const Codes second = codes_of(scope, w2, s.dtype, places, StepScale::kW2);
-  const LinearArgs linear = first_product(s, codes, first.codes, kept.data(b1), places, activation);
-
-  const Operand a = Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures);
-  const Tensor values = new_empty(x, {s.tokens, sparse ? a.values_cols() : s.features}, ScalarType::Float8_e4m3fn);
-  const Tensor meta = new_empty(x, {sparse ? a.meta_bytes() : 0}, ScalarType::Byte);
-  const auto result = [&](const Tensor& out) {
-    return std::make_tuple(out, x_transposed, first.transposed, second.transposed, values, meta, places.tensor);
-  };
-  if (s.tokens == 0) return result(new_empty(x, {0, s.out}, x.scalar_type()));
-  if (!sparse) {
-    scope.run(SPARSE24_KERNELS(linear_relu2), LinearRelu2Args{linear, values.mutable_data_ptr()});
-    return result(multiply_dense(values, places.one(StepScale::kY), second.codes, places.one(StepScale::kW2), b2,
-                                 x.scalar_type()));
-  }
-  scope.run(SPARSE24_KERNELS(linear_compress),
-            LinearCompressArgs{linear, values.mutable_data_ptr(), meta.mutable_data_ptr<uint8_t>(), kFp8});
-  Tensor out = new_empty(x, {s.tokens, s.out}, x.scalar_type());
-  multiply(scope,
-           {a, values.const_data_ptr(), meta.const_data_ptr<uint8_t>(), second.codes, places.scale(StepScale::kY),
-            places.scale(StepScale::kW2), kept.data(b2), s.dtype},
-           s.dtype, /*transposed=*/false, out);
-  return result(out);
+  const Tensor out = run_second(scope, s, y, second.codes, b2, places, sparse);
+  return {out, y.x_transposed, y.w1_transposed, second.transposed, y.values, y.meta, places.tensor};
 }
 
 SPARSE24_OP(relu2_mlp_fp8,

@@ -56,10 +56,12 @@ Tensor quantize_both(const DeviceScope& scope, const ToQuantize& what, const Ten
   return codes;
 }
 
-void multiply(const DeviceScope& scope, const SparseProduct& product, DType dtype, bool transposed, Tensor& d) {
+Tensor multiply(const DeviceScope& scope, const SparseProduct& product, DType dtype, bool transposed) {
   MmArgs args{};
   args.a = product.a;
   args.n = product.b.size(0);
+  const int64_t m = args.a.m, n = args.n;
+  Tensor d = transposed ? new_empty(product.b, {n, m}, to_torch(dtype)) : new_empty(product.b, {m, n}, to_torch(dtype));
   args.values = product.values;
   args.meta = product.meta;
   args.b = product.b.const_data_ptr();
@@ -80,6 +82,7 @@ void multiply(const DeviceScope& scope, const SparseProduct& product, DType dtyp
   }
   const auto by_plan = [&](const MmArgs& a, cudaStream_t stream) { cuda::mm(a, plan, stream); };
   scope.run(cpu::mm, by_plan, args);
+  return d;
 }
 
 Tensor multiply_dense(const Tensor& x, const Tensor& scale_x, const Tensor& w, const Tensor& scale_w,

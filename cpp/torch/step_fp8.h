@@ -46,8 +46,8 @@ struct SparseProduct {
   const void* bias = nullptr;
   DType bias_dtype = DType::kFloat32;
 };
-/// Writes the product [a.m, b rows] to d, of `dtype`; `transposed`: its transpose.
-void multiply(const DeviceScope& scope, const SparseProduct& product, DType dtype, bool transposed, Tensor& d);
+/// Returns the product [a.m, b rows], of `dtype`; `transposed`: its transpose.
+Tensor multiply(const DeviceScope& scope, const SparseProduct& product, DType dtype, bool transposed = false);
 
 /// scale_x * scale_w * (x @ w.T) + bias, x [T, D] and w [F, D] dense float8 codes with single scales: through bfloat16
 /// to `dtype`. Torch's product, and on the CPU the reference: an fp32 product, dequantised.

@@ -78,7 +78,8 @@ class WholeStepFp8(torch.autograd.Function):
             if hot is not None:
                 hot = distinct_features(hot, w2.shape[0])
             saved = x, w1, w2, values, meta, places, ctx.delayed
-            dx, dw1, dw2, dh, found = relu2_mlp_fp8_gradients(grad, *saved, hot, count, sparse, permuted, need_x)
+            how = hot, count, sparse, permuted, need_x, need_b1
+            dx, dw1, dw2, dh, found = relu2_mlp_fp8_gradients(grad, *saved, *how)
             db1 = db2 = None
             if need_b1:
                 dense = decompress(dh, meta, grad.shape[0], w2.shape[0]) if sparse else dh

@@ -17,6 +17,7 @@ from sparse24.ops import (
     products,
     quantization,
     steps,
+    steps_gradients,
 )
 from sparse24.ops.compression import *
 from sparse24.ops.experts import *
@@ -33,6 +34,7 @@ from sparse24.ops.packed_gradients import *
 from sparse24.ops.products import *
 from sparse24.ops.quantization import *
 from sparse24.ops.steps import *
+from sparse24.ops.steps_gradients import *
 
 __all__: list[str] = []
 __all__ += compression.__all__
@@ -47,6 +49,7 @@ __all__ += quantization.__all__
 __all__ += few_tokens.__all__
 __all__ += network.__all__
 __all__ += steps.__all__
+__all__ += steps_gradients.__all__
 __all__ += experts.__all__
 __all__ += experts_gradients.__all__
 __all__ += experts_products.__all__

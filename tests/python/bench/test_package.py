@@ -215,8 +215,8 @@ def test_schemas():
         "Tensor values, Tensor meta, Tensor places)",
         "relu2_mlp_fp8_gradients": "(Tensor grad, Tensor x_transposed, Tensor w1_transposed, Tensor w2_transposed, "
         "Tensor values, Tensor meta, Tensor places, Tensor scales, Tensor? hot=None, SymInt dense_features=0, "
-        "bool sparse=True, bool interleaved=False, bool need_x=True) -> (Tensor dx, Tensor dw1, Tensor dw2, "
-        "Tensor dh, Tensor next_scales)",
+        "bool sparse=True, bool interleaved=False, bool need_x=True, bool need_dh=True) -> (Tensor dx, Tensor dw1, "
+        "Tensor dw2, Tensor dh, Tensor next_scales)",
         "experts_linear_compress": "(Tensor x, Tensor w, Tensor offsets, Tensor? scale_x=None, Tensor? scale_w=None, "
         '*, str activation="relu2", float threshold=0.0) -> (Tensor values, Tensor meta, Tensor scale)',
         "experts_linear_relu2": "(Tensor x, Tensor w, Tensor offsets, Tensor? scale_x=None, Tensor? scale_w=None, *, "

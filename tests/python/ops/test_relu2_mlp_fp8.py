@@ -116,13 +116,12 @@ def check(device, x, w1, w2, scales, b1, b2, grad, s1=None, s2=None, *, options,
     for name, a, e in zip(GRADIENTS, found, wanted, strict=True):
         assert_same_bits(a, e, name)
     assert_same_bits(next_found, next_wanted)
-    options = {"need_x": False, "dense_features": count if sparse else 0, "hot": hot}
-    first, *others = sparse24.relu2_mlp_fp8_gradients(
-        grad, *saved[1:], places, now, sparse=sparse, interleaved=interleaved, **options
-    )
-    assert first.shape == (0, D)
-    for a, e in zip(others, (*found[1:], next_found), strict=True):
-        assert_same_bits(a, e)
+    all_found = *found, next_found
+    options = {"sparse": sparse, "interleaved": interleaved, "dense_features": count if sparse else 0, "hot": hot}
+    for left_out, what in ((0, "need_x"), (3, "need_dh")):
+        some = sparse24.relu2_mlp_fp8_gradients(grad, *saved[1:], places, now, **options, **{what: False})
+        for i, (a, e) in enumerate(zip(some, all_found, strict=True)):
+            assert_same_bits(a, e[:0] if i == left_out else e)
 
 
 OPTIONS = {"sparse": (True, False), "interleaved": (True, True), "dense": (False, False)}
