@@ -144,8 +144,9 @@ Tensor new_rows(const Tensor& t, int64_t columns) {
 }
 
 Tensor new_zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return allocated(bytes_of(sizes, dtype),
-                   [&] { return torch::stable::new_zeros(like, {sizes.begin(), sizes.size()}, dtype); });
+  Tensor made = new_contiguous(like, sizes, dtype);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(made.get()));
+  return made;
 }
 
 bool is_aligned(const Tensor& t) {

@@ -30,9 +30,18 @@ void scale_and_add(Tensor& sum, float scale_x, float scale_w, const std::optiona
   }
 }
 
-Tensor turned(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+/// The transpose of a contiguous matrix.
+Tensor turned(const Tensor& t) { return view_of(t, {t.size(1), t.size(0)}, {1, t.size(1)}); }
 
 }  // namespace
+
+Tensor view_of(const Tensor& t, std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides,
+               int64_t offset) {
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                        strides.begin(), offset, &made));
+  return Tensor(made);
+}
 
 Tensor new_transposed(const Tensor& x) {
   return new_empty(x, {x.size(1), round_up(x.size(0), token_padding(DType::kFloat8E4M3))}, ScalarType::Float8_e4m3fn);

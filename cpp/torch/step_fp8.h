@@ -7,6 +7,11 @@
 
 namespace sparse24::torch_ops {
 
+/// A view of a matrix or vector from its element `offset` on, which torch's dispatcher has no part in: that takes the
+/// host several times as long.
+Tensor view_of(const Tensor& t, std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides,
+               int64_t offset = 0);
+
 /// The scales of a step [kStepScales, kStepScaleStride], and what was seen beside them.
 struct StepPlaces {
   Tensor tensor;
@@ -17,10 +22,7 @@ struct StepPlaces {
   float* largest(StepScale of) const { return scale(of) + kLargestBehind; }
   int32_t* saturated(StepScale of) const { return reinterpret_cast<int32_t*>(scale(of) + kSaturatedBehind); }
   /// The scale as a tensor [1], for torch's products.
-  Tensor one(StepScale of) const {
-    const Tensor row = torch::stable::select(tensor, 0, static_cast<int64_t>(of));
-    return torch::stable::narrow(const_cast<Tensor&>(row), 0, 0, 1);
-  }
+  Tensor one(StepScale of) const { return view_of(tensor, {1}, {1}, place_of(of)); }
 };
 
 /// A matrix to be quantised in both orders, with a given scale or an exact one; `largest` is zero before.

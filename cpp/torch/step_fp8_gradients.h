@@ -38,7 +38,7 @@ struct StepScratch {
         slots(counts + features),
         dense(reinterpret_cast<int64_t*>(slots + features)) {}
   /// The scale of grad as a tensor [1], for torch's products.
-  Tensor one() const { return torch::stable::narrow(const_cast<Tensor&>(memory), 0, 0, 1); }
+  Tensor one() const { return view_of(memory, {1}, {1}); }
 };
 
 /// Features whose weight gradients are dense products, if any.
