@@ -240,6 +240,9 @@ def relu2_mlp(
     # While compiling always: Dynamo knows what requires a gradient in torch.func of results alone.
     tokens = tokens.to(dtype) if compiling or x.dtype != dtype else tokens
     learns = differentiated(tokens, w1, w2, b1, b2, *(adapters or ()))
+    # All six products of a step that learns both weights are to be float8.
+    six_float8 = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1])
+    steps_in_float8 = six_float8 and learns and w1.requires_grad and w2.requires_grad
     inference = not (learns or transformed)
     check_scale_y(scale_y, tokens, fp8)
     check_scale_y_factor(scale_y_factor, scale_y, tokens, fp8)
@@ -254,10 +257,8 @@ def relu2_mlp(
     if min_tokens is not None:
         enough = or_true(tokens.shape[0] >= min_tokens)
     else:
-        step = learns and fp8 and w1.requires_grad and w2.requires_grad
-        step = step and recipe.has_fp8_weight_gradients(w1.shape[1])
         one_scale = w2_scale is not None and scale_y is not None and w2_scale.numel() == scale_y.numel() == 1
-        kinds = {"fp8": fp8, "one_scale": one_scale, "step": step}
+        kinds = {"fp8": fp8, "one_scale": one_scale, "step": steps_in_float8}
         enough = not x.is_cuda or pays(tokens.shape[0], w1.shape[0], w2.shape[0], **kinds)
     if exactly and enough:
         enough = not may_be_few(tokens.shape[0])
@@ -272,9 +273,8 @@ def relu2_mlp(
             w1, w2, w2_rows = pruned_weights(recipe, Weight(w1, w1_scale), Weight(w2, w2_scale), w2_rows)
             w1 = with_adapters(w1, adapters)
         else:
-            own = scale_y is None and scale_y_factor is None and w1.requires_grad and w2.requires_grad
-            float8 = fp8 and sparse and learns and own  # where `runs_float8` will say so
-            float8 = float8 and recipe.has_fp8_weight_gradients(w1.shape[1]) and has_products(recipe)
+            own = scale_y is None and scale_y_factor is None
+            float8 = steps_in_float8 and sparse and own and has_products(recipe)  # where `runs_float8` will say so
             if sparse and fused:
                 kinds = {"fp8": fp8, "float8_step": float8, "learns": learns}
                 packs = Packs.of(recipe, tokens.shape[0], w1, w2, adapters, **kinds)
@@ -308,10 +308,9 @@ def relu2_mlp(
     b1, b2 = _cast(b1, torch.bfloat16 if fp8 else dtype), _cast(b2, dtype)
     roots = learns and dtype == torch.float16 and not fp8
     function = RELU2 if above == 0 else ActivationFunction("relu2", above)
-    fp8_weight_gradients = fp8 and recipe.has_fp8_weight_gradients(w1.shape[1])
     recipe = recipe if sparse else DENSE
     again = recompute or not recipe.reuse_mask
-    plan = Plan(function, fp8, sparse, fused, roots, again, fp8_weight_gradients, double_pruned, *packs_codes, prunes)
+    plan = Plan(function, fp8, sparse, fused, roots, again, six_float8, double_pruned, *packs_codes, prunes)
     as_one = learns and (fp8 or sparse or recompute or roots or double_pruned)
     if transformed:
         if not (fp8 or sparse):  # torch's ops, which have all derivatives

@@ -59,7 +59,8 @@ def is_fp8(precision: str, w1: Tensor, w2: Tensor, w1_scale: Tensor | None, w2_s
 
 def check_fp8_sizes(w1: Tensor, w2: Tensor) -> None:
     """Check that float8 products take the sizes."""
-    rules = (("w1", "columns", w1.shape[1]), ("w1", "rows", w1.shape[0]), ("w2", "rows", w2.shape[0]))
+    features, columns = w1.shape
+    rules = (("w1", "columns", columns), ("w1", "rows", features), ("w2", "rows", w2.shape[0]))
     for name, extent, size in rules:
         if size % 16 != 0:
             fail(f"{name} to have a multiple of 16 {extent} for fp8", size)
@@ -110,11 +111,12 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Ten
             fail(f"{name} to have 2 dimensions", w.dim())
         if w.dtype not in (*_ACTIVATION_DTYPES, FP8):
             fail(f"{name} to be float32, bfloat16, float16 or float8_e4m3fn", dtype_name(w.dtype))
-    if x.shape[-1] != w1.shape[1]:
-        fail(f"x to have {w1.shape[1]} features (columns of w1)", x.shape[-1])
-    if w2.shape[1] != w1.shape[0]:
-        fail(f"w2 to have {w1.shape[0]} columns (rows of w1)", w2.shape[1])
-    for name, bias, owner, rows in (("b1", b1, "w1", w1.shape[0]), ("b2", b2, "w2", w2.shape[0])):
+    (features, columns), (out, w2_columns) = w1.shape, w2.shape  # a shape is made anew each time
+    if x.shape[-1] != columns:
+        fail(f"x to have {columns} features (columns of w1)", x.shape[-1])
+    if w2_columns != features:
+        fail(f"w2 to have {features} columns (rows of w1)", w2_columns)
+    for name, bias, owner, rows in (("b1", b1, "w1", features), ("b2", b2, "w2", out)):
         if bias is None:
             continue
         _require_tensor(name, bias)
@@ -122,9 +124,10 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Ten
             fail(f"{name} to have shape [{rows}] (rows of {owner})", list(bias.shape))
         if bias.dtype not in _ACTIVATION_DTYPES:
             fail(f"{name} to be float32, bfloat16 or float16", dtype_name(bias.dtype))
+    device = x.device
     for name, t in (("w1", w1), ("w2", w2), ("b1", b1), ("b2", b2)):
-        if t is not None and t.device != x.device:
-            fail(f"{name} to be on {x.device} as x is", t.device)
+        if t is not None and t.device != device:
+            fail(f"{name} to be on {device} as x is", t.device)
 
 
 def check_delayed_scales(scales: Tensor | None, x: Tensor) -> None:

@@ -97,12 +97,14 @@ def kept_form(
     `beside`: a parameter that is a part of the form too.
     """
     global _accumulating
-    if not _may_keep(stored) or not (beside is None or _may_keep(beside)):
+    if torch.compiler.is_compiling() or not stored.is_leaf:
         return None
     accumulates = stored.grad is not None
-    _accumulating = _accumulating or accumulates
-    if not _accumulating:
+    if not (_accumulating or accumulates):  # most training: nothing else is asked
         return None
+    if not _may_keep(stored) or not (beside is None or _may_keep(beside)):
+        return None
+    _accumulating = True
     state = _state(stored, dtype) + (() if beside is None else _state(beside, dtype))
     forms = {name: kept for name, kept in _kept.get(stored, {}).items() if kept.is_of(state, beside)}
     found = forms.pop(what, None) if accumulates else None

@@ -106,11 +106,9 @@ def of_step(
 
     `stored` are its weights before they were pruned and cast, `pruned` along which dimensions they were pruned.
     """
-    prunes = a.plan.prunes
-    first, second = (
-        codes_of(w, cast, dim, prune, packs=packs)
-        for w, cast, dim, prune, packs in zip(stored, (a.w1, a.w2), pruned, prunes, a.plan.packs, strict=True)
-    )
+    prunes, packs = a.plan.prunes, a.plan.packs
+    first = codes_of(stored[0], a.w1, pruned[0], prunes[0], packs=packs[0])
+    second = codes_of(stored[1], a.w2, pruned[1], prunes[1], packs=packs[1])
     codes = first, second
     return StepArguments(a.x, a.w1, a.w2, a.b1, a.b2, a.hot_features, delayed, known, codes, a.plan, a.recipe)
 
