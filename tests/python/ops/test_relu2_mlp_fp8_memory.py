@@ -17,9 +17,10 @@ def most_held(run, device):
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        # What was asked for: a block that is used again may be larger, by up to a megabyte.
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     held = most = 0
