@@ -2,6 +2,8 @@
 /// sparse24.relu2_mlp_fp8_gradients: the backward pass of a training step in float8, in one call, and the scales of the
 /// next step.
 #include <algorithm>
+#include <initializer_list>
+#include <utility>
 
 #include "step_fp8_gradients.h"
 
@@ -13,12 +15,6 @@ constexpr DType kFp8 = DType::kFloat8E4M3;
 /// Tokens that are counted to find the densest features, as `feature_counts` of Python does.
 constexpr int64_t kSamples = 1024;
 
-/// What kernels can read where it lies: copied where it can't be.
-Tensor in_place(const char* argument, const Tensor& t) {
-  check_defined(kOp, argument, t);
-  return contiguous_aligned(t);
-}
-
 void check_codes(const char* argument, const Tensor& t, const Tensor& grad, int64_t rows, int64_t columns,
                  const char* meaning) {
   check_fp8_beside(kOp, argument, t, grad);
@@ -26,8 +22,17 @@ void check_codes(const char* argument, const Tensor& t, const Tensor& grad, int6
          Shape{t});
 }
 
-StepSizes check(const Tensor& grad, const StepSaved& saved, const StepPlaces& places, const Tensor& scales) {
+StepSizes check(const Tensor& grad, const StepSaved& saved, const Tensor& places, const Tensor& scales) {
   constexpr int64_t padding = token_padding(kFp8);
+  for (const auto& [argument, t] :
+       std::initializer_list<std::pair<const char*, const Tensor&>>{{"x_transposed", saved.x},
+                                                                    {"w1_transposed", saved.w1},
+                                                                    {"w2_transposed", saved.w2},
+                                                                    {"values", saved.values},
+                                                                    {"meta", saved.meta},
+                                                                    {"places", places}}) {
+    check_defined(kOp, argument, t);
+  }
   check_sizes(kOp, "grad", grad, 2);
   StepSizes s{grad.size(0), 0, 0, grad.size(1), round_up(grad.size(0), padding), {}};
   s.dtype = check_dtype(kOp, "grad", grad, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
@@ -43,10 +48,14 @@ StepSizes check(const Tensor& grad, const StepSaved& saved, const StepPlaces& pl
   check_codes("values", saved.values, grad, s.tokens, saved.sparse ? s.features / 2 : s.features,
               saved.sparse ? "[T, F / 2]" : "[T, F] (sparse=False)");
   check_device(kOp, "meta", saved.meta, "grad", grad);
-  if (saved.sparse) check_meta(kOp, saved.meta, Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures));
-  check_device(kOp, "places", places.tensor, "grad", grad);
-  check_sizes(kOp, "places", places.tensor, 2);
-  check_scale(kOp, "places", places.tensor, kStepScales * kStepScaleStride, false, "of relu2_mlp_fp8");
+  if (saved.sparse) {
+    check_meta(kOp, saved.meta, Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures));
+  } else {
+    expect(saved.meta.numel() == 0, kOp, "meta to have 0 elements (sparse=False), got ", saved.meta.numel());
+  }
+  check_device(kOp, "places", places, "grad", grad);
+  check_sizes(kOp, "places", places, 2);
+  check_scale(kOp, "places", places, kStepScales * kStepScaleStride, false, "of relu2_mlp_fp8");
   check_device(kOp, "scales", scales, "grad", grad);
   check_sizes(kOp, "scales", scales, 1);
   check_scale(kOp, "scales", scales, kDelayedScales, false, "of x, y, grad and dh");
@@ -93,15 +102,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8_gradients(
     const Tensor& values, const Tensor& meta, const Tensor& places_of_step, const Tensor& scales,
     const std::optional<Tensor>& hot, int64_t dense_features, bool sparse, bool interleaved, bool need_x,
     bool need_dh) {
-  const Tensor kept[] = {in_place("x_transposed", x_transposed), in_place("w1_transposed", w1_transposed),
-                         in_place("w2_transposed", w2_transposed), in_place("values", values), in_place("meta", meta)};
-  const StepSaved saved{kept[0], kept[1], kept[2], kept[3], kept[4], sparse};
-  const StepPlaces places(in_place("places", places_of_step));
-  const StepSizes s = check(grad, saved, places, scales);
+  const StepSizes s =
+      check(grad, {x_transposed, w1_transposed, w2_transposed, values, meta, sparse}, places_of_step, scales);
   if (hot) check_count("hot", "elements", check_hot(kOp, *hot, grad, s.features, "rows of w2_transposed"), s.features);
   check_count("dense_features", "in number", dense_features, s.features);
   const DeviceScope scope(kOp, grad);
 
+  const Tensor x = contiguous_aligned(x_transposed), w1 = contiguous_aligned(w1_transposed),
+               w2 = contiguous_aligned(w2_transposed), y = contiguous_aligned(values),
+               y_meta = contiguous_aligned(meta);
+  const StepSaved saved{x, w1, w2, y, y_meta, sparse};
+  const StepPlaces places(contiguous_aligned(places_of_step));
   const StepScratch scratch(grad, sparse ? s.features : 0, sparse && !hot ? dense_features : 0);
   const StepBackward step{scope, s, saved, places, scratch, sparse && interleaved, need_x, need_dh};
   OfOutput of_output{std::nullopt, new_transposed(grad)};

@@ -146,6 +146,8 @@ def _fake_relu2_mlp_fp8_gradients(
     check_device(op, "meta", meta, "grad", grad)
     if sparse:
         check_meta(op, meta, Operand.of(tokens, features, FP8, -1))
+    else:
+        expect(meta.numel() == 0, op, "meta to have 0 elements (sparse=False)", meta.numel())
     check_device(op, "places", places, "grad", grad)
     check_sizes(op, "places", places, 2)
     check_scale(op, "places", places, PLACES[0] * PLACES[1], "of relu2_mlp_fp8", one_allowed=False)

@@ -34,6 +34,10 @@ class Call:
 
     @property
     def takes_float32_on_cuda(self) -> bool:
+        from fuzzing import pruning
+
+        if self.op == "prune_pack24":
+            return pruning.packs_float32_on_cuda(self.args["dtype"])
         return self.op == "densest_features"  # which takes no floats at all
 
     @property
@@ -364,7 +368,7 @@ def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
     }
 
 
-#: Of every op but those of experts, how its arguments are made, and how often it is tried.
+#: Of the ops that are made here, how their arguments are, and how often each is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "compress": (_compress, 3),
     "compress_fp8": (_compress_fp8, 3),
@@ -390,10 +394,18 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
 }
 
 
+def generators() -> dict[str, tuple[Callable[[Dice], dict[str, Any]], int]]:
+    """Those of all ops."""
+    from fuzzing import experts, gradients_fp8, pruning, steps
+
+    found = dict(GENERATORS)
+    for module in (experts, gradients_fp8, pruning, steps):
+        found |= module.GENERATORS
+    return found
+
+
 def legal_call(d: Dice) -> Call:
     """A call that an op has to take."""
-    from fuzzing import experts
-
-    generators = GENERATORS | experts.GENERATORS
-    op = d.choices(list(generators), [weight for _, weight in generators.values()])[0]
-    return Call(op, generators[op][0](d), wrapped=d.chance(0.3), trimmed=d.chance(0.3))
+    of_ops = generators()
+    op = d.choices(list(of_ops), [weight for _, weight in of_ops.values()])[0]
+    return Call(op, of_ops[op][0](d), wrapped=d.chance(0.3), trimmed=d.chance(0.3))

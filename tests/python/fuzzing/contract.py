@@ -317,7 +317,7 @@ def quantize_fp8_predict(x, factor) -> Check | None:
 
 def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     """Apply the rule of an op, on a device."""
-    from fuzzing import experts, experts_gradients, few_tokens, networks, products, whole
+    from fuzzing import experts, experts_gradients, few_tokens, gradients_fp8, networks, products, pruning, steps, whole
 
     tensors = [v for v in values.values() if isinstance(v, Tensor)]
     if any(t.layout != torch.strided for t in tensors):
@@ -328,11 +328,13 @@ def rule_of(call: Call, values: dict[str, Any], device: str) -> Check | None:
     if isinstance(call, networks.Network):
         check = networks.rule(call, values, device)
     else:
-        modules = (
-            module for module in (products, experts, experts_gradients, few_tokens, whole) if hasattr(module, call.op)
+        on_device, elsewhere = (
+            (whole, steps),
+            (products, experts, experts_gradients, few_tokens, gradients_fp8, pruning),
         )
-        function = getattr(next(modules, None), call.op, None) or globals()[call.op]
-        if hasattr(whole, call.op):
+        module = next((module for module in (*on_device, *elsewhere) if hasattr(module, call.op)), None)
+        function = getattr(module, call.op, None) or globals()[call.op]
+        if module in on_device:
             function = functools.partial(function, device)
         if call.op == "put_features" and any(t.requires_grad or t.is_neg() or t._is_zerotensor() for t in tensors):
             raise Unsettled  # what may be written to is a matter of autograd too

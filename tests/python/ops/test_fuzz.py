@@ -4,7 +4,7 @@ import pytest
 import torch
 from compare import assert_same_bits
 from fuzzing import experts
-from fuzzing.calls import Call
+from fuzzing.calls import Call, generators
 from fuzzing.dice import ALL_DTYPES
 from fuzzing.judge import Judge, Mismatch, Pending
 from fuzzing.networks import Network
@@ -12,12 +12,20 @@ from fuzzing.session import Session, set_of
 from fuzzing.tensors import Draw
 from oracle import FP8
 
+import sparse24
+
 COUNTS = {"cpu": 300, "cuda": 3000}
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about what nobody should do
 def test_random_calls(poisoned_memory, device):
     assert Session(device=device, count=COUNTS[device]).run() == 0  # failures are printed
+
+
+def test_every_op_is_drawn():
+    names = (name.removeprefix("sparse24::") for name in torch._C._dispatch_get_all_op_names())
+    ops = {name for name in names if hasattr(sparse24.ops, name)}
+    assert len(ops) > 30 and set(generators()) == ops
 
 
 def test_a_set_is_a_function_of_its_number():

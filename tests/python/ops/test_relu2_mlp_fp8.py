@@ -224,6 +224,16 @@ def test_what_does_not_fit_backwards(device, name, change, sentence):
         assert f"sparse24.relu2_mlp_fp8_gradients: expected {sentence}" in str(info.value)
 
 
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+def test_nothing_is_copied_that_does_not_fit(sparse):
+    """An expanded matrix that no memory holds is refused by its shape, and what it is asked for names the op."""
+    x, w1, w2, scales, _, _, grad = operands(40, torch.bfloat16, "cpu")
+    _, *saved = sparse24.relu2_mlp_fp8(x, w1, w2, scales, sparse=sparse)
+    huge = [*saved[:4], torch.zeros((), dtype=torch.uint8).expand(2**62), saved[5]]
+    with pytest.raises(RuntimeError, match="sparse24.relu2_mlp_fp8_gradients: expected meta to have (2048|0) elements"):
+        sparse24.relu2_mlp_fp8_gradients(grad, *huge, scales, sparse=sparse)
+
+
 def test_no_backward(device):
     x, w1, w2, scales, *_ = operands(32, torch.bfloat16, device)
     with pytest.raises(RuntimeError, match="no backward pass"):
