@@ -10,7 +10,6 @@ from oracle import FP8, meta_bytes, round_up, token_padding
 import sparse24
 from fuzzing.dice import Dice
 from fuzzing.tensors import Draw
-from sparse24.format import feature_alignment
 
 ACTIVATIONS = ("none", "relu", "relu2")
 #: Of which a first layer may store the roots of the squares, and a gradient take them.
@@ -309,65 +308,6 @@ def _linear_relu2_gradient(d: Dice) -> dict[str, Any]:
     }
 
 
-def _mm_active(d: Dice) -> dict[str, Any]:
-    dtype = d.dtype()
-    w_dtype = d.choice((dtype, FP8))
-    tokens, features, columns = d.product((0, 0, 0))
-    if d.device == "cuda" and d.chance(0.9):
-        tokens = min(tokens, 64)
-    return {
-        "y": d.draw((tokens, features), dtype, d.choice(("squares", "zeros", "specials", "integers", "activations"))),
-        "w": d.draw((features, columns), w_dtype),
-        "scale_w": d.maybe_scale(columns) if w_dtype == FP8 else None,
-        "bias": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
-        "out_dtype": d.choice((None, torch.bfloat16, torch.float16, torch.float32)),
-    }
-
-
-def _relu2_mlp_few(d: Dice) -> dict[str, Any]:
-    dtype = d.dtype()
-    first, second = d.choice((dtype, FP8)), d.choice((dtype, FP8))
-    tokens, depth, features = d.product((0, 0, 0))
-    if d.device == "cuda" and d.chance(0.9):
-        tokens = min(tokens, 64)
-    columns = d.columns(d.choice((1, 8)))
-    contents = d.contents()
-    weights = "integers" if contents == "integers" else None
-    return {
-        "x": d.draw(d.choice(((tokens, depth), (1, tokens, depth))), dtype, contents),
-        "w1": d.draw((features, depth), first, weights),
-        "w2_rows": d.draw((features, columns), second, weights),
-        "b1": d.draw((features,), dtype, d.choice(("integers", "normal"))) if d.chance(0.5) else None,
-        "b2": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
-        "w1_scale": d.maybe_scale(features) if first == FP8 else None,
-        "w2_scale": d.maybe_scale(columns) if second == FP8 else None,
-        "threshold": d.choice((0.0, 0.0, 1.5)),
-    }
-
-
-def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
-    dtype = d.dtype()
-    fp8 = d.chance(0.5)
-    kind = FP8 if fp8 else dtype
-    tokens, depth, features = d.product((0, 16 if fp8 else 0, feature_alignment(kind, -1)))
-    columns = d.columns(d.choice((1, 8)))
-    contents = d.contents()
-    weights = "integers" if contents == "integers" else None
-    given = d.choice(("scale_y", "scale_y_factor", None)) if fp8 else None
-    return {
-        "x": d.draw(d.choice(((tokens, depth), (1, tokens, depth))), dtype, contents),
-        "w1": d.draw((features, depth), kind, weights),
-        "w2": d.draw((columns, features), kind, weights),
-        "b1": d.draw((features,), torch.bfloat16 if fp8 else dtype, "normal") if d.chance(0.5) else None,
-        "b2": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
-        "w1_scale": d.scale(features) if fp8 else None,
-        "w2_scale": d.scale(columns) if fp8 else None,
-        "scale_y": d.scale(tokens) if given == "scale_y" else None,
-        "scale_y_factor": d.scale(1) if given == "scale_y_factor" else None,
-        "threshold": d.choice((0.0, 0.0, 1.5)),
-    }
-
-
 #: Of the ops that are made here, how their arguments are, and how often each is tried.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "compress": (_compress, 3),
@@ -388,18 +328,15 @@ GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
     "linear_compress_packed": (_linear_compress_packed, 2),
     "linear_gradient": (_linear_gradient, 4),
     "linear_relu2_gradient": (_linear_relu2_gradient, 2),
-    "mm_active": (_mm_active, 2),
-    "relu2_mlp_few": (_relu2_mlp_few, 2),
-    "relu2_mlp_sparse": (_relu2_mlp_sparse, 2),
 }
 
 
 def generators() -> dict[str, tuple[Callable[[Dice], dict[str, Any]], int]]:
     """Those of all ops."""
-    from fuzzing import experts, gradients_fp8, pruning, steps
+    from fuzzing import experts, few_tokens, gradients_fp8, pruning, steps, whole
 
     found = dict(GENERATORS)
-    for module in (experts, gradients_fp8, pruning, steps):
+    for module in (experts, few_tokens, gradients_fp8, pruning, steps, whole):
         found |= module.GENERATORS
     return found
 

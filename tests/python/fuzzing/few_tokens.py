@@ -1,8 +1,10 @@
-"""Rules of the ops for few tokens: every bit, but for products that float32 does not hold, and for those that add
-otherwise.
+"""The ops for few tokens: generators of their calls, and rules: every bit, but for products that float32 does not
+hold, and for those that add otherwise.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import oracle
 import torch
@@ -11,10 +13,54 @@ from torch import Tensor
 
 from fuzzing import contract
 from fuzzing.contract import FLOATS, Check, Unsettled, is_huge, is_ordinary, need, tensor
+from fuzzing.dice import Dice
 from fuzzing.rounding import product, round_to
 
 #: The most tokens on CUDA.
 MOST = 64
+
+
+def _mm_active(d: Dice) -> dict[str, Any]:
+    dtype = d.dtype()
+    w_dtype = d.choice((dtype, FP8))
+    tokens, features, columns = d.product((0, 0, 0))
+    if d.device == "cuda" and d.chance(0.9):
+        tokens = min(tokens, 64)
+    return {
+        "y": d.draw((tokens, features), dtype, d.choice(("squares", "zeros", "specials", "integers", "activations"))),
+        "w": d.draw((features, columns), w_dtype),
+        "scale_w": d.maybe_scale(columns) if w_dtype == FP8 else None,
+        "bias": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
+        "out_dtype": d.choice((None, torch.bfloat16, torch.float16, torch.float32)),
+    }
+
+
+def _relu2_mlp_few(d: Dice) -> dict[str, Any]:
+    dtype = d.dtype()
+    first, second = d.choice((dtype, FP8)), d.choice((dtype, FP8))
+    tokens, depth, features = d.product((0, 0, 0))
+    if d.device == "cuda" and d.chance(0.9):
+        tokens = min(tokens, 64)
+    columns = d.columns(d.choice((1, 8)))
+    contents = d.contents()
+    weights = "integers" if contents == "integers" else None
+    return {
+        "x": d.draw(d.choice(((tokens, depth), (1, tokens, depth))), dtype, contents),
+        "w1": d.draw((features, depth), first, weights),
+        "w2_rows": d.draw((features, columns), second, weights),
+        "b1": d.draw((features,), dtype, d.choice(("integers", "normal"))) if d.chance(0.5) else None,
+        "b2": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
+        "w1_scale": d.maybe_scale(features) if first == FP8 else None,
+        "w2_scale": d.maybe_scale(columns) if second == FP8 else None,
+        "threshold": d.choice((0.0, 0.0, 1.5)),
+    }
+
+
+#: As `fuzzing.calls.GENERATORS`.
+GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
+    "mm_active": (_mm_active, 2),
+    "relu2_mlp_few": (_relu2_mlp_few, 2),
+}
 
 
 def _weight(w, like: Tensor) -> None:

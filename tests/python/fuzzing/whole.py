@@ -1,6 +1,8 @@
-"""Rules of the op that is a whole network: the bits of the ops one after another, on the device that ran it."""
+"""The op that is a whole network: a generator of its calls, and its rule: the bits of its ops, where it ran."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from oracle import FP8
@@ -9,7 +11,37 @@ from torch import Tensor
 import sparse24
 from fuzzing import contract
 from fuzzing.contract import FLOATS, Check, Unsettled, need, tensor
+from fuzzing.dice import Dice
 from sparse24.format import feature_alignment
+
+
+def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
+    dtype = d.dtype()
+    fp8 = d.chance(0.5)
+    kind = FP8 if fp8 else dtype
+    tokens, depth, features = d.product((0, 16 if fp8 else 0, feature_alignment(kind, -1)))
+    columns = d.columns(d.choice((1, 8)))
+    contents = d.contents()
+    weights = "integers" if contents == "integers" else None
+    given = d.choice(("scale_y", "scale_y_factor", None)) if fp8 else None
+    return {
+        "x": d.draw(d.choice(((tokens, depth), (1, tokens, depth))), dtype, contents),
+        "w1": d.draw((features, depth), kind, weights),
+        "w2": d.draw((columns, features), kind, weights),
+        "b1": d.draw((features,), torch.bfloat16 if fp8 else dtype, "normal") if d.chance(0.5) else None,
+        "b2": d.draw((columns,), d.choice((dtype, torch.float32)), "normal") if d.chance(0.4) else None,
+        "w1_scale": d.scale(features) if fp8 else None,
+        "w2_scale": d.scale(columns) if fp8 else None,
+        "scale_y": d.scale(tokens) if given == "scale_y" else None,
+        "scale_y_factor": d.scale(1) if given == "scale_y_factor" else None,
+        "threshold": d.choice((0.0, 0.0, 1.5)),
+    }
+
+
+#: As `fuzzing.calls.GENERATORS`.
+GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
+    "relu2_mlp_sparse": (_relu2_mlp_sparse, 2),
+}
 
 
 def one_after_another(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Tensor:
