@@ -1,11 +1,14 @@
 """Drawings of benchmark records, on records made up for tests."""
 
+import html
 import re
+from collections import Counter
 
 import pytest
 from benches import run
 from made_up_records import MODELS, NARROW, SWEEPS, WIDE, record, size
 
+from bench.reporting.figure_values import RESULTS
 from sparse24.bench import results
 from sparse24.mlp import pays
 
@@ -13,6 +16,16 @@ from sparse24.mlp import pays
 def texts(path):
     """All that is written in a drawing."""
     return re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
+
+
+def labels(figure):
+    """What a figure will have written in it, but for the numbers and names at its axes."""
+    from matplotlib.text import Text
+
+    lines = [line for panel in figure.axes for line in (panel.xaxis, panel.yaxis)]
+    ticks = [tick for line in lines for tick in (*line.get_major_ticks(), *line.get_minor_ticks())]
+    at_axes = {label for tick in ticks for label in (tick.label1, tick.label2)}
+    return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text not in at_axes]
 
 
 def test_drawings_show_the_losing_region(tmp_path):
@@ -29,6 +42,28 @@ def test_drawings_show_the_losing_region(tmp_path):
     assert {"torch._scaled_mm by row, compiled", "sparse24, bounded scales", "sparse24, exact scales"} <= labels
     run("plot", tmp_path)
     assert (tmp_path / "ffn_forward.svg").read_text() == drawn  # the same records, the same file
+
+
+@pytest.mark.parametrize("folder", sorted(RESULTS.iterdir()), ids=lambda folder: folder.name)
+def test_committed_drawings_show_the_committed_records(folder):
+    """What is written in them: places depend on the version of matplotlib, and its fonts."""
+    pytest.importorskip("matplotlib")
+    from bench.reporting.plots import drawings
+    from sparse24.bench import drawing
+
+    drawn = set()
+    for name, draw in drawings(folder).items():
+        figure = draw()
+        if figure is None:
+            continue
+        drawn.add(f"{name}.svg")
+        path = folder / f"{name}.svg"
+        assert path.exists(), f"{path}: python -m bench plot {folder}"
+        written = Counter(html.unescape(text).strip() for text in texts(path))
+        missing = Counter(line.strip() for text in labels(figure) for line in text.split("\n") if line) - written
+        assert not missing, f"{path} is of other records: {missing}; python -m bench plot {folder}"
+        drawing.plt.close(figure)
+    assert drawn == {path.name for path in folder.glob("*.svg")}
 
 
 def test_numbers_that_are_written_are_whole(tmp_path):
