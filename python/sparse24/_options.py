@@ -1,6 +1,6 @@
 """Values of options: of NumPy, torch or JSON they become those of Python, which `torch.compile` takes for constants."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,14 @@ def whole_number(what: str, name: str, value: Any) -> int:
     if not _holds(lambda: value % 1 == 0):  # nor is what is not finite
         fail(what, f"{name} to be a whole number", value)
     return int(value)
+
+
+def one_of(what: str, name: str, value: Any, choices: Sequence[str]) -> Any:
+    """Check one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        *others, last = [f'"{choice}"' for choice in choices]
+        fail(what, f"{name} to be {', '.join(others)} or {last}", f'"{value}"')
+    return value
 
 
 def check_model(what: str, model: Any) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import Any, Literal
 
-from sparse24._options import boolean, share
+from sparse24._options import boolean, one_of, share
 from sparse24.errors import fail, type_name
 
 #: Features that go through the dense product come in multiples of this: the width of a GEMM's tile.
@@ -19,8 +19,7 @@ SparseWeights = Literal["none", "up", "both"]
 
 def check_sparse_weights(what: str, value: object) -> None:
     """Check such a choice."""
-    if value not in ("none", "up", "both"):
-        fail(what, 'sparse_weights to be "none", "up" or "both"', f'"{value}"')
+    one_of(what, "sparse_weights", value, ("none", "up", "both"))
 
 
 @dataclass(unsafe_hash=True)
@@ -92,8 +91,7 @@ class Recipe:
     # Dynamo of torch 2.11 looks at all fields of a frozen dataclass, so this one is frozen by hand.
 
     def __post_init__(self) -> None:
-        if self.weight_gradients not in ("sparse", "dense"):
-            fail("Recipe", 'weight_gradients to be "sparse" or "dense"', f'"{self.weight_gradients}"')
+        one_of("Recipe", "weight_gradients", self.weight_gradients, ("sparse", "dense"))
         self.dense_features = share("Recipe", "dense_features", self.dense_features)
         check_sparse_weights("Recipe", self.sparse_weights)
         for name in ("permute_tokens", "residual", "reuse_mask", "double_pruning"):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparse24._options import boolean, finite_number, whole_number
+from sparse24._options import boolean, finite_number, one_of, whole_number
 from sparse24.errors import fail, type_name
 from sparse24.mlp.weights import kept24, masked, prune24, soft_scale, soft_threshold24
 from sparse24.nn import entering_weights
@@ -80,9 +80,8 @@ class WeightPruning:
             fail("WeightPruning", "refresh_steps to be 1 with a soft threshold", refresh_steps)
         if not isinstance(model, nn.Module):
             fail("WeightPruning", "model to be a torch.nn.Module", type_name(model))
-        if decay_of not in ("gradients", "weights"):
-            fail("WeightPruning", 'decay_of to be "gradients" or "weights"', f'"{decay_of}"')
-        self.decay, self.decay_of = finite_number("WeightPruning", "decay", decay), decay_of
+        self.decay = finite_number("WeightPruning", "decay", decay)
+        self.decay_of = one_of("WeightPruning", "decay_of", decay_of, ("gradients", "weights"))
         self.settle = boolean("WeightPruning", "settle", settle)
         self.steps = 0
         self._begun = False

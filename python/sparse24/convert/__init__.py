@@ -90,7 +90,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         modes = ", ".join(f'"{name}"' for name in _PRECISION)
-        if self.dtype not in _PRECISION:
+        if not _is_mode(self.dtype):
             fail("ConvertConfig", f"dtype to be one of {modes}", f'"{self.dtype}"')
         if isinstance(self.recipe, Mapping) and self.recipe:  # of dataclasses.asdict, or a file; empty it says nothing
             object.__setattr__(self, "recipe", recipe_of("ConvertConfig", self.recipe))
@@ -115,8 +115,12 @@ class ConvertConfig:
         if not isinstance(self.decisions, Mapping):
             fail("ConvertConfig", "decisions to be a mapping of names", type_name(self.decisions))
         for name, decision in self.decisions.items():
-            if not isinstance(decision, bool) and decision not in _PRECISION:
+            if not isinstance(decision, bool) and not _is_mode(decision):
                 fail("ConvertConfig", f"decisions to be True, False or one of {modes}", f"{decision!r} for {name}")
+
+
+def _is_mode(value: object) -> bool:
+    return isinstance(value, str) and value in _PRECISION
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sparse24.mlp.arguments import Packed, Weight
 from sparse24.mlp.packed_weights import Adapters, packed_once, packed_with_adapters, with_adapters
 from sparse24.mlp.weights import check_untied, prune24, pruned_weights
 from sparse24.nn.children import weight_problem
-from sparse24.nn.entering_weights import Stored, entering
+from sparse24.nn.entering_weights import Stored, entering, entering_sparse
 from sparse24.nn.quantized_state import quantized, quantized_experts
 from sparse24.nn.weight_copies import Copies, follow, is_by_neuron, put_copies
 from sparse24.recipe import Recipe
@@ -143,9 +143,7 @@ def _first_packed(module: Any, w1: Tensor) -> Packed | None:
     if w1.dtype == FP8:
         return None
     first, second = both_weights(module)
-    before, module.sparse = module.sparse, True
-    pruned, _ = entering(module, first.weight, second.weight, module._sparse24.options["recipe"])
-    module.sparse = before
+    pruned, _ = entering_sparse(module, first.weight, second.weight, module._sparse24.options["recipe"])
     return packed_with_adapters(prune24(pruned), adapters[0])
 
 
@@ -159,10 +157,7 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
     """Give both weights as sparse steps multiply them, in a dense phase too."""
     conversion = module._sparse24
     first, second = both_weights(module)
-    before, module.sparse = module.sparse, True
-    found = as_they_enter(module, conversion, first, second)
-    module.sparse = before
-    w1, w2 = found.first.weight, found.second.weight
+    w1, w2 = entering_sparse(module, first.weight, second.weight, conversion.options.get("recipe"))
     if _prunes(conversion):
         w1, w2, _ = pruned_weights(
             conversion.options["recipe"], Weight(w1, first.scale), Weight(w2, second.scale), None

@@ -104,7 +104,7 @@ def inferred(
         if fp8 or enough or min_tokens is not None or tokens > MAX_TOKENS or threshold != 0:
             return None
         return dense(x, w1, w2, b1, b2)
-    if not sparse or d_ff % FEATURES[fp8] != 0:
+    if sparse is not True or d_ff % FEATURES[fp8] != 0:
         return None
     scales = first.scale, second.scale, scale_y, scale_y_factor
     with without_autograd():

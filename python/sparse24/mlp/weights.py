@@ -93,11 +93,10 @@ def soft_threshold24(w: Tensor, dim: int = -1, scale: float | Tensor = 1.0) -> T
     tensor([ 2.,  0.,  0., -1.])
     """
     check(w, dim, "soft_threshold24")
-    if not isinstance(scale, Tensor):
-        if not (isinstance(scale, (int, float)) and 0 <= scale < math.inf):
-            fail("soft_threshold24", "scale to be a finite number from 0", scale)
-    elif scale.numel() != 1:
-        fail("soft_threshold24", "scale to have 1 element", scale.numel())
+    if isinstance(scale, Tensor):
+        scale = _number(scale, w.device)
+    elif not (isinstance(scale, (int, float)) and 0 <= scale < math.inf):
+        fail("soft_threshold24", "scale to be a finite number from 0", scale)
     return _straight(_SoftThreshold, w, dim, scale)
 
 
@@ -194,6 +193,17 @@ def check(w: Any, dim: int, what: str, name: str = "w") -> None:
         fail(what, f"dim to be from {-w.dim()} to {w.dim() - 1}", dim)
     if w.shape[dim] % 4 != 0:
         fail(what, f"{name} to have a multiple of 4 entries along dimension {dim}", w.shape[dim])
+
+
+def _number(scale: Tensor, device: torch.device) -> Tensor:
+    """Check the scale of a soft threshold that is a tensor; it becomes one without dimensions, of which w gets none."""
+    if scale.numel() != 1:
+        fail("soft_threshold24", "scale to have 1 element", scale.numel())
+    if scale.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        fail("soft_threshold24", "scale to be float32, float64, bfloat16 or float16", dtype_name(scale.dtype))
+    if scale.device != device and (scale.dim() > 0 or scale.device.type != "cpu"):  # torch takes a number of the CPU
+        fail("soft_threshold24", f"scale to be on {device} as w is", scale.device)
+    return scale.reshape(())
 
 
 def _two_of(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

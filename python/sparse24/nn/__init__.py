@@ -14,6 +14,7 @@ from sparse24.mlp.choice import least_when_exact
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
+from sparse24.nn.checked_options import OPTIONS, whole_number_or_none
 from sparse24.nn.children import further_problem, is_moved, layer_problem, run_moved, warn_once
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
@@ -30,7 +31,7 @@ from sparse24.nn.weight_copies import (
     without_copies,
 )
 from sparse24.ops.activation import ActivationFunction, threshold_of
-from sparse24.recipe import Recipe, check_recipe
+from sparse24.recipe import Recipe
 
 _LAYERS = ("up_proj", "down_proj")
 
@@ -91,6 +92,13 @@ class ReLU2MLP(SparseWeights24):
     _threshold = "0.0"  # of modules that were saved without one
     _copies = None
     _copies_fresh: bool | None = None
+    _NAME = "nn.ReLU2MLP"
+    _OPTIONS = {
+        **OPTIONS,
+        "min_tokens": whole_number_or_none,
+        "recompute": boolean,
+        "scales_known": boolean,
+    }
 
     def __init__(
         self,
@@ -108,13 +116,10 @@ class ReLU2MLP(SparseWeights24):
         threshold: float = 0,
     ) -> None:
         super().__init__()
-        if precision not in ("auto", "16bit", "fp8"):
-            fail("nn.ReLU2MLP", 'precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
         self.precision = precision
-        self.min_tokens = None if min_tokens is None else whole_number("nn.ReLU2MLP", "min_tokens", min_tokens)
-        check_recipe("nn.ReLU2MLP", recipe)
+        self.min_tokens = min_tokens
         self.recipe = recipe
-        self.recompute = boolean("nn.ReLU2MLP", "recompute", recompute)
+        self.recompute = recompute
         self.threshold = threshold
         dim, hidden = whole_number("nn.ReLU2MLP", "dim", dim), whole_number("nn.ReLU2MLP", "hidden", hidden)
         dim_out = dim if dim_out is None else whole_number("nn.ReLU2MLP", "dim_out", dim_out)

@@ -26,8 +26,13 @@ class Stored(NamedTuple):
 
 
 def entering(module: Any, w1: Tensor, w2: Tensor, recipe: Recipe | None) -> tuple[Tensor, Tensor]:
-    """Give both weights of a module as they enter the products."""
-    if recipe is None or recipe.sparse_weights == "none" or not module.sparse:
+    """Give both weights of a module as they enter the products of a step."""
+    return entering_sparse(module, w1, w2, recipe) if module.sparse else (w1, w2)
+
+
+def entering_sparse(module: Any, w1: Tensor, w2: Tensor, recipe: Recipe | None) -> tuple[Tensor, Tensor]:
+    """Give them as they enter those of a sparse step, in a dense phase too."""
+    if recipe is None or recipe.sparse_weights == "none":
         return w1, w2
     dims = recipe.weight_groups()
     return _entering(module, w1, 0, dims[0]), _entering(module, w2, 1, dims[1])

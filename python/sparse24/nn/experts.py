@@ -13,15 +13,16 @@ from sparse24.experts.products import sixteen_bit
 from sparse24.experts.routing import routing_problem, run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
+from sparse24.nn.checked_options import OPTIONS, CheckedOptions
 from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
 from sparse24.nn.tracing import as_one_call, is_traced
 from sparse24.nn.weight_copies import let_go
-from sparse24.recipe import Recipe, check_recipe
+from sparse24.recipe import Recipe
 
 _LAYERS = ("up_proj", "down_proj")
 
 
-class ReLU2Experts(nn.Module):
+class ReLU2Experts(CheckedOptions):
     """Squared-ReLU experts whose activation is 2:4: the module form of `sparse24.relu2_experts`.
 
     Its parameters are ``up_proj`` [E, F, D] and ``down_proj`` [E, D_out, F], the names and shapes of the experts of
@@ -51,6 +52,7 @@ class ReLU2Experts(nn.Module):
     """
 
     sparse: bool = True
+    _NAME, _OPTIONS = "nn.ReLU2Experts", OPTIONS
 
     def __init__(
         self,
@@ -65,14 +67,11 @@ class ReLU2Experts(nn.Module):
         recipe: Recipe | None = None,
     ) -> None:
         super().__init__()
-        if precision not in ("auto", "16bit", "fp8"):
-            fail("nn.ReLU2Experts", 'precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
+        self.precision = precision
+        self.recipe = recipe
         num_experts = positive_number("nn.ReLU2Experts", "num_experts", num_experts)
         dim, hidden = whole_number("nn.ReLU2Experts", "dim", dim), whole_number("nn.ReLU2Experts", "hidden", hidden)
         dim_out = dim if dim_out is None else whole_number("nn.ReLU2Experts", "dim_out", dim_out)
-        check_recipe("nn.ReLU2Experts", recipe)
-        self.precision = precision
-        self.recipe = recipe
         options = {"device": device, "dtype": floating_dtype("nn.ReLU2Experts", dtype)}
         self.up_proj = nn.Parameter(torch.empty(num_experts, hidden, dim, **options))
         self.down_proj = nn.Parameter(torch.empty(num_experts, dim_out, hidden, **options))

@@ -13,7 +13,8 @@ from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
 from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_adapters, with_adapters
 from sparse24.mlp.weights import check_groups, check_untied, prune24, pruned24, pruned_weights
-from sparse24.nn.entering_weights import Stored, drop, entering
+from sparse24.nn.checked_options import CheckedOptions
+from sparse24.nn.entering_weights import Stored, drop, entering, entering_sparse
 from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
 from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
 
@@ -24,7 +25,7 @@ PACKED = ("up_values", "up_meta")
 ADAPTERS = ("up_left", "up_right")
 
 
-class SparseWeights24(nn.Module):
+class SparseWeights24(CheckedOptions):
     """What `ReLU2MLP` does with 2:4 weights, and with adapters."""
 
     up_proj: nn.Module
@@ -171,11 +172,14 @@ class SparseWeights24(nn.Module):
         tuple of Tensor
             w1 [F, D] and w2 [D_out, F], differentiable; the parameters themselves, where nothing is done to them.
         """
+        return self._entering_step(sparse=self.sparse)
+
+    def _entering_step(self, *, sparse: bool) -> tuple[Tensor, Tensor]:
+        """Give both weights as a sparse or a dense step multiplies them, in whatever phase the module is."""
         first, second = self._weights()
-        w1, w2, _, settled = self._entering(first, second, None, learning=True)
-        if settled:
-            return w1, w2
-        if self._is_pruned():
+        w1, w2 = first.values, second.values
+        if sparse and self.recipe is not None and self.recipe.sparse_weights != "none":
+            w1, w2 = entering_sparse(self, w1, w2, self.recipe)
             w1, w2, _ = pruned_weights(self.recipe, first._replace(values=w1), second._replace(values=w2), None)
         return with_adapters(w1, self._adapters()), w2
 
@@ -266,17 +270,12 @@ class SparseWeights24(nn.Module):
         if adapters is None:
             return packed_once(w1)
         first, second = self._weights()
-        before, self.sparse = self.sparse, True
-        pruned, _ = entering(self, first.values, second.values, self.recipe)
-        self.sparse = before
+        pruned, _ = entering_sparse(self, first.values, second.values, self.recipe)
         return packed_with_adapters(prune24(pruned), adapters[0])
 
     def _all_entering(self) -> tuple[Tensor, Tensor]:
         """Give both weights as sparse steps multiply them, in a dense phase too."""
-        before, self.sparse = self.sparse, True
-        w1, w2 = self.entering_weights()
-        self.sparse = before
-        return w1, w2
+        return self._entering_step(sparse=True)
 
     def _called_layers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """Give layers that have to be called, with their weights as they enter."""

@@ -210,6 +210,11 @@ def test_filters_and_decisions(capsys):
             lambda: ConvertConfig(decisions={"a": "dense"}),
             "ConvertConfig: expected decisions to be True, False or one of .*, got 'dense' for a",
         ),
+        (lambda: ConvertConfig(["fp8"]), r"ConvertConfig: expected dtype to be one of .*, got \"\['fp8'\]\""),
+        (
+            lambda: ConvertConfig(decisions={"a": [True]}),
+            r"ConvertConfig: expected decisions to be True, False or one of .*, got \[True\] for a",
+        ),
         (
             lambda: sparse24.nn.ReLU2MLP(D, 64, min_tokens=-1),
             "nn.ReLU2MLP: expected min_tokens to be at least 0, got -1",
@@ -265,3 +270,13 @@ def test_filters_and_decisions(capsys):
 def test_wrong_arguments(make, sentence):
     with pytest.raises(RuntimeError, match=rf"^sparse24\.{sentence}$"):
         make()
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["as it is", "decode"])
+@pytest.mark.parametrize("learns", [False, True], ids=["inference", "training"])
+def test_a_wrong_switch_is_refused(learns, decode):
+    net = Inline()
+    sparse24.convert(net, ConvertConfig(decode=decode, min_tokens=0), quiet=True)
+    net.sparse = "no"
+    with torch.set_grad_enabled(learns), pytest.raises(RuntimeError, match="expected sparse to be True or False, got"):
+        net(torch.randn(65, D))

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,3 +103,59 @@ def test_quantised_module(device):
 def test_refused_sizes_and_dtypes(options, sentence):
     with pytest.raises(RuntimeError, match=rf"^sparse24\.nn\.ReLU2MLP: expected {sentence}$"):
         sparse24.nn.ReLU2MLP(**{"dim": 32, "hidden": 64, **options})
+
+
+MAKE = {
+    "ReLU2MLP": lambda: sparse24.nn.ReLU2MLP(32, 64),
+    "ReLU2Experts": lambda: sparse24.nn.ReLU2Experts(2, 32, 64),
+}
+WRONG = [
+    ("recipe", 3, "recipe to be a sparse24.Recipe, got int"),
+    ("recipe", "up", "recipe to be a sparse24.Recipe, got str"),
+    ("precision", "bf16", 'precision to be "auto", "16bit" or "fp8", got "bf16"'),
+    ("precision", ["fp8"], r'precision to be "auto", "16bit" or "fp8", got "\[\'fp8\'\]"'),
+    ("sparse", "no", "sparse to be True or False, got no"),
+    ("min_tokens", "a", "min_tokens to be a whole number, got a"),
+    ("min_tokens", -1, "min_tokens to be at least 0, got -1"),
+    ("recompute", None, "recompute to be True or False, got None"),
+    ("scales_known", 2, "scales_known to be True or False, got 2"),
+    ("threshold", -1, "threshold to be finite and at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "sentence"),
+    [(kind, *row) for kind, make in MAKE.items() for row in WRONG if hasattr(make(), row[0])],
+)
+def test_options_are_checked_when_they_are_set(kind, name, value, sentence):
+    m = MAKE[kind]()
+    before = getattr(m, name)
+    with pytest.raises(RuntimeError, match=rf"^sparse24\.nn\.{kind}: expected {sentence}$"):
+        setattr(m, name, value)
+    assert getattr(m, name) == before
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_options_that_are_set_are_values_of_python(kind):
+    m = MAKE[kind]()
+    m.sparse = np.bool_(False)
+    assert m.sparse is False
+    m.recipe, m.precision = sparse24.Recipe(residual=True), "16bit"
+    assert m.recipe.residual and m.precision == "16bit"
+    if kind == "ReLU2MLP":
+        m.min_tokens, m.recompute = np.int64(7), 1
+        assert type(m.min_tokens) is int and m.min_tokens == 7 and m.recompute is True
+        m.min_tokens = None
+        assert m.min_tokens is None
+
+
+def test_options_are_set_while_compiling():
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(m, x):
+        m.sparse = False
+        return m(x)
+
+    m, x = sparse24.nn.ReLU2MLP(32, 64), torch.randn(8, 32)
+    dense = step(m, x)
+    assert m.sparse is False
+    assert_same_bits(dense, m(x))

@@ -70,7 +70,8 @@ def test_soft_threshold(device, dtype, dim):
     soft = soft_threshold24(w, dim, 1.5)
     assert_same_bits(soft + 0.0, exact.to(dtype) + 0.0)
     assert_same_bits(prune24(soft, dim), soft)
-    assert_same_bits(soft_threshold24(w, dim, torch.tensor([1.5], device=device)), soft)
+    for shape in ([1], [], [1, 1, 1]):
+        assert_same_bits(soft_threshold24(w, dim, torch.full(shape, 1.5, device=device)), soft)
 
 
 def test_soft_threshold_of_what_is_not_finite(device):
@@ -141,6 +142,13 @@ def test_refusals(checked_device, f):
             soft_threshold24(w, 0, scale)
     with pytest.raises(RuntimeError, match="sparse24.soft_threshold24: expected scale to have 1 element, got 2"):
         soft_threshold24(w, 0, torch.ones(2, device=checked_device))
+    for dtype in (torch.int64, torch.complex64, torch.float8_e4m3fn):
+        rule = f"scale to be float32, float64, bfloat16 or float16, got {str(dtype)[6:]}"
+        with pytest.raises(RuntimeError, match=f"sparse24.soft_threshold24: expected {rule}"):
+            soft_threshold24(w, 0, torch.ones(1, device=checked_device).to(dtype))
+    other = "cpu" if checked_device == "meta" else "meta"
+    with pytest.raises(RuntimeError, match=f"expected scale to be on {w.device} as w is, got {other}"):
+        soft_threshold24(w, 0, torch.ones(1, device=other))
 
 
 @pytest.mark.parametrize("f", FUNCTIONS)
