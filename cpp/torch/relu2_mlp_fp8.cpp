@@ -76,13 +76,14 @@ struct Codes {
   Tensor codes, transposed;
 };
 
-Codes codes_of(const DeviceScope& scope, const Tensor& w, DType dtype, const StepPlaces& places, StepScale of) {
-  if (w.scalar_type() == ScalarType::Float8_e4m3fn) {
-    return {contiguous_aligned(w), new_empty(w, {0, 0}, ScalarType::Float8_e4m3fn)};
-  }
-  const Tensor transposed = new_transposed(w);
-  return {quantize_both(scope, {w, dtype, false, nullptr, places.scale(of), places.largest(of)}, transposed),
-          transposed};
+bool is_given(const Tensor& w) { return w.scalar_type() == ScalarType::Float8_e4m3fn; }
+
+Codes codes_of(const DeviceScope& scope, const Tensor& w, DType dtype, const StepPlaces& places, StepScale of,
+               CodeMemory& memory) {
+  if (is_given(w)) return {contiguous_aligned(w), new_empty(w, {0, 0}, ScalarType::Float8_e4m3fn)};
+  const Codes made{memory.take(w.size(0), w.size(1)), new_transposed(w)};
+  quantize_both(scope, {w, dtype, false, nullptr, places.scale(of), places.largest(of)}, made.codes, made.transposed);
+  return made;
 }
 
 /// How the activation is computed.
@@ -96,15 +97,15 @@ struct FirstLayer {
   Tensor values, meta, x_transposed, w1_transposed;
 };
 
-/// Quantises x and w1, and multiplies them. Their codes along rows are freed then: nothing else reads them.
+/// Quantises x and w1, and multiplies them. Their codes along rows are done with then: nothing else reads them.
 FirstLayer run_first(const DeviceScope& scope, const Sizes& s, const Tensor& x, const Network& net,
-                     const StepPlaces& places, const How& how) {
-  const Tensor x_transposed = new_transposed(x);
-  const Tensor codes = quantize_both(scope,
-                                     {x, s.dtype, how.sparse && how.interleaved, places.scale(StepScale::kX),
-                                      places.scale(StepScale::kUsedX), places.largest(StepScale::kX)},
-                                     x_transposed);
-  const Codes w1 = codes_of(scope, net.w1, s.dtype, places, StepScale::kW1);
+                     const StepPlaces& places, const How& how, CodeMemory& memory) {
+  const Tensor x_transposed = new_transposed(x), codes = memory.take(s.tokens, s.in);
+  quantize_both(scope,
+                {x, s.dtype, how.sparse && how.interleaved, places.scale(StepScale::kX),
+                 places.scale(StepScale::kUsedX), places.largest(StepScale::kX)},
+                codes, x_transposed);
+  const Codes w1 = codes_of(scope, net.w1, s.dtype, places, StepScale::kW1, memory);
   const Operand a = Operand::of(s.tokens, s.features, kFp8, Dim::kFeatures);
   const int64_t columns = how.sparse ? a.values_cols() : s.features;
   const Tensor values = new_empty(x, {s.tokens, columns}, ScalarType::Float8_e4m3fn);
@@ -166,8 +167,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8
   scope.run(SPARSE24_KERNELS(spread_scales),
             SpreadScalesArgs{static_cast<const float*>(delayed.const_data_ptr()), kept.scale(w1_scale),
                              kept.scale(w2_scale), places.start});
-  const FirstLayer y = run_first(scope, s, x, net, places, how);
-  const Codes second = codes_of(scope, w2, s.dtype, places, StepScale::kW2);
+  CodeMemory memory(x, {s.tokens * s.in, is_given(w1) ? 0 : w1.numel(), is_given(w2) ? 0 : w2.numel()});
+  const FirstLayer y = run_first(scope, s, x, net, places, how, memory);
+  const Codes second = codes_of(scope, w2, s.dtype, places, StepScale::kW2, memory);
   const Tensor out = run_second(scope, s, y, second.codes, b2, places, sparse);
   return {out, y.x_transposed, y.w1_transposed, second.transposed, y.values, y.meta, places.tensor};
 }

@@ -113,18 +113,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8_gradients(
                y_meta = contiguous_aligned(meta);
   const StepSaved saved{x, w1, w2, y, y_meta, sparse};
   const StepPlaces places(contiguous_aligned(places_of_step));
+  const Tensor current = as_contiguous(scales);
   const StepScratch scratch(grad, sparse ? s.features : 0, sparse && !hot ? dense_features : 0);
-  const StepBackward step{scope, s, saved, places, scratch, sparse && interleaved, need_x, need_dh};
-  OfOutput of_output{std::nullopt, new_transposed(grad)};
-  of_output.codes = quantize_both(
-      scope,
-      {grad, s.dtype, step.interleaved, places.scale(StepScale::kGrad), scratch.scale_grad, scratch.largest_of_grad},
-      of_output.transposed);
+  const StepPlaces& seen = scratch.seen;
+  scope.run(SPARSE24_KERNELS(spread_scales),
+            SpreadScalesArgs{current.const_data_ptr<float>(), nullptr, nullptr, seen.start});
+  const StepCodes sizes(s, sparse, need_dh);
+  CodeMemory memory(grad, {s.tokens * s.out, s.out * s.padded, sizes.dh, sizes.dh_tokens, sizes.y_tokens});
+  OfOutput of_output{memory.take(s.tokens, s.out), memory.take(s.out, s.padded)};
+  const StepBackward step{scope, s, saved, places, scratch, memory, sparse && interleaved, need_x, need_dh};
+  quantize_both(scope,
+                {grad, s.dtype, step.interleaved, places.scale(StepScale::kGrad), seen.scale(StepScale::kGrad),
+                 seen.largest(StepScale::kGrad)},
+                *of_output.codes, of_output.transposed);
   const StepGradients found = gradients(step, hot, dense_features, of_output);
-  const Tensor next = new_empty(grad, {kDelayedScales}, ScalarType::Float), current = as_contiguous(scales);
+  const Tensor next = new_empty(grad, {kDelayedScales}, ScalarType::Float);
   scope.run(SPARSE24_KERNELS(next_scales),
-            NextScalesArgs{places.start, current.const_data_ptr<float>(), scratch.largest_of_grad,
-                           scratch.largest_of_dh, next.mutable_data_ptr<float>()});
+            NextScalesArgs{places.start, current.const_data_ptr<float>(), seen.largest(StepScale::kGrad),
+                           seen.largest(StepScale::kDh), next.mutable_data_ptr<float>()});
   return {found.dx, found.dw1, found.dw2, found.dh, next};
 }
 

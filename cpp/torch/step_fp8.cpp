@@ -7,6 +7,9 @@
 namespace sparse24::torch_ops {
 namespace {
 
+/// What small matrices take together at most, and what each begins at a multiple of: bytes.
+constexpr int64_t kSmall = int64_t{64} << 20, kBetween = 256;
+
 /// Calls an op of torch that the stable ABI has no function of, which returns a tensor.
 template <class... Arguments>
 Tensor call(const char* name, const char* overload, const Arguments&... arguments) {
@@ -43,13 +46,27 @@ Tensor view_of(const Tensor& t, std::initializer_list<int64_t> sizes, std::initi
   return Tensor(made);
 }
 
-Tensor new_transposed(const Tensor& x) {
-  return new_empty(x, {x.size(1), round_up(x.size(0), token_padding(DType::kFloat8E4M3))}, ScalarType::Float8_e4m3fn);
+CodeMemory::CodeMemory(const Tensor& like, std::initializer_list<int64_t> sizes) : like_(like) {
+  int64_t bytes = 0;
+  for (int64_t size : sizes) bytes += round_up(size, kBetween);
+  if (like.is_cuda() && bytes <= kSmall) shared_ = new_empty(like, {bytes}, ScalarType::Float8_e4m3fn);
 }
 
-Tensor quantize_both(const DeviceScope& scope, const ToQuantize& what, const Tensor& transposed) {
+Tensor CodeMemory::take(int64_t rows, int64_t columns) {
+  if (!shared_) return new_empty(like_, {rows, columns}, ScalarType::Float8_e4m3fn);
+  const int64_t at = taken_;
+  taken_ += round_up(rows * columns, kBetween);
+  return view_of(*shared_, {rows, columns}, {columns, 1}, at);
+}
+
+int64_t padded(int64_t rows) { return round_up(rows, token_padding(DType::kFloat8E4M3)); }
+
+Tensor new_transposed(const Tensor& x) {
+  return new_empty(x, {x.size(1), padded(x.size(0))}, ScalarType::Float8_e4m3fn);
+}
+
+void quantize_both(const DeviceScope& scope, const ToQuantize& what, const Tensor& codes, const Tensor& transposed) {
   const Tensor source = contiguous_aligned(what.x);
-  const Tensor codes = new_empty(what.x, {what.x.size(0), what.x.size(1)}, ScalarType::Float8_e4m3fn);
   QuantizeBothArgs args{};
   args.x = source.const_data_ptr();
   args.x_dtype = what.dtype;
@@ -62,7 +79,6 @@ Tensor quantize_both(const DeviceScope& scope, const ToQuantize& what, const Ten
   args.scale = what.scale;
   args.amax = what.largest;
   scope.run(SPARSE24_KERNELS(quantize_fp8_both), args);
-  return codes;
 }
 
 Tensor multiply(const DeviceScope& scope, const SparseProduct& product, DType dtype, bool transposed) {

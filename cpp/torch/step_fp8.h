@@ -12,6 +12,22 @@ namespace sparse24::torch_ops {
 Tensor view_of(const Tensor& t, std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides,
                int64_t offset = 0);
 
+/// Memory for matrices of float8 codes that a pass needs for itself.
+///
+/// On a GPU small ones share an allocation: each takes the host as long as a launch, and a small step waits for the
+/// host. Large ones have their own, which is free for what follows as soon as nobody holds them.
+class CodeMemory {
+ public:
+  /// `sizes`: the bytes of each that will be taken.
+  CodeMemory(const Tensor& like, std::initializer_list<int64_t> sizes);
+  Tensor take(int64_t rows, int64_t columns);
+
+ private:
+  const Tensor& like_;
+  std::optional<Tensor> shared_;
+  int64_t taken_ = 0;
+};
+
 /// The scales of a step [kStepScales, kStepScaleStride], and what was seen beside them.
 struct StepPlaces {
   Tensor tensor;
@@ -33,9 +49,11 @@ struct ToQuantize {
   const float* given;
   float *scale, *largest;
 };
-/// Codes [rows, columns], and `transposed` [columns, padded rows] of them.
-Tensor quantize_both(const DeviceScope& scope, const ToQuantize& what, const Tensor& transposed);
-/// Makes the transpose that it fills.
+/// Fills codes [rows, columns], and `transposed` [columns, padded rows].
+void quantize_both(const DeviceScope& scope, const ToQuantize& what, const Tensor& codes, const Tensor& transposed);
+/// Tokens or features, padded as the columns of a transpose are.
+int64_t padded(int64_t rows);
+/// Makes a transpose that is a result.
 Tensor new_transposed(const Tensor& x);
 
 /// A product of float8 codes with single scales: a sparse one and b [n, a.k], K contiguous.

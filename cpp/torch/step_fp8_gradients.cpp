@@ -20,12 +20,13 @@ void describe(const StepBackward& step, Args& args) {
   args.tokens = step.sizes.tokens;
   args.in = args.ld_grad = step.sizes.out;
   args.features = step.sizes.features;
-  args.scale_grad = step.scratch.scale_grad;
+  const StepPlaces& seen = step.scratch.seen;
+  args.scale_grad = seen.scale(StepScale::kGrad);
   args.scale_w = places.scale(StepScale::kW2);
   args.scale_y = places.scale(StepScale::kY);
   args.scale_dh = places.scale(StepScale::kDh);
-  args.amax = step.scratch.largest_of_dh;
-  args.saturated = step.scratch.saturated_of_dh;
+  args.amax = seen.largest(StepScale::kDh);
+  args.saturated = seen.saturated(StepScale::kDh);
   args.y = step.saved.values.const_data_ptr();
 }
 
@@ -53,18 +54,27 @@ void put(const StepBackward& step, Tensor& out, const Tensor& parts, const Dense
   step.scope.run(SPARSE24_KERNELS(put_features), args);
 }
 
-/// y or dh along tokens, in one allocation.
+/// y or dh along tokens, values and metadata.
 struct AlongTokens {
   Operand a;
   Tensor memory;
 
-  AlongTokens(const StepSizes& s, const Tensor& like)
-      : a(Operand::of(s.padded, s.features, kFp8, Dim::kTokens)),
-        memory(new_empty(like, {values_bytes() + a.meta_bytes()}, ScalarType::Byte)) {}
-  int64_t values_bytes() const { return round_up(a.values_rows() * a.values_cols(), 256); }
+  AlongTokens(const StepSizes& s, CodeMemory& codes) : a(operand(s)), memory(codes.take(1, bytes(s))) {}
   void* values() const { return memory.mutable_data_ptr(); }
-  uint8_t* meta() const { return static_cast<uint8_t*>(values()) + values_bytes(); }
+  uint8_t* meta() const { return static_cast<uint8_t*>(values()) + values_bytes(a); }
+
+  static int64_t bytes(const StepSizes& s) { return values_bytes(operand(s)) + operand(s).meta_bytes(); }
+
+ private:
+  static Operand operand(const StepSizes& s) { return Operand::of(s.padded, s.features, kFp8, Dim::kTokens); }
+  static int64_t values_bytes(const Operand& a) { return round_up(a.values_rows() * a.values_cols(), 256); }
 };
+
+/// Makes dh: a result, or memory of the pass.
+Tensor new_dh(const StepBackward& step, int64_t columns) {
+  return step.need_dh ? new_empty(step.saved.values, {step.sizes.tokens, columns}, ScalarType::Float8_e4m3fn)
+                      : step.memory.take(step.sizes.tokens, columns);
+}
 
 /// What the product with w2 leaves to the others; dh and y of the dense features beside it, [count, padded tokens].
 struct Hidden {
@@ -84,8 +94,8 @@ Hidden differentiate(const StepBackward& step, const DenseFeatures& dense, OfOut
     return s.padded == s.tokens ? new_empty(codes, {dense.count, s.padded}, ScalarType::Float8_e4m3fn)
                                 : new_zeros(codes, {dense.count, s.padded}, ScalarType::Float8_e4m3fn);
   };
-  Hidden made{new_empty(codes, {s.tokens, s.features / 2}, ScalarType::Float8_e4m3fn), new_rows(), new_rows(),
-              AlongTokens(s, codes), AlongTokens(s, codes)};
+  Hidden made{new_dh(step, s.features / 2), new_rows(), new_rows(), AlongTokens(s, step.memory),
+              AlongTokens(s, step.memory)};
   args.meta = step.saved.meta.const_data_ptr<uint8_t>();
   args.dh = made.dh.mutable_data_ptr();
   args.dh_tokens = {made.dh_tokens->values(), made.dh_tokens->meta()};
@@ -129,13 +139,16 @@ StepGradients sparse_gradients(const StepBackward& step, const DenseFeatures& de
   };
   if (is_dx_smallest(s)) find_dx();
   Tensor dw1 = multiply_tokens(step, hidden.dh_tokens, StepScale::kDh, saved.x, places.scale(StepScale::kUsedX), false);
-  Tensor dw2 = multiply_tokens(step, hidden.y_tokens, StepScale::kY, grad.transposed, step.scratch.scale_grad, true);
+  Tensor dw2 = multiply_tokens(step, hidden.y_tokens, StepScale::kY, grad.transposed,
+                               step.scratch.seen.scale(StepScale::kGrad), true);
   if (!dx) find_dx();
   if (dense.count > 0) {
     const Tensor of_dh = places.one(StepScale::kDh), of_y = places.one(StepScale::kY);
     put(step, dw1, multiply_dense(hidden.dense_dh, of_dh, saved.x, places.one(StepScale::kUsedX), {}, dtype), dense,
         false);
-    put(step, dw2, multiply_dense(grad.transposed, step.scratch.one(), hidden.dense_y, of_y, {}, dtype), dense, true);
+    put(step, dw2,
+        multiply_dense(grad.transposed, step.scratch.seen.one(StepScale::kGrad), hidden.dense_y, of_y, {}, dtype),
+        dense, true);
   }
   return {*dx, dw1, dw2, hidden.dh};
 }
@@ -145,8 +158,9 @@ StepGradients dense_gradients(const StepBackward& step, OfOutput& grad) {
   const StepSaved& saved = step.saved;
   const StepPlaces& places = step.places;
   const ScalarType dtype = to_torch(s.dtype);
-  Tensor dh = new_empty(saved.values, {s.tokens, s.features}, ScalarType::Float8_e4m3fn);
-  std::optional<Tensor> dh_transposed = new_transposed(saved.values), y_transposed = new_transposed(saved.values);
+  Tensor dh = new_dh(step, s.features);
+  std::optional<Tensor> dh_transposed = step.memory.take(s.features, s.padded),
+                        y_transposed = step.memory.take(s.features, s.padded);
   const auto differentiate = [&] {
     LinearRelu2GradientFp8Args args{};
     describe(step, args);
@@ -170,11 +184,17 @@ StepGradients dense_gradients(const StepBackward& step, OfOutput& grad) {
   if (is_dx_smallest(s)) find_dx();
   const Tensor dw1 = multiply_dense(*dh_transposed, of_dh, saved.x, places.one(StepScale::kUsedX), {}, dtype);
   dh_transposed.reset();
-  const Tensor dw2 = multiply_dense(grad.transposed, step.scratch.one(), *y_transposed, of_y, {}, dtype);
+  const Tensor dw2 =
+      multiply_dense(grad.transposed, step.scratch.seen.one(StepScale::kGrad), *y_transposed, of_y, {}, dtype);
   y_transposed.reset();
   if (!dx) find_dx();
   return {*dx, dw1, dw2, dh};
 }
+
+StepCodes::StepCodes(const StepSizes& s, bool sparse, bool need_dh)
+    : dh(need_dh ? 0 : s.tokens * (sparse ? s.features / 2 : s.features)),
+      dh_tokens(sparse ? AlongTokens::bytes(s) : s.features * s.padded),
+      y_tokens(dh_tokens) {}
 
 StepGradients gradients_of_nothing(const StepBackward& step) {
   const StepSizes& s = step.sizes;

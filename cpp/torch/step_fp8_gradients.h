@@ -20,25 +20,20 @@ struct StepSizes {
   DType dtype;  ///< of grad and the results
 };
 
-/// What is small, in one allocation of zeros: what is seen of grad and dh, and what finds the densest features.
+/// What is small, in one allocation: what is seen of grad and dh, at places of this pass that `spread_scales` clears,
+/// and what finds the densest features.
 struct StepScratch {
   static constexpr int64_t kSeen = 64;  // floats, so that what is behind them is aligned
-  Tensor memory;
-  float *scale_grad, *largest_of_grad, *largest_of_dh;
-  int32_t *saturated_of_dh, *counts, *slots;
+  StepPlaces seen;
+  int32_t *counts, *slots;
   int64_t* dense;
 
   StepScratch(const Tensor& like, int64_t features, int64_t dense_features)
-      : memory(new_zeros(like, {kSeen + 2 * features + 2 * dense_features}, ScalarType::Float)),
-        scale_grad(static_cast<float*>(memory.mutable_data_ptr())),
-        largest_of_grad(scale_grad + 1),
-        largest_of_dh(scale_grad + 2),
-        saturated_of_dh(reinterpret_cast<int32_t*>(scale_grad + 3)),
-        counts(reinterpret_cast<int32_t*>(scale_grad + kSeen)),
+      : seen(new_empty(like, {kSeen + 2 * features + 2 * dense_features}, ScalarType::Float)),
+        counts(reinterpret_cast<int32_t*>(seen.start + kSeen)),
         slots(counts + features),
         dense(reinterpret_cast<int64_t*>(slots + features)) {}
-  /// The scale of grad as a tensor [1], for torch's products.
-  Tensor one() const { return view_of(memory, {1}, {1}); }
+  static_assert(kSeen >= kStepScales * kStepScaleStride);
 };
 
 /// Features whose weight gradients are dense products, if any.
@@ -54,6 +49,7 @@ struct StepBackward {
   const StepSaved& saved;
   const StepPlaces& places;
   const StepScratch& scratch;
+  CodeMemory& memory;
   bool interleaved, need_x, need_dh;
 };
 
@@ -71,6 +67,12 @@ struct StepGradients {
 StepGradients sparse_gradients(const StepBackward& step, const DenseFeatures& dense, OfOutput& grad);
 /// Where it is dense.
 StepGradients dense_gradients(const StepBackward& step, OfOutput& grad);
+/// The bytes of the matrices that they take of `CodeMemory`, beside those of the gradient of the output.
+struct StepCodes {
+  int64_t dh, dh_tokens, y_tokens;
+
+  StepCodes(const StepSizes& s, bool sparse, bool need_dh);
+};
 /// Without tokens.
 StepGradients gradients_of_nothing(const StepBackward& step);
 
