@@ -46,6 +46,7 @@ from sparse24.mlp.inference import learns as differentiated
 from sparse24.mlp.packed_weights import Packs, entering, packed_pays, with_adapters
 from sparse24.mlp.step_fp8 import FeedForwardFp8, has_products, of_step, runs_float8
 from sparse24.mlp.step_fp8_whole import WholeStepFp8, runs_whole
+from sparse24.mlp.stepped import stepped
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
@@ -214,6 +215,12 @@ def relu2_mlp(
 
     Source: Haziza et al. 2025, arXiv 2503.16672.
     """
+    if delayed_scales is not None and scales_known is True and precision == "fp8" and not torch.compiler.is_compiling():
+        usual = w1_scale is w2_scale is scale_y is scale_y_factor is hot_features is w2_rows is w1_packed is None
+        if usual and adapters is None and fused is True and recompute is False and type(weights_pruned) is bool:
+            made = stepped(x, w1, w2, b1, b2, delayed_scales, recipe, min_tokens, sparse, threshold)
+            if made is not None:
+                return made
     check_tensors(x, w1, w2)
     device_type = x.device.type
     autocast = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)

@@ -97,14 +97,14 @@ def kept_form(
     `beside`: a parameter that is a part of the form too.
     """
     global _accumulating
-    if torch.compiler.is_compiling() or not stored.is_leaf:
-        return None
-    accumulates = stored.grad is not None
-    if not (_accumulating or accumulates):  # most training: nothing else is asked
+    if torch.compiler.is_compiling() or not may_accumulate(stored):  # most training: nothing else is asked
         return None
     if not _may_keep(stored) or not (beside is None or _may_keep(beside)):
         return None
-    _accumulating = True
+    accumulates = stored.grad is not None
+    _accumulating = _accumulating or accumulates
+    if not _accumulating:
+        return None
     state = _state(stored, dtype) + (() if beside is None else _state(beside, dtype))
     forms = {name: kept for name, kept in _kept.get(stored, {}).items() if kept.is_of(state, beside)}
     found = forms.pop(what, None) if accumulates else None
@@ -116,6 +116,16 @@ def kept_form(
         after_each_step(_drop_all)
     _kept[stored] = {**forms, what: found}
     return found.form
+
+
+def may_accumulate(*stored: Tensor) -> bool:
+    """Tell whether forms of weights may be kept: a training accumulates, or has begun to."""
+    if _accumulating:
+        return True
+    for w in stored:
+        if w.is_leaf and w.grad is not None:
+            return True
+    return False
 
 
 def keeps(stored: Tensor) -> bool:

@@ -32,6 +32,10 @@ def _codes(kept: BothOrders | None, w: Tensor, prune: int | None) -> BothOrders 
     return both_orders(w, prune) if kept is None and prune is not None else kept
 
 
+def _is_gathered(codes: BothOrders | None) -> bool:
+    return codes is not None and codes.transposed is None
+
+
 class WholeStepFp8(torch.autograd.Function):
     """As `FeedForwardFp8`; takes `StepArguments` one by one."""
 
@@ -42,21 +46,18 @@ class WholeStepFp8(torch.autograd.Function):
         plan = a.plan
         permuted = plan.sparse and a.recipe.permute_tokens
         with without_autograd():
-            codes = _codes(a.codes[0], a.w1, plan.prunes[0]), _codes(a.codes[1], a.w2, plan.prunes[1])
-            (w1, of_w1), (w2, of_w2) = (
-                (w, None) if of is None else (of.values, of.scale) for w, of in zip((a.w1, a.w2), codes, strict=True)
-            )
-            biases = a.b1, a.b2
-            how = plan.sparse, permuted, plan.function.threshold
-            out, x, *transposes, values, meta, places = relu2_mlp_fp8(
-                a.x, w1, w2, a.delayed, *biases, of_w1, of_w2, *how
-            )
+            first, second = _codes(a.codes[0], a.w1, plan.prunes[0]), _codes(a.codes[1], a.w2, plan.prunes[1])
+            w1, of_w1 = (a.w1, None) if first is None else (first.values, first.scale)
+            w2, of_w2 = (a.w2, None) if second is None else (second.values, second.scale)
+            how = a.b1, a.b2, of_w1, of_w2, plan.sparse, permuted, plan.function.threshold
+            out, x, w1_t, w2_t, values, meta, places = relu2_mlp_fp8(a.x, w1, w2, a.delayed, *how)
         # FSDP2 gives up what it has gathered, and gathers it again for the backward pass.
-        ctx.gathered = tuple(of is not None and of.transposed is None for of in codes)
-        for i, of in enumerate(codes):
-            if of is not None:
-                transposes[i] = of.values if of.transposed is None else of.transposed
-        ctx.save_for_backward(x, *transposes, values, meta, places, a.hot_features)
+        ctx.gathered = _is_gathered(first), _is_gathered(second)
+        if first is not None:
+            w1_t = first.values if first.transposed is None else first.transposed
+        if second is not None:
+            w2_t = second.values if second.transposed is None else second.transposed
+        ctx.save_for_backward(x, w1_t, w2_t, values, meta, places, a.hot_features)
         hot = a.recipe.hot_features(a.w1.shape[0]) if plan.sparse else 0
         ctx.how = plan.sparse, permuted, hot
         ctx.delayed = a.delayed
