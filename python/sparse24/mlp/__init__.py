@@ -46,8 +46,8 @@ from sparse24.mlp.inference import learns as differentiated
 from sparse24.mlp.packed_weights import Packs, entering, packed_pays, with_adapters
 from sparse24.mlp.step_fp8 import FeedForwardFp8, has_products, of_step, runs_float8
 from sparse24.mlp.step_fp8_whole import WholeStepFp8, runs_whole
-from sparse24.mlp.stepped import stepped
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
+from sparse24.mlp.usual_step import stepped
 from sparse24.mlp.weights import check_groups, pruned_weights
 from sparse24.ops import quantize_fp8, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of

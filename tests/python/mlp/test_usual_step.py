@@ -113,11 +113,18 @@ def test_others_run_as_before(device, taken, change):
     assert taken["taken"] == 0 and out.isfinite().all()
 
 
-def test_not_under_autocast(device, taken):
-    leaves, grad = operands(device)
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32], ids=str)
+def test_under_autocast(device, taken, kind):
+    some = operands(device, dtype=kind, masters=torch.float32)
+    leaves, grad = some[0], some[1].to(torch.bfloat16)
     with torch.autocast(device, torch.bfloat16):
-        step(leaves, grad)
-    assert taken["calls"] == 1 and taken["taken"] == 0
+        actual = step(leaves, grad)
+        assert taken["taken"] == 1
+        taken["off"] = True
+        expected = step(leaves, grad)
+    assert actual[0].dtype == torch.bfloat16 and actual[2].dtype == torch.float32
+    for a, e in zip(actual, expected, strict=True):
+        assert_same_bits(a, e)
 
 
 def test_not_without_gradients(device, taken):

@@ -51,27 +51,23 @@ def stepped(
     """
     if type(x) is not Tensor or type(w1) not in _PLAIN or type(w2) not in _PLAIN or type(scales) is not Tensor:
         return None
-    dtype, device, rank = x.dtype, x.device, x.dim()
+    device, rank = x.device, x.dim()
     if not (w1.requires_grad and w2.requires_grad and torch.is_grad_enabled()) or may_accumulate(w1, w2):
         return None
     if in_torch_func() or in_forward_mode() or torch.jit.is_tracing() or device.type not in ("cpu", "cuda"):
         return None
-    if (
-        torch.is_autocast_enabled(device.type)
-        or not _are_dense(x, w1, w2)
-        or rank < 2
-        or w1.dim() != 2
-        or w2.dim() != 2
-    ):
+    if not _are_dense(x, w1, w2) or rank < 2 or w1.dim() != 2 or w2.dim() != 2:
         return None
     (features, columns), (out, inner) = w1.shape, w2.shape
     if x.shape[-1] != columns or inner != features or not columns or not features or not out:
         return None
     if columns % 16 or features % 16 or out % 16 or not _are_scales(scales):
         return None
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
     if not w1.device == w2.device == scales.device == device or (dtype == torch.float32 and x.is_cuda):
         return None
-    if dtype not in _FLOATS or w1.dtype not in _FLOATS or w2.dtype not in _FLOATS:
+    if not (dtype in _FLOATS and x.dtype in _FLOATS and w1.dtype in _FLOATS and w2.dtype in _FLOATS):
         return None
     if not (_is_bias(b1, features, device) and _is_bias(b2, out, device)):
         return None
@@ -90,12 +86,19 @@ def stepped(
         return None
     sparse = sparse and enough and features % 32 == 0
     # Differentiable casts: float32 master weights get float32 gradients.
-    w1, w2 = (w if w.dtype == dtype else w.to(dtype) for w in (w1, w2))
-    b1 = b1 if b1 is None or b1.dtype == torch.bfloat16 else b1.to(torch.bfloat16)
-    b2 = b2 if b2 is None or b2.dtype == dtype else b2.to(dtype)
+    operands = _cast(tokens, dtype), _cast(w1, dtype), _cast(w2, dtype), _cast(b1, torch.bfloat16), _cast(b2, dtype)
     how = _plan(sparse, float(threshold)), recipe if sparse else DENSE
-    made: Tensor = WholeStepFp8.apply(tokens, w1, w2, b1, b2, None, scales, True, _NO_CODES, *how)
+    arguments = *operands, None, scales, True, _NO_CODES, *how
+    if autocast:
+        with torch.autocast(device.type, enabled=False):
+            made: Tensor = WholeStepFp8.apply(*arguments)
+    else:
+        made = WholeStepFp8.apply(*arguments)
     return made if rank == 2 else torch.ops.aten._unsafe_view.default(made, (*x.shape[:-1], out))
+
+
+def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return t if t is None or t.dtype == dtype else t.to(dtype)
 
 
 @lru_cache(maxsize=64)
