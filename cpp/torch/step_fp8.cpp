@@ -8,7 +8,7 @@ namespace sparse24::torch_ops {
 namespace {
 
 /// What small matrices take together at most, and what each begins at a multiple of: bytes.
-constexpr int64_t kSmall = int64_t{64} << 20, kBetween = 256;
+constexpr int64_t kSmall = int64_t{32} << 20, kBetween = 256;
 
 /// Calls an op of torch that the stable ABI has no function of, which returns a tensor.
 template <class... Arguments>
