@@ -39,6 +39,7 @@ StepSizes check(const Tensor& grad, const StepSaved& saved, const Tensor& places
   expect(s.out > 0 && s.out % 16 == 0, kOp, "grad to have a multiple of 16 columns above 0, got ", s.out);
   check_codes("x_transposed", saved.x, grad, -1, s.padded, "[D, T] with T padded to a multiple of 32");
   s.in = saved.x.size(0);
+  expect(s.in > 0 && s.in % 16 == 0, kOp, "x_transposed to have a multiple of 16 rows above 0, got ", s.in);
   check_codes("w2_transposed", saved.w2, grad, -1, round_up(s.out, padding), "[F, columns of grad, padded]");
   s.features = saved.w2.size(0);
   const int64_t multiple = saved.sparse ? feature_alignment(kFp8, Dim::kFeatures) : 16;

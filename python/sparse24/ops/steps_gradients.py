@@ -137,6 +137,7 @@ def _fake_relu2_mlp_fp8_gradients(
     meaning = "[D, T] with T padded to a multiple of 32"
     _check_codes(op, "x_transposed", x_transposed, grad, (None, up(tokens, padding)), meaning)
     columns = x_transposed.shape[0]
+    check_multiple(op, "x_transposed", "rows", columns, 16)
     _check_codes(op, "w2_transposed", w2_transposed, grad, (None, up(out, padding)), "[F, columns of grad, padded]")
     features = w2_transposed.shape[0]
     check_multiple(op, "w2_transposed", "rows", features, feature_alignment(FP8, -1) if sparse else 16)

@@ -175,6 +175,7 @@ def relu2_mlp_fp8_gradients(
     need(out > 0 and out % 16 == 0, "columns of grad")
     _codes(x_transposed, None, round_up(tokens, 32))
     columns = x_transposed.shape[0]
+    need(columns > 0 and columns % 16 == 0, "rows of x_transposed")
     _codes(w2_transposed, None, round_up(out, 32))
     features = w2_transposed.shape[0]
     need(features > 0 and features % (32 if sparse else 16) == 0, "rows of w2_transposed")
@@ -195,7 +196,7 @@ def relu2_mlp_fp8_gradients(
         need(hot.shape[0] <= features and hot.shape[0] % 16 == 0, "elements of hot")
     need(0 <= contract.integer(dense_features) <= features and dense_features % 16 == 0, "dense_features")
     operands = grad, x_transposed, w1_transposed, w2_transposed, values, meta, places, scales, hot
-    if any(is_huge(t) for t in operands) or not is_ordinary(places, scales) or columns == 0 or columns % 16 != 0:
+    if any(is_huge(t) for t in operands) or not is_ordinary(places, scales):
         return None
     if sparse and not (is_legal_meta(meta) and _is_ascending(hot, features)):
         return None

@@ -187,6 +187,7 @@ WRONG_GRADIENTS = [
     ("grad", lambda t: t[:, :40], "grad to have a multiple of 16 columns above 0, got 40"),
     ("grad", lambda t: t[:20], "x_transposed to have shape [D, T] with T padded to a multiple of 32, got (48, 64)"),
     ("x_transposed", lambda t: t[:32], "w1_transposed to have shape [D, F] with F padded, got (48, 96)"),
+    ("x_transposed", lambda t: t[:40], "x_transposed to have a multiple of 16 rows above 0, got 40"),
     ("x_transposed", lambda t: t.float(), "x_transposed to be float8_e4m3fn, got float32"),
     ("w1_transposed", lambda t: t[:, :64], "w1_transposed to have shape [D, F] with F padded, got (48, 64)"),
     ("w2_transposed", lambda t: t[:, :64], "w2_transposed to have shape [F, columns of grad, padded], got (96, 64)"),
