@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse24.mlp.weights import masked, soft_threshold24
+from sparse24.nn.weight_copies import outdate
 from sparse24.recipe import Recipe
 
 #: Names of the buffers of both layers: which entries are kept, and the scale of a softened weight.
@@ -53,6 +54,7 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
         old.copy_(value)
     else:
         module.register_buffer(name, value, persistent=False)
+    outdate(module)
 
 
 def drop(module: nn.Module, names: Iterable[str] = (*KEEP, *SOFT)) -> None:
@@ -60,3 +62,4 @@ def drop(module: nn.Module, names: Iterable[str] = (*KEEP, *SOFT)) -> None:
     for name in names:
         if module._buffers.pop(name, None) is not None:
             module._non_persistent_buffers_set.discard(name)
+            outdate(module)

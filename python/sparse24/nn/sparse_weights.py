@@ -15,7 +15,7 @@ from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_ad
 from sparse24.mlp.weights import check_groups, check_untied, prune24, pruned24, pruned_weights
 from sparse24.nn.checked_options import CheckedOptions
 from sparse24.nn.entering_weights import Stored, drop, entering, entering_sparse
-from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
+from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, outdate, put_copies, renew_when_loaded
 from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
 
 #: Buffers of weights as they enter, where the parameters are not that: pruned anew, or with adapters.
@@ -37,6 +37,12 @@ class SparseWeights24(CheckedOptions):
     _copies: Record | None
     _copies_fresh: bool | None
     _layers_problem: Callable[..., str | None]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. Copies of the weights follow the recipe."""
+        super().__setattr__(name, value)
+        if name == "recipe":
+            outdate(self)
 
     @torch.no_grad()
     def prune_weights_(self, sparse_weights: SparseWeights | None = None) -> Any:
@@ -292,8 +298,10 @@ class SparseWeights24(CheckedOptions):
         return calling(self.up_proj, w1), calling(self.down_proj, w2)
 
 
-def pruned_state(state: MutableMapping[str, Tensor], prefix: str, recipe: Recipe) -> None:
-    """Prune the weights of a state that is loaded, where they are whole."""
+def pruned_state(state: MutableMapping[str, Tensor], prefix: str, recipe: Recipe | None) -> None:
+    """Prune the weights of a state that is loaded, where they are whole and the recipe has 2:4 weights."""
+    if recipe is None:
+        return
     for name, dim in zip(("up_proj", "down_proj"), recipe.weight_groups(), strict=True):
         w, scale = state.get(f"{prefix}{name}.weight"), state.get(f"{prefix}{name}.weight_scale")
         if dim is not None and type(w) in (Tensor, nn.Parameter) and w.dim() == 2 and w.shape[dim] % 4 == 0:

@@ -63,7 +63,8 @@ class Record:
         False if an optimizer has changed the weights since, or they are others. It is kept in the module, as
         ``_copies_fresh``, None without copies: that is all of a record that graphs read, see `numbered` of conversions.
     stepped : bool
-        Whether an optimizer that has them has made a step since: fused ones write without a new version.
+        Whether an optimizer that has them has made a step since, which fused ones write without a new version; or they
+        are `outdate`d.
     calls : dict
         What calls with the copies can be compared with by the next ones: whoever makes them knows what they are.
     """
@@ -176,6 +177,13 @@ def stop_renewing(module: nn.Module) -> None:
 
 def _after_loading(module: Any, _keys: Any) -> None:
     put_copies(module)
+
+
+def outdate(module: nn.Module) -> None:
+    """Have the copies made again before they are used: what is made of the weights is something else now."""
+    record = module.__dict__.get("_copies")
+    if record is not None:
+        record.fresh, record.stepped = False, True
 
 
 def drop_copies(module: nn.Module) -> None:

@@ -262,3 +262,62 @@ def test_refusals():
             WeightPruning(none)
     with pytest.raises(RuntimeError, match="expected a state of 2 weights, got 1"):
         WeightPruning(model).load_state_dict({"steps": 1, "buffers": [{}]})
+
+
+def with_copies():
+    return network(Recipe(sparse_weights="up")).add_adapters_(4).prepare_decode_()
+
+
+def converted_with_copies():
+    torch.manual_seed(0)
+    model = Inline(d=32, hidden=64)
+    config = sparse24.ConvertConfig(recipe=BOTH, adapters=4, decode=True, min_tokens=0)
+    sparse24.convert(model, config, quiet=True)
+    return model.eval()
+
+
+def assert_copies_follow(model, before):
+    """As a copy of the module has them, which makes them anew: with few tokens, and with more than are few."""
+    after = []
+    for tokens in (3, 80):
+        x = torch.randn(tokens, 32, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            after.append(model(x))
+            assert_same_bits(after[-1], copy.deepcopy(model)(x))
+    assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True)) if before else True
+    return after
+
+
+@pytest.mark.parametrize("make", [with_copies, converted_with_copies])
+@pytest.mark.parametrize("options", [{"soft": True}, {"refresh_steps": 2}], ids=["soft", "masks"])
+def test_copies_for_inference_follow_masks_and_scales(make, options):
+    """Which are written to without a change of the weights."""
+    model = make()
+    pruning = WeightPruning(model, **options)
+    outs = assert_copies_follow(model, None)
+    if "refresh_steps" in options:
+        pruning.step()
+        change(model, seed=3)
+        pruning.step()
+        outs = assert_copies_follow(model, outs)
+    pruning.step()
+    outs = assert_copies_follow(model, outs)
+    pruning.remove()
+    if "soft" in options:  # masks are those of the recipe alone, so soon after they were found
+        assert_copies_follow(model, outs)
+
+
+def test_copies_for_inference_follow_the_recipe():
+    model = with_copies()
+    outs = assert_copies_follow(model, None)
+    model.recipe = BOTH
+    outs = assert_copies_follow(model, outs)
+    model.recipe = None
+    outs = assert_copies_follow(model, outs)
+    model.prune_weights_("up")
+    outs = assert_copies_follow(model, outs)
+    model.recipe = None  # the weights stay as they were pruned, and states are loaded as they are
+    state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert_same_bits(model.up_proj.weight, state["up_proj.weight"])
+    assert_copies_follow(model, outs)
