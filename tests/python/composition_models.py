@@ -80,7 +80,7 @@ def checkpointed(model: Stack, **options):
 
     def call(x):
         for layer in model.layers:
-            x = x + checkpoint(layer, x, use_reentrant=False, **options)
+            x = x + checkpoint(layer, x, **{"use_reentrant": False, **options})
         return x
 
     return call

@@ -118,6 +118,13 @@ def test_checkpointing(device, kind):
     assert (once.calls[FIRST_GEMM], twice.calls[FIRST_GEMM]) == (2, 4)
 
 
+@pytest.mark.parametrize("kind", ["module", "converted"])
+def test_reentrant_checkpointing(device, kind):
+    """Its first pass is one of inference: in 16 bits the same numbers, to rounding."""
+    model, x = build(kind, device), inputs(device)
+    assert_close(gradients(model, checkpointed(model, use_reentrant=True), x), gradients(model, model, x))
+
+
 def test_selective_checkpointing(device, kind):
     """With SAC_SAVE_OPS no GEMM of the forward pass runs again."""
     model, x = build(kind, device), inputs(device)
