@@ -9,7 +9,7 @@ constexpr OpName kOp = "sparse24.relu2_mlp_fp8";
 constexpr DType kFp8 = DType::kFloat8E4M3;
 
 /// The tensors beside x. A weight that is float8 already has a scale.
-struct Network {
+struct StepNetwork {
   const Tensor &w1, &w2;
   const std::optional<Tensor>&b1, &b2, &w1_scale, &w2_scale;
 };
@@ -50,7 +50,7 @@ void check_multiple(const char* argument, const char* of, int64_t size, int64_t 
          size);
 }
 
-Sizes check(const Tensor& x, const Network& net, const Tensor& scales, bool sparse) {
+Sizes check(const Tensor& x, const StepNetwork& net, const Tensor& scales, bool sparse) {
   check_sizes(kOp, "x", x, 2);
   Sizes s{x.size(0), x.size(1), 0, 0, {}};
   s.dtype = check_dtype(kOp, "x", x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
@@ -98,7 +98,7 @@ struct FirstLayer {
 };
 
 /// Quantises x and w1, and multiplies them. Their codes along rows are done with then: nothing else reads them.
-FirstLayer run_first(const DeviceScope& scope, const Sizes& s, const Tensor& x, const Network& net,
+FirstLayer run_first(const DeviceScope& scope, const Sizes& s, const Tensor& x, const StepNetwork& net,
                      const StepPlaces& places, const How& how, CodeMemory& memory) {
   const Tensor x_transposed = new_transposed(x), codes = memory.take(s.tokens, s.in);
   quantize_both(scope,
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> relu2_mlp_fp8
     const Tensor& x, const Tensor& w1, const Tensor& w2, const Tensor& scales, const std::optional<Tensor>& b1,
     const std::optional<Tensor>& b2, const std::optional<Tensor>& w1_scale, const std::optional<Tensor>& w2_scale,
     bool sparse, bool interleaved, double threshold) {
-  const Network net{w1, w2, b1, b2, w1_scale, w2_scale};
+  const StepNetwork net{w1, w2, b1, b2, w1_scale, w2_scale};
   const Sizes s = check(x, net, scales, sparse);
   const How how{ActivationArgs(Activation::kRelu2).above(kOp, threshold), sparse, interleaved};
   const DeviceScope scope(kOp, x);
