@@ -1,5 +1,7 @@
 // Host side of linear_compress_packed: finds the kernel in tiles.def and launches it.
 #include "gemm/linear_packed_launchers.h"
+#include "gemm/tuning.h"
+#include "sparse24/device.h"
 #include "sparse24/error.h"
 
 namespace sparse24::cuda {
@@ -35,7 +37,15 @@ void linear_compress_packed(const LinearCompressPackedArgs& args, const GemmConf
 }
 
 void linear_compress_packed(const LinearCompressPackedArgs& args, cudaStream_t stream) {
-  linear_compress_packed(args, linear_packed_config(args.compress.linear.dtype), stream);
+  const LinearArgs& linear = args.compress.linear;
+  GemmConfig config = linear_packed_config(linear.dtype, linear.tokens, linear.out, linear.in, device_model());
+  // Its order, and its parts: other kernels that read the variable have two tiles or more.
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", {config, config})) {
+    config = *wanted;
+    config.splits_last_wave = config.splits > 1;
+    config.splits = 1;
+  }
+  linear_compress_packed(args, config, stream);
 }
 
 }  // namespace sparse24::cuda

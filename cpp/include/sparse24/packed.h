@@ -36,8 +36,8 @@ struct LinearGradientPackedArgs {
   void* dy;  ///< on the GPU: room for it
 };
 
-/// The configuration that suits all sizes.
-GemmConfig linear_packed_config(DType dtype);
+/// The configuration of linear_compress_packed: one tile in one order, whose last wave is split where that pays.
+GemmConfig linear_packed_config(DType dtype, int64_t tokens, int64_t out, int64_t in, const DeviceModel& device);
 
 namespace cpu {
 void linear_compress_packed(const LinearCompressPackedArgs& args);

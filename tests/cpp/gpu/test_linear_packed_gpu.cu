@@ -16,9 +16,10 @@ constexpr DType kFP8 = DType::kFloat8E4M3;
 struct Shape {
   int64_t tokens, in, out;
 };
-/// One token, tails of the tiles in tokens, features and reduction, fewer K tiles than steps, several waves.
-const Shape kShapes[] = {{1, 32, 32},     {127, 224, 1856}, {257, 64, 288},  {300, 96, 96},
-                         {130, 1664, 96}, {515, 2048, 64},  {4100, 32, 4128}};
+/// One token, tails of the tiles in tokens, features and reduction, fewer K tiles than steps, several waves, of which
+/// the last may be split.
+const Shape kShapes[] = {{1, 32, 32},     {127, 224, 1856}, {257, 64, 288},   {300, 96, 96},
+                         {130, 1664, 96}, {515, 2048, 64},  {4100, 32, 4128}, {4100, 544, 4128}};
 
 /// By the reference for packed weights: NaN of x reaches the features whose weight for it was kept.
 CompressedResult on_cpu(const PackedCase& c, DType meta_dtype) {
@@ -32,10 +33,10 @@ CompressedResult on_cpu(const PackedCase& c, DType meta_dtype) {
 
 class LinearPackedGpu : public GpuTest {
  protected:
-  void compare(LinearCase linear, DType meta_dtype) {
+  void compare(LinearCase linear, DType meta_dtype, bool splits) {
     SCOPED_TRACE(testing::Message() << name_of(linear.x.dtype()) << " " << linear.tokens << " x " << linear.in << ", F "
                                     << linear.out << ", y " << name_of(linear.y_dtype) << ", meta "
-                                    << name_of(meta_dtype));
+                                    << name_of(meta_dtype) << (splits ? ", in parts" : ""));
     const PackedCase c(std::move(linear));
     const CompressedResult expected = on_cpu(c, meta_dtype);
     DeviceBuffer x(c.linear.x), w(c.packed.values), w_meta(c.packed.meta), scale_x(c.linear.scale_x),
@@ -54,7 +55,9 @@ class LinearPackedGpu : public GpuTest {
     a.amax = amax.data<float>();
     a.saturated = saturated.data<int32_t>();
     uploads_done();
-    cuda::linear_compress_packed(args, stream_);
+    GemmConfig config = linear_packed_config(a.dtype, a.tokens, a.out, a.in, device_model());
+    config.splits_last_wave = splits;
+    cuda::linear_compress_packed(args, config, stream_);
     synchronize();
     Array got(c.linear.y_dtype, expected.values.size());
     values.to_host(got);
@@ -64,6 +67,9 @@ class LinearPackedGpu : public GpuTest {
     EXPECT_EQ(amax.to_host<float>(), std::vector<float>{expected.amax});
     EXPECT_EQ(saturated.to_host<int32_t>(), std::vector<int32_t>{expected.saturated});
     EXPECT_TRUE(values.guards_intact() && meta.guards_intact() && amax.guards_intact() && saturated.guards_intact());
+  }
+  void compare(const LinearCase& linear, DType meta_dtype) {
+    for (bool splits : {false, true}) compare(linear, meta_dtype, splits);
   }
   /// In the types that are compiled.
   template <class Change>

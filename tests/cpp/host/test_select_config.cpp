@@ -10,6 +10,7 @@
 #include "sparse24/linear.h"
 #include "sparse24/linear_gradient.h"
 #include "sparse24/mm.h"
+#include "sparse24/packed.h"
 
 namespace sparse24 {
 namespace {
@@ -288,6 +289,18 @@ TEST(SelectLinearConfig, DividesTheTilesOfARaggedRound) {
   EXPECT_FALSE(splits_last_wave(GemmTile::k128x192, 8192, 16384));
   EXPECT_EQ(to_string(select_linear_config(DType::kBFloat16, 8192, 16384, 4096, 132, {GemmTile::k128x256})),
             "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
+}
+
+/// One tile and order; the last wave is split by the same rule.
+TEST(LinearPackedConfig, SplitsARaggedLastWave) {
+  const auto chosen = [](int64_t tokens, int64_t out) {
+    return to_string(linear_packed_config(DType::kFloat8E4M3, tokens, out, 4096, reference_device(132)));
+  };
+  EXPECT_EQ(chosen(8192, 16384), "128x256x128 cluster 2x1 swizzle 16 along M, the last tiles in quarters");
+  EXPECT_EQ(chosen(16384, 21504), "128x256x128 cluster 2x1 swizzle 16 along M, the last tiles in quarters");
+  EXPECT_EQ(chosen(16384, 18432), "128x256x128 cluster 2x1 swizzle 16 along M");
+  EXPECT_EQ(chosen(256 * 132, 128 * 16), "128x256x128 cluster 2x1 swizzle 16 along M");  // whole waves
+  EXPECT_EQ(chosen(512, 1024), "128x256x128 cluster 2x1 swizzle 16 along M");            // less than one
 }
 
 TEST(SelectConfigFloat32, IsRefused) {

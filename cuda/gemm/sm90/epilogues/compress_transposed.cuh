@@ -97,7 +97,9 @@ class TransposedCompressEpilogue {
   using Params = CompressParams;
   using Operands = FeatureOperands<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 32;
-  static_assert(kTileN % kMetaRowPadding == 0 && kTileM % 128 == 0, "tiles cover the metadata's padding");
+  template <int kColumns>
+  using WithColumns = TransposedCompressEpilogue<T, kFp8Values, kFp8Meta, kTileM, kColumns>;
+  static_assert(kTileN % 64 == 0 && kTileM % 128 == 0, "tiles, or their parts, cover the metadata's padding");
 
   CUTLASS_DEVICE explicit TransposedCompressEpilogue(Params const& params) : p_(params) {}
 
