@@ -44,10 +44,10 @@ void run_dense(const DeviceScope& scope, const Inputs& in, LinearGradientFp8Args
   scope.run(SPARSE24_KERNELS(linear_gradient_fp8), args);
 }
 
-/// Multiplies it with the packed one; dy goes through memory.
+/// Multiplies it with the packed one; dy goes through memory where no kernel does all of it.
 void run_packed(const DeviceScope& scope, const Inputs& in, LinearGradientFp8Args& args) {
-  const bool on_gpu = in.grad.is_cuda();
-  Tensor dy = new_empty(in.grad, {on_gpu ? args.tokens : 0, args.features}, ScalarType::BFloat16);
+  const bool through_memory = in.grad.is_cuda() && !linear_gradient_fp8_packed_is_fused(args);
+  Tensor dy = new_empty(in.grad, {through_memory ? args.tokens : 0, args.features}, ScalarType::BFloat16);
   PackedProductOwners owners = prepare_packed_product(in.grad, in.w, *in.w_meta, kFp8, args);
   scope.run(SPARSE24_KERNELS(linear_gradient_fp8_packed),
             LinearGradientFp8PackedArgs{args, owners.w_meta.const_data_ptr<uint8_t>(), dy.mutable_data_ptr()});

@@ -1,8 +1,9 @@
-// linear_gradient_fp8 with a 2:4 weight: mm multiplies it, and a kernel that reads dy does what stands in the epilogue
-// of linear_gradient_fp8 elsewhere, by the same code.
+// linear_gradient_fp8 with a 2:4 weight: in one kernel where groups of tokens are whole; elsewhere mm multiplies it, and
+// a kernel that reads dy does what stands in the epilogue of linear_gradient_fp8, by the same code.
 #include "common/launch.cuh"
 #include "elementwise/hot_slots.h"
-#include "gemm/sm90/epilogues/gradient_fp8.cuh"
+#include "gemm/sm90/epilogues/gradient_transposed_fp8.cuh"
+#include "gemm/sm90/ops/linear_gradient_packed.cuh"
 #include "sparse24/error.h"
 #include "sparse24/mm.h"
 
@@ -26,6 +27,11 @@ void linear_gradient_fp8_packed(const LinearGradientFp8PackedArgs& args, cudaStr
   check(g.in > 0, "sparse24.linear_gradient_fp8_packed: expected K (columns of grad) to be above 0, got 0");
   if (g.hot_count > 0) hot_slots(g, stream);
   constexpr DType kFp8 = DType::kFloat8E4M3;
+  if (linear_gradient_fp8_packed_is_fused(g)) {
+    using Epilogue = TransposedGradientFp8Epilogue<kGradientPackedM, kGradientPackedN>;
+    return GradientPackedSm90<kFp8, Epilogue>::launch(g, args.w_meta, GradientFp8Params::of(g), grouped_config(kFp8),
+                                                      stream, "sparse24.linear_gradient_fp8_packed: launch");
+  }
   // dy.T = w @ grad.T
   mm({Operand::of(g.features, g.in, kFp8, Dim::kFeatures), g.tokens, g.w, args.w_meta, g.grad, Major::kColumn,
       g.ld_grad, args.dy, DType::kBFloat16, Major::kColumn},

@@ -1,4 +1,6 @@
 // Host side of linear_compress_packed: finds the kernel in tiles.def and launches it.
+#include <algorithm>
+
 #include "gemm/linear_packed_launchers.h"
 #include "gemm/tuning.h"
 #include "sparse24/device.h"
@@ -27,6 +29,9 @@ void linear_compress_packed(const LinearCompressPackedArgs& args, const GemmConf
   if (linear.tokens == 0 || linear.out == 0) return;
   check(linear.activation.kind != Activation::kNone, kOp, ": expected relu or its square, got no activation");
   check(linear.in > 0, kOp, ": expected K (columns of x) to be above 0, got 0");
+  const auto tiles = linear_packed_configs(linear);
+  check(std::any_of(tiles.begin(), tiles.end(), [&](const GemmConfig& c) { return c.tile == config.tile; }), kOp,
+        ": expected a tile that is compiled for y ", name_of(linear.y_dtype), ", got ", to_string(config));
   for (const Instance& i : kInstances) {
     if (i.dtype == linear.dtype && i.pre_activation == linear.hidden_dtype && i.y == linear.y_dtype &&
         meta_atom_k(i.meta) == meta_atom_k(args.compress.meta_dtype))
@@ -38,9 +43,8 @@ void linear_compress_packed(const LinearCompressPackedArgs& args, const GemmConf
 
 void linear_compress_packed(const LinearCompressPackedArgs& args, cudaStream_t stream) {
   const LinearArgs& linear = args.compress.linear;
-  GemmConfig config = linear_packed_config(linear.dtype, linear.tokens, linear.out, linear.in, device_model());
-  // Its order, and its parts: other kernels that read the variable have two tiles or more.
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", {config, config})) {
+  GemmConfig config = linear_packed_config(linear, device_model());
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", linear_packed_configs(linear))) {
     config = *wanted;
     config.splits_last_wave = config.splits > 1;
     config.splits = 1;

@@ -48,12 +48,16 @@ struct LinearGradientFp8Args {
 };
 
 /// linear_gradient_fp8 whose w is 2:4 along `in`: `gradient.w` has its values [features, in / 2] with the features in
-/// their own order, since mm multiplies it. dy [tokens, features], bfloat16, goes through memory.
+/// their own order.
 struct LinearGradientFp8PackedArgs {
   LinearGradientFp8Args gradient;
   const uint8_t* w_meta;
-  void* dy;  ///< on the GPU: room for it
+  void* dy;  ///< on the GPU, where no kernel does all of it: room for dy [tokens, features], bfloat16
 };
+/// Tells whether one kernel for the GPU does all of it, whose copies must not leave a group of tokens.
+constexpr bool linear_gradient_fp8_packed_is_fused(const LinearGradientFp8Args& args) {
+  return args.tokens % kGradTokenMultiple == 0;
+}
 
 namespace cpu {
 void linear_gradient_fp8(const LinearGradientFp8Args& args);

@@ -29,15 +29,23 @@ struct LinearCompressPackedArgs {
 };
 
 /// linear_gradient whose w.T is 2:4 along `in`: `gradient.w` has its values [features, in / 2] with the features in
-/// their own order, since mm multiplies it. dy [tokens, features] goes through memory.
+/// their own order.
 struct LinearGradientPackedArgs {
   LinearGradientArgs gradient;
   const uint8_t* w_meta;
-  void* dy;  ///< on the GPU: room for it
+  void* dy;  ///< on the GPU, where no kernel does all of it: room for dy [tokens, features]
 };
+/// Tells whether one kernel for the GPU does all of it. It reads rows in groups of four features and of four tokens,
+/// which a copy must not leave; and counts are for benches.
+constexpr bool linear_gradient_packed_is_fused(const LinearGradientArgs& args) {
+  return args.features % 32 == 0 && args.tokens % 16 == 0 && args.meta_dtype == args.dtype && !args.counts;
+}
 
-/// The configuration of linear_compress_packed: one tile in one order, whose last wave is split where that pays.
-GemmConfig linear_packed_config(DType dtype, int64_t tokens, int64_t out, int64_t in, const DeviceModel& device);
+/// The tiles of linear_compress_packed, in the first of all orders: 128 features x 256 tokens; for float8 output also
+/// those of one warpgroup, x 192.
+std::vector<GemmConfig> linear_packed_configs(const LinearArgs& args);
+/// Its configuration: a tile in one order, whose last wave is split where that pays.
+GemmConfig linear_packed_config(const LinearArgs& args, const DeviceModel& device);
 
 namespace cpu {
 void linear_compress_packed(const LinearCompressPackedArgs& args);

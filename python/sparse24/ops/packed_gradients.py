@@ -30,7 +30,8 @@ def linear_gradient_packed(
     """Compute what `linear_gradient` does, with a weight that is 2:4 along its rows as the sparse operand.
 
     Given the same dy the results are bit for bit those of `linear_gradient`; dy is that of the pruned weight, but for
-    the order of summation. It does reach memory.
+    the order of summation. It reaches memory where groups are not whole: unless tokens come in multiples of 16 and
+    features of 32, y's metadata is of its own type, and no counts are wanted (`hot` is given).
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def linear_gradient_fp8_packed(
     """Compute what `linear_gradient_fp8` does, with a weight that is 2:4 along its rows as the sparse operand.
 
     Given the same dy the results are bit for bit those of `linear_gradient_fp8`; dy is that of the pruned weight, but
-    for the order of summation. It does reach memory, in bfloat16.
+    for the order of summation. It reaches memory, in bfloat16, where tokens do not come in multiples of 32.
 
     Parameters
     ----------

@@ -5,6 +5,7 @@
 #include "emulator/epilogue.h"
 // After it.
 #include "gemm/sm90/epilogues/gradient_fp8.cuh"
+#include "gemm/sm90/epilogues/gradient_transposed_fp8.cuh"
 #include "support/gradient_fp8_case.h"
 
 namespace sparse24::emulate {
@@ -68,6 +69,18 @@ void run_on_memory(const GradientFp8Case& c, const cuda::GradientFp8Params& para
   EXPECT_TRUE(dy.intact());
 }
 
+/// Runs the epilogue whose rows are features. Tiles cover the metadata's padding of tokens.
+void run_transposed(const GradientFp8Case& c, const cuda::GradientFp8Params& params, Order order) {
+  using Transposed = emulate::Tile<128, 192, Schedule::kPingpong, /*kSparse=*/true>;
+  const auto dy = [&](int row, int column, int) {
+    const int feature = cuda::place_of_row(row), place = cuda::place_of_column(column);
+    if (place >= c.tokens || feature >= c.features) return (row + column) % 3 == 0 ? NAN : 5000.f;
+    return c.dy(interleaved_token(place, c.interleaved ? c.tokens / 4 : 0), feature);
+  };
+  run_epilogue<cuda::TransposedGradientFp8Epilogue<Transposed::kM, Transposed::kN>, Transposed>(
+      params, int(c.features), int(round_up(c.tokens, kMetaRowPadding)), dy, order);
+}
+
 /// Every output is the reference's with its padding; nothing else is written, and nothing beside the inputs is read.
 template <class Run>
 void compare_run(GradientFp8Case c, Order order, const Run& run) {
@@ -112,11 +125,12 @@ void compare_run(GradientFp8Case c, Order order, const Run& run) {
 void compare(const GradientFp8Case& c, Order order = Order::kForward) {
   compare_run(c, order, run_on_accumulators);
   compare_run(c, order, run_on_memory);
+  if (c.tokens % 32 == 0) compare_run(c, order, run_transposed);
 }
 
 /// One token; tails of groups, of metadata atoms and of tiles, in tokens and in features; whole tiles.
-constexpr int kSizes[][2] = {{1, 32},   {2, 64},   {3, 96},    {4, 128},  {15, 160},  {31, 192},
-                             {65, 224}, {128, 32}, {129, 288}, {161, 64}, {256, 512}, {261, 416}};
+constexpr int kSizes[][2] = {{1, 32},   {2, 64},    {3, 96},   {4, 128},   {15, 160},  {31, 192}, {65, 224},
+                             {128, 32}, {129, 288}, {160, 64}, {256, 512}, {261, 416}, {32, 96},  {448, 288}};
 
 TEST(GradientFp8Emulated, EqualsTheReference) {
   for (const auto& [tokens, features] : kSizes) compare(GradientFp8Case(tokens, 16, features, 1));
@@ -152,7 +166,10 @@ TEST(GradientFp8Emulated, CountsWhatSaturatesAndFindsTheLargest) {
 }
 
 TEST(GradientFp8Emulated, DoesNotDependOnTheOrderOfThreads) {
-  for (Order order : kOrders) compare(GradientFp8Case(301, 16, 480, 6, /*specials=*/true), order);
+  for (Order order : kOrders) {
+    compare(GradientFp8Case(301, 16, 480, 6, /*specials=*/true), order);
+    compare(GradientFp8Case(320, 16, 480, 6, /*specials=*/true), order);
+  }
 }
 
 }  // namespace

@@ -33,10 +33,10 @@ CompressedResult on_cpu(const PackedCase& c, DType meta_dtype) {
 
 class LinearPackedGpu : public GpuTest {
  protected:
-  void compare(LinearCase linear, DType meta_dtype, bool splits) {
+  void compare(LinearCase linear, DType meta_dtype, size_t tile, bool splits) {
     SCOPED_TRACE(testing::Message() << name_of(linear.x.dtype()) << " " << linear.tokens << " x " << linear.in << ", F "
                                     << linear.out << ", y " << name_of(linear.y_dtype) << ", meta "
-                                    << name_of(meta_dtype) << (splits ? ", in parts" : ""));
+                                    << name_of(meta_dtype) << ", tile " << tile << (splits ? ", in parts" : ""));
     const PackedCase c(std::move(linear));
     const CompressedResult expected = on_cpu(c, meta_dtype);
     DeviceBuffer x(c.linear.x), w(c.packed.values), w_meta(c.packed.meta), scale_x(c.linear.scale_x),
@@ -55,7 +55,8 @@ class LinearPackedGpu : public GpuTest {
     a.amax = amax.data<float>();
     a.saturated = saturated.data<int32_t>();
     uploads_done();
-    GemmConfig config = linear_packed_config(a.dtype, a.tokens, a.out, a.in, device_model());
+    GemmConfig config = linear_packed_configs(a)[tile];
+    config.swizzle = 8;
     config.splits_last_wave = splits;
     cuda::linear_compress_packed(args, config, stream_);
     synchronize();
@@ -69,7 +70,8 @@ class LinearPackedGpu : public GpuTest {
     EXPECT_TRUE(values.guards_intact() && meta.guards_intact() && amax.guards_intact() && saturated.guards_intact());
   }
   void compare(const LinearCase& linear, DType meta_dtype) {
-    for (bool splits : {false, true}) compare(linear, meta_dtype, splits);
+    for (bool splits : {false, true}) compare(linear, meta_dtype, 0, splits);
+    if (linear.y_dtype == kFP8) compare(linear, meta_dtype, 1, false);
   }
   /// In the types that are compiled.
   template <class Change>

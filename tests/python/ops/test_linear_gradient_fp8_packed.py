@@ -14,7 +14,8 @@ NAMES = (
     *("dh_values", "dh_tokens", "dh_tokens_meta", "y_tokens", "y_tokens_meta", "y_hot", "dh_hot"),
     *("amax", "saturated"),
 )
-#: Tokens, D, F: none, one, tails of groups, of tiles and of the metadata's atoms, nothing to sum, no features.
+#: Tokens, D, F: none, one, tails of groups, of tiles and of the metadata's atoms, nothing to sum, no features; and
+#: those of which one kernel does all.
 SHAPES = [
     (0, 32, 64),
     (1, 32, 32),
@@ -24,6 +25,8 @@ SHAPES = [
     (512, 1056, 224),
     (40, 0, 64),
     (33, 32, 0),
+    (64, 96, 96),
+    (448, 32, 288),
 ]
 INTERLEAVED = pytest.mark.parametrize("interleaved", [False, True], ids=["natural", "interleaved"])
 

@@ -53,6 +53,28 @@ def test_options(poisoned_memory, device, options):
         check(device, torch.bfloat16, (131, 32, 96), interleaved=interleaved, **options)
 
 
+#: Groups of tokens and of features are whole, and counts not wanted: on CUDA one kernel does all.
+WHOLE = [(16, 32, 32), (48, 96, 96), (208, 64, 480), (512, 1040, 128)]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("shape", WHOLE, ids=str)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_whole_groups(poisoned_memory, device, dtype, shape, interleaved):
+    for roots in {False, dtype == torch.float16}:
+        options = {"interleaved": interleaved, "roots": roots}
+        for hot in ([], [0, 5, shape[2] - 1], [5, 5, -1, 9], list(range(shape[2]))):
+            check(device, dtype, shape, hot=torch.tensor(hot, dtype=torch.int64, device=device), **options)
+        check(device, dtype, shape, tokens=False, **options)
+
+
+def test_many_tiles(cuda):
+    """More tiles than multiprocessors, metadata beyond the last feature."""
+    for shape in ((2048, 1024, 4128), (4112, 1024, 1664)):
+        hot = torch.tensor([1, 77, shape[2] - 1], device=cuda)
+        check(cuda, torch.bfloat16, shape, interleaved=True, hot=hot)
+
+
 def test_roots(device):
     check(device, torch.float16, (131, 32, 96), roots=True)
 

@@ -293,9 +293,9 @@ def test_where_packed_weights_fit_and_pay():
     for tokens, d_ff, d_model in ((512, 16384, 4096), (1024, 16384, 4096), (8192, 9216, 3072), (16384, 18432, 2560)):
         for fp8 in (False, True):
             assert weights_pay(tokens, d_ff, d_model, fp8=fp8)
-    # In float8 today's linear_compress takes 0.85 to 0.98 of the time with fewer columns.
-    for tokens, d_ff, d_model in ((32768, 8192, 2048), (32768, 6656, 1664), (32768, 5120, 1280)):
-        assert weights_pay(tokens, d_ff, d_model) and not weights_pay(tokens, d_ff, d_model, fp8=True)
+    # In float8 products with fewer columns were not measured in tiles of one warpgroup, and lost in others.
+    assert weights_pay(32768, 6656, 1664, fp8=True)
+    assert weights_pay(32768, 5120, 1280) and not weights_pay(32768, 5120, 1280, fp8=True)
     assert not weights_pay(16, 16384, 4096)
     assert weights_fit(16, 48) and not weights_fit(16, 40) and not weights_fit(24, 48)
     assert weights_fit(32, 64, fp8=True) and not weights_fit(16, 64, fp8=True) and not weights_fit(32, 48, fp8=True)

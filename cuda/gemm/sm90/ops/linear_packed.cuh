@@ -9,6 +9,7 @@
 #include "gemm/sm90/mainloops/sparse_mma.cuh"
 #include "gemm/sm90/mainloops/sparse_parts.cuh"
 #include "gemm/sm90/ops/dense.cuh"
+#include "gemm/sm90/ops/linear_grouped.cuh"
 #include "gemm/sm90/schedulers/scheduler_of.cuh"
 
 namespace sparse24::cuda {
@@ -53,9 +54,13 @@ struct PackedSm90 {
 template <DType kDType, DType kPreActivation, DType kY, DType kMeta>
 void launch_linear_compress_packed_sm90(const LinearCompressPackedArgs& args, const GemmConfig& config,
                                         cudaStream_t stream) {
+  using T = typename CudaType<kPreActivation>::type;
+  if constexpr (kY == DType::kFloat8E4M3) {
+    if (config.tile == GemmTile::k128x192) return LinearGroupedSm90<T>::launch(args, config, stream);
+  }
   constexpr TileSpec kTile = sparse_tile(GemmTile::k128x256);
-  using Epilogue = TransposedCompressEpilogue<typename CudaType<kPreActivation>::type, kY == DType::kFloat8E4M3,
-                                              kMeta == DType::kFloat8E4M3, kTile.m, kTile.n>;
+  using Epilogue =
+      TransposedCompressEpilogue<T, kY == DType::kFloat8E4M3, kMeta == DType::kFloat8E4M3, kTile.m, kTile.n>;
   static_assert(kTile.n % kMetaRowPadding == 0, "tiles cover the metadata's padding");
   const LinearArgs& linear = args.compress.linear;
   const Operand a = Operand::of(linear.tokens, linear.out, kMeta, Dim::kFeatures);
