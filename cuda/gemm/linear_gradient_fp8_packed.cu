@@ -1,5 +1,5 @@
-// linear_gradient_fp8 with a 2:4 weight: in one kernel where groups of tokens are whole; elsewhere mm multiplies it, and
-// a kernel that reads dy does what stands in the epilogue of linear_gradient_fp8, by the same code.
+// linear_gradient_fp8 with a 2:4 weight: in one kernel where groups of tokens are whole; elsewhere mm multiplies it,
+// and a kernel that reads dy does what stands in the epilogue of linear_gradient_fp8, by the same code.
 #include "common/launch.cuh"
 #include "elementwise/hot_slots.h"
 #include "gemm/sm90/epilogues/gradient_transposed_fp8.cuh"
