@@ -353,8 +353,8 @@ class ReLU2MLP(SparseWeights24):
         elif key not in state_dict:
             state_dict[key] = torch.zeros(4)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if scales is not None:
-            self.refresh_scales()
+        if scales is not None and not self.refresh_scales():
+            delayed_scales.forget(self, "delayed_scales")
 
     def _apply(self, fn, recurse=True):
         before = self._buffers.get("delayed_scales")

@@ -79,8 +79,10 @@ def refresh(module: Any, name: str) -> bool:
     """Read from the device whether all scales are known, and remember it. It waits for the device."""
     scales = getattr(module, name, None)
     known = scales is not None and not scales.is_meta and bool((scales > 0).all())
-    if known != module.scales_known:
-        module.scales_known = known
+    if known and not module.scales_known:
+        module.scales_known = True
+    elif module.scales_known and not known:  # of a state from before the first step
+        forget(module, name)
     return known
 
 
@@ -122,4 +124,16 @@ def keep(module: nn.Module, name: str, before: Tensor | None) -> None:
     after = module._buffers.get(name)
     if before is None or after is None or after is before:
         return
-    module._buffers[name] = torch.zeros(4, device=after.device) if before.is_meta else before.to(after.device)
+    if not before.is_meta:
+        module._buffers[name] = before.to(after.device)
+        return
+    module._buffers[name] = torch.zeros(4, device=after.device)
+    forget(module, name)
+
+
+def forget(module: Any, name: str) -> None:
+    """Begin anew with scales that are zeros again: steps look for them as those of a new module do."""
+    for attribute, default in ATTRIBUTES.items():
+        setattr(module, attribute, default)
+    _passes.pop(module, None)
+    watch(module, name)

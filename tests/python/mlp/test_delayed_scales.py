@@ -138,6 +138,40 @@ def test_casts_and_new_memory(device):
     assert_same_bits(module.delayed_scales, before)
 
 
+def begin_anew(module, how):
+    """Zeros again instead of scales that were known."""
+    if how == "memory":
+        weights = copy.deepcopy(list(module.parameters()))
+        module.to("meta").to_empty(device=weights[0].device)
+        with torch.no_grad():
+            for p, w in zip(module.parameters(), weights, strict=True):
+                p.copy_(w)
+    else:
+        state = module.state_dict()
+        module.load_state_dict({name: t for name, t in state.items() if name != "delayed_scales"})
+
+
+@pytest.mark.parametrize("how", ["memory", "state"])
+def test_scales_that_are_lost_are_found_again(device, how):
+    """Those of a module whose memory was given up, or that loads a state without: as in a new one."""
+    module, new = make(device), make(device)
+    for seed in range(3):
+        step(module, seed)
+    assert module.scales_known
+    begin_anew(module, how)
+    assert not module.scales_known and module.calls_with_unknown_scales == 0
+    assert module.delayed_scales.tolist() == [0, 0, 0, 0]
+    for seed in range(3):
+        assert_same_step(module, new, seed)
+    assert module.scales_known and new.scales_known
+    # A compiled module does not look: the steps of its optimizer do.
+    begin_anew(module, how)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    step(module)
+    optimizer.step()
+    assert module.scales_known
+
+
 def test_compiled_with_a_schedule(device):
     """The first step and both phases are graphs of their own; then nothing is traced again."""
     torch._dynamo.reset()
