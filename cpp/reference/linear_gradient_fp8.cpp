@@ -22,10 +22,12 @@ void turn(const LinearGradientFp8Args& args, const void* values, const TokenComp
   const int64_t t = args.tokens, f = args.features, ld_hot = args.ld_hot();
   auto dense = make_buffer<uint8_t>(t * f);
   decompress({values, args.meta, kFp8, t, f, Dim::kFeatures, dense.data()});
+  auto codes = make_buffer<uint8_t>(t * f);
   auto ordered = make_buffer<uint16_t>(t * f);  // bfloat16 has every number of float8
   for (int64_t i = 0; i < t * f; ++i) {
-    const uint8_t code = dense[static_cast<size_t>(interleaved_token(i / f, args.quarter()) * f + i % f)];
-    ordered[static_cast<size_t>(i)] = float_to_bfloat16(e4m3_to_float(code));
+    const auto at = static_cast<size_t>(i);
+    codes[at] = dense[static_cast<size_t>(interleaved_token(i / f, args.quarter()) * f + i % f)];
+    ordered[at] = float_to_bfloat16(e4m3_to_float(codes[at]));
   }
   const float one = 1.0f;
   CompressArgs along_tokens{ordered.data(), DType::kBFloat16, t,       f, Dim::kTokens, Activation::kNone,
@@ -33,6 +35,8 @@ void turn(const LinearGradientFp8Args& args, const void* values, const TokenComp
   along_tokens.scaling = Scaling::kTensor;
   along_tokens.given_scale = &one;
   compress(along_tokens);
+  // Codes move as they are: a NaN has two of them, of which a conversion would make one.
+  compress_like({codes.data(), kFp8, t, f, Dim::kTokens, out.meta, out.values});
 
   int64_t highest = -1;
   for (int64_t i = 0; i < args.hot_count; ++i) {

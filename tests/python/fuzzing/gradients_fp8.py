@@ -137,7 +137,11 @@ def _gradient(tokens, features, dy: Callable[[], Product], values, meta, scales,
             _check_dh(dh, (amax, saturated), kept, codes, scales)
         order, one = token_order(tokens, interleaved), torch.ones(1)
         dense = [pattern.scatter(t) for t in (dh, codes)]
-        expected = [t for of in dense for t in oracle.compress_fp8(of.float()[order], one, "none", -2, "tensor")[:2]]
+        expected = []
+        for of in dense:
+            kept = oracle.compress_fp8(of.float()[order], one, "none", -2, "tensor")[1]
+            turned = Pattern.of_meta(kept, tokens, features, FP8, -2).gather(of[order])  # a NaN keeps its code
+            expected += [turned, kept]
         for i, (a, e) in enumerate(zip(along_tokens, expected, strict=True)):
             assert_same_bits(a, e, f"result {i + 1}")
         chosen = torch.empty(0, dtype=torch.int64) if hot is None else hot
