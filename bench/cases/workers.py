@@ -7,6 +7,7 @@ others wait for theirs.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
@@ -83,13 +84,13 @@ def begin(make: Callable[..., Any], named: Mapping[Any, tuple[Any, ...]], apart:
         return {name: Here(make, arguments, nullcontext()) for name, arguments in named.items()}
     context = multiprocessing.get_context("spawn")  # not fork: CUDA does not survive it
     lock = context.Lock()
-    return {name: There(context, make, arguments, lock) for name, arguments in named.items()}
+    return {name: There(context, len(named), make, arguments, lock) for name, arguments in named.items()}
 
 
-def _serve(pipe: Connection, *how: Any) -> None:
+def _serve(pipe: Connection, count: int, *how: Any) -> None:
     from torch._inductor import config
 
-    config.compile_threads = 1  # the others compile too
+    config.compile_threads = max(1, (os.cpu_count() or 1) // count)  # the others compile too
     here = Here(*how)
     pipe.send(here._answer)
     while True:

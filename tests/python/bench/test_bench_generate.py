@@ -6,7 +6,7 @@ import pytest
 from benches import run
 
 import sparse24
-from bench.cases import generate
+from bench.cases import generate_model
 
 SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee")
 pytest.importorskip("transformers")
@@ -45,12 +45,12 @@ def test_times_of_a_round_are_compared():
         {"dense": 200.0, "sparse24": 160.0},
         {"dense": 110.0, "sparse24": 88.0},
     ]
-    assert generate.by_rounds(rounds, "dense") == {"median_us": 110.0}
-    assert generate.by_rounds(rounds, "sparse24") == {"median_us": 88.0, "speedup_vs_best_dense": 1.25}
-    assert generate.by_rounds([{"sparse24": 5.0}, {"sparse24": 7.0}, {"sparse24": 6.0}], "sparse24") == {
+    assert generate_model.by_rounds(rounds, "dense") == {"median_us": 110.0}
+    assert generate_model.by_rounds(rounds, "sparse24") == {"median_us": 88.0, "speedup_vs_best_dense": 1.25}
+    assert generate_model.by_rounds([{"sparse24": 5.0}, {"sparse24": 7.0}, {"sparse24": 6.0}], "sparse24") == {
         "median_us": 6.0
     }
-    orders = [[name for name, _ in generate.turns(dict.fromkeys("abc"), count)] for count in range(4)]
+    orders = [[name for name, _ in generate_model.turns(dict.fromkeys("abc"), count)] for count in range(4)]
     assert orders == [[*"abc"], [*"bca"], [*"cab"], [*"abc"]]
 
 
@@ -59,9 +59,20 @@ def test_a_variant_that_breaks_has_a_record(tmp_path, monkeypatch):
         if name == "sparse24_fp8":
             raise RuntimeError("no conversion")
 
-    monkeypatch.setattr("bench.cases.generate_variant.convert", broken)
+    monkeypatch.setattr("bench.cases.generate_model.convert", broken)
     out = tmp_path / "generate.json"
     run("generate", *SMOKE, "--races", "eager:1", "--out", out, status=1)
     records = {r["variant"]: r for r in json.loads(out.read_text())}
     assert records["dense"]["verified"] and records["sparse24"]["verified"]
     assert records["sparse24_fp8"]["error"] == "RuntimeError: no conversion"
+
+
+def test_a_model_that_breaks_has_records(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no zeros")
+
+    monkeypatch.setattr("bench.cases.model_stacks.with_zeros", broken)
+    out = tmp_path / "generate.json"
+    run("generate", *SMOKE, "--races", "eager:1", "--out", out, status=1)
+    records = json.loads(out.read_text())
+    assert [r["error"] for r in records] == ["RuntimeError: no zeros"] * 3
