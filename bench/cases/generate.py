@@ -39,7 +39,7 @@ STACKS = {
     "nemotron": Stack("Nemotron-Mini-4B", "nemotron", 32, 64, 3072, 9216, 24, 8, FFN),
     "rwkv7": Stack("RWKV-7 FFN", "nemotron", 32, 64, 4096, 16384, 32, 8, FFN),
 }
-#: Modes and numbers of sequences. What is compiled comes first: it is compiled before anything is timed.
+#: Modes and numbers of sequences. All models compile for the first race at once, for a later one when its turn comes.
 RACES = "static:1,eager:8,eager:32,eager:1"
 #: What a worker may take for anything, at most.
 PATIENCE = 300.0
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     stamped("built and verified")
     for name, model in models.items():
         if name not in broken:
-            model.ask("prepare", [way for way in args.races if way[0] == "static"])
+            model.ask("prepare", *args.races[0])
     collect(models, broken)
     stamped("compiled")
     records: list[results.Record] = []
