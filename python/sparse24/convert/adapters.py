@@ -40,7 +40,13 @@ def calibrate(
     missing = [name for name, _, _ in networks if name not in squares]
     if not called or missing:
         fail("convert", "calibration to reach every network", f"none for {missing[0]}" if called else "no batch")
-    return {name: found.sqrt() for name, found in squares.items()}
+    norms = {name: found.sqrt() for name, found in squares.items()}
+    for name, found in norms.items():
+        if not found.isfinite().all():
+            fail("convert", f"calibration to give {name or 'model'} finite inputs", "NaN or infinity")
+        if not found.any():
+            fail("convert", f"calibration to give {name or 'model'} inputs that are not all zeros", "none")
+    return norms
 
 
 @torch.no_grad()
@@ -53,6 +59,7 @@ def fit(module: Any, conversion: Conversion, rank: int, norms: Tensor | None) ->
     first, _ = both_weights(module)
     w = first.weight.float() if first.scale is None else first.weight.float() * first.scale.reshape(-1, 1)
     norms = w.new_ones(w.shape[1]) if norms is None else norms.to(w.device)
+    norms = norms.clamp_min(norms.max() * 1e-4)  # entries whose inputs are all zeros are compared with each other
     kept = kept24(w * norms, -1)
     if not (norms == 1).all():
         put(module, KEEP[0], kept)
@@ -63,8 +70,7 @@ def fit(module: Any, conversion: Conversion, rank: int, norms: Tensor | None) ->
 
 
 def low_rank(rest: Tensor, rank: int, weigh: Tensor) -> tuple[Tensor, Tensor]:
-    """Give left [F, rank] and right [rank, D], whose product is nearest to `rest` [F, D] with weighed columns."""
-    weigh = weigh.clamp_min(weigh.max() * 1e-4).clamp_min(torch.finfo(torch.float32).tiny)
+    """Give left [F, rank] and right [rank, D], whose product is nearest to `rest` [F, D], its columns weighed."""
     weighed = rest * weigh
     # The singular vectors of a matrix with more rows than columns, by the smaller side.
     _, vectors = torch.linalg.eigh(weighed.t() @ weighed)

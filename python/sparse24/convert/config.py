@@ -42,7 +42,8 @@ class ConvertConfig:
     adapters : int
         With 2:4 weights: the rank of adapters beside the first weight, fitted to what pruning takes away from it.
         ``x @ (pruned(w1) + left @ right).T``, with parameters of the module ``sparse24_up_left`` [F, rank] and
-        ``sparse24_up_right`` [rank, D], which are trained and in the state_dict; `revert` removes them.
+        ``sparse24_up_right`` [rank, D], which are trained and in the state_dict; `revert` removes them. More than D of
+        them would say nothing that D do not: D are made then.
     calibration : iterable, optional
         Batches as `sparse24.analyze_model` takes them, a few. With them the entries of w1 are chosen, and adapters
         fitted, by what they do to the output: a magnitude counts times the norm of its input feature over all tokens.

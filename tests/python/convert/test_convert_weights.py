@@ -232,6 +232,36 @@ def test_calibration_reaches_every_network():
     assert all(type(layer) is Inline for layer in fresh.layers)
 
 
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        (torch.full((4, D), float("nan")), "to give 0 finite inputs, got NaN or infinity"),
+        (torch.full((4, D), float("inf")), "to give 0 finite inputs, got NaN or infinity"),
+        (torch.zeros(4, D), "to give 0 inputs that are not all zeros, got none"),
+        (torch.zeros(0, D), "to give 0 inputs that are not all zeros, got none"),
+    ],
+    ids=["NaN", "infinity", "zeros", "no tokens"],
+)
+def test_calibration_that_says_nothing(batch, sentence):
+    """One such batch would choose entries by their places, or make all adapters NaN."""
+    stack = nn.Sequential(model(dtype=torch.float32))
+    before = {name: t.clone() for name, t in stack.state_dict().items()}
+    config = ConvertConfig(sparse_weights="up", adapters=2, calibration=[batch])
+    with pytest.raises(RuntimeError, match=f"^sparse24.convert: expected calibration {sentence}$"):
+        sparse24.convert(stack, config, quiet=True)
+    assert type(stack[0]) is Inline and stack.training
+    for name, t in stack.state_dict().items():
+        assert_same_bits(t, before[name])
+
+
+def test_features_that_are_always_zero_are_compared_by_magnitude():
+    net, x = model(dtype=torch.float32), inputs(dtype=torch.float32)
+    x[:, :8] = 0
+    sparse24.convert(net, ConvertConfig(sparse_weights="up", calibration=[x]), quiet=True)
+    kept = net._buffers["_sparse24_keep_up"][:, :8]
+    assert_same_bits(kept, prune24(net.c_fc.weight.detach()[:, :8]) != 0)
+
+
 def test_refusals_and_reasons():
     for recipe, choice in (("both", "up"), ("up", "both")):
         words = f'expected sparse_weights to be "{recipe}" as recipe says, got "{choice}"'
