@@ -19,8 +19,6 @@ def check_operands(x: Tensor, w1: Tensor, w2: Tensor, offsets: Tensor, dtype: to
     """Check what is always there; `dtype` is that of the computation."""
     for name, t in (("x", x), ("w1", w1), ("w2", w2), ("offsets", offsets)):
         _require_tensor(name, t)
-        if t.layout is not torch.strided or t.is_nested:
-            fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
     if x.dtype not in _WIDE:
         fail("x to be bfloat16, float16 or (on the CPU) float32", dtype_name(x.dtype))
     if dtype == torch.float32 and x.is_cuda:
@@ -121,6 +119,8 @@ def refuse_second_derivatives() -> None:
 def _require_tensor(name: str, t: object) -> None:
     if not isinstance(t, Tensor):
         fail(f"{name} to be a Tensor", type_name(t))
+    if t.layout is not torch.strided or t.is_nested:
+        fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
 
 
 def _require_device(name: str, t: Tensor, x: Tensor) -> None:

@@ -18,15 +18,12 @@ _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def check_tensors(x: Tensor, w1: Tensor, w2: Tensor) -> None:
     """Check that what has to be a tensor is one, before anything is asked of it."""
     for name, t in (("x", x), ("w1", w1), ("w2", w2)):
-        if not isinstance(t, Tensor):
-            _require_tensor(name, t)
-        if t.layout is not torch.strided or t.is_nested:
-            fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
+        _require_tensor(name, t)
 
 
 def resolved_fp8(precision: str, w1: Tensor, w2: Tensor, refuse: Callable[[str, object], NoReturn]) -> bool:
     """Resolve `precision` by the dtypes of the weights; `refuse` takes what was expected, and what was got."""
-    if precision not in ("auto", "16bit", "fp8"):
+    if not isinstance(precision, str) or precision not in ("auto", "16bit", "fp8"):
         refuse('precision to be "auto", "16bit" or "fp8"', f'"{precision}"')
     if (w1.dtype == FP8) != (w2.dtype == FP8):
         refuse(f"w2 to be {'float8_e4m3fn' if w1.dtype == FP8 else 'of 16 or 32 bits'} as w1 is", dtype_name(w2.dtype))
@@ -229,6 +226,8 @@ def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8:
 def _require_tensor(name: str, t: object) -> None:
     if not isinstance(t, Tensor):
         fail(f"{name} to be a Tensor", type_name(t))
+    if t.layout is not torch.strided or t.is_nested:
+        fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
 
 
 def fail(rule: str, got: object) -> NoReturn:

@@ -70,6 +70,8 @@ def inferred(
         or fp8 != (second.scale is not None)
         or precision == ("16bit" if fp8 else "fp8")
         or (recipe is not None and recipe.sparse_weights != "none")
+        or x.is_nested
+        or not (scale_y is None or (fp8 and isinstance(scale_y, Tensor)))
     ):
         return None
     if not fp8 and not (w1.dtype == w2.dtype == dtype and (rows is None or rows.dtype == dtype)):
@@ -146,4 +148,8 @@ def _no_bias(w1: Tensor) -> Tensor:
 
 def _is_number(scale: Tensor | None, place: int) -> bool:
     """Whether a scale is missing, or one float32 number on the device."""
-    return scale is None or (scale.numel() == 1 and scale.dtype == torch.float32 and scale.get_device() == place)
+    if scale is None:
+        return True
+    if not isinstance(scale, Tensor) or scale.is_nested:
+        return False
+    return scale.numel() == 1 and scale.dtype == torch.float32 and scale.get_device() == place
