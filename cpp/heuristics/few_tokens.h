@@ -1,5 +1,6 @@
 /// @file
-/// How many tokens are few: up to how many a network whose W2 is stored by neuron runs as relu2_mlp_few.
+/// How many tokens are few: up to how many a network whose W2 is stored by neuron runs as relu2_mlp_few, and beyond that,
+/// or without such a W2, as relu2_mlp_dense.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ namespace sparse24 {
 struct FewTokensRow {
   int bits;
   int64_t d_model, d_ff;
-  int64_t tokens;  ///< the most that run so; 0: none
+  int64_t tokens;  ///< the most that run as relu2_mlp_few; 0: none
+  int64_t dense;   ///< the most that run as relu2_mlp_dense; 0: none
   std::string record;
 };
 

@@ -63,7 +63,7 @@ py::list few_tokens() {
   py::list out;
   for (const FewTokensRow& row : few_tokens_rows()) {
     out.append(py::dict("bits"_a = row.bits, "d_model"_a = row.d_model, "d_ff"_a = row.d_ff, "tokens"_a = row.tokens,
-                        "record"_a = row.record));
+                        "dense"_a = row.dense, "record"_a = row.record));
   }
   return out;
 }
@@ -150,7 +150,8 @@ void bind_configs(py::module_& module) {
       "dtype"_a, "m"_a, "n"_a, "k"_a, "sm_count"_a, "compress"_a,
       "How linear_compress, or else linear_relu2, runs for x [m, k] and w [n, k], all of one type.");
   module.def("cost_rows", &cost_rows, "The constants of the cost model, each with the record that it comes from.");
-  module.def("few_tokens_rows", &few_tokens, "Up to how many tokens measured networks run as relu2_mlp_few.");
+  module.def("few_tokens_rows", &few_tokens,
+             "Up to how many tokens measured networks run as relu2_mlp_few, and beyond it as relu2_mlp_dense.");
   py::class_<PyCostModel>(module, "_CostModel", "The cost model by rows of constants, of the device of the records.")
       .def(py::init<const py::list&>(), "rows"_a)
       .def("predicted_us", &PyCostModel::predicted_us, "product"_a, "dtype"_a, "m"_a, "n"_a, "k"_a, "config"_a)

@@ -1,6 +1,6 @@
 /// @file
-/// What ops of a whole network share: one allocation for all that lies between its products, and what arguments point
-/// to.
+/// What ops of a whole network share: checks, one allocation for all that lies between its products, and what arguments
+/// point to.
 #pragma once
 
 #include <vector>
@@ -8,6 +8,32 @@
 #include "tensor.h"
 
 namespace sparse24::torch_ops {
+
+/// The tensors beside x; scales are float8's.
+struct Network {
+  const Tensor &w1, &w2;
+  const std::optional<Tensor>&b1, &b2, &w1_scale, &w2_scale, &scale_y, &scale_y_factor;
+};
+
+struct NetworkSizes {
+  int64_t tokens, in, features, out;
+  DType dtype;  ///< of x
+  bool fp8;
+
+  DType stored() const { return fp8 ? DType::kFloat8E4M3 : dtype; }
+};
+
+/// What the columns and the rows of the first weight are multiples of.
+struct RowMultiples {
+  int64_t columns, rows;
+};
+
+/// Checks all of a network but the threshold. `multiples` says what its op asks of weights of a type.
+NetworkSizes check_network(OpName op, const Tensor& x, const Network& net, RowMultiples (*multiples)(DType stored));
+/// Whether there is a scale for each of so many rows, and not one for all.
+bool is_per_row(const std::optional<Tensor>& scale, int64_t rows);
+/// x [tokens, in].
+Tensor as_rows(const Tensor& x, const NetworkSizes& s);
 
 /// One allocation for all that lies between the products.
 class Between {

@@ -10,93 +10,12 @@ namespace {
 
 constexpr OpName kOp = "sparse24.relu2_mlp_sparse";
 
-/// The tensors beside x; scales are float8's.
-struct Network {
-  const Tensor &w1, &w2;
-  const std::optional<Tensor>&b1, &b2, &w1_scale, &w2_scale, &scale_y, &scale_y_factor;
-};
-
-struct Sizes {
-  int64_t tokens, in, features, out;
-  DType dtype;  ///< of x
-  bool fp8;
-};
-
-void check_weight(const char* argument, const Tensor& w, const Tensor& x, ScalarType dtype, const char* of) {
-  check_device(kOp, argument, w, "x", x);
-  check_sizes(kOp, argument, w, 2);
-  expect(w.scalar_type() == dtype, kOp, argument, " to be ", dtype_text(dtype), of, ", got ",
-         dtype_text(w.scalar_type()));
-}
-
-void check_bias(const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype, bool or_float,
-                int64_t elements, const char* meaning) {
-  if (!bias) return;
-  check_device(kOp, argument, *bias, "x", x);
-  const ScalarType actual = bias->scalar_type();
-  or_float = or_float && dtype != DType::kFloat32;
-  expect(actual == to_torch(dtype) || (or_float && actual == ScalarType::Float), kOp, argument, " to be ",
-         name_of(dtype), or_float ? " or float32" : "", ", got ", dtype_text(actual));
-  check_sizes(kOp, argument, *bias, 1);
-  expect(bias->size(0) == elements, kOp, argument, " to have ", elements, " elements (", meaning, "), got ",
-         bias->size(0));
-}
-
-/// A scale is there for float8 weights (`needed` or not), and for nothing else.
-void check_scale_of(const char* argument, const std::optional<Tensor>& scale, bool fp8, bool needed, const Tensor& x,
-                    int64_t elements, const char* meaning) {
-  if (!scale) {
-    expect(!needed, kOp, argument, " to be a tensor (w1 is float8_e4m3fn), got None");
-    return;
-  }
-  expect(fp8, kOp, argument, " to be None (w1 is not float8_e4m3fn), got a tensor");
-  check_device(kOp, argument, *scale, "x", x);
-  check_scale(kOp, argument, *scale, elements, true, meaning);
-}
-
-Sizes check(const Tensor& x, const Network& net) {
-  check_defined(kOp, "x", x);
-  expect(x.dim() >= 1, kOp, "x to have at least 1 dimension, got 0 with shape ()");
-  Sizes s{1, x.size(x.dim() - 1), 0, 0, {}, false};
-  s.dtype = check_dtype(kOp, "x", x, {DType::kBFloat16, DType::kFloat16, DType::kFloat32});
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) s.tokens *= x.size(i);
-  expect(s.tokens <= INT32_MAX && s.in <= INT32_MAX, kOp, "x to have sizes below 2^31, got ", Shape{x});
-  check_defined(kOp, "w1", net.w1);
-  s.fp8 = net.w1.scalar_type() == ScalarType::Float8_e4m3fn;
-  if (!s.fp8) check_weight("w1", net.w1, x, to_torch(s.dtype), " (the dtype of x) or float8_e4m3fn");
-  check_weight("w1", net.w1, x, net.w1.scalar_type(), "");
-  expect(net.w1.size(1) == s.in, kOp, "w1 to have ", s.in, " columns (columns of x), got ", net.w1.size(1));
-  expect(!s.fp8 || s.in % 16 == 0, kOp, "x to have a multiple of 16 columns (float8_e4m3fn weights), got ", s.in);
-  s.features = net.w1.size(0);
-  const DType stored = s.fp8 ? DType::kFloat8E4M3 : s.dtype;
-  const int64_t multiple = feature_alignment(stored, Dim::kFeatures);
-  expect(s.features % multiple == 0, kOp, "w1 to have a multiple of ", multiple, " rows (", name_of(stored), "), got ",
-         s.features);
-  check_weight("w2", net.w2, x, net.w1.scalar_type(), " (the dtype of w1)");
-  expect(net.w2.size(1) == s.features, kOp, "w2 to have ", s.features, " columns (rows of w1), got ", net.w2.size(1));
-  s.out = net.w2.size(0);
-  check_bias("b1", net.b1, x, s.fp8 ? DType::kBFloat16 : s.dtype, false, s.features, "rows of w1");
-  check_bias("b2", net.b2, x, s.dtype, true, s.out, "rows of w2");
-  check_scale_of("w1_scale", net.w1_scale, s.fp8, s.fp8, x, s.features, "rows of w1");
-  check_scale_of("w2_scale", net.w2_scale, s.fp8, s.fp8, x, s.out, "rows of w2");
-  check_scale_of("scale_y", net.scale_y, s.fp8, false, x, s.tokens, "tokens of x");
-  check_scale_of("scale_y_factor", net.scale_y_factor, s.fp8, false, x, 1, "one factor");
-  expect(!net.scale_y || !net.scale_y_factor, kOp, "scale_y_factor to be None beside scale_y, got a tensor");
-  return s;
-}
-
-bool is_per_row(const std::optional<Tensor>& scale, int64_t rows) {
-  return scale && rows != 1 && scale->numel() == rows;
-}
-
-Tensor as_rows(const Tensor& x, const Sizes& s) {
-  if (x.dim() == 2) return x;
-  const int64_t sizes[] = {s.tokens, s.in};
-  return torch::stable::view(as_contiguous(x), sizes);
+RowMultiples multiples_of(DType stored) {
+  return {stored == DType::kFloat8E4M3 ? 16 : 1, feature_alignment(stored, Dim::kFeatures)};
 }
 
 /// Computes `result` [tokens, out] of sizes above zero.
-void run(const DeviceScope& scope, const Tensor& x, const Network& net, const Sizes& s, ActivationArgs activation,
+void run(const DeviceScope& scope, const Tensor& x, const Network& net, const NetworkSizes& s, ActivationArgs activation,
          Tensor& result) {
   const DType stored = s.fp8 ? DType::kFloat8E4M3 : s.dtype;
   const bool by_row = s.fp8 && !net.scale_y && !net.scale_y_factor;
@@ -192,7 +111,7 @@ Tensor relu2_mlp_sparse(const Tensor& x, const Tensor& w1, const Tensor& w2, con
                         const std::optional<Tensor>& w2_scale, const std::optional<Tensor>& scale_y,
                         const std::optional<Tensor>& scale_y_factor, double threshold) {
   const Network net{w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor};
-  const Sizes s = check(x, net);
+  const NetworkSizes s = check_network(kOp, x, net, multiples_of);
   const ActivationArgs activation = ActivationArgs(Activation::kRelu2).above(kOp, threshold);
   const DeviceScope scope(kOp, x);
 

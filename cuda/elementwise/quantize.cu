@@ -5,6 +5,7 @@
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "elementwise/amax.cuh"
+#include "few_tokens/asynchronous.cuh"
 #include "sparse24/quantize.h"
 
 namespace sparse24::cuda {
@@ -50,6 +51,7 @@ template <class T, int kSegments, bool kComputeScale, bool kPredict>
 __global__ void __launch_bounds__(kMaxThreads)
     quantize_rows(const T* x, int64_t cols, uint8_t* q, const float* given_scale, int scale_stride,
                   float* computed_scale, int column_blocks, const float* factor, float* predicted) {
+  launch_dependents();  // one that waits for the codes itself may fetch weights meanwhile
   const int64_t row = blockIdx.x / column_blocks;
   const int64_t col0 = int64_t(blockIdx.x % column_blocks) * kSegments * blockDim.x * 16;
   const auto column = [&](int s) { return col0 + (int64_t(s) * blockDim.x + threadIdx.x) * 16; };

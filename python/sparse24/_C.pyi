@@ -48,6 +48,7 @@ class FewTokensRow(TypedDict):
     d_model: int
     d_ff: int
     tokens: int
+    dense: int
     record: str
 
 class _CostModel:

@@ -23,6 +23,7 @@
 #include "sparse24/put_features.h"
 #include "sparse24/quantize.h"
 #include "sparse24/quantize_both.h"
+#include "sparse24/relu2_mlp_dense.h"
 #include "sparse24/relu2_mlp_few.h"
 #include "sparse24/step_scales.h"
 #include "sparse24/threads.h"

@@ -15,7 +15,7 @@ from sparse24.convert.conversion import Conversion, Weights
 from sparse24.convert.seen import trains
 from sparse24.convert.unchanged import Facts, facts_of
 from sparse24.format import FP8
-from sparse24.mlp.choice import runs_few
+from sparse24.mlp.choice import runs_dense_few, runs_few
 from sparse24.ops.forward_mode import in_forward_mode
 
 # Looked up once: torch has thousands of names, and in a model their places in its dictionary are cold.
@@ -25,6 +25,7 @@ _is_in_torch_func, _BelowAutograd = torch._C._are_functorch_transforms_active, t
 # What their `__call__` calls.
 _few = torch.ops.sparse24.relu2_mlp_few.default._op
 _sparse = torch.ops.sparse24.relu2_mlp_sparse.default._op
+_dense = torch.ops.sparse24.relu2_mlp_dense.default._op
 #: Shapes of x that are kept, of a module: as many as there are batches of few tokens.
 _MOST = 64
 
@@ -52,6 +53,7 @@ def remember(
     second: Weights,
     rows: Tensor | None,
     threshold: float,
+    min_tokens: int | None,
 ) -> None:
     """Keep what `inferred` ran with; `first` and `second` are as they enter, with nothing added or pruned."""
     record = module._copies
@@ -62,12 +64,18 @@ def remember(
     ):
         return
     width, d_ff, d_out = conversion.sizes
-    fp8 = first.scale is not None
-    if rows is not None and runs_few(x.numel() // width, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
+    fp8, tokens = first.scale is not None, x.numel() // width
+    how = {"fp8": fp8, "is_cuda": x.is_cuda}
+    if rows is not None and runs_few(tokens, d_ff, d_out, **how):
         op, operand, others, further = _few, rows, (first.scale, second.scale, threshold), ()
-    elif fp8 and FP8 not in (first.stored.dtype, second.stored.dtype):
+    elif FP8 not in (first.stored.dtype, second.stored.dtype):
         op, operand, further = _sparse, second.weight, ("sparse",)
         others = (first.scale, second.scale, None, None, threshold)
+        free = min_tokens is None or tokens < min_tokens or not module.sparse
+        if free and runs_dense_few(tokens, *conversion.sizes, **how):
+            op = _dense
+        elif not fp8:
+            return
     else:
         return
     facts = facts_of(module, conversion, further)

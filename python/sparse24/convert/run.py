@@ -16,7 +16,7 @@ from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, 
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
-from sparse24.mlp.choice import few_tokens, least_when_exact, tokens_that_pay
+from sparse24.mlp.choice import few_tokens, least_when_exact, runs_dense_few, tokens_that_pay
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.packed_weights import packed_pays
 from sparse24.mlp.scale import factor_of
@@ -68,7 +68,8 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         )
         if out is not None:
             if module._copies is not None and not has_changes(module, conversion):
-                remember(module, conversion, x, first, second, rows, float(options.get("threshold", 0)))
+                how = float(options.get("threshold", 0)), options.get("min_tokens")
+                remember(module, conversion, x, first, second, rows, *how)
             return out
     problem = input_problem(x, first.weight.device if moved else None)
     if problem is None and moved and first.weight.device != second.weight.device:
@@ -107,7 +108,8 @@ def dense_tokens(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Tell between which numbers of tokens a call for inference runs what the module ran before: on the CPU, on CUDA.
 
-    Where neither few tokens nor 2:4 pay nothing is faster, on the host too; with `decode` of float8 copies as well.
+    Where neither few tokens nor 2:4 pay nothing is faster, on the host too; with `decode` of float8 copies as well. Those
+    of `relu2_mlp_dense` are among them.
     """
     _, d_ff, d_out = sizes
     recipe = options.get("recipe")
@@ -135,6 +137,8 @@ def runs_as_before(module: nn.Module, conversion: Conversion, x: Any) -> bool:
         if not (known(low < tokens) and known(tokens < min(high, MAX_TOKENS + 1))):
             return False
     elif not low < tokens < high:
+        return False
+    if runs_dense_few(tokens, *conversion.sizes, fp8=conversion.precision == "fp8", is_cuda=x.is_cuda):
         return False
     if torch.is_grad_enabled():
         first, second = (weights_of(module, layer, owner(module, layer)) for layer in (conversion.up, conversion.down))

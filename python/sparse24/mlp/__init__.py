@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from sparse24._autocast import without_autocast, without_autograd
 from sparse24._options import boolean, whole_number
@@ -36,7 +37,7 @@ from sparse24.mlp.checks import (
 from sparse24.mlp.choice import DEFAULT_MIN_PRODUCTS as DEFAULT_MIN_PRODUCTS
 from sparse24.mlp.choice import FEW_TOKENS as FEW_TOKENS
 from sparse24.mlp.choice import few_tokens as few_tokens
-from sparse24.mlp.choice import may_be_few, runs_few
+from sparse24.mlp.choice import may_be_few, runs_dense_few, runs_few
 from sparse24.mlp.choice import pays as pays
 from sparse24.mlp.float8 import float8_weight, linear_fp8
 from sparse24.mlp.forward import activation, output
@@ -49,7 +50,7 @@ from sparse24.mlp.step_fp8_whole import WholeStepFp8, runs_whole
 from sparse24.mlp.transforms import run_few_transformed, run_transformed
 from sparse24.mlp.usual_step import stepped
 from sparse24.mlp.weights import check_groups, pruned_weights
-from sparse24.ops import quantize_fp8, relu2_mlp_few
+from sparse24.ops import quantize_fp8, relu2_mlp_dense, relu2_mlp_few
 from sparse24.ops.activation import RELU2, ActivationFunction, threshold_of
 from sparse24.ops.few_tokens import MAX_TOKENS
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func, is_mapped_alone
@@ -306,6 +307,14 @@ def relu2_mlp(
         with without_autograd():
             run_few = run_few_transformed if transformed else relu2_mlp_few
             return run_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
+    if inference and (min_tokens is None or not sparse) and _are_plain(w1, w2) and fp8 == (w1_scale is not None):
+        sizes = tokens.shape[0], w1.shape[1], *w2.t().shape
+        if runs_dense_few(*sizes, fp8=fp8, is_cuda=x.is_cuda) and fp8 == (w2_scale is not None):
+            w1, w2 = (w1, w2) if fp8 else (_cast(w1, dtype), _cast(w2, dtype))
+            b1, b2 = _cast(b1, torch.bfloat16 if fp8 else dtype), _cast(b2, dtype)
+            scales = w1_scale, w2_scale, scale_y, scale_y_factor
+            with without_autograd():
+                return relu2_mlp_dense(_cast(x, dtype), w1, w2, b1, b2, *scales, above)
     plain = inference and not enough and min_tokens is None and known(tokens.shape[0] <= MAX_TOKENS)
     if plain:
         fused = fused and fp8  # torch's functions are the faster ones
@@ -361,6 +370,11 @@ def up_projection(
         return F.linear(x, w1.to(x.dtype), _cast(b1, x.dtype))
     w1 = w1 if w1_scale is not None else w1.to(x.dtype)
     return linear_fp8(*quantize_fp8(x), *float8_weight(Weight(w1, w1_scale)), b1)
+
+
+def _are_plain(*weights: Tensor) -> bool:
+    """Whether these are no subclass's, whose operators are torch's."""
+    return all(type(w) in (Tensor, Parameter) for w in weights)
 
 
 def _cast(t: Any, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""Which of its three ways a call of the network runs: 2:4, dense, or as `relu2_mlp_few`. Sizes decide, data do not."""
+"""Which of its ways a call of the network runs: 2:4, dense, or as an op for few tokens. Sizes decide, data do not."""
 
 from math import ceil
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from sparse24 import _C
 from sparse24._symbolic import exporting, known, or_false, or_true
 from sparse24.ops.few_tokens import MAX_TOKENS
+from sparse24.ops.network import MAX_DENSE_TOKENS
 
 #: Multiply-adds of the second GEMM, ``tokens * F * D_out``, below which `relu2_mlp` runs dense on CUDA unless
 #: `min_tokens` says otherwise: with fewer, launches and the reading of weights, which 2:4 activations do not shrink,
@@ -29,9 +30,14 @@ MIN_GRADIENT_DEPTH = 2048
 #: Output features from which `linear_gradient_fp8_packed` is faster than `linear_gradient_fp8` there.
 MIN_FP8_GRADIENT_DEPTH = 2560
 
-# By bits of the weights, d_model and d_ff; and what was looked up for others.
-_few = {(row["bits"], row["d_model"], row["d_ff"]): row["tokens"] for row in _C.few_tokens_rows()}
-_found: dict[tuple[int, int, int], int] = {}
+#: From how many tokens on inference runs as `relu2_mlp_dense`, in bits of the weights; with fewer 16-bit weights are
+#: read by torch's product of a matrix and a vector.
+LEAST_DENSE = {16: 9, 8: 1}
+
+# By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense; and what was looked
+# up for others.
+_few = {(row["bits"], row["d_model"], row["d_ff"]): (row["tokens"], row["dense"]) for row in _C.few_tokens_rows()}
+_found: dict[tuple[int, int, int], tuple[int, int]] = {}
 
 
 def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False, step: bool = False) -> bool:
@@ -115,20 +121,43 @@ def few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
     int
         From 0: then no call does.
     """
-    key = (8 if fp8 else 16, d_out, d_ff)
-    tokens = _few.get(key)
+    return _most_tokens(8 if fp8 else 16, d_out, d_ff)[0]
+
+
+def dense_few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
+    """Up to how many tokens inference that is not as `few_tokens` says runs as `relu2_mlp_dense` on CUDA.
+
+    Measured as those.
+
+    Parameters
+    ----------
+    d_ff, d_out : int
+        Sizes of the second weight, [d_out, d_ff].
+    fp8 : bool
+        Whether the weights are float8.
+
+    Returns
+    -------
+    int
+        From 0: then no call does.
+    """
+    return _most_tokens(8 if fp8 else 16, d_out, d_ff)[1]
+
+
+def _most_tokens(*key: int) -> tuple[int, int]:
+    tokens = _few.get(key)  # type: ignore[arg-type]
     if tokens is not None:
         return tokens
     if torch.compiler.is_compiling():  # sizes may be symbols
         return _nearest(*key)
-    tokens = _found.get(key)
+    tokens = _found.get(key)  # type: ignore[arg-type]
     if tokens is None:
-        tokens = _found[key] = _nearest(*key)
+        tokens = _found[key] = _nearest(*key)  # type: ignore[index]
     return tokens
 
 
-def _nearest(bits: int, d_out: int, d_ff: int) -> int:
-    found, distance = 0, float("inf")
+def _nearest(bits: int, d_out: int, d_ff: int) -> tuple[int, int]:
+    found, distance = (0, 0), float("inf")
     if d_out > 0 and d_ff > 0:
         for (row_bits, d_model, features), tokens in _few.items():
             ratio = max(d_out / d_model, d_model / d_out) * max(d_ff / features, features / d_ff)
@@ -148,6 +177,25 @@ def runs_few(tokens: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) ->
     On the CPU it does wherever tokens may be few: there it is the reference.
     """
     return may_be_few(tokens) and (not is_cuda or _at_most(tokens, few_tokens(d_ff, d_out, fp8=fp8)))
+
+
+def runs_dense_few(tokens: int, d_model: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) -> bool:
+    """Whether inference of a dense network, or of one that nobody asks to be 2:4, runs as `relu2_mlp_dense`.
+
+    Parameters
+    ----------
+    tokens, d_model, d_ff, d_out : int
+        Sizes: x [tokens, d_model], w1 [d_ff, d_model], w2 [d_out, d_ff].
+    fp8 : bool
+        Whether the weights are float8.
+    is_cuda : bool
+        On the CPU nothing does.
+    """
+    if not is_cuda or not _at_most(tokens, MAX_DENSE_TOKENS):
+        return False
+    multiple, bits = (16, 8) if fp8 else (8, 16)
+    fits = or_false(d_model % multiple == 0) and or_false(d_ff % multiple == 0) and or_false(d_model > 0)
+    return fits and _at_most(LEAST_DENSE[bits], tokens) and _at_most(tokens, dense_few_tokens(d_ff, d_out, fp8=fp8))
 
 
 def least_when_exact(min_tokens: int | None, x: Tensor) -> int | None:

@@ -8,11 +8,11 @@ from torch.nn.functional import linear
 from sparse24._autocast import without_autograd
 from sparse24.format import FEATURES
 from sparse24.mlp.arguments import Weight
-from sparse24.mlp.choice import may_be_few, pays, runs_few
+from sparse24.mlp.choice import may_be_few, pays, runs_dense_few, runs_few
 from sparse24.ops.activation import RELU2
 from sparse24.ops.few_tokens import MAX_TOKENS, relu2_mlp_few
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
-from sparse24.ops.network import relu2_mlp_sparse
+from sparse24.ops.network import relu2_mlp_dense, relu2_mlp_sparse
 from sparse24.recipe import Recipe
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -97,6 +97,11 @@ def inferred(
             return None
     elif scale_y is not None or scale_y_factor is not None:
         return None
+    scales = first.scale, second.scale, scale_y, scale_y_factor
+    free = min_tokens is None or tokens < min_tokens or not sparse
+    if free and runs_dense_few(tokens, d, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
+        with without_autograd():
+            return relu2_mlp_dense(x, w1, w2, b1, b2, *scales, threshold)
     if min_tokens is not None:
         enough = tokens >= min_tokens
     else:
@@ -108,7 +113,6 @@ def inferred(
         return dense(x, w1, w2, b1, b2)
     if sparse is not True or d_ff % FEATURES[fp8] != 0:
         return None
-    scales = first.scale, second.scale, scale_y, scale_y_factor
     with without_autograd():
         return relu2_mlp_sparse(x, w1, w2, b1, b2, *scales, threshold)
 
