@@ -1,6 +1,6 @@
 /// @file
-/// How many tokens are few: up to how many a network whose W2 is stored by neuron runs as relu2_mlp_few, and beyond that,
-/// or without such a W2, as relu2_mlp_dense.
+/// How many tokens are few: up to how many a network whose W2 is stored by neuron runs as relu2_mlp_few, and beyond
+/// that, or without such a W2, as relu2_mlp_dense.
 #pragma once
 
 #include <cstdint>

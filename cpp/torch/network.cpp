@@ -12,8 +12,8 @@ void check_weight(OpName op, const char* argument, const Tensor& w, const Tensor
          dtype_text(w.scalar_type()));
 }
 
-void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype, bool or_float,
-                int64_t elements, const char* meaning) {
+void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype,
+                bool or_float, int64_t elements, const char* meaning) {
   if (!bias) return;
   check_device(op, argument, *bias, "x", x);
   const ScalarType actual = bias->scalar_type();
@@ -26,8 +26,8 @@ void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bi
 }
 
 /// A scale is there for float8 weights (`needed` or not), and for nothing else.
-void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>& scale, bool fp8, bool needed, const Tensor& x,
-                    int64_t elements, const char* meaning) {
+void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>& scale, bool fp8, bool needed,
+                    const Tensor& x, int64_t elements, const char* meaning) {
   if (!scale) {
     expect(!needed, op, argument, " to be a tensor (w1 is float8_e4m3fn), got None");
     return;

@@ -17,8 +17,8 @@ RowMultiples multiples_of(DType stored) {
 }
 
 /// Computes `result` [tokens, out] of sizes above zero.
-void run(const DeviceScope& scope, const Tensor& x, const Network& net, const NetworkSizes& s, ActivationArgs activation,
-         Tensor& result) {
+void run(const DeviceScope& scope, const Tensor& x, const Network& net, const NetworkSizes& s,
+         ActivationArgs activation, Tensor& result) {
   const DType stored = s.stored();
   const bool computed = s.fp8 && !net.scale_y && !net.scale_y_factor;  // from the activation itself
   // Kernels always get columns to multiply, if only zeros.

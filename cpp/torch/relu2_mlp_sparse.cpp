@@ -15,8 +15,8 @@ RowMultiples multiples_of(DType stored) {
 }
 
 /// Computes `result` [tokens, out] of sizes above zero.
-void run(const DeviceScope& scope, const Tensor& x, const Network& net, const NetworkSizes& s, ActivationArgs activation,
-         Tensor& result) {
+void run(const DeviceScope& scope, const Tensor& x, const Network& net, const NetworkSizes& s,
+         ActivationArgs activation, Tensor& result) {
   const DType stored = s.fp8 ? DType::kFloat8E4M3 : s.dtype;
   const bool by_row = s.fp8 && !net.scale_y && !net.scale_y_factor;
   // Kernels always get columns to multiply, if only zeros.

@@ -3,18 +3,10 @@
 
 #include "common/float8.cuh"
 #include "common/packed.cuh"
-#include "few_tokens/dense_mainloop.cuh"
+#include "few_tokens/dense_exchange.cuh"
 #include "sparse24/quantize.h"
 
 namespace sparse24::cuda {
-
-// Where a thread's sums lie: value 4 j + 2 h + e is row `row` + 8 h of the tile and token `token` + 8 j + e.
-struct DensePlace {
-  int row, token;
-  __device__ __forceinline__ DensePlace()
-      : row(int(threadIdx.x) / 128 * 64 + int(threadIdx.x) / 32 % 4 * 16 + int(threadIdx.x) % 32 / 4),
-        token(int(threadIdx.x) % 4 * 2) {}
-};
 
 template <class T>
 __device__ __forceinline__ uint16_t to_bits(T, float v) {
@@ -39,14 +31,11 @@ struct RowFactors {
   }
 };
 
-__device__ __forceinline__ void wait_for_warpgroups(int threads) {
-  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
-}
-
 // y = max(h, 0)^2, of h that is rounded to T; codes of float8 where the operands are and y has a scale.
 template <class Tile, class T>
 struct DenseRelu2 {
   using Params = DenseRelu2Params;
+  static constexpr bool kFirst = true;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
 
   const Params& p;
@@ -66,25 +55,26 @@ struct DenseRelu2 {
   }
   __device__ __forceinline__ void begin(int row, int end) { rows.load(T{}, p.factors, row, end); }
 
-  __device__ __forceinline__ void finish(const DenseWalk& walk, int, int row, int end, int tokens, int,
-                                         float (&c)[Tile::kTokens / 2]) const {
-    const DensePlace place;
-#pragma unroll
-    for (int i = 0; i < Tile::kTokens / 2; ++i) {
-      const int h = i / 2 % 2, token = place.token + i / 4 * 8 + i % 2;
-      if (token >= tokens || row + 8 * h >= end) continue;
+  __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
+                                         unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
+    const int first = walk.first_row(walk.tile(unit)), end = walk.first_row(walk.tile(unit) + 1);
+    const auto squared = [&](int i, int token) {
+      const int h = i / 2 % 2;
       float sum = c[i];
       if constexpr (kFp8) sum = __fmul_rn(__fmul_rn(sum, shared.of_tokens[0][token]), rows.scale[h]);
       if (p.factors.bias != nullptr) sum = __fadd_rn(sum, rows.bias[h]);
       const float root = to_float(T{}, to_bits(T{}, sum));
       const float kept = root <= p.threshold ? 0.f : root;  // NaN is kept
-      const float y = __fmul_rn(kept, kept);
-      const uint32_t at = uint32_t(token) * walk.rows + row + 8 * h;
-      if (kFp8 && p.factors.scale_y != nullptr) {
-        static_cast<uint8_t*>(p.y)[at] = uint8_t(to_e4m3x2(__fmul_rn(y, shared.of_tokens[1][token]), 0.f));
-      } else {
-        static_cast<uint16_t*>(p.y)[at] = to_bits(T{}, y);
-      }
+      return __fmul_rn(kept, kept);
+    };
+    if (kFp8 && p.factors.scale_y != nullptr) {
+      store_exchanged<Tile>(static_cast<uint8_t*>(p.y), walk.rows, first, end, tokens, threads, exchange,
+                            [&](int i, int token) {
+                              return uint8_t(to_e4m3x2(__fmul_rn(squared(i, token), shared.of_tokens[1][token]), 0.f));
+                            });
+    } else {
+      store_exchanged<Tile>(static_cast<uint16_t*>(p.y), walk.rows, first, end, tokens, threads, exchange,
+                            [&](int i, int token) { return to_bits(T{}, squared(i, token)); });
     }
   }
 };
@@ -93,6 +83,7 @@ struct DenseRelu2 {
 template <class Tile>
 struct DenseSum {
   using Params = DenseSumParams;
+  static constexpr bool kFirst = false;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
 
   const Params& p;
@@ -136,7 +127,7 @@ struct DenseSum {
     constexpr int kLoads = kFours < 8 ? kFours : 8;  // under way at a time, of a slice
 #pragma unroll
     for (int first = 0; first < kFours; first += kLoads) {
-#pragma unroll(16 / kLoads)
+#pragma unroll(kFours > kLoads ? 1 : 16 / kLoads)
       for (int s = 0; s < walk.slices; ++s) {
         const float4* of_slice = sums + int64_t{s * walk.tiles + tile} * of_unit;
 #pragma unroll
@@ -149,20 +140,20 @@ struct DenseSum {
     return true;
   }
 
-  __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int row, int end, int tokens, int threads,
-                                         float (&c)[Tile::kTokens / 2]) const {
+  __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
+                                         unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
     if (walk.slices > 1 && !add_slices(walk, unit, threads, c)) return;
-    const DensePlace place;
-#pragma unroll
-    for (int i = 0; i < Tile::kTokens / 2; ++i) {
-      const int h = i / 2 % 2, token = place.token + i / 4 * 8 + i % 2;
-      if (token >= tokens || row + 8 * h >= end) continue;
-      float sum = c[i];
-      if constexpr (kFp8) sum = __fmul_rn(__fmul_rn(sum, shared.of_tokens[0][token]), rows.scale[h]);
-      if (p.factors.bias != nullptr) sum = __fadd_rn(sum, rows.bias[h]);
-      static_cast<uint16_t*>(p.out)[uint32_t(token) * walk.rows + row + 8 * h] =
-          p.out_is_half ? to_bits(__half{}, sum) : to_bits(__nv_bfloat16{}, sum);
-    }
+    const int first = walk.first_row(walk.tile(unit)), end = walk.first_row(walk.tile(unit) + 1);
+    store_exchanged<Tile>(static_cast<uint16_t*>(p.out), walk.rows, first, end, tokens, threads, exchange,
+                          [&](int i, int token) {
+                            const int h = i / 2 % 2;
+                            float sum = c[i];
+                            if constexpr (kFp8) {
+                              sum = __fmul_rn(__fmul_rn(sum, shared.of_tokens[0][token]), rows.scale[h]);
+                            }
+                            if (p.factors.bias != nullptr) sum = __fadd_rn(sum, rows.bias[h]);
+                            return p.out_is_half ? to_bits(__half{}, sum) : to_bits(__nv_bfloat16{}, sum);
+                          });
   }
 };
 
@@ -182,34 +173,24 @@ __global__ void __launch_bounds__(Tile::kMaxThreads, 1)
                              shared.empty};
   if (!launch.dependent) wait_for_predecessors();
   if (threadIdx.x == 0) ring.initialise(warpgroups * 4);
-  if constexpr (Tile::kCluster > 1) {
-    cute::cluster_arrive();
-    cute::cluster_wait();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   launch_dependents();
   if (warp == warpgroups * 4) {
     if (threadIdx.x % 32 == 0) DenseCopies<Tile, DenseLaunch<typename Sink::Params>>(launch, ring).run();
-    __syncwarp();
-  } else {
-    Sink sink{launch.params, shared, {}};
-    wait_for_predecessors();
-    sink.prepare(launch.tokens, threads);
-    wait_for_warpgroups(threads);
-    int stage = 0, phase = 0;
-    for (int unit = blockIdx.x; unit < walk.units(); unit += gridDim.x) {
-      const int tile = walk.tile(unit), slice = walk.slice(unit);
-      const int row = walk.first_row(tile) + DensePlace().row, end = walk.first_row(tile + 1);
-      sink.begin(row, end);
-      float c[Tile::kTokens / 2] = {};
-      multiply_unit<Tile>(ring, warp / 4, walk.first_chunk(slice + 1) - walk.first_chunk(slice), stage, phase, c);
-      sink.finish(walk, unit, row, end, launch.tokens, threads, c);
-    }
+    return;
   }
-  if constexpr (Tile::kCluster > 1) {  // nobody is gone whose shared memory the other still writes to
-    cute::cluster_arrive();
-    cute::cluster_wait();
+  Sink sink{launch.params, shared, {}};
+  wait_for_predecessors();
+  sink.prepare(launch.tokens, threads);
+  wait_for_warpgroups(threads);
+  unsigned char* exchange = bytes + (ring.stages_at - shared_address(bytes)) + launch.stages * ring.stage_bytes;
+  int stage = 0, phase = 0;
+  for (int unit = blockIdx.x; unit < walk.units(); unit += gridDim.x) {
+    const int tile = walk.tile(unit), slice = walk.slice(unit);
+    sink.begin(walk.first_row(tile) + DensePlace().row, walk.first_row(tile + 1));
+    float c[Tile::kTokens / 2] = {};
+    multiply_unit<Tile>(ring, warp / 4, walk.first_chunk(slice + 1) - walk.first_chunk(slice), stage, phase, c);
+    sink.finish(walk, unit, launch.tokens, threads, exchange, c);
   }
 }
 

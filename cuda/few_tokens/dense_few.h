@@ -7,23 +7,25 @@
 
 namespace sparse24::cuda {
 
-// As many blocks as may copy for each other: tiles are a multiple of them.
-constexpr int kDensePair = 2;
-
 // How a weight [rows, K] is walked. It follows from the sizes of the weight alone, and with it the order of sums does.
 struct DenseWalk {
   int rows;      // of the weight
-  int tiles;     // of consecutive rows, as even as whole rows allow
+  int tiles;     // of consecutive rows, as even as whole eights allow
   int slices;    // of K, whose sums are added in order
   int chunks;    // of K
   int box_rows;  // of the longest tile
+
+  constexpr static int eights(int64_t rows) { return int((rows + 7) / 8); }
 
   // A unit is a tile of a slice.
   constexpr int units() const { return tiles * slices; }
   constexpr int tile(int unit) const { return unit % tiles; }
   constexpr int slice(int unit) const { return unit / tiles; }
   constexpr int warpgroups() const { return (box_rows + 63) / 64; }
-  constexpr int first_row(int tile) const { return int(int64_t{rows} * tile / tiles); }
+  constexpr int first_row(int tile) const {
+    const int row = int(int64_t{eights(rows)} * tile / tiles) * 8;
+    return row < rows ? row : rows;
+  }
   constexpr int first_chunk(int slice) const { return int(int64_t{chunks} * slice / slices); }
 };
 

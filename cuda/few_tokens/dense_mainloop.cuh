@@ -4,11 +4,10 @@
 // rows. What is read of a ring beyond the rows of a tile is multiplied too, and not used.
 #pragma once
 
-#include <cute/arch/cluster_sm90.hpp>
-#include <cute/arch/mma_sm90.hpp>
-#include <cute/arch/mma_sm90_gmma.hpp>
 #include <cutlass/arch/barrier.h>
 
+#include <cute/arch/mma_sm90.hpp>
+#include <cute/arch/mma_sm90_gmma.hpp>
 #include <cute/numeric/integral_constant.hpp>
 #include <utility>
 
@@ -21,13 +20,7 @@ namespace sparse24::cuda {
 template <class Element_, int kTokens_>
 struct DenseTile {
   using Element = Element_;
-  static constexpr int kTokens = kTokens_, kBoxBytes = 128, kBoxes = 2;  // a chunk has two boxes of 128 bytes of K
-  // Blocks that copy x for each other: with more tokens the second-level cache would give x more slowly than memory
-  // gives the weight.
-#ifndef PROBE_PAIRS
-#define PROBE_PAIRS 64
-#endif
-  static constexpr int kCluster = kTokens >= PROBE_PAIRS ? kDensePair : 1;
+  static constexpr int kTokens = kTokens_, kBoxBytes = 128;  // a chunk of K
   static constexpr int kMaxWarpgroups = 3, kMaxStages = 16;
   static constexpr int kMaxThreads = 128 * kMaxWarpgroups + 32;
   using Product = decltype(cute::SM90::GMMA::ss_op_selector<
@@ -36,7 +29,7 @@ struct DenseTile {
 
   static constexpr int kXBox = kTokens * kBoxBytes;
   static constexpr int w_box(int box_rows) { return (box_rows + 7) / 8 * 8 * kBoxBytes; }
-  static constexpr int stage(int box_rows) { return kBoxes * (w_box(box_rows) + kXBox); }
+  static constexpr int stage(int box_rows) { return w_box(box_rows) + kXBox; }
 
   // What is in shared memory in front of the ring.
   struct Shared {
@@ -44,10 +37,16 @@ struct DenseTile {
     float of_tokens[2][kTokens];
     int last;
   };
-  // Rings begin at multiples of 1,024 bytes, and the last box is read up to the rows of its last warpgroup.
+  // Results of so many tokens are exchanged at a time, in rows of 2 bytes a row of the weight at the most.
+  static constexpr int kExchanged = kTokens < 64 ? kTokens : 64;
+  static constexpr int exchange_pitch(int warpgroups, int bytes) { return warpgroups * 64 * bytes + 16; }
+
+  // A ring begins at a multiple of 1,024 bytes, and its last box is read up to the rows of the last warpgroup; behind
+  // it results are exchanged.
   static constexpr int shared_bytes(const DenseWalk& walk, int stages) {
-    const int read = walk.warpgroups() * 64 * kBoxBytes, own = w_box(walk.box_rows) + kBoxes * kXBox;
-    return int(sizeof(Shared)) + 1024 + stages * stage(walk.box_rows) + (read > own ? read - own : 0);
+    const int read = walk.warpgroups() * 64 * kBoxBytes - w_box(walk.box_rows) - kXBox;
+    const int exchanged = kExchanged * exchange_pitch(walk.warpgroups(), 2);
+    return int(sizeof(Shared)) + 1024 + stages * stage(walk.box_rows) + (read > exchanged ? read : exchanged);
   }
 };
 
@@ -76,16 +75,12 @@ struct DenseRing {
 #pragma unroll 1
     for (int s = 0; s < stages; ++s) {
       Transactions::init(full + s, 1);
-      Barrier::init(empty + s, warps * Tile::kCluster);
+      Barrier::init(empty + s, warps);
     }
     cutlass::arch::fence_barrier_init();
   }
-  __device__ __forceinline__ uint32_t w_at(int stage, int box) const {
-    return stages_at + stage * stage_bytes + box * w_box;
-  }
-  __device__ __forceinline__ uint32_t x_at(int stage, int box) const {
-    return stages_at + stage * stage_bytes + Tile::kBoxes * w_box + box * Tile::kXBox;
-  }
+  __device__ __forceinline__ uint32_t w_at(int stage) const { return stages_at + stage * stage_bytes; }
+  __device__ __forceinline__ uint32_t x_at(int stage) const { return w_at(stage) + w_box; }
 };
 
 // What one thread copies.
@@ -93,7 +88,7 @@ template <class Tile, class Launch>
 class DenseCopies {
  public:
   __device__ __forceinline__ DenseCopies(const Launch& launch, const DenseRing<Tile>& ring)
-      : launch_(launch), ring_(ring), rank_(Tile::kCluster > 1 ? int(cute::block_rank_in_cluster()) : 0) {}
+      : launch_(launch), ring_(ring) {}
 
   // All units of the block, a ring ahead. The first stages of the weight do not wait for x.
   __device__ __forceinline__ void run() const {
@@ -122,45 +117,24 @@ class DenseCopies {
 
  private:
   __device__ __forceinline__ void copy_w(int stage, int row, int chunk) const {
-    const uint32_t bytes = Tile::kBoxes * (launch_.walk.box_rows * Tile::kBoxBytes + Tile::kXBox);
-    DenseRing<Tile>::Transactions::arrive_and_expect_tx(ring_.full + stage, bytes);
-#pragma unroll
-    for (int b = 0; b < Tile::kBoxes; ++b) {
-      asm volatile(
-          "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
-          "%4}], [%2], %5;" ::"r"(ring_.w_at(stage, b)),
-          "l"(&launch_.w), "r"(shared_address(ring_.full + stage)), "r"((chunk * Tile::kBoxes + b) * Tile::kBoxBytes),
-          "r"(row), "l"(once_)
-          : "memory");
-    }
+    uint64_t* const full = ring_.full + stage;
+    DenseRing<Tile>::Transactions::arrive_and_expect_tx(full, launch_.walk.box_rows * Tile::kBoxBytes + Tile::kXBox);
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, "
+        "%4}], [%2], %5;" ::"r"(ring_.w_at(stage)),
+        "l"(&launch_.w), "r"(shared_address(full)), "r"(chunk * Tile::kBoxBytes), "r"(row), "l"(once_)
+        : "memory");
   }
-  // A part of the tokens, for all blocks of the cluster.
   __device__ __forceinline__ void copy_x(int stage, int chunk) const {
-    const int row = rank_ * (Tile::kTokens / Tile::kCluster);
-#pragma unroll
-    for (int b = 0; b < Tile::kBoxes; ++b) {
-      const uint32_t to = ring_.x_at(stage, b) + row * Tile::kBoxBytes;
-      const int column = (chunk * Tile::kBoxes + b) * Tile::kBoxBytes;
-      if constexpr (Tile::kCluster > 1) {
-        asm volatile(
-            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
-            "{%3, %4}], [%2], %5;" ::"r"(to),
-            "l"(&launch_.x), "r"(shared_address(ring_.full + stage)), "r"(column), "r"(row),
-            "h"(uint16_t((1 << Tile::kCluster) - 1))
-            : "memory");
-      } else {
-        asm volatile(
-            "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::
-                "r"(to),
-            "l"(&launch_.x), "r"(shared_address(ring_.full + stage)), "r"(column), "r"(row)
-            : "memory");
-      }
-    }
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            ring_.x_at(stage)),
+        "l"(&launch_.x), "r"(shared_address(ring_.full + stage)), "r"(chunk * Tile::kBoxBytes), "r"(0)
+        : "memory");
   }
 
   const Launch& launch_;
   const DenseRing<Tile>& ring_;
-  const int rank_;
   const uint64_t once_ = read_once_policy();
 };
 
@@ -174,26 +148,17 @@ __device__ __forceinline__ void multiply_unit(const DenseRing<Tile>& ring, int w
 #pragma unroll
     for (float& v : c) cute::warpgroup_fence_operand(v);
     cute::warpgroup_arrive();
+    const uint64_t w = rows_descriptor(ring.w_at(stage) + warpgroup * 64 * Tile::kBoxBytes);
+    const uint64_t x = rows_descriptor(ring.x_at(stage));
 #pragma unroll
-    for (int box = 0; box < Tile::kBoxes; ++box) {
-      const uint64_t w = rows_descriptor(ring.w_at(stage, box) + warpgroup * 64 * Tile::kBoxBytes);
-      const uint64_t x = rows_descriptor(ring.x_at(stage, box));
-#pragma unroll
-      for (int k = 0; k < Tile::kBoxBytes / 32; ++k) {  // 32 bytes of K at a time
-        multiply_64_rows<typename Tile::Product>(w + 2 * k, x + 2 * k, c,
-                                                 std::make_index_sequence<Tile::kTokens / 2>{});
-      }
+    for (int k = 0; k < Tile::kBoxBytes / 32; ++k) {  // 32 bytes of K at a time
+      multiply_64_rows<typename Tile::Product>(w + 2 * k, x + 2 * k, c, std::make_index_sequence<Tile::kTokens / 2>{});
     }
     cute::warpgroup_commit_batch();
     cute::warpgroup_wait<0>();
 #pragma unroll
     for (float& v : c) cute::warpgroup_fence_operand(v);
-    if constexpr (Tile::kCluster > 1) {
-      const uint32_t block = threadIdx.x % 32;
-      DenseRing<Tile>::Barrier::arrive(ring.empty + stage, block, block < Tile::kCluster);
-    } else {
-      if (threadIdx.x % 32 == 0) DenseRing<Tile>::Barrier::arrive(ring.empty + stage);
-    }
+    if (threadIdx.x % 32 == 0) DenseRing<Tile>::Barrier::arrive(ring.empty + stage);
     if (++stage == ring.stages) stage = 0, phase ^= 1;
   }
 }

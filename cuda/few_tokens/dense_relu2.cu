@@ -24,7 +24,7 @@ void dense_relu2(const LinearRelu2Args& args, unsigned* counters, int count, con
   launch.walk = dense_walk(linear.out, row_bytes, 1);
   if (tuning.tiles > 0) {
     launch.walk.tiles = tuning.tiles;
-    launch.walk.box_rows = int(ceil_div(linear.out, tuning.tiles));
+    launch.walk.box_rows = int(ceil_div(DenseWalk::eights(linear.out), tuning.tiles)) * 8;
   }
   launch.stages = tuning.stages;
   launch.tokens = int(linear.tokens);

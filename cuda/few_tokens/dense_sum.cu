@@ -10,7 +10,7 @@ DenseWalk walk_of(const LinearOutArgs& args, const DenseTuning& tuning) {
   DenseWalk walk = dense_walk(args.out, args.in * size_of(args.dtype), tuning.slices);
   if (tuning.tiles > 0) {
     walk.tiles = tuning.tiles;
-    walk.box_rows = int(ceil_div(args.out, tuning.tiles));
+    walk.box_rows = int(ceil_div(DenseWalk::eights(args.out), tuning.tiles)) * 8;
   }
   return walk;
 }

@@ -9,18 +9,23 @@
 
 namespace sparse24::cuda {
 
-// A block has more than half of the shared memory of a multiprocessor, so that two never share one while others idle.
-constexpr int kLeastSharedBytes = 116 * 1024;
+// Of the shared memory of a multiprocessor a block of the first product takes more than half, so that two never share
+// one while others idle; a block of the second one fits beside it, and reads its weight ahead. Where rings would be
+// shorter than so many stages, blocks have it all.
+constexpr int kFirstSharedBytes = 118 * 1024, kSecondSharedBytes = 108 * 1024, kLeastSharedBytes = 116 * 1024;
+#ifndef PROBE_FEWEST
+#define PROBE_FEWEST 4
+#endif
+constexpr int kFewestStages = PROBE_FEWEST;
 // Rows of a tile: those of all warpgroups of a block.
 constexpr int kMaxTileRows = 192;
 
-// The walk of a weight [rows, row_bytes]: a tile for each multiprocessor, or for each `slices` of them, and not more
-// tiles than there are pieces of 8 rows.
+// The walk of a weight [rows, row_bytes]: a tile for each multiprocessor, or for each `slices` of them.
 inline DenseWalk dense_walk(int64_t rows, int64_t row_bytes, int slices) {
-  const int64_t blocks = std::max(device_info().sm_count / slices / kDensePair * kDensePair, kDensePair);
-  const int64_t most = round_up(ceil_div(rows, 8), kDensePair);
-  const int64_t tiles = std::min(ceil_div(rows, kMaxTileRows * blocks) * blocks, most);
-  return {int(rows), int(tiles), slices, int(ceil_div(row_bytes, 256)), int(ceil_div(rows, tiles))};
+  const int64_t blocks = std::max(device_info().sm_count / slices, 1);
+  const int64_t eights = DenseWalk::eights(rows);
+  const int64_t tiles = std::min(ceil_div(rows, kMaxTileRows * blocks) * blocks, eights);
+  return {int(rows), int(tiles), slices, int(ceil_div(row_bytes, 128)), int(ceil_div(eights, tiles)) * 8};
 }
 
 // The map of a matrix [rows, row_bytes], of which a copy takes 128 bytes of some rows.
@@ -29,10 +34,9 @@ inline CUtensorMap map_of_rows(const void* start, int64_t rows, int64_t row_byte
   const cuuint64_t sizes[] = {cuuint64_t(row_bytes), cuuint64_t(rows)}, strides[] = {cuuint64_t(row_bytes)};
   const cuuint32_t box[] = {128, cuuint32_t(box_rows)}, every[] = {1, 1};
   CUtensorMap map{};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(start), sizes, strides, box, every,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(start), sizes, strides, box,
+                                 every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check(result == CUDA_SUCCESS, "sparse24: cuTensorMapEncodeTiled failed with error ", int(result));
   return map;
 }
@@ -42,16 +46,15 @@ void launch_tile(const char* name, DenseLaunch<typename Sink::Params>& launch, c
                  int64_t row_bytes, cudaStream_t stream) {
   const DenseWalk& walk = launch.walk;
   launch.w = map_of_rows(w, walk.rows, row_bytes, walk.box_rows);
-  launch.x = map_of_rows(x, launch.tokens, row_bytes, Tile::kTokens / Tile::kCluster);
-  if (launch.stages == 0) {
-    const int spare = kMaxSharedBytes - Tile::shared_bytes(walk, 0);
-    launch.stages = std::min(spare / Tile::stage(walk.box_rows), Tile::kMaxStages);
-  }
+  launch.x = map_of_rows(x, launch.tokens, row_bytes, Tile::kTokens);
+  const auto fit = [&](int bytes) { return (bytes - Tile::shared_bytes(walk, 0)) / Tile::stage(walk.box_rows); };
+  const int shared = fit(Sink::kFirst ? kFirstSharedBytes : kSecondSharedBytes);
+  const bool shares = shared >= kFewestStages;
+  if (launch.stages == 0) launch.stages = std::min(shares ? shared : fit(kMaxSharedBytes), Tile::kMaxStages);
   // Blocks of several slices wait for nobody, so there may be more of them than run at a time.
   const int blocks = walk.slices > 1 ? walk.units() : std::min(walk.units(), device_info().sm_count);
-  FewGrid grid{blocks / Tile::kCluster * Tile::kCluster, 128 * walk.warpgroups() + 32,
-               std::max(Tile::shared_bytes(walk, launch.stages), kLeastSharedBytes)};
-  grid.cluster = Tile::kCluster;
+  FewGrid grid{blocks, 128 * walk.warpgroups() + 32,
+               std::max(Tile::shared_bytes(walk, launch.stages), shares && !Sink::kFirst ? 0 : kLeastSharedBytes)};
   grid.dependent = true;
   launch_few<dense_few_kernel<Tile, Sink>>(name, grid, launch, stream);
 }

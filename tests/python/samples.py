@@ -106,7 +106,7 @@ class Case:
             return Sample(self.op, (laid_out(torch.relu(x)), relayout(w, layout), scale, bias))
         if self.op == "relu2_mlp_few":
             return self._few(device, laid_out, seed)
-        if self.op == "relu2_mlp_sparse":
+        if self.op in ("relu2_mlp_sparse", "relu2_mlp_dense"):
             few = self._few(device, laid_out, seed).args
             w2 = relayout(few[2].t().contiguous(), layout)
             if self.w_dtype is None:
@@ -281,7 +281,7 @@ def _cases() -> list[Case]:
     for op in (*products, "experts_linear_gradient", "experts_weight_gradient"):
         cases += [Case(op, dtype, -1, differentiable=False) for dtype in DTYPES]
     cases.append(Case("experts_linear_gradient", FP8, -1, differentiable=False))
-    for op in ("mm_active", "relu2_mlp_few", "relu2_mlp_sparse"):
+    for op in ("mm_active", "relu2_mlp_few", "relu2_mlp_sparse", "relu2_mlp_dense"):
         for w_dtype in (None, FP8):
             cases += [Case(op, dtype, -1, differentiable=False, w_dtype=w_dtype) for dtype in DTYPES]
     for op in ("feature_counts", "gather_features", "linear_gradient"):

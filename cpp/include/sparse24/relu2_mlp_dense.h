@@ -13,9 +13,9 @@ inline constexpr int64_t kMaxDenseTokens = 128;
 /// d = y @ w.T * scale_y * scale_w + bias, in fp32, rounded once.
 struct LinearOutArgs {
   int64_t tokens, in, out;
-  const void* y;  ///< [tokens, in], contiguous
-  const void* w;  ///< [out, in], contiguous
-  DType dtype;    ///< of y and w
+  const void* y;                   ///< [tokens, in], contiguous
+  const void* w;                   ///< [out, in], contiguous
+  DType dtype;                     ///< of y and w
   const float* scale_y = nullptr;  ///< counts as `usable_scale`; null: 1
   bool scale_y_per_row = false;    ///< [tokens], else one element
   const float* scale_w = nullptr;  ///< null: 1
@@ -28,9 +28,9 @@ struct LinearOutArgs {
 
 /// The steps of a network, each of which takes what the one before it wrote. `of_x` and `of_y` are float8's.
 struct Relu2MlpDenseArgs {
-  QuantizeArgs of_x;       ///< x to the codes that `first` reads, with a scale for each row
-  LinearRelu2Args first;   ///< no statistics
-  QuantizeArgs of_y;       ///< y to codes that `second` reads; with x none: `first` wrote them
+  QuantizeArgs of_x;      ///< x to the codes that `first` reads, with a scale for each row
+  LinearRelu2Args first;  ///< no statistics
+  QuantizeArgs of_y;      ///< y to codes that `second` reads; with x none: `first` wrote them
   LinearOutArgs second;
   void* workspace;  ///< on CUDA, of 16 bytes' alignment
 };

@@ -108,8 +108,8 @@ def dense_tokens(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Tell between which numbers of tokens a call for inference runs what the module ran before: on the CPU, on CUDA.
 
-    Where neither few tokens nor 2:4 pay nothing is faster, on the host too; with `decode` of float8 copies as well. Those
-    of `relu2_mlp_dense` are among them.
+    Where neither few tokens nor 2:4 pay nothing is faster, on the host too; with `decode` of float8 copies as well.
+    Those of `relu2_mlp_dense` are among them.
     """
     _, d_ff, d_out = sizes
     recipe = options.get("recipe")

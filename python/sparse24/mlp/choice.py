@@ -34,8 +34,8 @@ MIN_FP8_GRADIENT_DEPTH = 2560
 #: read by torch's product of a matrix and a vector.
 LEAST_DENSE = {16: 9, 8: 1}
 
-# By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense; and what was looked
-# up for others.
+# By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense; and what was
+# looked up for others.
 _few = {(row["bits"], row["d_model"], row["d_ff"]): (row["tokens"], row["dense"]) for row in _C.few_tokens_rows()}
 _found: dict[tuple[int, int, int], tuple[int, int]] = {}
 

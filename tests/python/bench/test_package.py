@@ -206,6 +206,9 @@ def test_schemas():
         "-> Tensor",
         "relu2_mlp_few": "(Tensor x, Tensor w1, Tensor w2_rows, Tensor? b1=None, Tensor? b2=None, "
         "Tensor? w1_scale=None, Tensor? w2_scale=None, float threshold=0.0) -> Tensor",
+        "relu2_mlp_dense": "(Tensor x, Tensor w1, Tensor w2, Tensor? b1=None, Tensor? b2=None, "
+        "Tensor? w1_scale=None, Tensor? w2_scale=None, Tensor? scale_y=None, Tensor? scale_y_factor=None, "
+        "float threshold=0.0) -> Tensor",
         "relu2_mlp_sparse": "(Tensor x, Tensor w1, Tensor w2, Tensor? b1=None, Tensor? b2=None, "
         "Tensor? w1_scale=None, Tensor? w2_scale=None, Tensor? scale_y=None, Tensor? scale_y_factor=None, "
         "float threshold=0.0) -> Tensor",

@@ -47,6 +47,7 @@ def network(tokens: int, fp8: bool) -> list[torch.Tensor]:
     weights = [t.to(FP8 if fp8 else BF16) for t in (w, torch.empty(32, 96))]
     scales = (torch.empty(96), torch.empty(32), torch.empty(tokens)) if fp8 else ()
     whole = ops.relu2_mlp_sparse(x.view(tokens, 1, 64), *weights, None, None, *scales)
+    whole_dense = ops.relu2_mlp_dense(x.view(tokens, 1, 64), *weights, None, None, *scales)
     both = ops.quantize_fp8_both(grad, None, True)
     eight, one = torch.empty(tokens, 48, dtype=FP8), torch.empty(1)
     scales = one, one, one, one
@@ -58,6 +59,7 @@ def network(tokens: int, fp8: bool) -> list[torch.Tensor]:
         few,
         small,
         whole,
+        whole_dense,
         values,
         y,
         out,

@@ -46,6 +46,7 @@ def test_ops(device):
         (lambda: sparse24.linear_relu2_gradient(grad, w2, y), 2 * T * 16 * F),
         (lambda: sparse24.mm_active(y[:7], w2.t()), 2 * 7 * F * 16),
         (lambda: sparse24.relu2_mlp_few(x[:6].view(2, 3, D), w, w2.t()), 2 * 6 * F * (D + 16)),
+        (lambda: sparse24.relu2_mlp_dense(x[:6].view(2, 3, D), w, w2), 2 * 6 * F * (D + 16)),
         (lambda: sparse24.compress(y), 0),
     ):
         with FlopCounterMode(display=False) as counter:

@@ -149,11 +149,13 @@ def calls() -> dict[str, Call]:
             biases = numbers(f), numbers(outputs)
             add("relu2_mlp_few", f"{name}-{outputs}", numbers(t, d), numbers(f, d), numbers(f, outputs), *biases)
             of_name, weights = f"{name}-{outputs}", (numbers(f, d), numbers(outputs, f))
-            add("relu2_mlp_sparse", of_name, numbers(t, d), *weights, *biases)
+            for op in ("relu2_mlp_sparse", "relu2_mlp_dense"):
+                add(op, of_name, numbers(t, d), *weights, *biases)
             scales = torch.ones(f), torch.ones(outputs)
             for kind, scale_y in (("row", ()), ("given", (torch.ones(t),)), ("factor", (None, torch.ones(1)))):
                 float8 = [w.to(FP8) for w in weights]
-                add("relu2_mlp_sparse", f"{of_name}-float8-{kind}", numbers(t, d), *float8, *biases, *scales, *scale_y)
+                for op in ("relu2_mlp_sparse", "relu2_mlp_dense"):
+                    add(op, f"{of_name}-float8-{kind}", numbers(t, d), *float8, *biases, *scales, *scale_y)
     scales, weights = torch.full((4,), 0.5), (numbers(64, 32), numbers(16, 64))
     for sparse in (True, False):
         add("relu2_mlp_fp8", f"0-{sparse}", numbers(0, 32), *weights, scales, numbers(64), None, sparse=sparse)
