@@ -1,11 +1,12 @@
-"""Makes the table of few tokens from records: up to how many relu2_mlp_few is not slower than what runs otherwise.
+"""Makes the table of few tokens from records: up to how many the ops for them are not slower than what runs otherwise.
 
     python -m bench fit_few_tokens bench/results/<gpu>/ffn_few_tokens.json [--write]
 
-Records are those of ffn_few_tokens at 90 % independent zeros, whose variants `sparse24_few` and `sparse24_dense` are
-the two that relu2_mlp with w2_rows chooses from. Of each precision and size the number is the largest measured one up
-to which the first is nowhere slower. `--write` writes the rows to cpp/heuristics/few_tokens.inc: those of sizes that
-were not measured stay.
+Records are those of ffn_few_tokens at 90 % independent zeros, whose variants `sparse24_few`, `sparse24_dense_few` and
+`sparse24_dense` are those that relu2_mlp with w2_rows chooses from. Of each precision and size the first number is the
+largest measured one up to which relu2_mlp_few is nowhere slower than the others. The second is the largest one up to
+which, from the fewest tokens on that relu2_mlp_dense is taken for, that is nowhere slower than the last. `--write`
+writes the rows to cpp/heuristics/few_tokens.inc: those of sizes that were not measured stay.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 from bench.tuning.fit import ROOT
 from sparse24 import _C
 from sparse24.bench import results
+from sparse24.mlp.choice import LEAST_DENSE
 from sparse24.ops.few_tokens import MAX_TOKENS
+from sparse24.ops.network import MAX_DENSE_TOKENS
 
 Row = dict[str, Any]
 
 TABLE = ROOT / "cpp" / "heuristics" / "few_tokens.inc"
 BITS = {"bf16": 16, "fp8": 8}
-FEW, OTHERWISE = "sparse24_few", "sparse24_dense"
+FEW, DENSE_FEW, OTHERWISE = "sparse24_few", "sparse24_dense_few", "sparse24_dense"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,39 +39,48 @@ def main(argv: list[str] | None = None) -> int:
     source = " ".join(path.as_posix() for path in args.json)
     before = _C.few_tokens_rows()
     found = rows_of(results.read_json(args.json), source)
-    known = {key_of(row): row["tokens"] for row in before}
+    known = {key_of(row): numbers_of(row) for row in before}
     for row in found:
         was = known.get(key_of(row), "no row")
-        print(f"{row['bits']} bits, {row['d_model']} x {row['d_ff']}: {was} -> {row['tokens']}")
+        print(f"{row['bits']} bits, {row['d_model']} x {row['d_ff']}: {was} -> {numbers_of(row)}")
     if args.write:
         write(TABLE, merged(before, found))
     return 0 if found else 1
 
 
 def rows_of(records: Iterable[results.Record], source: str) -> list[Row]:
-    """One of each precision and size that was measured with both variants, from one token on."""
+    """One of each precision and size that was measured with all variants, as far as shows where each ends."""
     times: dict[tuple[int, int, int], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for r in records:
         if r["bench"] == "ffn_few_tokens" and results.usual(r) and r["verified"] and r["median_us"]:
             times[BITS[r["dtype"]], r["d_model"], r["d_ff"]][r["tokens"]][r["variant"]] = r["median_us"]
     rows = []
     for (bits, d_model, d_ff), by_tokens in times.items():
-        both = {t: us for t, us in by_tokens.items() if FEW in us and OTHERWISE in us}
-        most = most_tokens(both)
-        if both and (most < max(both) or most == MAX_TOKENS):  # else nobody knows where it ends
+        few = most_tokens(by_tokens, FEW, (OTHERWISE, DENSE_FEW), MAX_TOKENS)
+        later = {t: us for t, us in by_tokens.items() if t >= LEAST_DENSE[bits]}
+        dense = most_tokens(later, DENSE_FEW, (OTHERWISE,), MAX_DENSE_TOKENS)
+        if few is not None and dense is not None:
             sizes = {"bits": bits, "d_model": d_model, "d_ff": d_ff}
-            rows.append({**sizes, "tokens": most, "record": source})
+            rows.append({**sizes, "tokens": few, "dense": dense, "record": source})
     return rows
 
 
-def most_tokens(times: dict[int, dict[str, float]]) -> int:
-    """The largest number up to which the op is nowhere slower; 0 if there is none."""
+def most_tokens(times: dict[int, dict[str, float]], ours: str, others: Sequence[str], limit: int) -> int | None:
+    """The largest number up to which `ours` is nowhere slower; 0 if there is none, and None if nobody knows its end."""
     most = 0
     for tokens, us in sorted(times.items()):
-        if us[FEW] > us[OTHERWISE]:
+        if tokens > limit:
             break
+        if ours not in us or any(name not in us for name in others):
+            continue
+        if any(us[ours] > us[name] for name in others):
+            return most
         most = tokens
-    return most
+    return most if most == limit else None
+
+
+def numbers_of(row: Row) -> str:
+    return f"{row['tokens']}, {row['dense']}"
 
 
 def key_of(row: Row) -> tuple[int, int, int]:
@@ -85,5 +97,5 @@ def merged(before: Sequence[Row], found: Sequence[Row]) -> list[Row]:
 def write(path: Path, rows: Iterable[Row]) -> None:
     """The rows as C++ initialisers, below the comment that the file begins with."""
     comment = [line for line in path.read_text().splitlines() if line.startswith("//")]
-    lines = [f'{{{r["bits"]}, {r["d_model"]}, {r["d_ff"]}, {r["tokens"]}, "{r["record"]}"}},' for r in rows]
+    lines = [f'{{{r["bits"]}, {r["d_model"]}, {r["d_ff"]}, {numbers_of(r)}, "{r["record"]}"}},' for r in rows]
     path.write_text("\n".join(comment + lines) + "\n")

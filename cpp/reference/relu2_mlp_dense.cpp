@@ -33,9 +33,9 @@ void linear_out(const LinearOutArgs& args) {
 }
 
 void relu2_mlp_dense(const Relu2MlpDenseArgs& args) {
-  if (args.of_x.x != nullptr) quantize_fp8(args.of_x);
+  if (args.of_x.q != nullptr) quantize_fp8(args.of_x);
   linear_relu2(args.first);
-  if (args.of_y.x != nullptr) quantize_fp8(args.of_y);
+  if (args.of_y.q != nullptr) quantize_fp8(args.of_y);
   linear_out(args.second);
 }
 

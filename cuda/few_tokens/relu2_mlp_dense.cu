@@ -18,9 +18,9 @@ void relu2_mlp_dense(const Relu2MlpDenseArgs& args, cudaStream_t stream) {
   const DenseWalk walk = walk_of(args.second, {});
   auto* counters = static_cast<unsigned*>(args.workspace);
   auto* sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + counters_bytes(walk));
-  if (args.of_x.x != nullptr) quantize_fp8(args.of_x, stream);
+  if (args.of_x.q != nullptr) quantize_fp8(args.of_x, stream);
   dense_relu2(args.first, counters, walk.tiles, {}, stream);
-  if (args.of_y.x != nullptr) quantize_fp8(args.of_y, stream);
+  if (args.of_y.q != nullptr) quantize_fp8(args.of_y, stream);
   dense_sum(args.second, sums, counters, {}, stream);
 }
 

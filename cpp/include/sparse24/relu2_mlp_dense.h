@@ -30,7 +30,7 @@ struct LinearOutArgs {
 struct Relu2MlpDenseArgs {
   QuantizeArgs of_x;      ///< x to the codes that `first` reads, with a scale for each row
   LinearRelu2Args first;  ///< no statistics
-  QuantizeArgs of_y;      ///< y to codes that `second` reads; with x none: `first` wrote them
+  QuantizeArgs of_y;      ///< y to codes that `second` reads; with q none: `first` wrote them
   LinearOutArgs second;
   void* workspace;  ///< on CUDA, of 16 bytes' alignment
 };

@@ -34,10 +34,12 @@ MIN_FP8_GRADIENT_DEPTH = 2560
 #: read by torch's product of a matrix and a vector.
 LEAST_DENSE = {16: 9, 8: 1}
 
-# By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense; and what was
+# By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense. And what was
 # looked up for others.
-_few = {(row["bits"], row["d_model"], row["d_ff"]): (row["tokens"], row["dense"]) for row in _C.few_tokens_rows()}
-_found: dict[tuple[int, int, int], tuple[int, int]] = {}
+_rows = {(row["bits"], row["d_model"], row["d_ff"]): row for row in _C.few_tokens_rows()}
+_few = {size: row["tokens"] for size, row in _rows.items()}
+_dense = {size: row["dense"] for size, row in _rows.items()}
+_found: dict[tuple[bool, int, int, int], int] = {}
 
 
 def pays(tokens: int, d_ff: int, d_out: int, *, fp8: bool = False, one_scale: bool = False, step: bool = False) -> bool:
@@ -121,7 +123,7 @@ def few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
     int
         From 0: then no call does.
     """
-    return _most_tokens(8 if fp8 else 16, d_out, d_ff)[0]
+    return _most_tokens(_few, 8 if fp8 else 16, d_out, d_ff)
 
 
 def dense_few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
@@ -141,25 +143,26 @@ def dense_few_tokens(d_ff: int, d_out: int, *, fp8: bool = False) -> int:
     int
         From 0: then no call does.
     """
-    return _most_tokens(8 if fp8 else 16, d_out, d_ff)[1]
+    return _most_tokens(_dense, 8 if fp8 else 16, d_out, d_ff)
 
 
-def _most_tokens(*key: int) -> tuple[int, int]:
-    tokens = _few.get(key)  # type: ignore[arg-type]
+def _most_tokens(table: dict[tuple[int, int, int], int], bits: int, d_out: int, d_ff: int) -> int:
+    tokens = table.get((bits, d_out, d_ff))
     if tokens is not None:
         return tokens
     if torch.compiler.is_compiling():  # sizes may be symbols
-        return _nearest(*key)
-    tokens = _found.get(key)  # type: ignore[arg-type]
+        return _nearest(table, bits, d_out, d_ff)
+    key = table is _dense, bits, d_out, d_ff
+    tokens = _found.get(key)
     if tokens is None:
-        tokens = _found[key] = _nearest(*key)  # type: ignore[index]
+        tokens = _found[key] = _nearest(table, bits, d_out, d_ff)
     return tokens
 
 
-def _nearest(bits: int, d_out: int, d_ff: int) -> tuple[int, int]:
-    found, distance = (0, 0), float("inf")
+def _nearest(table: dict[tuple[int, int, int], int], bits: int, d_out: int, d_ff: int) -> int:
+    found, distance = 0, float("inf")
     if d_out > 0 and d_ff > 0:
-        for (row_bits, d_model, features), tokens in _few.items():
+        for (row_bits, d_model, features), tokens in table.items():
             ratio = max(d_out / d_model, d_model / d_out) * max(d_ff / features, features / d_ff)
             if row_bits == bits and ratio < distance:
                 found, distance = tokens, ratio

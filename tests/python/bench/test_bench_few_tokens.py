@@ -21,7 +21,7 @@ VARIANTS = {
     "bf16": {"eager", "torch_compile", "fused_dense"},
     "fp8": {"scaled_mm_row", "scaled_mm_tensor", "scaled_mm_static", "fused_dense"},
 }
-OURS = {"sparse24", "sparse24_few", "sparse24_dense"}
+OURS = {"sparse24", "sparse24_few", "sparse24_dense_few", "sparse24_dense"}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def test_all_variants_are_verified(smoke):
 
 
 def test_the_table_is_made_of_its_records(smoke):
-    slow = [r | {"median_us": 2.0 if r["variant"] == table.FEW else 1.0} for r in smoke[2]]
+    slow = [r | {"median_us": 2.0 if r["variant"] in (table.FEW, table.DENSE_FEW) else 1.0} for r in smoke[2]]
     rows = table.rows_of(slow, "smoke")
     assert {(row["bits"], row["d_model"], row["d_ff"]) for row in rows} >= {(16, 64, 160), (8, 64, 160)}
-    assert all(row["tokens"] == 0 for row in rows)
+    assert all(row["tokens"] == row["dense"] == 0 for row in rows)
 
 
 def test_recorded_patterns(tmp_path):

@@ -1,4 +1,8 @@
-"""The op that is a whole network: a generator of its calls, and its rule: the bits of its ops, where it ran."""
+"""The ops that are a whole network: generators of their calls, and their rules.
+
+One that is 2:4 has the bits of its ops, where it ran. Of a dense one the second product is near what its activation
+says, where the first one is exact.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,17 +14,32 @@ from torch import Tensor
 
 import sparse24
 from fuzzing import contract
-from fuzzing.contract import FLOATS, Check, Unsettled, need, tensor
+from fuzzing.contract import FLOATS, Check, Unsettled, is_huge, is_ordinary, need, tensor
 from fuzzing.dice import Dice
+from fuzzing.rounding import product, round_to
 from sparse24.format import feature_alignment
 
 
-def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
+#: What columns and rows of the first weight are multiples of, by its type; 0: any, as rows are.
+Multiples = Callable[[torch.dtype], tuple[int, int]]
+#: The most tokens of a dense one on CUDA.
+MOST = 128
+
+
+def _of_groups(kind: torch.dtype) -> tuple[int, int]:
+    return 16 if kind == FP8 else 0, feature_alignment(kind, -1)
+
+
+def _of_16_bytes(kind: torch.dtype) -> tuple[int, int]:
+    return 16 // kind.itemsize, 16 // kind.itemsize
+
+
+def _network(d: Dice, multiples: Multiples, most: int) -> dict[str, Any]:
     dtype = d.dtype()
     fp8 = d.chance(0.5)
     kind = FP8 if fp8 else dtype
-    tokens, depth, features = d.product((0, 16 if fp8 else 0, feature_alignment(kind, -1)))
-    columns = d.columns(d.choice((1, 8)))
+    tokens, depth, features = d.product((0, *multiples(kind)))
+    tokens, columns = min(tokens, most), d.columns(d.choice((1, 8)))
     contents = d.contents()
     weights = "integers" if contents == "integers" else None
     given = d.choice(("scale_y", "scale_y_factor", None)) if fp8 else None
@@ -40,7 +59,8 @@ def _relu2_mlp_sparse(d: Dice) -> dict[str, Any]:
 
 #: As `fuzzing.calls.GENERATORS`.
 GENERATORS: dict[str, tuple[Callable[[Dice], dict[str, Any]], int]] = {
-    "relu2_mlp_sparse": (_relu2_mlp_sparse, 2),
+    "relu2_mlp_dense": (lambda d: _network(d, _of_16_bytes, MOST), 2),
+    "relu2_mlp_sparse": (lambda d: _network(d, _of_groups, 2**31), 2),
 }
 
 
@@ -61,15 +81,17 @@ def one_after_another(x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_fa
     return sparse24.mm(values, meta, w2.contiguous().t(), scale, w2_scale, b2, out_dtype=x.dtype)
 
 
-def relu2_mlp_sparse(device, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Check | None:
+def _refuse(multiples, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> None:
+    """What both ops refuse."""
     tensor(x)
     need(x.dtype in FLOATS and x.dim() >= 1, "x")
     if not isinstance(threshold, float):
         raise Unsettled
     tensor(w1, 2, [x.dtype, FP8])
     fp8 = w1.dtype == FP8
-    need(w1.shape[1] == x.shape[-1] and (not fp8 or x.shape[-1] % 16 == 0), "columns of w1")
-    need(w1.shape[0] % feature_alignment(w1.dtype, -1) == 0, "rows of w1")
+    of_columns, of_rows = multiples(w1.dtype)
+    need(w1.shape[1] == x.shape[-1] and x.shape[-1] % max(of_columns, 1) == 0, "columns of w1")
+    need(w1.shape[0] % of_rows == 0, "rows of w1")
     tensor(w2, 2, [w1.dtype])
     need(w2.shape[1] == w1.shape[0], "columns of w2")
     tokens = math.prod(x.shape[:-1])
@@ -90,14 +112,53 @@ def relu2_mlp_sparse(device, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, sca
         contract.one_of_scale(scale, elements, True)
     need(scale_y is None or scale_y_factor is None, "one of them")
     need(math.isfinite(threshold) and threshold >= 0, "threshold")
-    arguments = x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor
+
+
+def relu2_mlp_sparse(device, *arguments) -> Check | None:
+    _refuse(_of_groups, *arguments)
+    x, _, w2, *_, threshold = arguments
+    tokens = math.prod(x.shape[:-1])
 
     def check(results) -> None:
         (result,) = results
         assert result.dtype == x.dtype and result.shape == (*x.shape[:-1], w2.shape[0]) and result.is_contiguous()
-        there = [None if t is None else t.detach().to(device) for t in arguments]
+        there = [None if t is None else t.detach().to(device) for t in arguments[:-1]]
         there[0] = there[0].reshape(tokens, x.shape[-1])
         expected = one_after_another(*there, threshold)
         contract.assert_same_bits(result.detach().reshape(expected.shape).cpu(), expected.cpu())
+
+    return check
+
+
+def relu2_mlp_dense(device, *arguments) -> Check | None:
+    _refuse(_of_16_bytes, *arguments)
+    x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, factor, threshold = arguments
+    tokens = math.prod(x.shape[:-1])
+    need(device != "cuda" or tokens <= MOST, "tokens")
+    fp8 = w1.dtype == FP8
+    if any(is_huge(t) for t in arguments[:-1]) or not is_ordinary(w1_scale, w2_scale, scale_y, factor):
+        return None
+
+    def check(results) -> None:
+        (result,) = results
+        assert result.dtype == x.dtype and result.shape == (*x.shape[:-1], w2.shape[0]) and result.is_contiguous()
+        rows, scale_x, scale = x.detach().reshape(tokens, x.shape[-1]), None, scale_y
+        if fp8 and factor is not None:
+            rows, scale_x, scale = sparse24.quantize_fp8_predict(rows, factor.detach())
+        elif fp8:
+            rows, scale_x = sparse24.quantize_fp8(rows)
+        h = product(rows, w1.detach().t(), scale_x, w1_scale, b1)
+        if not h.is_exact:
+            return
+        hidden = torch.bfloat16 if fp8 else x.dtype
+        root = h.rounded(hidden).float()
+        y = torch.where(root <= threshold, 0, root).square()
+        if fp8 and scale is not None:
+            y = sparse24.quantize_fp8(y, scale.detach().reshape(-1, 1).expand(tokens, 1).contiguous())[0]
+        elif fp8:
+            y, scale = sparse24.quantize_fp8(y.to(hidden))
+        else:
+            y = round_to(y, hidden)
+        product(y, w2.detach().t(), scale, w2_scale, b2).check(result.detach().reshape(tokens, w2.shape[0]).cpu())
 
     return check

@@ -188,6 +188,8 @@ def test_the_table():
     for row in rows:
         assert 0 <= row["tokens"] <= 64 and row["record"]
         assert few_tokens(row["d_ff"], row["d_model"], fp8=row["bits"] == 8) == row["tokens"]
+        assert choice.dense_few_tokens(row["d_ff"], row["d_model"], fp8=row["bits"] == 8) == row["dense"]
+        assert row["dense"] == 0 or row["tokens"] <= row["dense"] <= 128
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +212,21 @@ def test_what_is_few_on_cuda(monkeypatch):
     on_cuda = [t for t in range(70) if choice.runs_few(t, 4096, 1024, fp8=False, is_cuda=True)]
     on_the_cpu = [t for t in range(70) if choice.runs_few(t, 4096, 1024, fp8=False, is_cuda=False)]
     assert on_cuda == list(range(9)) and on_the_cpu == list(range(65))
+
+
+def test_which_numbers_of_tokens_run_dense_in_one_op(monkeypatch):
+    monkeypatch.setattr(choice, "_dense", {(16, 1024, 4096): 64, (8, 1024, 4096): 128})
+
+    def found(*sizes, **how):
+        return [t for t in range(140) if choice.runs_dense_few(t, *sizes, **{"is_cuda": True, **how})]
+
+    assert found(512, 4096, 1024, fp8=False) == list(range(9, 65))
+    assert found(512, 4096, 1024, fp8=True) == list(range(1, 129))
+    assert found(512, 4096, 1024, fp8=True, is_cuda=False) == []
+    # Rows of 16 bytes, and nothing else, are read so.
+    assert found(520, 4104, 1023, fp8=False) and not found(520, 4096, 1024, fp8=True)
+    assert not found(516, 4096, 1024, fp8=False) and not found(512, 4100, 1024, fp8=False)
+    assert not found(512, 4104, 1024, fp8=True) and not found(0, 4096, 1024, fp8=True)
 
 
 @pytest.mark.parametrize("dynamic", [None, True])

@@ -1,8 +1,8 @@
 """The variants of the squared-ReLU FFN for few tokens, in bf16 and with float8 weights, in CUDA graphs.
 
 Ours: `sparse24`, a module after `prepare_decode_` (in fp8 after `quantize_` too) as it comes; and what it chooses from,
-`sparse24_few` (`relu2_mlp_few`) and `sparse24_dense` (relu2_mlp run dense). Rivals: `eager`, `torch_compile` and
-`fused_dense` (linear_relu2, and a dense second GEMM); in fp8 `scaled_mm_row` and `scaled_mm_tensor`, which compute the
+`sparse24_few` (`relu2_mlp_few`), `sparse24_dense_few` (`relu2_mlp_dense`) and `sparse24_dense` (dense, by products of
+torch). Rivals: `eager`, `torch_compile` and `fused_dense` (linear_relu2, and a dense second GEMM); in fp8 `scaled_mm_row` and `scaled_mm_tensor`, which compute the
 scales of x and of the activation in the call, `scaled_mm_static`, which has both given, and `fused_dense`. All weights
 are quantised before.
 
@@ -40,11 +40,14 @@ from sparse24.bench.inputs import Sparsity, biases, step_inputs
 from sparse24.bench.options import Options
 from sparse24.bench.precompile import Job, Operand
 from sparse24.bench.sizes import Size
-from sparse24.mlp import pays, up_projection
-from sparse24.mlp.choice import runs_few
+from sparse24.mlp import arguments, pays, up_projection
+from sparse24.mlp.choice import runs_dense_few, runs_few
+from sparse24.mlp.forward import activation, output
+from sparse24.mlp.inference import dense as dense_by_torch
+from sparse24.ops.activation import RELU2
 from sparse24.ops.few_tokens import MAX_TOKENS
+from sparse24.ops.network import MAX_DENSE_TOKENS
 
-DENSE = 1 << 30  # as `min_tokens`
 #: Layers of a stack: as many as the bench of `generate` has, fewer where their weights would take more bytes than that.
 LAYERS, STACK_BYTES = 16, 4 << 30
 
@@ -134,17 +137,19 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
     run_compiled = compiled(baselines.mlp, options)
     expected = Expected("bf16", F.linear(x, w1, b1), w2, b2, rows)
     layers = stacked(Weights(w1, w2, w2.t().contiguous(), prepared(ffn, fp8=False)), w1.itemsize, options)
-    # As it comes on CUDA, with so few tokens.
-    min_tokens = None if x.is_cuda else DENSE
 
     def fused_dense(w: Weights) -> torch.Tensor:
         return F.linear(sparse24.linear_relu2(x, w.w1, bias=b1, statistics=False)[0], w.w2, b2)
 
     def dense(w: Weights) -> torch.Tensor:
-        return sparse24.relu2_mlp(x, w.w1, w.w2, b1, b2, min_tokens=min_tokens)
+        if x.shape[0] <= MAX_TOKENS:
+            return dense_by_torch(x, w.w1, w.w2, b1, b2)
+        return by_products(x, w.w1, w.w2, b1, b2, None, None, None, None)
 
-    def few(w: Weights) -> torch.Tensor:
-        return sparse24.relu2_mlp_few(x, w.w1, w.w2_rows, b1, b2)
+    ops: dict[str, Callable[[Any], torch.Tensor]] = {
+        "few": lambda w: sparse24.relu2_mlp_few(x, w.w1, w.w2_rows, b1, b2),
+        "dense_few": lambda w: sparse24.relu2_mlp_dense(x, w.w1, w.w2, b1, b2),
+    }
 
     check = expected.check_dense
     cases = [
@@ -153,7 +158,8 @@ def bf16(ffn: Operands, options: Options) -> list[Case]:
         case("fused_dense", "bf16", fused_dense, layers, check),
         case("sparse24_dense", "bf16", dense, layers, check, "part"),
     ]
-    return cases + ours(ffn, "bf16", few, layers, {"few": check, "dense": check, "2:4": expected.check_sparse})
+    checks = {"few": check, "dense_few": check, "dense": check, "2:4": expected.check_sparse}
+    return cases + ours(ffn, "bf16", ops, layers, checks)
 
 
 def fp8(ffn: Operands, options: Options) -> list[Case]:
@@ -188,8 +194,7 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
         return baselines.scaled_mm(hidden, w.t2.t(), scale_yt, w.u2, b2)
 
     def dense(w: WeightsFp8) -> torch.Tensor:
-        scales = {"w1_scale": w.s1, "w2_scale": w.s2, "scale_y_factor": bound}
-        return sparse24.relu2_mlp(x, w.q1, w.q2, b1, b2, **scales, min_tokens=DENSE)
+        return by_products(x, w.q1, w.q2, b1, b2, w.s1, w.s2, None, bound)
 
     def by_tensor(w: WeightsFp8) -> torch.Tensor:
         return run_tensor(x, w.t1, w.u1, w.t2, w.u2, b1, b2)
@@ -197,8 +202,10 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     def by_static(w: WeightsFp8) -> torch.Tensor:
         return run_static(x, w.t1, w.u1, w.t2, w.u2, scale_xt, scale_yt, b1, b2)
 
-    def few(w: WeightsFp8) -> torch.Tensor:
-        return sparse24.relu2_mlp_few(x, w.q1, w.q2_rows, b1, b2, w.s1, w.s2)
+    ops: dict[str, Callable[[Any], torch.Tensor]] = {
+        "few": lambda w: sparse24.relu2_mlp_few(x, w.q1, w.q2_rows, b1, b2, w.s1, w.s2),
+        "dense_few": lambda w: sparse24.relu2_mlp_dense(x, w.q1, w.q2, b1, b2, w.s1, w.s2, None, bound),
+    }
 
     fused = Expected("fp8", pre, t2.double() * u2, b2, rows)
     cases = [
@@ -210,19 +217,33 @@ def fp8(ffn: Operands, options: Options) -> list[Case]:
     ]
     # The activation's scale bounds it, where there is no bias: small rows have fewer bits, as with one for all.
     sparse = partial(expected.check_sparse, rival=fused if b1 is None else None)
-    checks = {"few": exact.check_dense, "dense": expected.check_dense, "2:4": sparse}
-    return cases + ours(ffn, "fp8", few, layers, checks)
+    dense_check = expected.check_dense
+    checks = {"few": exact.check_dense, "dense_few": dense_check, "dense": dense_check, "2:4": sparse}
+    return cases + ours(ffn, "fp8", ops, layers, checks)
+
+
+def by_products(*operands: torch.Tensor | None) -> torch.Tensor:
+    """Run a network dense as `relu2_mlp` puts it together, where no op has it whole: x, weights, biases and scales."""
+    plan = arguments.Plan(RELU2, fp8=operands[5] is not None, fused=True)
+    nothing = (None,) * 6  # neither densest features nor packed weights
+    a = arguments.Arguments(*operands, *nothing, plan, arguments.DENSE)  # type: ignore[arg-type]
+    return output(a, activation(a))
 
 
 def ours(
-    ffn: Operands, dtype: str, few: Callable[[Any], torch.Tensor], layers: Sequence[Any], checks: dict[str, Check]
+    ffn: Operands,
+    dtype: str,
+    ops: dict[str, Callable[[Any], torch.Tensor]],
+    layers: Sequence[Any],
+    checks: dict[str, Check],
 ) -> list[Case]:
-    """The module as it runs, and `relu2_mlp_few` alone where that takes so many tokens; checks by what runs."""
+    """The module as it runs, and its ops alone where they take so many tokens; checks by what runs."""
     tokens, (d_ff, d_model) = ffn.x.shape[0], ffn.w1.shape
     how = {"fp8": dtype == "fp8"}
     is_few = runs_few(tokens, d_ff, d_model, is_cuda=ffn.x.is_cuda, **how)
     dense = tokens <= MAX_TOKENS or (ffn.x.is_cuda and not pays(tokens, d_ff, d_model, **how))
-    runs = "few" if is_few else "dense" if dense else "2:4"
+    is_dense_few = runs_dense_few(tokens, d_model, d_ff, d_model, is_cuda=ffn.x.is_cuda, **how)
+    runs = "few" if is_few else "dense_few" if is_dense_few else "dense" if dense else "2:4"
     facts: dict[str, Any] = {"runs": runs}
     before = Before(ffn)
     facts["before_host_us"] = host_us(lambda: before(ffn.x), ffn.x.device)
@@ -230,8 +251,9 @@ def ours(
     sparse24.convert(before, config, quiet=True)
     facts["converted_host_us"] = host_us(lambda: before(ffn.x), ffn.x.device)
     cases = [case("sparse24", dtype, lambda w: w.module(ffn.x), layers, checks[runs], "sparse24", **facts)]
-    if tokens <= MAX_TOKENS:
-        cases.append(case("sparse24_few", dtype, few, layers, checks["few"], "part"))
+    for name, most in (("few", MAX_TOKENS), ("dense_few", MAX_DENSE_TOKENS)):
+        if tokens <= most:
+            cases.append(case(f"sparse24_{name}", dtype, ops[name], layers, checks[name], "part"))
     return cases
 
 
