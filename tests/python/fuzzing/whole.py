@@ -19,7 +19,6 @@ from fuzzing.dice import Dice
 from fuzzing.rounding import product, round_to
 from sparse24.format import feature_alignment
 
-
 #: What columns and rows of the first weight are multiples of, by its type; 0: any, as rows are.
 Multiples = Callable[[torch.dtype], tuple[int, int]]
 #: The most tokens of a dense one on CUDA.

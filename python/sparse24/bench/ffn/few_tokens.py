@@ -2,9 +2,9 @@
 
 Ours: `sparse24`, a module after `prepare_decode_` (in fp8 after `quantize_` too) as it comes; and what it chooses from,
 `sparse24_few` (`relu2_mlp_few`), `sparse24_dense_few` (`relu2_mlp_dense`) and `sparse24_dense` (dense, by products of
-torch). Rivals: `eager`, `torch_compile` and `fused_dense` (linear_relu2, and a dense second GEMM); in fp8 `scaled_mm_row` and `scaled_mm_tensor`, which compute the
-scales of x and of the activation in the call, `scaled_mm_static`, which has both given, and `fused_dense`. All weights
-are quantised before.
+torch). Rivals: `eager`, `torch_compile` and `fused_dense` (linear_relu2, and a dense second GEMM); in fp8
+`scaled_mm_row` and `scaled_mm_tensor`, which compute the scales of x and of the activation in the call,
+`scaled_mm_static`, which has both given, and `fused_dense`. All weights are quantised before.
 
 Every variant is captured in graphs, which are replayed on a cold cache: hosts do not count. One graph is a single call,
 of which the graph's own start and end, 4 to 10 us, are a part. The other is a stack, as a step of decoding is: a call
