@@ -4,9 +4,9 @@
 
 Records are those of ffn_few_tokens at 90 % independent zeros, whose variants `sparse24_few`, `sparse24_dense_few` and
 `sparse24_dense` are those that relu2_mlp with w2_rows chooses from. Of each precision and size the first number is the
-largest measured one up to which relu2_mlp_few is nowhere slower than the others. The second is the largest one up to
-which, from the fewest tokens on that relu2_mlp_dense is taken for, that is nowhere slower than the last. `--write`
-writes the rows to cpp/heuristics/few_tokens.inc: those of sizes that were not measured stay.
+largest measured one up to which relu2_mlp_few is nowhere slower than the others, the second the largest one up to which
+relu2_mlp_dense is nowhere slower than the last. `--write` writes the rows to cpp/heuristics/few_tokens.inc: those of
+sizes that were not measured stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 from bench.tuning.fit import ROOT
 from sparse24 import _C
 from sparse24.bench import results
-from sparse24.mlp.choice import LEAST_DENSE
 from sparse24.ops.few_tokens import MAX_TOKENS
 from sparse24.ops.network import MAX_DENSE_TOKENS
 
@@ -57,8 +56,7 @@ def rows_of(records: Iterable[results.Record], source: str) -> list[Row]:
     rows = []
     for (bits, d_model, d_ff), by_tokens in times.items():
         few = most_tokens(by_tokens, FEW, (OTHERWISE, DENSE_FEW), MAX_TOKENS)
-        later = {t: us for t, us in by_tokens.items() if t >= LEAST_DENSE[bits]}
-        dense = most_tokens(later, DENSE_FEW, (OTHERWISE,), MAX_DENSE_TOKENS)
+        dense = most_tokens(by_tokens, DENSE_FEW, (OTHERWISE,), MAX_DENSE_TOKENS)
         if few is not None and dense is not None:
             sizes = {"bits": bits, "d_model": d_model, "d_ff": d_ff}
             rows.append({**sizes, "tokens": few, "dense": dense, "record": source})

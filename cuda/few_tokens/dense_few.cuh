@@ -35,7 +35,6 @@ struct RowFactors {
 template <class Tile, class T>
 struct DenseRelu2 {
   using Params = DenseRelu2Params;
-  static constexpr bool kFirst = true;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
 
   const Params& p;
@@ -83,7 +82,6 @@ struct DenseRelu2 {
 template <class Tile>
 struct DenseSum {
   using Params = DenseSumParams;
-  static constexpr bool kFirst = false;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
 
   const Params& p;

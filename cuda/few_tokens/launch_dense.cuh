@@ -9,14 +9,8 @@
 
 namespace sparse24::cuda {
 
-// Of the shared memory of a multiprocessor a block of the first product takes more than half, so that two never share
-// one while others idle; a block of the second one fits beside it, and reads its weight ahead. Where rings would be
-// shorter than so many stages, blocks have it all.
-constexpr int kFirstSharedBytes = 118 * 1024, kSecondSharedBytes = 108 * 1024, kLeastSharedBytes = 116 * 1024;
-#ifndef PROBE_FEWEST
-#define PROBE_FEWEST 4
-#endif
-constexpr int kFewestStages = PROBE_FEWEST;
+// A block has more than half of the shared memory of a multiprocessor, so that two never share one while others idle.
+constexpr int kLeastSharedBytes = 116 * 1024;
 // Rows of a tile: those of all warpgroups of a block.
 constexpr int kMaxTileRows = 192;
 
@@ -47,14 +41,14 @@ void launch_tile(const char* name, DenseLaunch<typename Sink::Params>& launch, c
   const DenseWalk& walk = launch.walk;
   launch.w = map_of_rows(w, walk.rows, row_bytes, walk.box_rows);
   launch.x = map_of_rows(x, launch.tokens, row_bytes, Tile::kTokens);
-  const auto fit = [&](int bytes) { return (bytes - Tile::shared_bytes(walk, 0)) / Tile::stage(walk.box_rows); };
-  const int shared = fit(Sink::kFirst ? kFirstSharedBytes : kSecondSharedBytes);
-  const bool shares = shared >= kFewestStages;
-  if (launch.stages == 0) launch.stages = std::min(shares ? shared : fit(kMaxSharedBytes), Tile::kMaxStages);
+  if (launch.stages == 0) {
+    const int spare = kMaxSharedBytes - Tile::shared_bytes(walk, 0);
+    launch.stages = std::min(spare / Tile::stage(walk.box_rows), Tile::kMaxStages);
+  }
   // Blocks of several slices wait for nobody, so there may be more of them than run at a time.
   const int blocks = walk.slices > 1 ? walk.units() : std::min(walk.units(), device_info().sm_count);
   FewGrid grid{blocks, 128 * walk.warpgroups() + 32,
-               std::max(Tile::shared_bytes(walk, launch.stages), shares && !Sink::kFirst ? 0 : kLeastSharedBytes)};
+               std::max(Tile::shared_bytes(walk, launch.stages), kLeastSharedBytes)};
   grid.dependent = true;
   launch_few<dense_few_kernel<Tile, Sink>>(name, grid, launch, stream);
 }

@@ -30,10 +30,6 @@ MIN_GRADIENT_DEPTH = 2048
 #: Output features from which `linear_gradient_fp8_packed` is faster than `linear_gradient_fp8` there.
 MIN_FP8_GRADIENT_DEPTH = 2560
 
-#: From how many tokens on inference runs as `relu2_mlp_dense`, in bits of the weights; with fewer 16-bit weights are
-#: read by torch's product of a matrix and a vector.
-LEAST_DENSE = {16: 9, 8: 1}
-
 # By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense. And what was
 # looked up for others.
 _rows = {(row["bits"], row["d_model"], row["d_ff"]): row for row in _C.few_tokens_rows()}
@@ -196,9 +192,9 @@ def runs_dense_few(tokens: int, d_model: int, d_ff: int, d_out: int, *, fp8: boo
     """
     if not is_cuda or not _at_most(tokens, MAX_DENSE_TOKENS):
         return False
-    multiple, bits = (16, 8) if fp8 else (8, 16)
+    multiple = 16 if fp8 else 8
     fits = or_false(d_model % multiple == 0) and or_false(d_ff % multiple == 0) and or_false(d_model > 0)
-    return fits and _at_most(LEAST_DENSE[bits], tokens) and _at_most(tokens, dense_few_tokens(d_ff, d_out, fp8=fp8))
+    return fits and _at_most(tokens, dense_few_tokens(d_ff, d_out, fp8=fp8))
 
 
 def least_when_exact(min_tokens: int | None, x: Tensor) -> int | None:
