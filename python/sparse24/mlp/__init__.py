@@ -307,7 +307,8 @@ def relu2_mlp(
         with without_autograd():
             run_few = run_few_transformed if transformed else relu2_mlp_few
             return run_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
-    if inference and (min_tokens is None or not sparse) and _are_plain(w1, w2) and fp8 == (w1_scale is not None):
+    free = inference and fused and (min_tokens is None or not sparse)
+    if free and _are_plain(w1, w2) and fp8 == (w1_scale is not None):
         sizes = tokens.shape[0], w1.shape[1], *w2.t().shape
         if runs_dense_few(*sizes, fp8=fp8, is_cuda=x.is_cuda) and fp8 == (w2_scale is not None):
             w1, w2 = (w1, w2) if fp8 else (_cast(w1, dtype), _cast(w2, dtype))
