@@ -1,11 +1,11 @@
 // quantize_fp8: dense X becomes e4m3, with row scales from the same read, a scale of the tensor, or a given one.
 #include "common/activation.cuh"
+#include "common/dependent_launches.cuh"
 #include "common/dispatch.cuh"
 #include "common/float8.cuh"
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "elementwise/amax.cuh"
-#include "few_tokens/asynchronous.cuh"
 #include "sparse24/quantize.h"
 
 namespace sparse24::cuda {

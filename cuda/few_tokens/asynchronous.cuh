@@ -1,8 +1,9 @@
-// Asynchronous copies to shared memory, accesses that depend on a condition, and the order of dependent launches: the
-// PTX behind them.
+// Asynchronous copies to shared memory, and accesses that depend on a condition: the PTX behind them.
 #pragma once
 
 #include <cstdint>
+
+#include "common/dependent_launches.cuh"
 
 namespace sparse24::cuda {
 
@@ -87,12 +88,5 @@ __device__ __forceinline__ uint2 load_shared2(uint32_t address) {
 __device__ __forceinline__ void store_shared2(uint32_t address, uint32_t x, uint32_t y) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }
-
-// ---- dependent launches ----
-
-// The kernel behind this one may start; it waits for the results.
-__device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-// The kernels before this one are complete, if it was launched as dependent on them.
-__device__ __forceinline__ void wait_for_predecessors() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 }  // namespace sparse24::cuda

@@ -113,9 +113,9 @@ def _refuse(multiples, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_f
     need(math.isfinite(threshold) and threshold >= 0, "threshold")
 
 
-def relu2_mlp_sparse(device, *arguments) -> Check | None:
+def relu2_mlp_sparse(device, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Check | None:
+    arguments = x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold
     _refuse(_of_groups, *arguments)
-    x, _, w2, *_, threshold = arguments
     tokens = math.prod(x.shape[:-1])
 
     def check(results) -> None:
@@ -129,21 +129,21 @@ def relu2_mlp_sparse(device, *arguments) -> Check | None:
     return check
 
 
-def relu2_mlp_dense(device, *arguments) -> Check | None:
+def relu2_mlp_dense(device, x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold) -> Check | None:
+    arguments = x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, scale_y_factor, threshold
     _refuse(_of_16_bytes, *arguments)
-    x, w1, w2, b1, b2, w1_scale, w2_scale, scale_y, factor, threshold = arguments
     tokens = math.prod(x.shape[:-1])
     need(device != "cuda" or tokens <= MOST, "tokens")
     fp8 = w1.dtype == FP8
-    if any(is_huge(t) for t in arguments[:-1]) or not is_ordinary(w1_scale, w2_scale, scale_y, factor):
+    if any(is_huge(t) for t in arguments[:-1]) or not is_ordinary(w1_scale, w2_scale, scale_y, scale_y_factor):
         return None
 
     def check(results) -> None:
         (result,) = results
         assert result.dtype == x.dtype and result.shape == (*x.shape[:-1], w2.shape[0]) and result.is_contiguous()
         rows, scale_x, scale = x.detach().reshape(tokens, x.shape[-1]), None, scale_y
-        if fp8 and factor is not None:
-            rows, scale_x, scale = sparse24.quantize_fp8_predict(rows, factor.detach())
+        if fp8 and scale_y_factor is not None:
+            rows, scale_x, scale = sparse24.quantize_fp8_predict(rows, scale_y_factor.detach())
         elif fp8:
             rows, scale_x = sparse24.quantize_fp8(rows)
         h = product(rows, w1.detach().t(), scale_x, w1_scale, b1)
