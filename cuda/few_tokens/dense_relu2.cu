@@ -16,17 +16,11 @@ struct Of {
 
 }  // namespace
 
-void dense_relu2(const LinearRelu2Args& args, unsigned* counters, int count, const DenseTuning& tuning,
-                 cudaStream_t stream) {
+void dense_relu2(const LinearRelu2Args& args, unsigned* counters, int count, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   const int64_t row_bytes = linear.in * size_of(linear.dtype);
   DenseLaunch<DenseRelu2Params> launch{};
   launch.walk = dense_walk(linear.out, row_bytes, 1);
-  if (tuning.tiles > 0) {
-    launch.walk.tiles = tuning.tiles;
-    launch.walk.box_rows = int(ceil_div(DenseWalk::eights(linear.out), tuning.tiles)) * 8;
-  }
-  launch.stages = tuning.stages;
   launch.tokens = int(linear.tokens);
   launch.dependent = linear.dtype == DType::kFloat8E4M3;  // behind the kernel that quantises x
   launch.params = {{linear.scale_w, linear.scale_w_per_row, linear.bias, false, linear.scale_y, linear.scale_y_per_row},

@@ -6,27 +6,25 @@
 
 namespace sparse24::cuda {
 
-DenseWalk walk_of(const LinearOutArgs& args, const DenseTuning& tuning) {
-  DenseWalk walk = dense_walk(args.out, args.in * size_of(args.dtype), tuning.slices);
-  if (tuning.tiles > 0) {
-    walk.tiles = tuning.tiles;
-    walk.box_rows = int(ceil_div(DenseWalk::eights(args.out), tuning.tiles)) * 8;
-  }
-  return walk;
-}
+namespace {
 
-int64_t dense_sum_bytes(const LinearOutArgs& args, const DenseTuning& tuning) {
-  const DenseWalk walk = walk_of(args, tuning);
+// So many tiles that all multiprocessors have one, and few enough that y is not read too often.
+constexpr int kSlices = 4;
+
+}  // namespace
+
+DenseWalk walk_of(const LinearOutArgs& args) { return dense_walk(args.out, args.in * size_of(args.dtype), kSlices); }
+
+int64_t dense_sum_bytes(const LinearOutArgs& args) {
+  const DenseWalk walk = walk_of(args);
   const int64_t tokens = args.tokens <= 16 ? 16 : args.tokens <= 32 ? 32 : args.tokens <= 64 ? 64 : 128;
   return int64_t{walk.units()} * walk.warpgroups() * 64 * tokens * int64_t{sizeof(float)};
 }
 
-void dense_sum(const LinearOutArgs& args, float* sums, unsigned* counters, const DenseTuning& tuning,
-               cudaStream_t stream) {
+void dense_sum(const LinearOutArgs& args, float* sums, unsigned* counters, cudaStream_t stream) {
   const int64_t row_bytes = args.in * size_of(args.dtype);
   DenseLaunch<DenseSumParams> launch{};
-  launch.walk = walk_of(args, tuning);
-  launch.stages = tuning.stages;
+  launch.walk = walk_of(args);
   launch.tokens = int(args.tokens);
   launch.dependent = true;
   launch.params = {{args.scale_w, args.scale_w_per_row, args.bias, args.bias_dtype == DType::kFloat32, args.scale_y,

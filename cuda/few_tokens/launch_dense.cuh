@@ -41,10 +41,8 @@ void launch_tile(const char* name, DenseLaunch<typename Sink::Params>& launch, c
   const DenseWalk& walk = launch.walk;
   launch.w = map_of_rows(w, walk.rows, row_bytes, walk.box_rows);
   launch.x = map_of_rows(x, launch.tokens, row_bytes, Tile::kTokens);
-  if (launch.stages == 0) {
-    const int spare = kMaxSharedBytes - Tile::shared_bytes(walk, 0);
-    launch.stages = std::min(spare / Tile::stage(walk.box_rows), Tile::kMaxStages);
-  }
+  const int spare = kMaxSharedBytes - Tile::shared_bytes(walk, 0);
+  launch.stages = std::min(spare / Tile::stage(walk.box_rows), Tile::kMaxStages);
   // Blocks of several slices wait for nobody, so there may be more of them than run at a time.
   const int blocks = walk.slices > 1 ? walk.units() : std::min(walk.units(), device_info().sm_count);
   FewGrid grid{blocks, 128 * walk.warpgroups() + 32,
