@@ -214,6 +214,49 @@ def test_what_is_few_on_cuda(monkeypatch):
     assert on_cuda == list(range(9)) and on_the_cpu == list(range(65))
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["16bit", "fp8"])
+def test_what_runs_dense_in_one_op(monkeypatch, fp8):
+    """As on CUDA: inference that nobody asks to be 2:4, by the function and by a module."""
+    calls = []
+
+    def counted(*args):
+        calls.append(1)
+        return sparse24.relu2_mlp_dense(*args)
+
+    def would(*sizes, fp8, is_cuda):
+        return choice.runs_dense_few(*sizes, fp8=fp8, is_cuda=True)
+
+    for module in ("sparse24.mlp", "sparse24.mlp.inference"):
+        monkeypatch.setattr(f"{module}.relu2_mlp_dense", counted)
+        monkeypatch.setattr(f"{module}.runs_dense_few", would)
+    monkeypatch.setattr(choice, "_dense", {(8 if fp8 else 16, OUT, HIDDEN): 64})
+    operands, options = network(torch.bfloat16, "cpu", fp8=fp8)
+    del options["w2_rows"]
+    x = tokens(20, torch.bfloat16, "cpu")
+    scales = options.get("w1_scale"), options.get("w2_scale")
+    expected = sparse24.relu2_mlp_dense(x, *operands, *scales)
+    for how in ({}, {"min_tokens": 21}, {"sparse": False}, {"min_tokens": 0, "sparse": False}):
+        assert_same_bits(sparse24.relu2_mlp(x, *operands, **options, **how), expected)
+    assert len(calls) == 4
+    for how in ({"min_tokens": 0}, {"fused": False}):
+        sparse24.relu2_mlp(x, *operands, **options, **how)
+    sparse24.relu2_mlp(tokens(65, torch.bfloat16, "cpu"), *operands, **options)
+    sparse24.relu2_mlp(x.clone().requires_grad_(), *operands, **options)
+    assert len(calls) == 4
+    w1, w2, b1, b2 = weights(torch.bfloat16, "cpu", bias=True)
+    module = sparse24.nn.ReLU2MLP(D, HIDDEN, OUT, bias=True, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for layer, weight, bias in ((module.up_proj, w1, b1), (module.down_proj, w2, b2)):
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        module = module.quantize_() if fp8 else module
+        module(x)
+        assert len(calls) == 5
+        module.sparse = False
+        module(x)
+        assert len(calls) == 6
+
+
 def test_which_numbers_of_tokens_run_dense_in_one_op(monkeypatch):
     monkeypatch.setattr(choice, "_dense", {(16, 1024, 4096): 64, (8, 1024, 4096): 128})
 
