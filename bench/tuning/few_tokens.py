@@ -3,10 +3,11 @@
     python -m bench fit_few_tokens bench/results/<gpu>/ffn_few_tokens.json [--write]
 
 Records are those of ffn_few_tokens at 90 % independent zeros, whose variants `sparse24_few`, `sparse24_dense_few` and
-`sparse24_dense` are those that relu2_mlp with w2_rows chooses from. Of each precision and size the first number is the
-largest measured one up to which relu2_mlp_few is nowhere slower than the others, the second the largest one up to which
-relu2_mlp_dense is nowhere slower than the last. `--write` writes the rows to cpp/heuristics/few_tokens.inc: those of
-sizes that were not measured stay.
+`sparse24_dense` are those that relu2_mlp with w2_rows chooses from; with more than 64 tokens also the module itself
+where it runs 2:4. Of each precision and size the second number is the largest measured one up to which relu2_mlp_dense
+is nowhere slower than what runs without it. The first is the largest one up to which relu2_mlp_few is nowhere slower
+than what then runs instead, but for noise. `--write` writes the rows to cpp/heuristics/few_tokens.inc: those of sizes
+that were not measured stay.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Row = dict[str, Any]
 
 TABLE = ROOT / "cpp" / "heuristics" / "few_tokens.inc"
 BITS = {"bf16": 16, "fp8": 8}
-FEW, DENSE_FEW, OTHERWISE = "sparse24_few", "sparse24_dense_few", "sparse24_dense"
+FEW, DENSE_FEW, OTHERWISE, SPARSE = "sparse24_few", "sparse24_dense_few", "sparse24_dense", "2:4"
+#: By so much the same call takes longer at times.
+NOISE = 1.015
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,26 +55,50 @@ def rows_of(records: Iterable[results.Record], source: str) -> list[Row]:
     times: dict[tuple[int, int, int], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for r in records:
         if r["bench"] == "ffn_few_tokens" and results.usual(r) and r["verified"] and r["median_us"]:
-            times[BITS[r["dtype"]], r["d_model"], r["d_ff"]][r["tokens"]][r["variant"]] = r["median_us"]
+            variant = SPARSE if r.get("runs") == SPARSE else r["variant"]
+            times[BITS[r["dtype"]], r["d_model"], r["d_ff"]][r["tokens"]][variant] = r["median_us"]
     rows = []
     for (bits, d_model, d_ff), by_tokens in times.items():
-        few = most_tokens(by_tokens, FEW, (OTHERWISE, DENSE_FEW), MAX_TOKENS)
-        dense = most_tokens(by_tokens, DENSE_FEW, (OTHERWISE,), MAX_DENSE_TOKENS)
-        if few is not None and dense is not None:
-            sizes = {"bits": bits, "d_model": d_model, "d_ff": d_ff}
-            rows.append({**sizes, "tokens": few, "dense": dense, "record": source})
+        dense = most_tokens({t: dense_and_others(t, us) for t, us in by_tokens.items()}, MAX_DENSE_TOKENS)
+        if dense is None:
+            continue
+        few = most_tokens({t: few_and_others(t, by_tokens, dense) for t in by_tokens}, MAX_TOKENS)
+        if few is not None:
+            numbers = {"tokens": few, "dense": dense if dense > few else 0}  # for the tokens that the first leaves
+            rows.append({"bits": bits, "d_model": d_model, "d_ff": d_ff, **numbers, "record": source})
     return rows
 
 
-def most_tokens(times: dict[int, dict[str, float]], ours: str, others: Sequence[str], limit: int) -> int | None:
-    """The largest number up to which `ours` is nowhere slower; 0 if there is none, and None if nobody knows its end."""
+#: What was measured of an op, and what of that which runs without it; None where that is not known.
+Pair = tuple[float, float] | None
+
+
+def dense_and_others(tokens: int, us: dict[str, float]) -> Pair:
+    if DENSE_FEW not in us or OTHERWISE not in us:
+        return None
+    return us[DENSE_FEW], min(us[OTHERWISE], us.get(SPARSE, us[OTHERWISE]) if tokens > MAX_TOKENS else us[OTHERWISE])
+
+
+def few_and_others(tokens: int, by_tokens: dict[int, dict[str, float]], dense: int) -> Pair:
+    us = by_tokens[tokens]
+    if FEW not in us or OTHERWISE not in us:
+        return None
+    if tokens > dense:
+        return us[FEW], us[OTHERWISE] * NOISE
+    # Where it was not measured it takes no longer than with more tokens.
+    more = [by_tokens[t][DENSE_FEW] for t in sorted(by_tokens) if t >= tokens and DENSE_FEW in by_tokens[t]]
+    return us[FEW], more[0] * NOISE
+
+
+def most_tokens(times: dict[int, Pair], limit: int) -> int | None:
+    """The largest number up to which an op is nowhere slower; 0 if there is none, and None if nobody knows its end."""
     most = 0
-    for tokens, us in sorted(times.items()):
+    for tokens, pair in sorted(times.items()):
         if tokens > limit:
             break
-        if ours not in us or any(name not in us for name in others):
+        if pair is None:
             continue
-        if any(us[ours] > us[name] for name in others):
+        if pair[0] > pair[1]:
             return most
         most = tokens
     return most if most == limit else None

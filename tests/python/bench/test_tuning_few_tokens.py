@@ -28,7 +28,7 @@ def test_the_largest_number_up_to_which_it_is_nowhere_slower():
     no = "not measured"
     made = [
         *records(
-            1024, {1: (10, 20, 20), 4: (20, 20, 20), 8: (21, 20, 20), 16: (5, 20, 20), 32: (5, 9, 9), 64: (5, 9, 8)}
+            1024, {1: (10, 20, 20), 4: (20.2, 20, 20), 8: (21, 20, 20), 16: (5, 20, 20), 32: (5, 9, 9), 64: (5, 9, 8)}
         ),
         *records(2048, {1: (21, 21, 20), 2: (1, 20, 20), 16: (9, 9, 8)}),
         *records(4096, {1: (3, 4, 5), 4: (5, 4, 5), 64: (1, 4, 5), 128: (no, 4, 5)}),  # few only until it ends
@@ -39,6 +39,10 @@ def test_the_largest_number_up_to_which_it_is_nowhere_slower():
         *records(256, {8: (3, 3, 2), 16: (3, 3, 2)}, verified=False),
         *records(256, {8: (3, 3, None), 16: (3, 3, None)}),  # failed
         *records(320, {8: (3, no, 2), 16: (3, no, 2)}),  # before there was a third
+        *records(5120, {1: (1, 2, 2), 64: (1, 3, 2)}),  # nothing is left for the second
+        *records(6144, {1: (1, 4, 5), 8: (5, no, 9), 16: (1, 4, 5), 128: (no, 4, 5)}),  # with 8 as fast as with 16
+        *records(7168, {1: (1, 4, 5), 4: (5, 4, 5), 64: (9, 4, 5), 128: (no, 4, 5)}),  # 2:4 is faster then
+        records(7168, {128: (3, no, no)}, runs="2:4")[0] | {"variant": "sparse24"},
         *records(128, {1: (1, 2, 2), 32: (1, 3, 2)}),  # where the first ends was not measured
         *records(64, {1: (3, 2, 2), 32: (1, 2, 2)}),  # nor the second
     ]
@@ -49,6 +53,9 @@ def test_the_largest_number_up_to_which_it_is_nowhere_slower():
         (16, 4096, 16384, 1, 128, "a record"),
         (8, 1024, 4096, 64, 0, "a record"),
         (8, 2048, 8192, 1, 64, "a record"),
+        (16, 5120, 20480, 64, 0, "a record"),
+        (16, 6144, 24576, 1, 128, "a record"),
+        (16, 7168, 28672, 1, 64, "a record"),
     ]
 
 
@@ -65,13 +72,13 @@ def test_the_file_is_what_it_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(few_tokens, "ROOT", tmp_path)
     before = path.read_text().splitlines()
     printed = run("fit_few_tokens", new)
-    assert f"16 bits, 4096 x 16384: {known['tokens']}, {known['dense']} -> 32, 32" in printed
-    assert "7777 x 31108: no row -> 16, 16" in printed
+    assert f"16 bits, 4096 x 16384: {known['tokens']}, {known['dense']} -> 32, 0" in printed
+    assert "7777 x 31108: no row -> 16, 0" in printed
     assert path.read_text().splitlines() == before
     run("fit_few_tokens", new, "--write")
     after = path.read_text().splitlines()
     changed = [line for line in after if line not in before]
-    assert changed == [f'{{16, 4096, 16384, 32, 32, "{new}"}},', f'{{16, 7777, 31108, 16, 16, "{new}"}},']
+    assert changed == [f'{{16, 4096, 16384, 32, 0, "{new}"}},', f'{{16, 7777, 31108, 16, 0, "{new}"}},']
     assert len(after) == len(before) + 1
 
 
