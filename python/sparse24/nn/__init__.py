@@ -34,6 +34,8 @@ from sparse24.ops.activation import ActivationFunction, threshold_of
 from sparse24.recipe import Recipe
 
 _LAYERS = ("up_proj", "down_proj")
+#: Options that decide whether steps have delayed scales.
+_WANT_SCALES = ("precision", "recipe")
 
 
 class ReLU2MLP(SparseWeights24):
@@ -127,6 +129,16 @@ class ReLU2MLP(SparseWeights24):
         self.up_proj = nn.Linear(dim, hidden, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden, dim_out, bias=bias, device=device, dtype=dtype)
         delayed_scales.register(self, "delayed_scales", precision, recipe, dim, persistent=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. `delayed_scales` are there where precision and recipe, as they are now, want them."""
+        super().__setattr__(name, value)
+        features = getattr(self._modules.get("up_proj"), "in_features", None) if name in _WANT_SCALES else None
+        if features is not None:
+            wanted = delayed_scales.wanted(self.precision, self.recipe, features)
+            if wanted != (self._buffers.get("delayed_scales") is not None):
+                delayed_scales.register(self, "delayed_scales", self.precision, self.recipe, features, persistent=True)
+                delayed_scales.forget(self, "delayed_scales")
 
     @property
     def threshold(self) -> float:

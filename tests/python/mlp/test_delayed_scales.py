@@ -172,6 +172,25 @@ def test_scales_that_are_lost_are_found_again(device, how):
     assert module.scales_known
 
 
+@pytest.mark.parametrize("later", [{"precision": "fp8"}, {"recipe": RECIPE}, {"precision": "fp8", "recipe": RECIPE}])
+def test_options_that_are_set_later(device, later):
+    """The module is as one that was made with them, and back."""
+    options = {"precision": "fp8", "recipe": RECIPE}
+    before = {"precision": "16bit", "recipe": sparse24.Recipe(fp8_weight_gradients=False)}
+    module, made = make(device, **{**options, **{name: before[name] for name in later}}), make(device)
+    assert module.delayed_scales is None and "delayed_scales" not in module.state_dict()
+    step(module)
+    for name, value in later.items():
+        setattr(module, name, value)
+    for seed in range(3):
+        assert_same_step(module, made, seed)
+    assert module.scales_known and set(module.state_dict()) == set(made.state_dict())
+    for name in later:
+        setattr(module, name, before[name])
+    assert module.delayed_scales is None and not module.scales_known
+    step(module)
+
+
 def test_compiled_with_a_schedule(device):
     """The first step and both phases are graphs of their own; then nothing is traced again."""
     torch._dynamo.reset()
