@@ -18,6 +18,8 @@ from sparse24.bench import results
 CALL = {"problem", "verified_rows", "repeatable", "iqr_us", "min_us", "rounds", "host_us", "power_w", "temperature_c"}
 CALL |= {"power_limit_w", "alg_id", "split_k", "split_k_mode", "best_dense"}
 ERRORS = {f"{output}_rel_error" for output in ("out", "dx", "dw1", "dw2")}
+#: Ratios of these are made of their times where they are shown.
+RATIOS_OF_TIMES = ("ffn_forward", "ffn_training", "ffn_weights", "experts")
 #: Of a look at a GPU in training: what is drawn. The last look of a run is kept whole.
 LOOKS = ("step", "zeros", "feature_nonzeros_dropped", "recipe_token_nonzeros_dropped")
 
@@ -42,7 +44,7 @@ def shown(record: results.Record) -> bool:
 
 
 def _small(record: results.Record, last: results.Record | None) -> results.Record:
-    """What is kept of a record; of the driver, that it is another one than the last record's."""
+    """What is kept of a record; of the driver and of the clock, that it is another one than the last record's."""
     small = {key: value for key, value in record.items() if key not in CALL}
     if small["bench"] == "ffn_training":  # errors of its outputs, which it was verified with
         small = {key: value for key, value in small.items() if key not in ERRORS}
@@ -53,8 +55,16 @@ def _small(record: results.Record, last: results.Record | None) -> results.Recor
     if "commit" in small:
         small["commit"] = small["commit"][:7]
         small.pop("sparse24", None)  # the commit says more than the version
-    if last and small.get("driver") == last.get("driver"):
-        small.pop("driver", None)
+    for key in ("driver", "sm_clock_mhz"):
+        if last and small.get(key) == last.get(key):
+            small.pop(key, None)
+    if small["bench"] == "ffn_few_tokens":  # what all variants of a problem share, and the error of a verified one
+        of_problem = {"rel_error", "graphs"} | ({"union"} if small["role"] != "sparse24" else set())
+        small = {key: value for key, value in small.items() if key not in of_problem}
+    if small["bench"] in RATIOS_OF_TIMES:
+        small = {key: value for key, value in small.items() if not key.startswith("speedup_vs_")}
+    if small.get("sizes") == "large":  # as where nothing is said
+        del small["sizes"]
     if "date" in small:
         small["date"] = small["date"][:10]
     looks = small.get("activations")
@@ -70,6 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         content = json.loads(path.read_text())
         if isinstance(content, list):
             results.write_json(path, compact(content))
-        else:  # a run of training
-            path.write_text(json.dumps(_small(content), separators=(",", ":")) + "\n")
+        elif "bench" in content:  # a run of training
+            path.write_text(json.dumps(_small(content, None), separators=(",", ":")) + "\n")
     return 0
