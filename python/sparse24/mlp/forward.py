@@ -38,7 +38,9 @@ def output(a: Arguments, activated: Activated) -> Tensor:
     w, w_scale = float8_weight(a.second())
     if meta is None:
         return cast(down_projection_fp8(values, scale, w, w_scale, a.b2), a.x.dtype)
-    return mm(values, meta, w.t(), scale, w_scale, a.b2, out_dtype=a.x.dtype)
+    # None for bfloat16, which is what float8 gives: AOTInductor of torch 2.11 calls ops with another dtype than traced.
+    out_dtype = None if a.x.dtype == torch.bfloat16 else a.x.dtype
+    return mm(values, meta, w.t(), scale, w_scale, a.b2, out_dtype=out_dtype)
 
 
 def _activation_16bit(a: Arguments) -> Activated:
