@@ -12,19 +12,6 @@ void check_weight(OpName op, const char* argument, const Tensor& w, const Tensor
          dtype_text(w.scalar_type()));
 }
 
-void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype,
-                bool or_float, int64_t elements, const char* meaning) {
-  if (!bias) return;
-  check_device(op, argument, *bias, "x", x);
-  const ScalarType actual = bias->scalar_type();
-  or_float = or_float && dtype != DType::kFloat32;
-  expect(actual == to_torch(dtype) || (or_float && actual == ScalarType::Float), op, argument, " to be ",
-         name_of(dtype), or_float ? " or float32" : "", ", got ", dtype_text(actual));
-  check_sizes(op, argument, *bias, 1);
-  expect(bias->size(0) == elements, op, argument, " to have ", elements, " elements (", meaning, "), got ",
-         bias->size(0));
-}
-
 /// A scale is there for float8 weights (`needed` or not), and for nothing else.
 void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>& scale, bool fp8, bool needed,
                     const Tensor& x, int64_t elements, const char* meaning) {
@@ -38,6 +25,19 @@ void check_scale_of(OpName op, const char* argument, const std::optional<Tensor>
 }
 
 }  // namespace
+
+void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype,
+                bool or_float, int64_t elements, const char* meaning) {
+  if (!bias) return;
+  check_device(op, argument, *bias, "x", x);
+  const ScalarType actual = bias->scalar_type();
+  or_float = or_float && dtype != DType::kFloat32;
+  expect(actual == to_torch(dtype) || (or_float && actual == ScalarType::Float), op, argument, " to be ",
+         name_of(dtype), or_float ? " or float32" : "", ", got ", dtype_text(actual));
+  check_sizes(op, argument, *bias, 1);
+  expect(bias->size(0) == elements, op, argument, " to have ", elements, " elements (", meaning, "), got ",
+         bias->size(0));
+}
 
 NetworkSizes check_network(OpName op, const Tensor& x, const Network& net, RowMultiples (*multiples)(DType stored)) {
   check_defined(op, "x", x);

@@ -28,6 +28,9 @@ struct RowMultiples {
   int64_t columns, rows;
 };
 
+/// Checks a bias of so many elements, if there is one: of `dtype`, or of float32 with `or_float`.
+void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype,
+                bool or_float, int64_t elements, const char* meaning);
 /// Checks all of a network but the threshold. `multiples` says what its op asks of weights of a type.
 NetworkSizes check_network(OpName op, const Tensor& x, const Network& net, RowMultiples (*multiples)(DType stored));
 /// Whether there is a scale for each of so many rows, and not one for all.

@@ -34,17 +34,6 @@ void check_weight(const char* argument, const char* of_scale, const Tensor& w, c
   check_scale(kOp, of_scale, *scale, 1, true, "one scale");
 }
 
-void check_bias(const char* argument, const std::optional<Tensor>& bias, const Tensor& x, DType dtype, int64_t elements,
-                const char* meaning) {
-  if (!bias) return;
-  check_device(kOp, argument, *bias, "x", x);
-  expect(bias->scalar_type() == to_torch(dtype), kOp, argument, " to be ", name_of(dtype), ", got ",
-         dtype_text(bias->scalar_type()));
-  check_sizes(kOp, argument, *bias, 1);
-  expect(bias->size(0) == elements, kOp, argument, " to have ", elements, " elements (", meaning, "), got ",
-         bias->size(0));
-}
-
 void check_multiple(const char* argument, const char* of, int64_t size, int64_t multiple) {
   expect(size > 0 && size % multiple == 0, kOp, argument, " to have a multiple of ", multiple, of, " above 0, got ",
          size);
@@ -66,8 +55,8 @@ Sizes check(const Tensor& x, const StepNetwork& net, const Tensor& scales, bool 
   check_device(kOp, "scales", scales, "x", x);
   check_sizes(kOp, "scales", scales, 1);
   check_scale(kOp, "scales", scales, kDelayedScales, false, "of x, y, grad and dh");
-  check_bias("b1", net.b1, x, DType::kBFloat16, s.features, "rows of w1");
-  check_bias("b2", net.b2, x, s.dtype, s.out, "rows of w2");
+  check_bias(kOp, "b1", net.b1, x, DType::kBFloat16, false, s.features, "rows of w1");
+  check_bias(kOp, "b2", net.b2, x, s.dtype, false, s.out, "rows of w2");
   return s;
 }
 

@@ -25,6 +25,14 @@ def refusal(what: str, rule: str, got: object) -> RuntimeError:
     return RuntimeError(f"sparse24.{what}: expected {rule}, got {got}")
 
 
+def require_tensor(what: str, name: str, value: object) -> None:
+    """Refuse what is no tensor, or none that is dense: a sparse or a nested one."""
+    if not isinstance(value, torch.Tensor):
+        fail(what, f"{name} to be a Tensor", type_name(value))
+    if value.layout is not torch.strided or value.is_nested:
+        fail(what, f"{name} to be dense (torch.strided)", "a nested tensor" if value.is_nested else value.layout)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Name a dtype as sentences do: "bfloat16"."""
     return str(dtype).removeprefix("torch.")

@@ -15,7 +15,7 @@ from sparse24.convert.conversion import Conversion, Weights
 from sparse24.convert.seen import trains
 from sparse24.convert.unchanged import Facts, facts_of
 from sparse24.format import FP8
-from sparse24.mlp.choice import runs_dense_few, runs_few
+from sparse24.mlp.choice import leaves_open, runs_dense_few, runs_few
 from sparse24.ops.forward_mode import in_forward_mode
 
 # Looked up once: torch has thousands of names, and in a model their places in its dictionary are cold.
@@ -71,8 +71,8 @@ def remember(
     elif FP8 not in (first.stored.dtype, second.stored.dtype):
         op, operand, further = _sparse, second.weight, ("sparse",)
         others = (first.scale, second.scale, None, None, threshold)
-        free = min_tokens is None or tokens < min_tokens or not module.sparse
-        if free and runs_dense_few(tokens, *conversion.sizes, **how):
+        is_open = leaves_open(tokens, min_tokens, module.sparse)
+        if is_open and runs_dense_few(tokens, *conversion.sizes, **how):
             op = _dense
         elif not fp8:
             return

@@ -1,5 +1,6 @@
 """What `relu2_experts` demands of its arguments."""
 
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -7,12 +8,14 @@ from torch import Tensor
 
 from sparse24 import errors
 from sparse24._symbolic import or_false
-from sparse24.errors import dtype_name, type_name
+from sparse24.errors import dtype_name
 from sparse24.format import FP8
 from sparse24.mlp.checks import resolved_fp8
 from sparse24.recipe import Recipe
 
 _WIDE = (torch.float32, torch.bfloat16, torch.float16)
+
+_require_tensor = partial(errors.require_tensor, "relu2_experts")
 
 
 def check_operands(x: Tensor, w1: Tensor, w2: Tensor, offsets: Tensor, dtype: torch.dtype) -> None:
@@ -114,13 +117,6 @@ def refuse_second_derivatives() -> None:
     """Refuse to differentiate a backward pass, of which the pattern is a constant."""
     if torch.is_grad_enabled():
         fail("create_graph to be False (second derivatives are not defined)", True)
-
-
-def _require_tensor(name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        fail(f"{name} to be a Tensor", type_name(t))
-    if t.layout is not torch.strided or t.is_nested:
-        fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
 
 
 def _require_device(name: str, t: Tensor, x: Tensor) -> None:

@@ -14,13 +14,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
 
 from sparse24._autocast import without_autocast, without_autograd
 from sparse24._options import boolean, whole_number
 from sparse24._symbolic import known, or_true
 from sparse24.format import FEATURES, FP8
-from sparse24.mlp.arguments import DENSE, Arguments, Packed, Plan, Weight
+from sparse24.mlp.arguments import DENSE, PLAIN, Arguments, Packed, Plan, Weight
 from sparse24.mlp.checks import (
     check_adapters,
     check_delayed_scales,
@@ -308,7 +307,7 @@ def relu2_mlp(
             run_few = run_few_transformed if transformed else relu2_mlp_few
             return run_few(_cast(x, dtype), w1, w2_rows, b1, b2, w1_scale, w2_scale, above)
     free = inference and fused and (min_tokens is None or not sparse)
-    if free and _are_plain(w1, w2) and fp8 == (w1_scale is not None):
+    if free and type(w1) in PLAIN and type(w2) in PLAIN and fp8 == (w1_scale is not None):
         sizes = tokens.shape[0], w1.shape[1], *w2.t().shape
         if runs_dense_few(*sizes, fp8=fp8, is_cuda=x.is_cuda) and fp8 == (w2_scale is not None):
             w1, w2 = (w1, w2) if fp8 else (_cast(w1, dtype), _cast(w2, dtype))
@@ -371,11 +370,6 @@ def up_projection(
         return F.linear(x, w1.to(x.dtype), _cast(b1, x.dtype))
     w1 = w1 if w1_scale is not None else w1.to(x.dtype)
     return linear_fp8(*quantize_fp8(x), *float8_weight(Weight(w1, w1_scale)), b1)
-
-
-def _are_plain(*weights: Tensor) -> bool:
-    """Whether these are no subclass's, whose operators are torch's."""
-    return all(type(w) in (Tensor, Parameter) for w in weights)
 
 
 def _cast(t: Any, dtype: torch.dtype) -> Any:

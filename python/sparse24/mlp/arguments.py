@@ -3,12 +3,15 @@
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from sparse24.ops.activation import ActivationFunction
 from sparse24.recipe import Recipe
 
 #: Products over tokens of a network that runs dense.
 DENSE = Recipe(weight_gradients="dense")
+#: Types of weights whose operators are torch's, as no subclass's are.
+PLAIN = (Tensor, Parameter)
 
 
 class Plan(NamedTuple):

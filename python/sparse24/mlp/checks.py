@@ -1,6 +1,7 @@
 """What `relu2_mlp` demands of its arguments."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -13,6 +14,8 @@ from sparse24.format import FP8, up
 from sparse24.recipe import Recipe
 
 _ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_require_tensor = partial(errors.require_tensor, "relu2_mlp")
 
 
 def check_tensors(x: Tensor, w1: Tensor, w2: Tensor) -> None:
@@ -221,13 +224,6 @@ def check_training(recipe: Recipe, hot_features: Tensor | None, w1: Tensor, fp8:
         fail(f"hot_features to have shape [{count}] (recipe.hot_features(F))", list(hot_features.shape))
     if hot_features.device != w1.device:
         fail(f"hot_features to be on {w1.device} as w1 is", hot_features.device)
-
-
-def _require_tensor(name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        fail(f"{name} to be a Tensor", type_name(t))
-    if t.layout is not torch.strided or t.is_nested:
-        fail(f"{name} to be dense (torch.strided)", "a nested tensor" if t.is_nested else t.layout)
 
 
 def fail(rule: str, got: object) -> NoReturn:

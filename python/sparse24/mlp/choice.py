@@ -178,6 +178,11 @@ def runs_few(tokens: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) ->
     return may_be_few(tokens) and (not is_cuda or _at_most(tokens, few_tokens(d_ff, d_out, fp8=fp8)))
 
 
+def leaves_open(tokens: int, min_tokens: int | None, sparse: bool) -> bool:
+    """Whether inference of so many tokens may run dense in any way: nobody asks it to be 2:4."""
+    return min_tokens is None or tokens < min_tokens or not sparse
+
+
 def runs_dense_few(tokens: int, d_model: int, d_ff: int, d_out: int, *, fp8: bool, is_cuda: bool) -> bool:
     """Whether inference of a dense network, or of one that nobody asks to be 2:4, runs as `relu2_mlp_dense`.
 

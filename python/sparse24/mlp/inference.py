@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.functional import linear
 
 from sparse24._autocast import without_autograd
 from sparse24.format import FEATURES
-from sparse24.mlp.arguments import Weight
-from sparse24.mlp.choice import may_be_few, pays, runs_dense_few, runs_few
+from sparse24.mlp.arguments import PLAIN, Weight
+from sparse24.mlp.choice import leaves_open, may_be_few, pays, runs_dense_few, runs_few
 from sparse24.ops.activation import RELU2
 from sparse24.ops.few_tokens import MAX_TOKENS, relu2_mlp_few
 from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
@@ -98,8 +97,7 @@ def inferred(
     elif scale_y is not None or scale_y_factor is not None:
         return None
     scales = first.scale, second.scale, scale_y, scale_y_factor
-    free = min_tokens is None or tokens < min_tokens or not sparse
-    if free and runs_dense_few(tokens, d, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
+    if leaves_open(tokens, min_tokens, sparse) and runs_dense_few(tokens, d, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
         with without_autograd():
             return relu2_mlp_dense(x, w1, w2, b1, b2, *scales, threshold)
     if min_tokens is not None:
@@ -124,7 +122,7 @@ def dense(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | Non
     the activation. Weights of other types get the usual ones, and modes that look at operators: those that count FLOPs.
     """
     tokens = x.numel() // w1.shape[1]
-    usual = type(w1) not in (Tensor, Parameter) or torch._C._len_torch_dispatch_stack() > 0
+    usual = type(w1) not in PLAIN or torch._C._len_torch_dispatch_stack() > 0
     if not x.is_cuda or tokens <= _FEWEST or usual:
         return linear(RELU2(linear(x, w1, b1)), w2, b2)
     rows = x if x.dim() == 2 else x.reshape(tokens, w1.shape[1])

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparse24._optimizer_steps import after_each_step
-from sparse24.mlp.arguments import Packed
+from sparse24.mlp.arguments import PLAIN, Packed
 from sparse24.mlp.gathered_weight import GatheredWeight
 from sparse24.ops import prune_pack_fp8_both, prune_quantize_fp8_both, quantize_fp8_both
 from sparse24.ops.forward_mode import in_torch_func
@@ -161,7 +161,7 @@ def _drop_all(_optimizer: torch.optim.Optimizer) -> None:
 
 
 def _may_keep(w: Tensor) -> bool:
-    if torch.compiler.is_compiling() or type(w) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or type(w) not in PLAIN:
         return False
     if not (w.is_leaf and w.requires_grad) or w.is_inference() or in_torch_func():
         return False

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sparse24.mlp.arguments import DENSE, Plan
+from sparse24.mlp.arguments import DENSE, PLAIN, Plan
 from sparse24.mlp.choice import pays
 from sparse24.mlp.kept_weights import BothOrders, may_accumulate
 from sparse24.mlp.step_fp8 import has_products
@@ -20,7 +20,6 @@ from sparse24.ops.forward_mode import in_forward_mode, in_torch_func
 from sparse24.recipe import Recipe
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-_PLAIN = (Tensor, torch.nn.Parameter)
 _DEFAULT_RECIPE = Recipe()
 _NO_CODES: tuple[BothOrders | None, BothOrders | None] = (None, None)
 
@@ -49,7 +48,7 @@ def stepped(
     scales : Tensor
         Its `delayed_scales`, which are known.
     """
-    if type(x) is not Tensor or type(w1) not in _PLAIN or type(w2) not in _PLAIN or type(scales) is not Tensor:
+    if type(x) is not Tensor or type(w1) not in PLAIN or type(w2) not in PLAIN or type(scales) is not Tensor:
         return None
     device, rank = x.device, x.dim()
     if not (w1.requires_grad and w2.requires_grad and torch.is_grad_enabled()) or may_accumulate(w1, w2):
@@ -127,6 +126,6 @@ def _are_scales(scales: Tensor) -> bool:
 def _is_bias(bias: Tensor | None, elements: int, device: torch.device) -> bool:
     if bias is None:
         return True
-    if type(bias) not in _PLAIN or bias.dtype not in _FLOATS or bias.device != device:
+    if type(bias) not in PLAIN or bias.dtype not in _FLOATS or bias.device != device:
         return False
     return bias.layout is torch.strided and bias.dim() == 1 and bias.shape[0] == elements

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse24.errors import dtype_name, fail, type_name
+from sparse24.errors import dtype_name, fail, require_tensor
 from sparse24.mlp.arguments import Weight
 from sparse24.mlp.float8 import cast
 from sparse24.recipe import Recipe
@@ -181,10 +181,7 @@ def pruned24(weight: Weight, dim: int) -> Tensor:
 
 def check(w: Any, dim: int, what: str, name: str = "w") -> None:
     """Check that a weight has groups of four."""
-    if not isinstance(w, Tensor):
-        fail(what, f"{name} to be a Tensor", type_name(w))
-    if w.layout is not torch.strided or w.is_nested:
-        fail(what, f"{name} to be dense (torch.strided)", "a nested tensor" if w.is_nested else w.layout)
+    require_tensor(what, name, w)
     if not w.dtype.is_floating_point:
         fail(what, f"{name} to be of a floating dtype", dtype_name(w.dtype))
     if w.dim() == 0:

@@ -228,40 +228,16 @@ def _check_network(
     return x.new_empty(*tokens, out)
 
 
-def _fake_relu2_mlp_sparse(
-    x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    b1: Tensor | None,
-    b2: Tensor | None,
-    w1_scale: Tensor | None,
-    w2_scale: Tensor | None,
-    scale_y: Tensor | None,
-    scale_y_factor: Tensor | None,
-    threshold: float,
-) -> Tensor:
-    op = "relu2_mlp_sparse"
-    scales = w1_scale, w2_scale, scale_y, scale_y_factor
-    out = _check_network(op, _of_groups, x, w1, w2, b1, b2, *scales)
+def _fake_relu2_mlp_sparse(x: Tensor, *others: Any) -> Tensor:
+    op, (*operands, threshold) = "relu2_mlp_sparse", others
+    out = _check_network(op, _of_groups, x, *operands)
     ActivationFunction("relu2", threshold).check(op)
     return out
 
 
-def _fake_relu2_mlp_dense(
-    x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    b1: Tensor | None,
-    b2: Tensor | None,
-    w1_scale: Tensor | None,
-    w2_scale: Tensor | None,
-    scale_y: Tensor | None,
-    scale_y_factor: Tensor | None,
-    threshold: float,
-) -> Tensor:
-    op = "relu2_mlp_dense"
-    scales = w1_scale, w2_scale, scale_y, scale_y_factor
-    out = _check_network(op, _of_16_bytes, x, w1, w2, b1, b2, *scales)
+def _fake_relu2_mlp_dense(x: Tensor, *others: Any) -> Tensor:
+    op, (*operands, threshold) = "relu2_mlp_dense", others
+    out = _check_network(op, _of_16_bytes, x, *operands)
     if x.device.type == "cuda":
         tokens = prod(x.shape[:-1])
         expect(tokens <= MAX_DENSE_TOKENS, op, f"x to have at most {MAX_DENSE_TOKENS} rows on a CUDA device", tokens)
