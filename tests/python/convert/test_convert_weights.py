@@ -135,7 +135,7 @@ def test_calibrated_masks_and_adapters(device):
     """By magnitude times the norm of the input feature; what is fitted counts by it, too."""
     norms = torch.linspace(0.1, 4, D, device=device)
     batches = [normal(50, D, dtype=torch.float32, seed=i).to(device) * norms for i in range(3)]
-    found = torch.cat(batches).square().sum(0).sqrt()
+    found = sum(batch.square().sum(0) for batch in batches).sqrt()
     for rank in (0, 8):
         config = ConvertConfig(sparse_weights="up", min_tokens=0, calibration=batches, adapters=rank)
         net = converted(config, dtype=torch.float32, device=device)
@@ -143,21 +143,39 @@ def test_calibrated_masks_and_adapters(device):
         keep = prune24(w * found) != 0
         assert not torch.equal(keep, prune24(w) != 0)
         assert_same_bits(net._buffers["_sparse24_keep_up"], keep)
-        x = inputs(dtype=torch.float32, device=device).to(torch.float32 if device == "cpu" else torch.bfloat16)
-        w1, w2 = torch.where(keep, w, 0), net.c_proj.weight
+        w1 = torch.where(keep, w, 0)
         if rank:
             left, right = net.sparse24_up_left, net.sparse24_up_right
             rest = (w - w1) * found
             u, s, v = torch.linalg.svd(rest)
             best = (rest - (u[:, :8] * s[:8]) @ v[:8]).norm().item()
             assert (rest - left @ right * found).norm().item() == pytest.approx(best, rel=1e-3)
-            w1 = torch.addmm(w1, left, right)
-        wanted = sparse24.relu2_mlp(x, w1, w2, min_tokens=0)
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        net.to(dtype)
+        x = inputs(dtype=dtype, device=device)
+        w1 = torch.where(keep, net.c_fc.weight, 0)
+        if rank:
+            w1 = torch.addmm(w1, net.sparse24_up_left, net.sparse24_up_right)
+        wanted = sparse24.relu2_mlp(x, w1, net.c_proj.weight, min_tokens=0)
         assert_same_bits(net(x).detach(), wanted.detach())
         with torch.no_grad():
             assert_same_bits(net.eval()(x), wanted)
         sparse24.revert(net)
         assert not list(net.buffers())
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_adapters_of_master_weights(device, choice):
+    """Training adds them in the dtype of the step; copies for inference have the sum of the masters, rounded once."""
+    net = converted(ConvertConfig(sparse_weights=choice, adapters=8, min_tokens=0), dtype=torch.float32, device=device)
+    x = inputs(device=device)
+    left, right = net.sparse24_up_left, net.sparse24_up_right
+    w1, w2 = prune24(net.c_fc.weight), weights(net, choice)[1]
+    added = torch.addmm(w1.bfloat16(), left.bfloat16(), right.bfloat16())
+    assert_same_bits(net(x).detach(), sparse24.relu2_mlp(x, added, w2, min_tokens=0).detach())
+    with torch.no_grad():
+        added = torch.addmm(w1, left, right)
+        assert_same_bits(net.eval()(x), sparse24.relu2_mlp(x, added, w2, min_tokens=0))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
