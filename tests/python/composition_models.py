@@ -17,8 +17,8 @@ from sparse24.mlp import Precision
 KINDS = ("module", "fp8", "converted")
 #: Nothing is pruned along tokens.
 FP8_STEP = sparse24.Recipe(fp8_weight_gradients=True, dense_features=1.0)
-#: With 2:4 weights: a module that has adapters too, and a converted network. Their tests are few.
-WEIGHT_KINDS = ("weights", "converted_weights")
+#: With 2:4 weights: a module that has adapters too, in 16 bits and in fp8, and a converted network. Their tests are few.
+WEIGHT_KINDS = ("weights", "fp8_weights", "converted_weights")
 WEIGHTS = replace(EXACT, recipe=replace(EXACT.recipe, sparse_weights="both"))
 #: For inference also `ReLU2MLP` with float8 weights.
 INFERENCE_KINDS = (*KINDS, "quantised")
@@ -30,7 +30,7 @@ def network(kind: str) -> nn.Module:
         return CLASSES[kind][0]()
     if kind.startswith("converted"):
         return Inline(bias=True)
-    recipe = {"fp8_step": FP8_STEP, "weights": WEIGHTS.recipe}.get(kind, EXACT.recipe)
+    recipe = FP8_STEP if kind == "fp8_step" else WEIGHTS.recipe if kind in WEIGHT_KINDS else EXACT.recipe
     precision: Precision = "16bit" if kind in ("module", "weights") else "fp8"
     return sparse24.nn.ReLU2MLP(D, HIDDEN, bias=True, min_tokens=0, recipe=recipe, precision=precision)
 
@@ -42,7 +42,7 @@ def dtype_of(device: str) -> torch.dtype:
 def build(kind: str, device: str = "cpu", dtype: torch.dtype | None = None, layers: int = 2) -> Stack:
     """Networks with residual connections; the same weights at each call."""
     model = Stack(*(network(kind) for _ in range(layers)))
-    if kind == "weights":
+    if kind in ("weights", "fp8_weights"):
         for layer in model.layers:
             layer.add_adapters_(4)
     model = randomize(model)

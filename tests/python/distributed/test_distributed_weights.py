@@ -16,9 +16,10 @@ def test_fsdp2_of_sparse_weights(ranks, kind, wrap):
     assert_ranks_near([a for a, _ in actual], expected, ranks.tolerance(1e-5))
 
 
-def test_data_parallel_of_sparse_weights(ranks):
-    expected = averaged(build("weights", ranks.device))
-    assert_ranks_near(ranks(worker.data_parallel, "weights"), expected, ranks.tolerance(1e-5))
+@pytest.mark.parametrize("kind", WEIGHT_KINDS)
+def test_data_parallel_of_sparse_weights(ranks, kind):
+    expected = averaged(build(kind, ranks.device))
+    assert_ranks_near(ranks(worker.data_parallel, kind), expected, ranks.tolerance(1e-5))
 
 
 def test_masks_and_decay_of_sharded_weights(ranks):
