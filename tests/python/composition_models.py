@@ -17,7 +17,7 @@ from sparse24.mlp import Precision
 KINDS = ("module", "fp8", "converted")
 #: Nothing is pruned along tokens.
 FP8_STEP = sparse24.Recipe(fp8_weight_gradients=True, dense_features=1.0)
-#: With 2:4 weights: a module that has adapters too, in 16 bits and in fp8, and a converted network. Their tests are few.
+#: With 2:4 weights: modules that have adapters too, in 16 bits and in fp8, and a converted network. Tests are few.
 WEIGHT_KINDS = ("weights", "fp8_weights", "converted_weights")
 WEIGHTS = replace(EXACT, recipe=replace(EXACT.recipe, sparse_weights="both"))
 #: For inference also `ReLU2MLP` with float8 weights.

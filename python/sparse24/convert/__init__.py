@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 from torch import nn
 
-from sparse24._options import check_model
+from sparse24._options import boolean, check_model
 from sparse24.convert.adapters import calibrate, fit
 from sparse24.convert.call import called_children
 from sparse24.convert.config import PRECISIONS, ConvertConfig
@@ -116,6 +116,7 @@ def convert(
         fail("convert", "module_filter_fn to be a function of a module and its name", type_name(module_filter_fn))
     if not isinstance(config, ConvertConfig):
         fail("convert", "config to be a sparse24.ConvertConfig", type(config).__name__)
+    quiet = boolean("convert", "quiet", quiet)
     found, others = find_networks(model)
     names = {network.name for network in found}
     unknown = sorted(set(config.decisions) - names)
@@ -199,6 +200,7 @@ def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
         weights. Nothing has changed then.
     """
     check_model("revert", model)
+    merge = boolean("revert", "merge", merge)
     found = [(n, m) for n, m in model.named_modules() if getattr(m, "_sparse24_converted", False)]
     for name, module in found:
         if "_sparse24_base" not in vars(type(module)):

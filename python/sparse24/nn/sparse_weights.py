@@ -286,8 +286,8 @@ class SparseWeights24(CheckedOptions):
     def _called_layers(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """Give layers that have to be called, with their weights as they enter."""
         for name in ("up_proj", "down_proj"):
-            w = self._modules[name]._parameters.get("weight")
-            if type(w) is not nn.Parameter:
+            w = _own_weight(self._modules[name])
+            if type(w) not in (nn.Parameter, Tensor):
                 kind = "none" if w is None else type(w).__name__
                 fail("nn.ReLU2MLP", f"{name} to have a plain weight, which enters 2:4 or with adapters", kind)
         w1, w2 = self.entering_weights()
@@ -311,6 +311,12 @@ def pruned_state(state: MutableMapping[str, Tensor], prefix: str, recipe: Recipe
 def _bits(w: Tensor) -> Tensor:
     """Return a weight as torch can copy and compare it."""
     return w.view(torch.uint8) if w.dtype == FP8 else w
+
+
+def _own_weight(layer: Any) -> Tensor | None:
+    """Give the weight of a layer that owns it: a parameter, or a buffer where it is quantised."""
+    weight: Tensor | None = layer._parameters.get("weight")
+    return layer._buffers.get("weight") if weight is None else weight
 
 
 def _weight_of(layer: Any) -> Weight:

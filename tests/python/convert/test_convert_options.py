@@ -264,6 +264,14 @@ def test_filters_and_decisions(capsys):
             lambda: sparse24.distributed.gather_float8(Inline(), once="yes"),
             "distributed.gather_float8: expected once to be True or False, got yes",
         ),
+        (
+            lambda: sparse24.convert(Inline(), quiet="no"),
+            "convert: expected quiet to be True or False, got no",
+        ),
+        (
+            lambda: sparse24.revert(Inline(), merge="no"),
+            "revert: expected merge to be True or False, got no",
+        ),
         (lambda: sparse24.revert(None), "revert: expected model to be a torch.nn.Module, got NoneType"),
     ],
 )

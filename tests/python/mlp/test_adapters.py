@@ -229,6 +229,23 @@ def test_layers_that_have_to_be_called(rank):
         mlp(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*calls its layers")
+@pytest.mark.parametrize("choice", ["up", "both"])
+@pytest.mark.parametrize("pruned", [False, True], ids=["in each call", "once"])
+def test_quantised_layers_that_have_to_be_called(choice, pruned):
+    """Their weights are buffers, and enter as those of others do."""
+    mlp, x = module(rank=0).quantize_(), tokens(96, torch.bfloat16, "cpu")
+    mlp.recipe = Recipe(sparse_weights=choice)
+    if pruned:
+        mlp.prune_weights_()
+    scales = mlp.up_proj.weight_scale, mlp.down_proj.weight_scale
+    w1, w2 = ((w.float() * scale[:, None]).bfloat16() for w, scale in zip(mlp.entering_weights(), scales, strict=True))
+    wanted = torch.relu(x @ w1.t()).square() @ w2.t()
+    assert_same_bits(prune24(w1), w1)
+    mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert_same_bits(mlp(x), wanted)
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiled_and_exported():
     torch._dynamo.reset()
