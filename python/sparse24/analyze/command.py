@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from sparse24._options import positive_number, whole_number
 from sparse24.analyze.model import analyze_model
 from sparse24.analyze.speed import PHASES, Calls
-from sparse24.analyze.weights import analyze_weights
+from sparse24.analyze.weights import RANKS, analyze_weights
 from sparse24.errors import dtype_name, fail
 from sparse24.terminal import drawing_file, output_file
 
@@ -42,7 +43,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--sparse-weights", choices=("up", "both"), help="also tell the loss on the text with 2:4 weights, and without"
     )
     parser.add_argument(
-        "--ranks", type=int, nargs="+", default=(0, 16, 64), metavar="R", help="of adapters beside them (0 16 64)"
+        "--ranks",
+        type=int,
+        nargs="+",
+        metavar="R",
+        help=f"of adapters beside them (default: {' '.join(map(str, RANKS))})",
     )
     parser.add_argument("--max-tokens", type=int, default=65536, metavar="N", help="default: 65536")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
@@ -62,8 +67,11 @@ def run(args: argparse.Namespace) -> int:
     model, tokenize = load(args.model)
     model.to(device)
     batches = batches_of(model, tokenize, args.text, args.max_tokens)
+    first = next(batches, None)
+    if first is None:
+        fail("analyze", "--text to have at least one token", "none")
     try:
-        report = analyze_model(model, batches, max_tokens=args.max_tokens)
+        report = analyze_model(model, chain((first,), batches), max_tokens=args.max_tokens)
     except (RuntimeError, OSError):
         raise
     except Exception as error:  # of the model, and it may be anything
@@ -95,9 +103,16 @@ def _losses(model: nn.Module, tokenize: Any, args: argparse.Namespace) -> dict[s
     for batch in batches_of(model, tokenize, args.text, args.max_tokens, learn=True):
         if left <= 0:
             break
-        batches.append(batch)
+        if batch["input_ids"].shape[1] > 1:  # after one alone nothing is predicted
+            batches.append(batch)
         left -= batch["input_ids"].numel()
-    return analyze_weights(model, batches, sparse_weights=args.sparse_weights, ranks=tuple(args.ranks))
+    if not batches:
+        fail("analyze", "--text to have at least two tokens for --sparse-weights", "one")
+    return analyze_weights(model, batches, sparse_weights=args.sparse_weights, ranks=_ranks(args))
+
+
+def _ranks(args: argparse.Namespace) -> tuple[int, ...]:
+    return RANKS if args.ranks is None else tuple(args.ranks)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -106,7 +121,9 @@ def _check(args: argparse.Namespace) -> None:
         _drawing()
     positive_number("analyze", "--max-tokens", args.max_tokens)
     Calls(**{phase: getattr(args, phase) for phase in PHASES})
-    for rank in args.ranks:
+    if args.ranks is not None and not args.sparse_weights:
+        fail("analyze", "--sparse-weights, which --ranks are of", "none")
+    for rank in _ranks(args):
         whole_number("analyze", "--ranks", rank)
     for file in args.text:
         file.open("rb").close()

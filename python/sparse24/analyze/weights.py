@@ -1,16 +1,19 @@
 """What 2:4 weights do to the loss of a trained model, with adapters and without."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, SupportsFloat
 
 import torch
 from torch import nn
 
-from sparse24._options import check_batches, check_model
+from sparse24._options import check_batches, check_model, whole_number
 from sparse24.convert import ConvertConfig, convert, revert
 from sparse24.convert.watch import call, evaluating
-from sparse24.errors import fail
+from sparse24.errors import fail, type_name
 from sparse24.recipe import SparseWeights
+
+#: Of adapters that are looked at by default; 0: none.
+RANKS = (0, 16, 64)
 
 
 def analyze_weights(
@@ -19,7 +22,7 @@ def analyze_weights(
     loss: Callable[[Any, Any], Any] | None = None,
     *,
     sparse_weights: SparseWeights = "up",
-    ranks: tuple[int, ...] = (0, 16, 64),
+    ranks: Sequence[int] = RANKS,
     calibration: Iterable[Any] | None = None,
 ) -> dict[str, float]:
     """Find the loss of a model as it is, with 2:4 weights, and with adapters of some ranks beside them.
@@ -36,7 +39,7 @@ def analyze_weights(
         ``loss(output, batch)``: a number. Default: the output's attribute `loss`, or the output, if that is a number.
     sparse_weights, calibration
         As in `sparse24.ConvertConfig`.
-    ranks : tuple of int
+    ranks : sequence of int
         Of the adapters; 0: none.
 
     Returns
@@ -47,10 +50,16 @@ def analyze_weights(
     Raises
     ------
     RuntimeError
-        There is no batch, or no network that can be converted.
+        There is no batch, or no network that can be converted; or one that is converted already.
     """
     check_model("analyze_weights", model)
     check_batches("analyze_weights", "batches", batches)
+    if not isinstance(ranks, Sequence):
+        fail("analyze_weights", "ranks to be a sequence of numbers", type_name(ranks))
+    ranks = [whole_number("analyze_weights", "ranks", rank) for rank in ranks]
+    converted = [name for name, m in model.named_modules() if getattr(m, "_sparse24_converted", False)]
+    if converted:  # they would be reverted with the others
+        fail("analyze_weights", "model to have no converted networks", converted[0] or "model")
     kept = list(batches)
     calibrated = None if calibration is None else list(calibration)
     if not kept:
@@ -83,4 +92,6 @@ def _loss_of(output: Any, batch: Any, loss: Callable[[Any, Any], Any] | None) ->
     value = loss(output, batch) if loss is not None else getattr(output, "loss", output)
     if isinstance(value, torch.Tensor) and value.numel() != 1:
         fail("analyze_weights", "loss to give a number", f"a tensor of {value.numel()}")
+    if not isinstance(value, (torch.Tensor, SupportsFloat)):  # such as the loss of a model that got no labels
+        fail("analyze_weights", "loss to give a number", type_name(value))
     return float(value)

@@ -38,3 +38,17 @@ def test_refusals():
         sparse24.analyze_weights(nn.Linear(D, D), [torch.zeros(1, D)], lambda *_: 0.0)
     with pytest.raises(RuntimeError, match="expected loss to give a number, got a tensor of 128"):
         sparse24.analyze_weights(Stack(Inline()), [torch.zeros(2, D)])
+    with pytest.raises(RuntimeError, match="expected loss to give a number, got None"):
+        sparse24.analyze_weights(Stack(Inline()), [torch.zeros(2, D)], lambda *_: None)
+    for ranks, sentence in ((4, "a sequence of numbers, got int"), ((4, -1), "at least 0, got -1")):
+        with pytest.raises(RuntimeError, match=f"analyze_weights: expected ranks to be {sentence}"):
+            sparse24.analyze_weights(Stack(Inline()), [torch.zeros(2, D)], ranks=ranks)
+
+
+def test_a_conversion_is_not_undone():
+    """What is converted for a look is reverted after it, and with it what was converted before."""
+    model = Stack(Inline(), Inline())
+    sparse24.convert(model.layers[1], quiet=True)
+    with pytest.raises(RuntimeError, match="expected model to have no converted networks, got layers.1"):
+        sparse24.analyze_weights(model, [torch.zeros(2, D)], lambda *_: 0.0)
+    assert type(model.layers[0]) is Inline and type(model.layers[1]) is not Inline

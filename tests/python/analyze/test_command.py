@@ -109,7 +109,7 @@ def test_without_a_tokenizer_bytes_are_tokens_and_it_says_so(folder, tmp_path, c
     printed = capsys.readouterr().out
     assert "has no tokenizer: each byte of the text is taken for a token" in printed and "on 10 tokens" in printed
     assert analyze(folder, "--text", empty) == 2
-    assert "expected batches to have at least one, got none" in capsys.readouterr().err
+    assert "expected --text to have at least one token, got none" in capsys.readouterr().err
 
 
 def test_it_reads_no_more_than_it_needs(folder, tmp_path):
@@ -147,6 +147,10 @@ def test_what_cannot_run_is_said_in_a_sentence(folder, text, tmp_path, capsys):
 
     assert "expected MODEL_DIR to be a folder with a config.json" in said(tmp_path, "--text", text)
     assert "No such file" in said(folder, "--text", tmp_path / "none.txt")
+    short = tmp_path / "short.txt"
+    short.write_text("a")
+    words = "expected --text to have at least two tokens for --sparse-weights, got one"
+    assert words in said(folder, "--text", short, "--sparse-weights", "up")
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     assert "expected MODEL_DIR to be loaded by transformers" in said(tmp_path, "--text", text)
     for arguments in ((folder,), (folder, "--text", text, "--plot", tmp_path / "out.txt")):
@@ -164,6 +168,8 @@ def test_arguments_are_looked_at_before_the_model(tmp_path, text, monkeypatch, c
         (("--text", text, tmp_path), "Is a directory"),
         (("--text", text, "--max-tokens", 0), "expected --max-tokens to be at least 1, got 0"),
         (("--text", text, "--decode", -1), "expected decode to be at least 0, got -1"),
+        (("--text", text, "--ranks", 4), "expected --sparse-weights, which --ranks are of, got none"),
+        (("--text", text, "--sparse-weights", "up", "--ranks", -1), "expected --ranks to be at least 0, got -1"),
     ):
         assert analyze(tmp_path, *arguments) == 2
         assert said in capsys.readouterr().err
