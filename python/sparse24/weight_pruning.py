@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparse24._options import boolean, finite_number, one_of, whole_number
 from sparse24.errors import fail, type_name
+from sparse24.format import FP8
 from sparse24.mlp.weights import kept24, masked, prune24, soft_scale, soft_threshold24
 from sparse24.nn import entering_weights
 from sparse24.schedule import feed_forwards
@@ -90,6 +91,8 @@ class WeightPruning:
         if not self._networks:
             what = "model to have ReLU2MLP or converted modules with 2:4 weights"
             fail("WeightPruning", what, type(model).__name__)
+        if any(layer.stored().parameter.dtype == FP8 for layer in self._networks):
+            fail("WeightPruning", "model to have weights that can be trained", "float8 ones")
 
     def step(self) -> None:
         """Prepare the next step: find masks and scales, if it is a sparse one and they are due; or settle."""
@@ -126,6 +129,7 @@ class WeightPruning:
         learning_rate : float
             With decay_of="weights": that of the step.
         """
+        learning_rate = finite_number("WeightPruning", "learning_rate", learning_rate)
         if not self.decay:
             return
         for layer in self._networks:
@@ -171,10 +175,18 @@ class WeightPruning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up again, of the same model."""
+        missing = [name for name in ("steps", "buffers") if name not in state]
+        if missing:
+            fail("WeightPruning", "a state that state_dict gave", f"one without {missing[0]}")
         if len(state["buffers"]) != len(self._networks):
             fail("WeightPruning", f"a state of {len(self._networks)} weights", len(state["buffers"]))
+        for layer, buffers in zip(self._networks, state["buffers"], strict=True):
+            keep, shape = buffers.get(layer.names[0]), layer.shape()
+            if keep is not None and list(keep.shape) != shape:
+                fail("WeightPruning", f"a state of weights of shape {shape}", list(keep.shape))
         self.steps, self._begun = state["steps"], state.get("begun", state["steps"] > 0)
         for layer, buffers in zip(self._networks, state["buffers"], strict=True):
+            entering_weights.drop(layer.module, set(layer.names) - buffers.keys())
             for name, value in buffers.items():
                 entering_weights.put(layer.module, name, value.to(layer.stored().parameter.device))
 
@@ -197,6 +209,11 @@ class _Layer:
         w = w.detach()
         w = w.full_tensor() if hasattr(w, "full_tensor") else w
         return w.t() if transposed else w
+
+    def shape(self) -> list[int]:
+        """Return that of all of it, as it enters."""
+        w, transposed = self.stored()
+        return list(w.shape[::-1] if transposed else w.shape)
 
     def keep(self) -> Tensor:
         """Tell which entries the next step keeps."""

@@ -16,6 +16,7 @@ from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.checked_options import OPTIONS, whole_number_or_none
 from sparse24.nn.children import further_problem, is_moved, layer_problem, run_moved, warn_once
+from sparse24.nn.entering_weights import SOFT, drop
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
 from sparse24.nn.quantized_state import state_for_float, state_for_quantized
@@ -316,7 +317,8 @@ class ReLU2MLP(SparseWeights24):
         """Replace the weights by float8_e4m3fn with one scale per row, for inference. In place; returns the module.
 
         The children become `QuantizedLinear`: buffers ``weight``, ``weight_scale`` and ``scale_y_factor`` instead of a
-        parameter. There is no way back, and float8 weights get no gradient.
+        parameter. There is no way back, and float8 weights get no gradient. Where the recipe has 2:4 weights they are
+        pruned first (`prune_weights_`), unless `sparse` is False.
 
         Raises
         ------
@@ -337,8 +339,10 @@ class ReLU2MLP(SparseWeights24):
                     f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
                 )
         check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
-        if self._prunes:  # they may have been trained since
+        if self._prunes or self._is_pruned():  # by what they are: float8 has equals of what was not
             self.prune_weights_()
+        else:
+            drop(self, SOFT)  # of a later sparse phase: a threshold is of weights, not of codes
         for name, layer in [(name, QuantizedLinear(child)) for name, child in children.items()]:
             setattr(self, name, layer)
         put_copies(self)
@@ -346,6 +350,8 @@ class ReLU2MLP(SparseWeights24):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         let_go(self)
+        if self._prunes:  # before they are rounded
+            pruned_state(state_dict, prefix, self.recipe)
         # Both layers before either is written to, and before they see their entries.
         for name in _LAYERS:
             child, key = self._modules.get(name), f"{prefix}{name}."
@@ -356,8 +362,6 @@ class ReLU2MLP(SparseWeights24):
                 for further in ("weight_scale", "scale_y_factor") if entries else ():
                     state_dict.pop(f"{key}{further}", None)
                 state_dict.update(entries)
-        if self._prunes:
-            pruned_state(state_dict, prefix, self.recipe)
         # States of other recipes have none, or have some that are not used here.
         key, scales = f"{prefix}delayed_scales", self._buffers.get("delayed_scales")
         if scales is None:

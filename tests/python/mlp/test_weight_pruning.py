@@ -196,6 +196,53 @@ def test_resumed(options):
     assert_same_bits(copy.deepcopy(model)(x), model(x))
 
 
+@pytest.mark.parametrize("options", [{"soft": True}, {"refresh_steps": 3}], ids=str)
+def test_resumed_at_the_first_step(options):
+    """What a state has not is not there afterwards."""
+    model = network()
+    pruning = WeightPruning(model, **options)
+    first = copy.deepcopy(pruning.state_dict())
+    pruning.step()
+    assert list(model.buffers())
+    pruning.load_state_dict(first)
+    assert not list(model.buffers()) and pruning.steps == 0
+
+
+@pytest.mark.parametrize("choice", ["up", "both"])
+@pytest.mark.parametrize("options", [{"soft": True}, {"refresh_steps": 0}, {}], ids=str)
+def test_pruned_before_they_are_quantised(choice, options):
+    """Float8 has equals of what was not: which of them are kept is for the weights to say."""
+    model = network(Recipe(sparse_weights=choice))
+    WeightPruning(model, **options).step()
+    change(model)
+    layers = "up_proj", "down_proj"
+    wanted = [sparse24.quantize_fp8(w) for w in model.entering_weights()]
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    model.quantize_()
+    assert not any(name.startswith("_sparse24") for name in model._buffers)
+    for name, (codes, scale) in zip(layers, wanted, strict=True):
+        assert_same_bits(model.get_submodule(name).weight, codes)
+        assert_same_bits(model.get_submodule(name).weight_scale, scale.flatten())
+    model.load_state_dict(state)  # as it was before quantising: pruned by the recipe alone
+    for name, dim in zip(layers, model.recipe.weight_groups(), strict=True):
+        w = state[f"{name}.weight"]
+        assert_same_bits(
+            model.get_submodule(name).weight, sparse24.quantize_fp8(w if dim is None else prune24(w, dim))[0]
+        )
+
+
+def test_quantised_in_a_dense_phase():
+    """Then nothing is pruned, and no threshold is left for a later phase."""
+    model = network()
+    WeightPruning(model, soft=True, settle=False).step()
+    model.sparse = False
+    wanted = [sparse24.quantize_fp8(layer.weight)[0] for layer in (model.up_proj, model.down_proj)]
+    model.quantize_()
+    for layer, codes in zip((model.up_proj, model.down_proj), wanted, strict=True):
+        assert_same_bits(layer.weight, codes)
+    assert not any(name.startswith("_sparse24") for name in model._buffers)
+
+
 @pytest.mark.parametrize("options", [{"refresh_steps": 2}, {"soft": True}, {}], ids=str)
 def test_compiled_steps(options):
     """One graph: masks and scales are written in place. Gradients are those of the modules as they are, and dense."""
@@ -262,6 +309,17 @@ def test_refusals():
             WeightPruning(none)
     with pytest.raises(RuntimeError, match="expected a state of 2 weights, got 1"):
         WeightPruning(model).load_state_dict({"steps": 1, "buffers": [{}]})
+    with pytest.raises(RuntimeError, match="expected a state that state_dict gave, got one without buffers"):
+        WeightPruning(model).load_state_dict({"steps": 1})
+    masks = {"_sparse24_keep_up": torch.ones(4, 4, dtype=torch.bool)}
+    with pytest.raises(RuntimeError, match=r"expected a state of weights of shape \[64, 32\], got \[4, 4\]"):
+        WeightPruning(model).load_state_dict({"steps": 1, "buffers": [masks, {}]})
+    assert not list(model.buffers())
+    for rate in (-1.0, float("nan"), "x"):
+        with pytest.raises(RuntimeError, match=f"expected learning_rate to be a finite number from 0, got {rate}"):
+            WeightPruning(model).decay_(rate)
+    with pytest.raises(RuntimeError, match="expected model to have weights that can be trained, got float8 ones"):
+        WeightPruning(network().quantize_())
 
 
 def with_copies():
