@@ -15,17 +15,20 @@ from sparse24.convert.conversion import Conversion, Weights
 from sparse24.convert.seen import trains
 from sparse24.convert.unchanged import Facts, facts_of
 from sparse24.format import FP8
-from sparse24.mlp.choice import leaves_open, runs_dense_few, runs_few
+from sparse24.ops.few_tokens import relu2_mlp_few
 from sparse24.ops.forward_mode import in_forward_mode
+from sparse24.ops.network import relu2_mlp_dense, relu2_mlp_sparse
 
 # Looked up once: torch has thousands of names, and in a model their places in its dictionary are cold.
 _is_grad_enabled, _is_inference_mode_enabled = torch.is_grad_enabled, torch.is_inference_mode_enabled
 _is_autocast_enabled, _tracing_state = torch.is_autocast_enabled, torch._C._get_tracing_state
 _is_in_torch_func, _BelowAutograd = torch._C._are_functorch_transforms_active, torch._C._AutoDispatchBelowAutograd
-# What their `__call__` calls.
-_few = torch.ops.sparse24.relu2_mlp_few.default._op
-_sparse = torch.ops.sparse24.relu2_mlp_sparse.default._op
-_dense = torch.ops.sparse24.relu2_mlp_dense.default._op
+#: What is called in the end, by the functions that call it.
+_BELOW: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    relu2_mlp_few: torch.ops.sparse24.relu2_mlp_few.default._op,
+    relu2_mlp_sparse: torch.ops.sparse24.relu2_mlp_sparse.default._op,
+    relu2_mlp_dense: torch.ops.sparse24.relu2_mlp_dense.default._op,
+}
 #: Shapes of x that are kept, of a module: as many as there are batches of few tokens.
 _MOST = 64
 
@@ -51,9 +54,9 @@ def remember(
     x: Tensor,
     first: Weights,
     second: Weights,
-    rows: Tensor | None,
-    threshold: float,
-    min_tokens: int | None,
+    op: Callable[..., Tensor],
+    operand: Tensor,
+    others: tuple[Any, ...],
 ) -> None:
     """Keep what `inferred` ran with; `first` and `second` are as they enter, with nothing added or pruned."""
     record = module._copies
@@ -63,30 +66,19 @@ def remember(
         layer is None or layer._parameters.get("weight") is not t for layer, t in zip(layers, stored, strict=True)
     ):
         return
-    width, d_ff, d_out = conversion.sizes
-    fp8, tokens = first.scale is not None, x.numel() // width
-    how = {"fp8": fp8, "is_cuda": x.is_cuda}
-    if rows is not None and runs_few(tokens, d_ff, d_out, **how):
-        op, operand, others, further = _few, rows, (first.scale, second.scale, threshold), ()
-    elif FP8 not in (first.stored.dtype, second.stored.dtype):
-        op, operand, further = _sparse, second.weight, ("sparse",)
-        others = (first.scale, second.scale, None, None, threshold)
-        is_open = leaves_open(tokens, min_tokens, module.sparse)
-        if is_open and runs_dense_few(tokens, *conversion.sizes, **how):
-            op = _dense
-        elif not fp8:
-            return
-    else:
+    few = op is relu2_mlp_few
+    if not few and (
+        FP8 in (first.stored.dtype, second.stored.dtype) or (op is relu2_mlp_sparse and first.scale is None)
+    ):
         return
-    facts = facts_of(module, conversion, further)
+    facts = facts_of(module, conversion, () if few else ("sparse",))
     if facts is None or not record.holds(stored[1:] if first.weight is first.stored else stored):
         return
-    biases = first.bias, second.bias
-    plain = op is _few and threshold == 0 and all(t is None for t in (*biases, first.scale, second.scale))
+    plain = few and others[-1] == 0 and all(t is None for t in others[:-1])
     if len(record.calls) == _MOST:
         record.calls.clear()
     record.calls[x.shape] = KeptCall(
-        op,
+        _BELOW[op],
         module.__dict__,
         facts,
         *(layer._parameters for layer in layers),  # type: ignore[union-attr]
@@ -94,7 +86,7 @@ def remember(
         (x.device.type, x.get_device()),
         None if first.weight is first.stored else first.weight,
         operand,
-        None if plain else (*biases, *others),
+        None if plain else others,
     )
 
 

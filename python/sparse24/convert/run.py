@@ -1,6 +1,7 @@
 """What a converted module computes: the network, from the weights of the layers that it does not call."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
     if settled and infers and packed is None and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
+        keeps = module._copies is not None and not has_changes(module, conversion)
         out = inferred(
             x,
             Weight(first.weight, first.scale),
@@ -65,11 +67,9 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
             threshold=float(options.get("threshold", 0)),
             min_tokens=options.get("min_tokens"),
             sparse=module.sparse,
+            ran=partial(remember, module, conversion, x, first, second) if keeps else None,
         )
         if out is not None:
-            if module._copies is not None and not has_changes(module, conversion):
-                how = float(options.get("threshold", 0)), options.get("min_tokens")
-                remember(module, conversion, x, first, second, rows, *how)
             return out
     problem = input_problem(x, first.weight.device if moved else None)
     if problem is None and moved and first.weight.device != second.weight.device:

@@ -1,5 +1,8 @@
 """The network for inference as modules call it: with as little on the host as the checks allow."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -41,6 +44,7 @@ def inferred(
     threshold: float,
     min_tokens: int | None,
     sparse: bool,
+    ran: Callable[[Callable[..., Tensor], Tensor, tuple[Any, ...]], None] | None = None,
 ) -> Tensor | None:
     """Compute what `relu2_mlp` does, where that is one op, or dense with few tokens, and nothing has to be cast.
 
@@ -57,6 +61,8 @@ def inferred(
         `w2_rows`, with the scale of the second weight.
     b1, b2, precision, recipe, scale_y, scale_y_factor, threshold, min_tokens, sparse
         As in `relu2_mlp`.
+    ran
+        Is told which op ran, where one did: with x and w1, the second weight that it got, and what came behind that.
     """
     w1, w2 = first.values, second.values
     dtype, device = x.dtype, x.device.type
@@ -86,8 +92,12 @@ def inferred(
     tokens, d_out = x.numel() // d, w2.shape[0]
     few = rows is not None and may_be_few(tokens)
     if few and runs_few(tokens, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
+        further = b1, b2, first.scale, second.scale, threshold
         with without_autograd():
-            return relu2_mlp_few(x, w1, rows, b1, b2, first.scale, second.scale, threshold)
+            out = relu2_mlp_few(x, w1, rows, *further)
+        if ran is not None:
+            ran(relu2_mlp_few, rows, further)
+        return out
 
     if tokens == 0 or x.dim() == 1 or w2.shape[1] != d_ff:
         return None
@@ -96,10 +106,13 @@ def inferred(
             return None
     elif scale_y is not None or scale_y_factor is not None:
         return None
-    scales = first.scale, second.scale, scale_y, scale_y_factor
+    further = b1, b2, first.scale, second.scale, scale_y, scale_y_factor, threshold
     if leaves_open(tokens, min_tokens, sparse) and runs_dense_few(tokens, d, d_ff, d_out, fp8=fp8, is_cuda=x.is_cuda):
         with without_autograd():
-            return relu2_mlp_dense(x, w1, w2, b1, b2, *scales, threshold)
+            out = relu2_mlp_dense(x, w1, w2, *further)
+        if ran is not None:
+            ran(relu2_mlp_dense, w2, further)
+        return out
     if min_tokens is not None:
         enough = tokens >= min_tokens
     else:
@@ -112,7 +125,10 @@ def inferred(
     if sparse is not True or d_ff % FEATURES[fp8] != 0:
         return None
     with without_autograd():
-        return relu2_mlp_sparse(x, w1, w2, b1, b2, *scales, threshold)
+        out = relu2_mlp_sparse(x, w1, w2, *further)
+    if ran is not None:
+        ran(relu2_mlp_sparse, w2, further)
+    return out
 
 
 def dense(x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None) -> Tensor:
