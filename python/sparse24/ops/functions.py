@@ -14,7 +14,9 @@ from sparse24.ops import (
     network,
     packed,
     packed_gradients,
+    packing,
     products,
+    pruned_quantization,
     quantization,
     steps,
     steps_gradients,
@@ -31,7 +33,9 @@ from sparse24.ops.linear import *
 from sparse24.ops.network import *
 from sparse24.ops.packed import *
 from sparse24.ops.packed_gradients import *
+from sparse24.ops.packing import *
 from sparse24.ops.products import *
+from sparse24.ops.pruned_quantization import *
 from sparse24.ops.quantization import *
 from sparse24.ops.steps import *
 from sparse24.ops.steps_gradients import *
@@ -41,11 +45,13 @@ __all__ += compression.__all__
 __all__ += features.__all__
 __all__ += products.__all__
 __all__ += linear.__all__
+__all__ += packing.__all__
 __all__ += packed.__all__
 __all__ += packed_gradients.__all__
 __all__ += gradients.__all__
 __all__ += gradients_fp8.__all__
 __all__ += quantization.__all__
+__all__ += pruned_quantization.__all__
 __all__ += few_tokens.__all__
 __all__ += network.__all__
 __all__ += steps.__all__

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from sparse24.format import FP8, WIDE, Operand, feature_alignment, token_padding, up
-from sparse24.ops.arguments import Dim, Scaling, run
+from sparse24.format import FP8, WIDE, token_padding, up
+from sparse24.ops.arguments import Scaling, run
 from sparse24.ops.checks import (
     check_device,
-    check_dim,
     check_dtype,
     check_given_scale,
     check_scale,
@@ -16,12 +15,9 @@ from sparse24.ops.checks import (
     expect,
     new_scale,
 )
-from sparse24.ops.packed import PACKED_FEATURES
 from sparse24.ops.registration import ROUNDING, define
 
 __all__ = [
-    "prune_pack_fp8_both",
-    "prune_quantize_fp8_both",
     "quantize_fp8",
     "quantize_fp8_both",
     "quantize_fp8_predict",
@@ -64,97 +60,6 @@ def quantize_fp8(x: Tensor, scale: Tensor | None = None, scaling: Scaling = "row
     Source: the scaled fp8 products of Haziza et al. 2025, arXiv 2503.16672.
     """
     return run(_quantize_fp8, x, scale, scaling)
-
-
-def prune_quantize_fp8_both(
-    w: Tensor, scale: Tensor | None = None, dim: Dim = -1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Convert a weight to float8_e4m3fn in both orders as `quantize_fp8_both` does, pruned to two of four before.
-
-    What is kept is what `prune24` keeps of w's own numbers, in the pass that rounds them.
-
-    Parameters
-    ----------
-    w : Tensor [R, C]
-        bfloat16 or float16; on the CPU also float32. C: a multiple of 16.
-    scale : Tensor, optional
-        As in `quantize_fp8_both`.
-    dim : {-1, -2}
-        Along which dimension the groups of four lie. -2: R is a multiple of 4.
-
-    Returns
-    -------
-    values, transposed, scale, amax : Tensor
-        As of `quantize_fp8_both`; `amax` is that of w.
-
-    Raises
-    ------
-    RuntimeError
-        Wrong dtype, rank or sizes; a scale that does not fit.
-
-    Notes
-    -----
-    There is no gradient: `relu2_mlp` passes it straight through.
-
-    Source: Haziza et al. 2025, arXiv 2503.16672; weights: Mozaffari et al. 2024 (SLoPe), arXiv 2405.16325.
-
-    Examples
-    --------
-    >>> w = torch.randn(32, 16)
-    >>> values, transposed, scale, amax = sparse24.prune_quantize_fp8_both(w)
-    >>> assert torch.equal(values.float(), sparse24.quantize_fp8_both(sparse24.prune24(w))[0].float())
-    """
-    return run(_prune_quantize_fp8_both, w, scale, dim)
-
-
-def prune_pack_fp8_both(
-    w: Tensor, scale: Tensor | None = None, dim: Dim = -1
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Convert a weight to float8_e4m3fn as `prune_quantize_fp8_both` does, and pack what stays in the same pass.
-
-    A training step multiplies the packed codes with what is dense, x or the output's gradient, and the dense ones with
-    what is sparse.
-
-    Parameters
-    ----------
-    w : Tensor [R, C]
-        bfloat16 or float16; on the CPU also float32. Groups of four lie along `dim`, features F along the other. F: a
-        multiple of 16. The other size: a multiple of 32.
-    scale : Tensor, optional
-        As in `quantize_fp8_both`.
-    dim : {-1, -2}
-        As in `pack24`: w is [F, D] as the first layer has it, or [D, F] as the second one has it.
-
-    Returns
-    -------
-    values : Tensor [F, D/2]
-    meta : Tensor
-        As of ``pack24_fp8(w, scale, dim, scaling="tensor")``.
-    transposed : Tensor [D, P]
-        The transpose of the codes that `values` has, with ``dim=-1`` as of `prune_quantize_fp8_both`; with ``dim=-2``
-        it is [D, F], w's own order.
-    scale, amax : Tensor
-        As of `prune_quantize_fp8_both`.
-
-    Raises
-    ------
-    RuntimeError
-        Wrong dtype, rank or sizes; a scale that does not fit.
-
-    Notes
-    -----
-    There is no gradient: `relu2_mlp` passes it straight through.
-
-    Source: Haziza et al. 2025, arXiv 2503.16672; weights: Mozaffari et al. 2024 (SLoPe), arXiv 2405.16325.
-
-    Examples
-    --------
-    >>> w = torch.randn(32, 64)
-    >>> values, meta, transposed, scale, amax = sparse24.prune_pack_fp8_both(w)
-    >>> codes = sparse24.prune_quantize_fp8_both(w)[0]
-    >>> assert torch.equal(sparse24.unpack24(values, meta, 32, 64).float(), codes.float())
-    """
-    return run(_prune_pack_fp8_both, w, scale, dim)
 
 
 def quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,7 +174,8 @@ def transpose_fp8(values: Tensor) -> Tensor:
     return run(_transpose_fp8, values)
 
 
-def _check_quantized(op: str, x: Tensor, name: str = "x") -> None:
+def check_quantized(op: str, x: Tensor, name: str = "x") -> None:
+    """Check a matrix that becomes float8."""
     check_sizes(op, name, x, 2)
     check_dtype(op, name, x, WIDE)
     expect(x.shape[1] % 16 == 0, op, f"{name} to have a multiple of 16 columns", x.shape[1])
@@ -278,14 +184,14 @@ def _check_quantized(op: str, x: Tensor, name: str = "x") -> None:
 def _fake_quantize_fp8(x: Tensor, scale: Tensor | None, scaling: str) -> tuple[Tensor, Tensor]:
     op = "quantize_fp8"
     check_scaling(op, scaling)
-    _check_quantized(op, x)
+    check_quantized(op, x)
     check_given_scale(op, scale, scaling, x.shape[0], "rows of x", x)
     return x.new_empty(x.shape, dtype=FP8), new_scale(x, scaling, x.shape[0])
 
 
 def _fake_quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     op = "quantize_fp8_predict"
-    _check_quantized(op, x)
+    check_quantized(op, x)
     check_device(op, "factor", factor, "x", x)
     check_scale(op, "factor", factor, 1, "one factor")
     return x.new_empty(x.shape, dtype=FP8), *(new_scale(x, "row", x.shape[0]) for _ in range(2))
@@ -294,32 +200,7 @@ def _fake_quantize_fp8_predict(x: Tensor, factor: Tensor) -> tuple[Tensor, Tenso
 def _fake_quantize_fp8_both(
     x: Tensor, scale: Tensor | None, interleaved: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _both_orders("quantize_fp8_both", "x", x, scale, several=x.dim() == 3)
-
-
-def _fake_prune_quantize_fp8_both(w: Tensor, scale: Tensor | None, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    op = "prune_quantize_fp8_both"
-    check_dim(op, dim)
-    _check_quantized(op, w, "w")
-    expect(dim == -1 or w.shape[0] % 4 == 0, op, "w to have a multiple of 4 rows", w.shape[0])
-    return _both_orders(op, "w", w, scale)
-
-
-def _fake_prune_pack_fp8_both(
-    w: Tensor, scale: Tensor | None, dim: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    op = "prune_pack_fp8_both"
-    check_dim(op, dim)
-    check_sizes(op, "w", w, 2)
-    check_dtype(op, "w", w, WIDE)
-    depth = feature_alignment(FP8, -1)
-    rows, columns = (PACKED_FEATURES, depth) if dim == -1 else (depth, 16)
-    expect(w.shape[1] % columns == 0, op, f"w to have a multiple of {columns} columns", w.shape[1])
-    expect(w.shape[0] % rows == 0, op, f"w to have a multiple of {rows} rows", w.shape[0])
-    a = Operand.of(*(w.shape if dim == -1 else w.shape[::-1]), FP8, -1)
-    codes, transposed, *others = _both_orders(op, "w", w, scale)
-    packed = w.new_empty(a.values_shape, dtype=FP8), w.new_empty(a.meta_bytes, dtype=torch.uint8)
-    return *packed, transposed if dim == -1 else codes, *others
+    return both_orders("quantize_fp8_both", "x", x, scale, several=x.dim() == 3)
 
 
 def _fake_transpose_fp8(values: Tensor) -> Tensor:
@@ -330,9 +211,10 @@ def _fake_transpose_fp8(values: Tensor) -> Tensor:
     return values.new_empty((values.shape[1], up(values.shape[0], token_padding(FP8))))
 
 
-def _both_orders(
+def both_orders(
     op: str, name: str, x: Tensor, scale: Tensor | None, *, several: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give what `quantize_fp8_both` and its kin return: codes, their transpose, the scale and the largest magnitude."""
     check_sizes(op, name, x, 3 if several else 2)
     check_dtype(op, name, x, WIDE)
     *count, rows, columns = x.shape
@@ -350,13 +232,5 @@ def _both_orders(
 
 _quantize_fp8 = define("quantize_fp8", _fake_quantize_fp8, no_backward=ROUNDING)
 _quantize_fp8_both = define("quantize_fp8_both", _fake_quantize_fp8_both, no_backward=ROUNDING)
-_prune_quantize_fp8_both = define(
-    "prune_quantize_fp8_both",
-    _fake_prune_quantize_fp8_both,
-    no_backward="relu2_mlp passes the gradient straight through",
-)
-_prune_pack_fp8_both = define(
-    "prune_pack_fp8_both", _fake_prune_pack_fp8_both, no_backward="relu2_mlp passes the gradient straight through"
-)
 _quantize_fp8_predict = define("quantize_fp8_predict", _fake_quantize_fp8_predict, no_backward=ROUNDING)
 _transpose_fp8 = define("transpose_fp8", _fake_transpose_fp8, no_backward="codes have none")
