@@ -7,20 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from sparse24._options import boolean, floating_dtype, whole_number
-from sparse24.errors import fail
 from sparse24.mlp import Precision, relu2_mlp
-from sparse24.mlp.checks import check_fp8_sizes
 from sparse24.mlp.choice import least_when_exact
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.checked_options import OPTIONS, whole_number_or_none
-from sparse24.nn.children import further_problem, is_moved, layer_problem, run_moved, warn_once
-from sparse24.nn.entering_weights import SOFT, drop
+from sparse24.nn.children import is_moved, layer_problem, run_moved, warn_once
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
+from sparse24.nn.quantized_layers import LAYERS, QuantizedLayers
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
-from sparse24.nn.quantized_state import state_for_float, state_for_quantized
-from sparse24.nn.sparse_weights import SparseWeights24, pruned_state
 from sparse24.nn.tracing import as_one_call, is_traced
 from sparse24.nn.weight_copies import (
     bytes_of_copies,
@@ -34,12 +30,11 @@ from sparse24.nn.weight_copies import (
 from sparse24.ops.activation import ActivationFunction, threshold_of
 from sparse24.recipe import Recipe
 
-_LAYERS = ("up_proj", "down_proj")
 #: Options that decide whether steps have delayed scales.
 _WANT_SCALES = ("precision", "recipe")
 
 
-class ReLU2MLP(SparseWeights24):
+class ReLU2MLP(QuantizedLayers):
     """Squared-ReLU feed-forward network whose activation is 2:4: the module form of `sparse24.relu2_mlp`.
 
     Its children are plain `torch.nn.Linear` modules under the names that Hugging Face models use, so the state_dict has
@@ -261,7 +256,7 @@ class ReLU2MLP(SparseWeights24):
 
     def _layers_problem(self, *, to_follow: bool = True) -> str | None:
         """Why the weights cannot be read; or, `to_follow`, cannot be seen to change."""
-        for name in _LAYERS:
+        for name in LAYERS:
             child = getattr(self, name)
             problem = layer_problem(name, child)
             if problem is None and to_follow and child.weight.is_inference():
@@ -311,66 +306,6 @@ class ReLU2MLP(SparseWeights24):
         super().__setstate__(state)
         delayed_scales.watch(self, "delayed_scales")
         put_copies(self)
-
-    @torch.no_grad()
-    def quantize_(self) -> "ReLU2MLP":
-        """Replace the weights by float8_e4m3fn with one scale per row, for inference. In place; returns the module.
-
-        The children become `QuantizedLinear`: buffers ``weight``, ``weight_scale`` and ``scale_y_factor`` instead of a
-        parameter. There is no way back, and float8 weights get no gradient. Where the recipe has 2:4 weights they are
-        pruned first (`prune_weights_`), unless `sparse` is False.
-
-        Raises
-        ------
-        RuntimeError
-            The sizes are no multiples of 16, or a layer is more than its weight and bias: it has hooks or adapters, is
-            pruned, parametrised or distributed. Nothing has changed then.
-        """
-        if self.precision == "16bit":
-            fail("nn.ReLU2MLP", 'precision to be "auto" or "fp8" to quantise', '"16bit"')
-        if self._adapters() is not None:
-            fail("nn.ReLU2MLP", "adapters to be merged before weights are quantised", "adapters")
-        children = {name: getattr(self, name) for name in _LAYERS}
-        children = {name: child for name, child in children.items() if not isinstance(child, QuantizedLinear)}
-        for name, child in children.items():
-            problem = layer_problem(name, child) or further_problem(name, child)
-            if problem is not None:
-                raise RuntimeError(
-                    f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
-                )
-        check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
-        if self._prunes or self._is_pruned():  # by what they are: float8 has equals of what was not
-            self.prune_weights_()
-        else:
-            drop(self, SOFT)  # of a later sparse phase: a threshold is of weights, not of codes
-        for name, layer in [(name, QuantizedLinear(child)) for name, child in children.items()]:
-            setattr(self, name, layer)
-        put_copies(self)
-        return self
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        let_go(self)
-        if self._prunes:  # before they are rounded
-            pruned_state(state_dict, prefix, self.recipe)
-        # Both layers before either is written to, and before they see their entries.
-        for name in _LAYERS:
-            child, key = self._modules.get(name), f"{prefix}{name}."
-            if isinstance(child, QuantizedLinear):
-                state_dict.update(state_for_quantized(state_dict, key, child.weight.shape))
-            elif type(child) is nn.Linear:
-                entries = state_for_float(state_dict, key, child.weight)
-                for further in ("weight_scale", "scale_y_factor") if entries else ():
-                    state_dict.pop(f"{key}{further}", None)
-                state_dict.update(entries)
-        # States of other recipes have none, or have some that are not used here.
-        key, scales = f"{prefix}delayed_scales", self._buffers.get("delayed_scales")
-        if scales is None:
-            state_dict.pop(key, None)
-        elif key not in state_dict:
-            state_dict[key] = torch.zeros(4)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if scales is not None and not self.refresh_scales():
-            delayed_scales.forget(self, "delayed_scales")
 
     def _apply(self, fn, recurse=True):
         before = self._buffers.get("delayed_scales")
