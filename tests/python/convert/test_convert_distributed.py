@@ -25,6 +25,8 @@ TENSOR_PARALLEL = {"c_fc": ColwiseParallel(), "c_proj": RowwiseParallel()}
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group(alone):
+    if alone == "nccl":
+        torch.cuda.init()  # a mesh warns of a process that has chosen no device, and chooses one
     dist.init_process_group(alone, store=dist.HashStore(), rank=0, world_size=1)
     yield alone
     dist.destroy_process_group()
