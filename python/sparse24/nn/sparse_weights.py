@@ -51,7 +51,7 @@ class SparseWeights24(CheckedOptions):
         The parameters keep their names and hold the pruned weights, as they entered the products: softened, if
         `sparse24.WeightPruning` did that. What is made of them besides is no part of the state_dict. Loading a state
         prunes what is loaded. The weights may be trained on: steps prune them as the recipe says, and calls without
-        gradients follow.
+        gradients follow, with the exceptions that `prepare_decode_` names.
 
         Parameters
         ----------

@@ -51,6 +51,7 @@ def test_info_command():
     info = sparse24.build_info()
     for value in (info["version"], info["compiler"], info["torch"], info["torch_target"]):
         assert value in done.stdout
+    assert run("-m", "sparse24", "--version").stdout == f"sparse24 {sparse24.__version__}\n"
     # The table of configurations: every compiled tile.
     for dtype in ("bfloat16", "float16", "float8_e4m3fn"):
         for config in _C.mm_configs(dtype):
