@@ -243,7 +243,7 @@ class ReLU2MLP(QuantizedLayers):
         device_type, activation = x.device.type, ActivationFunction("relu2", self.threshold)
         up: Callable[[Tensor], Tensor] = self.up_proj
         down: Callable[[Tensor], Tensor] = self.down_proj
-        if self._adapters() or (self.sparse and self.recipe is not None and self.recipe.sparse_weights != "none"):
+        if self._adapters() or self._is_pruned():
             up, down = self._called_layers()
         # Layers of torch do not cast float32 master weights; autocast does.
         masters = x.dtype in (torch.bfloat16, torch.float16) and any(

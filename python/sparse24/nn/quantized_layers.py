@@ -43,13 +43,15 @@ class QuantizedLayers(SparseWeights24):
         Raises
         ------
         RuntimeError
-            The sizes are no multiples of 16, or a layer is more than its weight and bias: it has hooks or adapters, is
-            pruned, parametrised or distributed. Nothing has changed then.
+            The sizes are no multiples of 16; the recipe has `double_pruning`; or a layer is more than its weight and
+            bias: it has hooks or adapters, is pruned, parametrised or distributed. Nothing has changed then.
         """
         if self.precision == "16bit":
             fail("nn.ReLU2MLP", 'precision to be "auto" or "fp8" to quantise', '"16bit"')
         if self._adapters() is not None:
             fail("nn.ReLU2MLP", "adapters to be merged before weights are quantised", "adapters")
+        if self.recipe is not None and self.recipe.double_pruning:
+            fail("nn.ReLU2MLP", "a recipe without double_pruning, which is of 16 bits, to quantise", "one with it")
         children = {name: getattr(self, name) for name in LAYERS}
         children = {name: child for name, child in children.items() if not isinstance(child, QuantizedLinear)}
         for name, child in children.items():
@@ -59,7 +61,7 @@ class QuantizedLayers(SparseWeights24):
                     f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
                 )
         check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
-        if self._prunes or self._is_pruned():  # by what they are: float8 has equals of what was not
+        if self._keeps_pruned() or self._is_pruned():  # by what they are: float8 has equals of what was not
             self.prune_weights_()
         else:
             drop(self, SOFT)  # of a later sparse phase: a threshold is of weights, not of codes

@@ -15,7 +15,7 @@ from sparse24.mlp.packed_weights import packed_once, packed_pays, packed_with_ad
 from sparse24.mlp.weights import check_groups, check_untied, prune24, pruned24, pruned_weights
 from sparse24.nn.checked_options import CheckedOptions
 from sparse24.nn.entering_weights import Stored, drop, entering, entering_sparse
-from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, outdate, put_copies, renew_when_loaded
+from sparse24.nn.weight_copies import Copies, Record, follow, is_by_neuron, put_copies, renew_when_loaded
 from sparse24.recipe import Recipe, SparseWeights, check_sparse_weights
 
 #: Buffers of weights as they enter, where the parameters are not that: pruned anew, or with adapters.
@@ -41,8 +41,8 @@ class SparseWeights24(CheckedOptions):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute. Copies of the weights follow the recipe."""
         super().__setattr__(name, value)
-        if name == "recipe":
-            outdate(self)
+        if name == "recipe" and (self._prunes or self._decodes or self._copies is not None):
+            put_copies(self)  # others may be needed now, and of other weights
 
     @torch.no_grad()
     def prune_weights_(self, sparse_weights: SparseWeights | None = None) -> Any:
@@ -134,6 +134,7 @@ class SparseWeights24(CheckedOptions):
         self.up_left = nn.Parameter(w.new_zeros(w.shape[0], rank))
         self.up_right = nn.Parameter(right.to(w.dtype))
         put_copies(self)
+        renew_when_loaded(self)
         return self
 
     @torch.no_grad()
@@ -184,7 +185,7 @@ class SparseWeights24(CheckedOptions):
         """Give both weights as a sparse or a dense step multiplies them, in whatever phase the module is."""
         first, second = self._weights()
         w1, w2 = first.values, second.values
-        if sparse and self.recipe is not None and self.recipe.sparse_weights != "none":
+        if sparse and self._has_24():
             w1, w2 = entering_sparse(self, w1, w2, self.recipe)
             w1, w2, _ = pruned_weights(self.recipe, first._replace(values=w1), second._replace(values=w2), None)
         return with_adapters(w1, self._adapters()), w2
@@ -209,8 +210,14 @@ class SparseWeights24(CheckedOptions):
             return first.values, second.values, *(self._adapters() or ())
         return (second.values,)
 
+    def _has_24(self) -> bool:
+        return self.recipe is not None and self.recipe.sparse_weights != "none"
+
+    def _keeps_pruned(self) -> bool:
+        return self._prunes and self._has_24()  # the recipe may be another since
+
     def _keeps_entering(self) -> bool:
-        return self._prunes or self._adapters() is not None
+        return self._keeps_pruned() or self._adapters() is not None
 
     def _entering(
         self, first: Weight, second: Weight, rows: Tensor | None, *, learning: bool
@@ -227,7 +234,7 @@ class SparseWeights24(CheckedOptions):
         return w1, w2, rows if w2 is second.values else None, False
 
     def _is_pruned(self) -> bool:
-        return self.sparse and self.recipe is not None and self.recipe.sparse_weights != "none"
+        return self.sparse and self._has_24()
 
     def _packed(self, x: Tensor) -> tuple[Tensor, ...] | None:
         """Give the first weight packed, if inference keeps it so and is faster with it; asked after `_entering`."""
@@ -264,7 +271,7 @@ class SparseWeights24(CheckedOptions):
         for name, w, weight in zip(ENTERING, (w1, w2), (first, second), strict=True):
             if w is not weight.values and not torch.equal(_bits(w), _bits(weight.values)):
                 made[name] = w
-        if self._prunes:
+        if self._keeps_pruned():
             made.update(zip(PACKED, self._first_packed(w1) or (), strict=False))
         if self._decodes and (ENTERING[1] in made or not is_by_neuron(second.values)):
             made["w2_rows"] = w2.t()

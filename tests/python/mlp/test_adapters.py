@@ -164,6 +164,8 @@ def test_pruning_by_argument_and_refusals():
         mlp.merge_adapters_()
     with pytest.raises(RuntimeError, match="expected adapters to be merged before weights are quantised"):
         module(rank=4).quantize_()
+    with pytest.raises(RuntimeError, match="expected a recipe without double_pruning, .* to quantise, got one with it"):
+        module(recipe=Recipe(sparse_weights="both", double_pruning=True)).quantize_()
 
 
 @pytest.mark.parametrize("first", ["prune", "quantise"])

@@ -379,3 +379,35 @@ def test_copies_for_inference_follow_the_recipe():
     model.load_state_dict(state)
     assert_same_bits(model.up_proj.weight, state["up_proj.weight"])
     assert_copies_follow(model, outs)
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["", "decode"])
+def test_a_recipe_that_is_taken_away_and_given_back(decode):
+    """Nothing is packed of weights that are not 2:4 then, in the module and in what is made of it."""
+    model = network(Recipe(sparse_weights="up")).prune_weights_()
+    if decode:
+        model.prepare_decode_()
+    change(model)
+    outs = assert_copies_follow(model, None)
+    model.recipe = None
+    outs = assert_copies_follow(model, outs)
+    x = torch.randn(80, 32)
+    with torch.no_grad():
+        wanted = sparse24.relu2_mlp(x, model.up_proj.weight, model.down_proj.weight, min_tokens=0)
+        assert_same_bits(model(x), wanted)
+        assert_same_bits(copy.deepcopy(model)(x), wanted)
+    assert "up_values" not in model._buffers and ("w2_rows" in model._buffers) == decode
+    assert copy.deepcopy(model).quantize_().up_proj.weight.float().count_nonzero() > 0.9 * 32 * 64
+    model.recipe = BOTH
+    outs = assert_copies_follow(model, outs)
+    assert "up_values" in model._buffers and model._copies_fresh
+    model.quantize_()
+    assert model.up_proj.weight.float().count_nonzero() <= 32 * 32
+
+
+def test_adapters_of_a_state_that_is_assigned():
+    """Parameters are others then, and copies are made of these."""
+    model = network(Recipe(sparse_weights="up")).add_adapters_(4)
+    model.load_state_dict({name: t + 0.1 for name, t in model.state_dict().items()}, assign=True)
+    assert model._copies_fresh and model._copies.holds(model._sources(*model._weights()))
+    assert_copies_follow(model, None)
