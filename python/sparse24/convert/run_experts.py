@@ -10,6 +10,7 @@ from sparse24.convert.run import input_problem
 from sparse24.convert.seen import difference, trains
 from sparse24.convert.weights import copies_help, for_inference
 from sparse24.experts import experts_network
+from sparse24.experts.pruning import pruned
 from sparse24.experts.routing import routing_problem, run_routed
 from sparse24.mlp.inference import learns
 from sparse24.nn.children import weight_problem
@@ -32,6 +33,11 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
     options = conversion.options
     least = options.get("min_tokens")
     sparse = module.sparse and (least is None or or_true(x.shape[0] >= least))
+    recipe = options.get("recipe")
+    if module.sparse and not sparse and recipe is not None and recipe.sparse_weights != "none":
+        # One network, however many tokens there are.
+        w1, w2 = pruned(recipe.sparse_weights, first.weight, second.weight, second.scale)
+        first, second = first._replace(weight=w1), second._replace(weight=w2)
 
     def experts(rows: Tensor, offsets: Tensor, row_scale: Tensor) -> Tensor:
         return experts_network(
@@ -43,7 +49,7 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
             precision=conversion.precision,
             w1_scale=first.scale,
             w2_scale=second.scale,
-            recipe=options.get("recipe"),
+            recipe=recipe,
             sparse=sparse,
             min_rows=None if least is None else 0,
         )

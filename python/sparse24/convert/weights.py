@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparse24.convert.conversion import Conversion, Layer, Weights, weights_of
 from sparse24.convert.layers import owner_of
+from sparse24.experts.pruning import pruned as pruned_experts
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
 from sparse24.mlp.packed_weights import Adapters, packed_once, packed_with_adapters, with_adapters
@@ -128,7 +129,7 @@ def what_to_copy(self: Any) -> Copies | None:
                 made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
             elif w is not weights.weight:
                 made[f"sparse24_w{number}"] = w
-        if _prunes(conversion):
+        if _prunes(conversion) and not conversion.experts:
             made.update(zip(PACKED, _first_packed(self, made.get("sparse24_w1", w1)) or (), strict=False))
         return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
 
@@ -157,6 +158,9 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
     """Give both weights as sparse steps multiply them, in a dense phase too."""
     conversion = module._sparse24
     first, second = both_weights(module)
+    if conversion.experts:
+        kind = conversion.options["recipe"].sparse_weights
+        return pruned_experts(kind, first.weight, second.weight, second.scale)
     w1, w2 = entering_sparse(module, first.weight, second.weight, conversion.options.get("recipe"))
     if _prunes(conversion):
         w1, w2, _ = pruned_weights(
@@ -182,8 +186,9 @@ def merge_weights(module: Any) -> None:
 
 
 def copies_help(module: Any, conversion: Conversion, first: Weights) -> bool:
-    """Whether inference is faster with copies."""
-    return conversion.decode or _quantises(conversion, first) or has_changes(module, conversion)
+    """Whether inference is faster with copies; experts are pruned where they are multiplied, if they are as stored."""
+    changes = has_changes(module, conversion) and not conversion.experts
+    return conversion.decode or _quantises(conversion, first) or changes
 
 
 def _sources(module: Any, conversion: Conversion, first: Weights, second: Weights) -> tuple[Tensor, ...]:
@@ -198,9 +203,8 @@ def has_changes(module: Any, conversion: Conversion) -> bool:
 
 
 def _prunes(conversion: Conversion) -> bool:
-    """Whether the weights are 2:4; those of experts are pruned where they are multiplied."""
     recipe = conversion.options.get("recipe")
-    return recipe is not None and recipe.sparse_weights != "none" and not conversion.experts
+    return recipe is not None and recipe.sparse_weights != "none"
 
 
 def _quantises(conversion: Conversion, first: Weights) -> bool:

@@ -13,6 +13,7 @@ from sparse24.experts.products import sixteen_bit
 from sparse24.experts.routing import routing_problem, run_routed
 from sparse24.format import FP8
 from sparse24.mlp import Precision
+from sparse24.mlp.weights import prune24
 from sparse24.nn.checked_options import OPTIONS, CheckedOptions
 from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
 from sparse24.nn.tracing import as_one_call, is_traced
@@ -156,7 +157,8 @@ class ReLU2Experts(CheckedOptions):
         """Replace the weights by float8_e4m3fn with one scale per row, for inference. In place; returns the module.
 
         The parameters become buffers of their names, with scales ``up_proj_scale`` [E, F] and ``down_proj_scale``
-        [E, D_out]. There is no way back, and float8 weights get no gradient.
+        [E, D_out]. There is no way back, and float8 weights get no gradient. Where the recipe has 2:4 weights they are
+        pruned first, unless `sparse` is False; so are those of states that are loaded.
         """
         if self.precision == "16bit":
             fail("nn.ReLU2Experts", 'precision to be "auto" or "fp8" to quantise', '"16bit"')
@@ -164,11 +166,17 @@ class ReLU2Experts(CheckedOptions):
             if size % 16 != 0:
                 fail("nn.ReLU2Experts", "multiples of 16 features to quantise", size)
         for name in () if self._is_quantized else _LAYERS:
-            made = quantized_experts(getattr(self, name))
+            made = self._quantized(name, getattr(self, name))
             delattr(self, name)
             self.register_buffer(name, made["weight"])
             self.register_buffer(f"{name}_scale", made["weight_scale"])
         return self
+
+    def _quantized(self, name: str, w: Tensor) -> dict[str, Tensor]:
+        """Quantise a weight, pruned by what it is: float8 has equals of what was not."""
+        groups = (None, None) if self.recipe is None or not self.sparse else self.recipe.weight_groups()
+        dim = {"up_proj": groups[0], "down_proj": None if groups[1] is None else -2}[name]
+        return quantized_experts(w if dim is None or w.shape[dim] % 4 else prune24(w, dim))
 
     @property
     def _is_quantized(self) -> bool:
@@ -183,7 +191,7 @@ class ReLU2Experts(CheckedOptions):
             if found is None or found.shape != own.shape or (found.dtype == FP8) == self._is_quantized:
                 continue
             if self._is_quantized:
-                state_dict[key], state_dict[f"{key}_scale"] = quantized_experts(found).values()
+                state_dict[key], state_dict[f"{key}_scale"] = self._quantized(name, found).values()
                 continue
             scale = state_dict.pop(f"{key}_scale", None)
             if scale is None:

@@ -13,6 +13,7 @@ from mixture_models import EXPERTS, HIDDEN, TOP, Experts
 from torch import nn
 
 import sparse24
+from sparse24 import prune24
 
 # Dynamo makes an instance of each autograd function.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -221,6 +222,39 @@ def test_float8(device):
         assert_near([module(*given)], [2 * out], 1e-6)
     grads = of(module.train(), *given)
     assert all(g.isfinite().all() for g in grads)
+
+
+def pruned_by_hand(module, choice):
+    """A copy whose weights are 2:4."""
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.up_proj.copy_(prune24(other.up_proj, -1))
+        if choice == "both":
+            other.down_proj.copy_(prune24(other.down_proj, -2))
+    return other
+
+
+@pytest.mark.parametrize("choice", ["up", "both"])
+@pytest.mark.parametrize("dtype", ["auto", "fp8"])
+@pytest.mark.parametrize("least", [0, 1000], ids=["many", "few"])
+def test_weights_that_are_2_4(device, choice, dtype, least):
+    """One network with any number of tokens; pruned before they are quantised; and merged."""
+    module = build(device).eval()
+    given = inputs(device, module.up_proj.dtype)
+    by_hand = pruned_by_hand(module, choice)
+    options = {"dtype": dtype, "min_tokens": least}
+    sparse24.convert(by_hand, sparse24.ConvertConfig(**options), quiet=True)
+    sparse24.convert(module, sparse24.ConvertConfig(sparse_weights=choice, **options), quiet=True)
+    with torch.no_grad():
+        assert_same_bits(module(*given), by_hand(*given))
+    for a, b in zip(of(module, *given), of(by_hand, *given), strict=True):
+        assert_same_bits(a, b)
+    module.sparse = by_hand.sparse = False
+    with torch.no_grad():
+        assert not torch.equal(module(*given), by_hand(*given))  # a dense phase prunes no weight
+    assert sparse24.revert(module, merge=True) == [""]
+    for a, b in zip(module.parameters(), by_hand.parameters(), strict=True):
+        assert_same_bits(a, b)
 
 
 def test_compiled_whole(device):

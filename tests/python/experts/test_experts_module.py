@@ -13,6 +13,7 @@ from mixture import HIDDEN, OUT, D, rows
 from torch.utils.checkpoint import checkpoint
 
 import sparse24
+from sparse24 import prune24
 from sparse24.mlp import kept_weights
 
 BF16 = torch.bfloat16
@@ -176,6 +177,25 @@ def test_states_across_quantisation(device):
     del state["up_proj_scale"]
     with pytest.raises(RuntimeError, match="expected the state to have up_proj_scale beside float8 weights, got none"):
         back.load_state_dict(state)
+
+
+@pytest.mark.parametrize("choice", ["up", "both"])
+def test_pruned_before_they_are_quantised(device, choice):
+    """Float8 has equals of what was not: which of them are kept is for the weights to say."""
+    recipe = sparse24.Recipe(sparse_weights=choice)
+    m = module(device, recipe=recipe)
+    pruned = {"up_proj": prune24(m.up_proj, -1), "down_proj": m.down_proj}
+    if choice == "both":
+        pruned["down_proj"] = prune24(m.down_proj, -2)
+    q, loaded = copy.deepcopy(m).quantize_(), module(device, recipe=recipe).quantize_()
+    loaded.load_state_dict(m.state_dict())
+    for name, w in pruned.items():
+        codes, scale = sparse24.quantize_fp8(w.detach().flatten(0, 1))
+        for other in (q, loaded):
+            assert_same_bits(getattr(other, name).flatten(0, 1), codes)
+            assert_same_bits(getattr(other, f"{name}_scale").flatten(), scale.flatten())
+    m.sparse = False
+    assert m.quantize_().up_proj.float().count_nonzero() > 0.9 * m.up_proj.numel()
 
 
 @pytest.mark.parametrize(
