@@ -5,7 +5,7 @@ import io
 import os
 import sys
 
-from sparse24 import __version__, env
+from sparse24 import env
 from sparse24.analyze import command as analyze
 from sparse24.bench import command as bench
 from sparse24.demo import command as demo
@@ -43,7 +43,7 @@ def _info(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sparse24", description="2:4 activation sparsity")
-    parser.add_argument("--version", action="version", version=f"sparse24 {__version__}")
+    parser.add_argument("--version", action="version", version=f"sparse24 {env.build_info()['version']}")
     commands = parser.add_subparsers(required=True, metavar="command")
     info = commands.add_parser("info", help="what was built, what runs on this machine, and the GEMM configurations")
     info.set_defaults(run=_info)
