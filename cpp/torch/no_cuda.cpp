@@ -17,7 +17,6 @@ void check_architecture(const char* op) { refuse(op); }
 int64_t free_memory() { refuse("sparse24"); }
 int64_t mm_active_workspace(const MmActiveArgs&) { refuse("sparse24.mm_active"); }
 int64_t relu2_mlp_few_workspace(const Relu2MlpFewArgs&) { refuse("sparse24.relu2_mlp_few"); }
-int64_t relu2_mlp_dense_workspace(const Relu2MlpDenseArgs&) { refuse("sparse24.relu2_mlp_dense"); }
 MmPlan plan_mm(const MmArgs&) { refuse("sparse24.mm"); }
 void mm(const MmArgs&, const MmPlan&, cudaStream_t) { refuse("sparse24.mm"); }
 

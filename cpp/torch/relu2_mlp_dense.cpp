@@ -56,7 +56,6 @@ void run(const DeviceScope& scope, const Tensor& x, const Network& net, const Ne
 
   Between between;
   const int64_t y = between.add(s.tokens * s.features * size_of(linear.y_dtype));
-  const int64_t workspace = between.add(x.is_cuda() ? cuda::relu2_mlp_dense_workspace(args) : 0);
   int64_t codes_x = 0, codes_y = 0, scale_x = 0, scale_y = 0;
   if (s.fp8) {
     codes_x = between.add(s.tokens * linear.in);
@@ -67,7 +66,6 @@ void run(const DeviceScope& scope, const Tensor& x, const Network& net, const Ne
   between.allocate(x);
   args.first.y = between.at(y);
   second.y = between.at(computed ? codes_y : y);
-  args.workspace = between.at(workspace);
   if (s.fp8) {
     args.of_x = {linear.x, s.dtype, s.tokens, linear.in, between.at(codes_x)};
     linear.x = args.of_x.q;

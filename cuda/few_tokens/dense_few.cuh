@@ -3,6 +3,7 @@
 
 #include "common/float8.cuh"
 #include "common/packed.cuh"
+#include "few_tokens/cluster.cuh"
 #include "few_tokens/dense_exchange.cuh"
 #include "sparse24/quantize.h"
 
@@ -36,14 +37,14 @@ template <class Tile, class T>
 struct DenseRelu2 {
   using Params = DenseRelu2Params;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
+  static constexpr bool kInRing = false;  // while results leave, the ring has what comes next
 
   const Params& p;
   typename Tile::Shared& shared;  // of tokens: scales of x, and the inverse of those of y
-  RowFactors rows;
+  RowFactors rows{};
 
   // What no product is needed for.
   __device__ __forceinline__ void prepare(int tokens, int threads) const {
-    for (int i = blockIdx.x * threads + threadIdx.x; i < p.count; i += gridDim.x * threads) p.counters[i] = 0;
     if constexpr (kFp8) {
       for (int t = threadIdx.x; t < tokens; t += threads) {
         shared.of_tokens[0][t] = p.scale_x[p.scale_x_per_token ? t : 0];
@@ -52,7 +53,9 @@ struct DenseRelu2 {
       }
     }
   }
-  __device__ __forceinline__ void begin(int row, int end) { rows.load(T{}, p.factors, row, end); }
+  __device__ __forceinline__ void begin(int first, int end) {
+    rows.load(T{}, p.factors, first + DensePlace().row, end);
+  }
 
   __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
                                          unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
@@ -78,15 +81,15 @@ struct DenseRelu2 {
   }
 };
 
-// The sums of the slices of K, which the block that is done last adds in order.
+// The sums of the slices of K, of each of which a block of a cluster has one. They are added in order, each block some.
 template <class Tile>
 struct DenseSum {
   using Params = DenseSumParams;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
+  static constexpr bool kInRing = true;
 
   const Params& p;
-  typename Tile::Shared& shared;  // of tokens: scales of y
-  RowFactors rows;
+  typename Tile::Shared& shared;  // of tokens: scales of y; of rows: scales and biases
 
   __device__ __forceinline__ void prepare(int tokens, int threads) const {
     if constexpr (kFp8) {
@@ -95,63 +98,76 @@ struct DenseSum {
       }
     }
   }
-  __device__ __forceinline__ void begin(int row, int end) {
+  // A thread has the factors of one row.
+  __device__ __forceinline__ void begin(int first, int end) const {
+    const int row = first + int(threadIdx.x);
+    if (row >= end) return;
+    RowFactors of_row;
     if (p.out_is_half) {
-      rows.load(__half{}, p.factors, row, end);
+      of_row.load(__half{}, p.factors, row, row + 1);
     } else {
-      rows.load(__nv_bfloat16{}, p.factors, row, end);
+      of_row.load(__nv_bfloat16{}, p.factors, row, row + 1);
     }
+    shared.of_rows[0][threadIdx.x] = of_row.scale[0];
+    shared.of_rows[1][threadIdx.x] = of_row.bias[0];
   }
 
-  // Returns whether this block has the sums of all slices.
-  __device__ __forceinline__ bool add_slices(const DenseWalk& walk, int unit, int threads,
-                                             float (&c)[Tile::kTokens / 2]) const {
-    constexpr int kFours = Tile::kTokens / 8;
-    auto* sums = reinterpret_cast<float4*>(p.sums) + threadIdx.x;
-    const int of_unit = kFours * threads;
+  // The block has one unit, so that nothing is on its way to the ring, in whose place are the sums: [tokens, pitch].
+  __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
+                                         unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
+    const DensePlace place;
+    const int pitch = Tile::sums_pitch(threads / 128);
+    auto* sums = reinterpret_cast<float*>(exchange);
+    wait_for_warpgroups(threads);  // all of them have multiplied
 #pragma unroll
-    for (int j = 0; j < kFours; ++j) {
-      sums[int64_t{unit} * of_unit + j * threads] = make_float4(c[4 * j], c[4 * j + 1], c[4 * j + 2], c[4 * j + 3]);
+    for (int i = 0; i < Tile::kTokens / 2; ++i) {
+      const int token = place.token + i / 4 * 8 + i % 2;
+      sums[token * pitch + place.row + i / 2 % 2 * 8] = c[i];
     }
-    __threadfence();
-    wait_for_warpgroups(threads);
-    if (threadIdx.x == 0) shared.last = atomicAdd(p.counters + walk.tile(unit), 1u) == unsigned(walk.slices - 1);
-    wait_for_warpgroups(threads);
-    if (!shared.last) return false;
-    __threadfence();
+    wait_for_cluster();
+    const int first = walk.first_row(walk.tile(unit)), columns = walk.first_row(walk.tile(unit) + 1) - first;
+    const int eights = (columns + 7) / 8;
+    for (int i = walk.slice(unit) * threads + threadIdx.x; i < tokens * eights; i += kSumSlices * threads) {
+      const int token = i / eights, column = i % eights * 8;
+      float added[8] = {};
+      float4 of_slices[kSumSlices][2];
 #pragma unroll
-    for (float& v : c) v = 0.f;
-    const int tile = walk.tile(unit);
-    constexpr int kLoads = kFours < 8 ? kFours : 8;  // under way at a time, of a slice
+      for (int s = 0; s < kSumSlices; ++s) {
+        const uint32_t there = in_block_of_cluster(shared_address(sums + token * pitch + column), s);
+        of_slices[s][0] = load_of_cluster4(there);
+        of_slices[s][1] = load_of_cluster4(there + 16);
+      }
 #pragma unroll
-    for (int first = 0; first < kFours; first += kLoads) {
-#pragma unroll(kFours > kLoads ? 1 : 16 / kLoads)
-      for (int s = 0; s < walk.slices; ++s) {
-        const float4* of_slice = sums + int64_t{s * walk.tiles + tile} * of_unit;
+      for (int s = 0; s < kSumSlices; ++s) {
 #pragma unroll
-        for (int j = first; j < first + kLoads; ++j) {
-          const float4 v = __ldcg(of_slice + j * threads);
-          c[4 * j] += v.x, c[4 * j + 1] += v.y, c[4 * j + 2] += v.z, c[4 * j + 3] += v.w;
+        for (int half = 0; half < 2; ++half) {
+          const float4 v = of_slices[s][half];
+          float* const to = added + 4 * half;
+          to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
+        }
+      }
+      uint16_t bits[8];
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        float sum = added[r];
+        if constexpr (kFp8) {
+          sum = __fmul_rn(__fmul_rn(sum, shared.of_tokens[0][token]), shared.of_rows[0][column + r]);
+        }
+        if (p.factors.bias != nullptr) sum = __fadd_rn(sum, shared.of_rows[1][column + r]);
+        bits[r] = p.out_is_half ? to_bits(__half{}, sum) : to_bits(__nv_bfloat16{}, sum);
+      }
+      uint16_t* const out = static_cast<uint16_t*>(p.out) + int64_t{token} * walk.rows + first + column;
+      if (walk.rows % 8 == 0) {
+        store16(out, pack16(bits[0], bits[1]), pack16(bits[2], bits[3]), pack16(bits[4], bits[5]),
+                pack16(bits[6], bits[7]));
+      } else {
+#pragma unroll
+        for (int r = 0; r < 8; ++r) {
+          if (column + r < columns) out[r] = bits[r];
         }
       }
     }
-    return true;
-  }
-
-  __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
-                                         unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
-    if (walk.slices > 1 && !add_slices(walk, unit, threads, c)) return;
-    const int first = walk.first_row(walk.tile(unit)), end = walk.first_row(walk.tile(unit) + 1);
-    store_exchanged<Tile>(static_cast<uint16_t*>(p.out), walk.rows, first, end, tokens, threads, exchange,
-                          [&](int i, int token) {
-                            const int h = i / 2 % 2;
-                            float sum = c[i];
-                            if constexpr (kFp8) {
-                              sum = __fmul_rn(__fmul_rn(sum, shared.of_tokens[0][token]), rows.scale[h]);
-                            }
-                            if (p.factors.bias != nullptr) sum = __fadd_rn(sum, rows.bias[h]);
-                            return p.out_is_half ? to_bits(__half{}, sum) : to_bits(__nv_bfloat16{}, sum);
-                          });
+    wait_for_cluster();  // none leaves while others read its sums
   }
 };
 
@@ -171,21 +187,26 @@ __global__ void __launch_bounds__(Tile::kMaxThreads, 1)
                              shared.empty};
   if (!launch.dependent) wait_for_predecessors();
   if (threadIdx.x == 0) ring.initialise(warpgroups * 4);
+  if (warp == warpgroups * 4 && threadIdx.x % 32 == 0) {
+    prefetch_map(&launch.w);
+    prefetch_map(&launch.x);
+  }
   __syncthreads();
   launch_dependents();
   if (warp == warpgroups * 4) {
     if (threadIdx.x % 32 == 0) DenseCopies<Tile, DenseLaunch<typename Sink::Params>>(launch, ring).run();
     return;
   }
-  Sink sink{launch.params, shared, {}};
+  Sink sink{launch.params, shared};
   wait_for_predecessors();
   sink.prepare(launch.tokens, threads);
   wait_for_warpgroups(threads);
-  unsigned char* exchange = bytes + (ring.stages_at - shared_address(bytes)) + launch.stages * ring.stage_bytes;
+  unsigned char* const exchange =
+      bytes + (ring.stages_at - shared_address(bytes)) + (Sink::kInRing ? 0 : launch.stages * ring.stage_bytes);
   int stage = 0, phase = 0;
   for (int unit = blockIdx.x; unit < walk.units(); unit += gridDim.x) {
     const int tile = walk.tile(unit), slice = walk.slice(unit);
-    sink.begin(walk.first_row(tile) + DensePlace().row, walk.first_row(tile + 1));
+    sink.begin(walk.first_row(tile), walk.first_row(tile + 1));
     float c[Tile::kTokens / 2] = {};
     multiply_unit<Tile>(ring, warp / 4, walk.first_chunk(slice + 1) - walk.first_chunk(slice), stage, phase, c);
     sink.finish(walk, unit, launch.tokens, threads, exchange, c);

@@ -7,20 +7,27 @@
 
 namespace sparse24::cuda {
 
+// The slices of K of the second product, each of which is a block of a cluster: so many that most multiprocessors have
+// a unit where a weight has few rows, and few enough that y is not read too often.
+#ifndef FEW_SLICES
+#define FEW_SLICES 4
+#endif
+inline constexpr int kSumSlices = FEW_SLICES;
+
 // How a weight [rows, K] is walked. It follows from the sizes of the weight alone, and with it the order of sums does.
 struct DenseWalk {
   int rows;      // of the weight
   int tiles;     // of consecutive rows, as even as whole eights allow
-  int slices;    // of K, whose sums are added in order
+  int slices;    // of K, whose sums are added in order: the blocks of a cluster
   int chunks;    // of K
   int box_rows;  // of the longest tile
 
   constexpr static int eights(int64_t rows) { return int((rows + 7) / 8); }
 
-  // A unit is a tile of a slice.
+  // A unit is a tile of a slice; those of a tile are beside each other.
   constexpr int units() const { return tiles * slices; }
-  constexpr int tile(int unit) const { return unit % tiles; }
-  constexpr int slice(int unit) const { return unit / tiles; }
+  constexpr int tile(int unit) const { return unit / slices; }
+  constexpr int slice(int unit) const { return unit % slices; }
   constexpr int warpgroups() const { return (box_rows + 63) / 64; }
   constexpr int first_row(int tile) const {
     const int row = int(int64_t{eights(rows)} * tile / tiles) * 8;
@@ -45,9 +52,7 @@ struct DenseRelu2Params {
   const float* scale_x;  // of float8
   bool scale_x_per_token;
   float threshold;
-  void* y;             // [tokens, rows]
-  unsigned* counters;  // of the product behind this one, which has them zeroed
-  int count;
+  void* y;  // [tokens, rows]
 };
 
 // out = y @ w.T * scale_y * scale_w + bias.
@@ -55,8 +60,6 @@ struct DenseSumParams {
   DenseFactors factors;
   void* out;  // [tokens, rows], of 16 bits
   bool out_is_half;
-  float* sums;         // of each unit, where there are several slices
-  unsigned* counters;  // of each tile
 };
 
 template <class Params>

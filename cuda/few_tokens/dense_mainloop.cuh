@@ -34,12 +34,15 @@ struct DenseTile {
   // What is in shared memory in front of the ring.
   struct Shared {
     alignas(8) uint64_t full[kMaxStages], empty[kMaxStages];
-    float of_tokens[2][kTokens];
-    int last;
+    float of_tokens[2][kTokens], of_rows[2][64 * kMaxWarpgroups];
   };
   // Results of so many tokens are exchanged at a time, in rows of 2 bytes a row of the weight at the most.
   static constexpr int kExchanged = kTokens < 64 ? kTokens : 64;
   static constexpr int exchange_pitch(int warpgroups, int bytes) { return warpgroups * 64 * bytes + 16; }
+
+  // In floats: lanes of a warp, of eight rows and of every other token, store to banks of their own.
+  static constexpr int sums_pitch(int warpgroups) { return warpgroups * 64 + 4; }
+  static constexpr int kMostSumsBytes = kTokens * (64 * kMaxWarpgroups + 4) * 4;
 
   // A ring begins at a multiple of 1,024 bytes, and its last box is read up to the rows of the last warpgroup; behind
   // it results are exchanged.
@@ -49,6 +52,10 @@ struct DenseTile {
     return int(sizeof(Shared)) + 1024 + stages * stage(walk.box_rows) + (read > exchanged ? read : exchanged);
   }
 };
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 
 // Of a matrix of rows of 128 bytes, swizzled: eight rows are 1,024 bytes.
 __device__ __forceinline__ uint64_t rows_descriptor(uint32_t shared) {
@@ -138,15 +145,20 @@ class DenseCopies {
   const uint64_t once_ = read_once_policy();
 };
 
-// Adds the products of the chunks of a unit to `c`; a warpgroup has 64 rows.
+// Adds the products of the chunks of a unit to `c`; a warpgroup has 64 rows. Those of one chunk begin before those of
+// the chunk in front of it are complete.
 template <class Tile>
 __device__ __forceinline__ void multiply_unit(const DenseRing<Tile>& ring, int warpgroup, int chunks, int& stage,
                                               int& phase, float (&c)[Tile::kTokens / 2]) {
+  const auto release = [&](int of) {
+    if (threadIdx.x % 32 == 0) DenseRing<Tile>::Barrier::arrive(ring.empty + of);
+  };
+  int before = -1;
+#pragma unroll
+  for (float& v : c) cute::warpgroup_fence_operand(v);
 #pragma unroll 1
   for (int chunk = 0; chunk < chunks; ++chunk) {
     DenseRing<Tile>::Barrier::wait(ring.full + stage, phase);
-#pragma unroll
-    for (float& v : c) cute::warpgroup_fence_operand(v);
     cute::warpgroup_arrive();
     const uint64_t w = rows_descriptor(ring.w_at(stage) + warpgroup * 64 * Tile::kBoxBytes);
     const uint64_t x = rows_descriptor(ring.x_at(stage));
@@ -155,12 +167,15 @@ __device__ __forceinline__ void multiply_unit(const DenseRing<Tile>& ring, int w
       multiply_64_rows<typename Tile::Product>(w + 2 * k, x + 2 * k, c, std::make_index_sequence<Tile::kTokens / 2>{});
     }
     cute::warpgroup_commit_batch();
-    cute::warpgroup_wait<0>();
-#pragma unroll
-    for (float& v : c) cute::warpgroup_fence_operand(v);
-    if (threadIdx.x % 32 == 0) DenseRing<Tile>::Barrier::arrive(ring.empty + stage);
+    cute::warpgroup_wait<1>();
+    if (before >= 0) release(before);
+    before = stage;
     if (++stage == ring.stages) stage = 0, phase ^= 1;
   }
+  cute::warpgroup_wait<0>();
+  if (before >= 0) release(before);
+#pragma unroll
+  for (float& v : c) cute::warpgroup_fence_operand(v);
 }
 
 }  // namespace sparse24::cuda

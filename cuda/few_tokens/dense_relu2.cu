@@ -16,20 +16,18 @@ struct Of {
 
 }  // namespace
 
-void dense_relu2(const LinearRelu2Args& args, unsigned* counters, int count, cudaStream_t stream) {
+void dense_relu2(const LinearRelu2Args& args, cudaStream_t stream) {
   const LinearArgs& linear = args.linear;
   const int64_t row_bytes = linear.in * size_of(linear.dtype);
   DenseLaunch<DenseRelu2Params> launch{};
-  launch.walk = dense_walk(linear.out, row_bytes, 1);
+  launch.walk = dense_walk(linear.out, row_bytes, 1, device_info().sm_count);
   launch.tokens = int(linear.tokens);
   launch.dependent = linear.dtype == DType::kFloat8E4M3;  // behind the kernel that quantises x
   launch.params = {{linear.scale_w, linear.scale_w_per_row, linear.bias, false, linear.scale_y, linear.scale_y_per_row},
                    linear.scale_x,
                    linear.scale_x_per_row,
                    linear.activation.threshold,
-                   args.y,
-                   counters,
-                   count};
+                   args.y};
   if (linear.dtype == DType::kFloat8E4M3) {
     return launch_dense<cutlass::float_e4m3_t, Of<__nv_bfloat16>::Sink>("dense_relu2", launch, linear.w, linear.x,
                                                                         row_bytes, stream);

@@ -14,11 +14,10 @@ constexpr int kLeastSharedBytes = 116 * 1024;
 // Rows of a tile: those of all warpgroups of a block.
 constexpr int kMaxTileRows = 192;
 
-// The walk of a weight [rows, row_bytes]: a tile for each multiprocessor, or for each `slices` of them.
-inline DenseWalk dense_walk(int64_t rows, int64_t row_bytes, int slices) {
-  const int64_t blocks = std::max(device_info().sm_count / slices, 1);
+// The walk of a weight [rows, row_bytes]: as many tiles as run `at_a_time`, or a multiple of it.
+inline DenseWalk dense_walk(int64_t rows, int64_t row_bytes, int slices, int64_t at_a_time) {
   const int64_t eights = DenseWalk::eights(rows);
-  const int64_t tiles = std::min(ceil_div(rows, kMaxTileRows * blocks) * blocks, eights);
+  const int64_t tiles = std::min(ceil_div(rows, kMaxTileRows * at_a_time) * at_a_time, eights);
   return {int(rows), int(tiles), slices, int(ceil_div(row_bytes, 128)), int(ceil_div(eights, tiles)) * 8};
 }
 
@@ -43,10 +42,11 @@ void launch_tile(const char* name, DenseLaunch<typename Sink::Params>& launch, c
   launch.x = map_of_rows(x, launch.tokens, row_bytes, Tile::kTokens);
   const int spare = kMaxSharedBytes - Tile::shared_bytes(walk, 0);
   launch.stages = std::min(spare / Tile::stage(walk.box_rows), Tile::kMaxStages);
-  // Blocks of several slices wait for nobody, so there may be more of them than run at a time.
+  static_assert(Tile::kMostSumsBytes + int(sizeof(typename Tile::Shared)) + 1024 <= kLeastSharedBytes);
   const int blocks = walk.slices > 1 ? walk.units() : std::min(walk.units(), device_info().sm_count);
   FewGrid grid{blocks, 128 * walk.warpgroups() + 32,
                std::max(Tile::shared_bytes(walk, launch.stages), kLeastSharedBytes)};
+  grid.cluster = walk.slices;
   grid.dependent = true;
   launch_few<dense_few_kernel<Tile, Sink>>(name, grid, launch, stream);
 }

@@ -32,7 +32,6 @@ struct Relu2MlpDenseArgs {
   LinearRelu2Args first;  ///< no statistics
   QuantizeArgs of_y;      ///< y to codes that `second` reads; with q none: `first` wrote them
   LinearOutArgs second;
-  void* workspace;  ///< on CUDA, of 16 bytes' alignment
 };
 
 namespace cpu {
@@ -40,8 +39,6 @@ void linear_out(const LinearOutArgs& args);
 void relu2_mlp_dense(const Relu2MlpDenseArgs& args);
 }  // namespace cpu
 namespace cuda {
-/// The bytes of a call's workspace, by the sizes of `second`.
-int64_t relu2_mlp_dense_workspace(const Relu2MlpDenseArgs& args);
 /// Rows of both weights are multiples of 16 bytes, and begin at such.
 void relu2_mlp_dense(const Relu2MlpDenseArgs& args, cudaStream_t stream);
 }  // namespace cuda
