@@ -1,5 +1,5 @@
-// How results of a dense product of few tokens leave a block: lanes have eight rows of the weight beside each other,
-// which are columns of what is stored, and stores of them alone would be many and narrow.
+// How results of the first dense product leave a block: lanes have eight rows of the weight beside each other, which are
+// columns of what is stored, and stores of them alone would be many and narrow. stmatrix turns them in shared memory.
 #pragma once
 
 #include "few_tokens/dense_mainloop.cuh"
@@ -18,39 +18,54 @@ __device__ __forceinline__ void wait_for_warpgroups(int threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
-// Stores of(i, token) of all values of all threads of the warpgroups to `to` [tokens, row_size], whose columns from
-// `first` to `end` are those of the tile. `shared` has 16 bytes' alignment.
+// Matrices of 8 x 8 pairs of bytes, of which a lane has two of row lane / 4 in each: column i goes to what lane
+// 8 m + i names for matrix m.
+__device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
+}
+__device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
+
+// Stores of(j, h) of all threads of the warpgroups, which are the values 4 j + 2 h and the one behind it, to
+// `to` [tokens, row_size], whose columns from `first` to `end` are those of the tile: both multiples of eight, as
+// row_size is. They have 16 bits, or are codes. `shared` has 16 bytes' alignment.
 template <class Tile, class Value, class Of>
 __device__ __forceinline__ void store_exchanged(Value* to, int row_size, int first, int end, int tokens, int threads,
                                                 unsigned char* shared, const Of& of) {
   constexpr int kExchanged = Tile::kExchanged, kBytes = int(sizeof(Value));
-  const DensePlace place;
-  const int pitch = Tile::exchange_pitch(threads / 128, kBytes);
-  const int columns = end - first;
+  const int pitch = Tile::exchange_pitch(threads / 128, kBytes), lane = int(threadIdx.x) % 32;
+  // Of the 16 rows of a warp. Codes: of its rows r and r + 8 in turn.
+  const uint32_t of_warp =
+      shared_address(shared) + (threadIdx.x / 32 * 16 + (kBytes == 2 ? lane / 8 % 2 * 8 : 0)) * kBytes +
+      (lane % 8 + (kBytes == 2 ? lane / 16 : lane / 8 % 2) * 8) * pitch;
+  const int eights = (end - first) / 8;
 #pragma unroll
   for (int token0 = 0; token0 < Tile::kTokens; token0 += kExchanged) {
     if (token0 >= tokens) break;
 #pragma unroll
-    for (int i = token0 / 2; i < (token0 + kExchanged) / 2; ++i) {
-      const int token = place.token + i / 4 * 8 + i % 2;
-      *reinterpret_cast<Value*>(shared + (token - token0) * pitch + (place.row + i / 2 % 2 * 8) * kBytes) =
-          of(i, token);
+    for (int j = token0 / 8; j < (token0 + kExchanged) / 8; j += 2) {
+      const uint32_t at = of_warp + (j * 8 - token0) * pitch;
+      if constexpr (kBytes == 2) {
+        store_turned(at, of(j, 0), of(j, 1), of(j + 1, 0), of(j + 1, 1));
+      } else {
+        store_turned(at, __byte_perm(of(j, 0), of(j, 1), 0x5140), __byte_perm(of(j + 1, 0), of(j + 1, 1), 0x5140));
+      }
     }
     wait_for_warpgroups(threads);
     const int some = tokens - token0 < kExchanged ? tokens - token0 : kExchanged;
-    if (row_size % 8 == 0) {
-      using Eight = std::conditional_t<kBytes == 1, uint2, uint4>;
-      const int eights = columns / 8;
-      for (int i = threadIdx.x; i < some * eights; i += threads) {
-        const int token = i / eights, eight = i % eights;
-        *reinterpret_cast<Eight*>(to + int64_t{token0 + token} * row_size + first + 8 * eight) =
-            *reinterpret_cast<const Eight*>(shared + token * pitch + 8 * eight * kBytes);
-      }
-    } else {
-      for (int i = threadIdx.x; i < some * columns; i += threads) {
-        const int token = i / columns, column = i % columns;
-        to[int64_t{token0 + token} * row_size + first + column] =
-            *reinterpret_cast<const Value*>(shared + token * pitch + column * kBytes);
+    for (int i = threadIdx.x; i < some * eights; i += threads) {
+      const int token = i / eights, eight = i % eights;
+      Value* const out = to + int64_t{token0 + token} * row_size + first + 8 * eight;
+      if constexpr (kBytes == 2) {
+        *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(shared + token * pitch + eight * 16);
+      } else {
+        const uint4 both = *reinterpret_cast<const uint4*>(shared + token * pitch + eight / 2 * 16);
+        const uint32_t mine = eight % 2 == 0 ? 0x6420 : 0x7531;
+        *reinterpret_cast<uint2*>(out) =
+            make_uint2(__byte_perm(both.x, both.y, mine), __byte_perm(both.z, both.w, mine));
       }
     }
     wait_for_warpgroups(threads);

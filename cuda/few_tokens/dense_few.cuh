@@ -60,24 +60,38 @@ struct DenseRelu2 {
   __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
                                          unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
     const int first = walk.first_row(walk.tile(unit)), end = walk.first_row(walk.tile(unit) + 1);
-    const auto squared = [&](int i, int token) {
-      const int h = i / 2 % 2;
-      float sum = c[i];
-      if constexpr (kFp8) sum = __fmul_rn(__fmul_rn(sum, shared.of_tokens[0][token]), rows.scale[h]);
-      if (p.factors.bias != nullptr) sum = __fadd_rn(sum, rows.bias[h]);
-      const float root = to_float(T{}, to_bits(T{}, sum));
-      const float kept = root <= p.threshold ? 0.f : root;  // NaN is kept
-      return __fmul_rn(kept, kept);
+    // Of two tokens beside each other.
+    const auto squared = [&](int j, int h) {
+      float2 v = make_float2(c[4 * j + 2 * h], c[4 * j + 2 * h + 1]);
+      if constexpr (kFp8) {
+        const float2 scale = of_two(0, j);
+        v = make_float2(__fmul_rn(__fmul_rn(v.x, scale.x), rows.scale[h]),
+                        __fmul_rn(__fmul_rn(v.y, scale.y), rows.scale[h]));
+      }
+      if (p.factors.bias != nullptr) v = make_float2(__fadd_rn(v.x, rows.bias[h]), __fadd_rn(v.y, rows.bias[h]));
+      const uint32_t root = pack2(T{}, v.x, v.y);
+      const float left = to_float(T{}, uint16_t(root)), right = to_float(T{}, uint16_t(root >> 16));
+      const float2 kept = make_float2(left <= p.threshold ? 0.f : left, right <= p.threshold ? 0.f : right);  // NaN is
+      return make_float2(__fmul_rn(kept.x, kept.x), __fmul_rn(kept.y, kept.y));
     };
     if (kFp8 && p.factors.scale_y != nullptr) {
       store_exchanged<Tile>(static_cast<uint8_t*>(p.y), walk.rows, first, end, tokens, threads, exchange,
-                            [&](int i, int token) {
-                              return uint8_t(to_e4m3x2(__fmul_rn(squared(i, token), shared.of_tokens[1][token]), 0.f));
+                            [&](int j, int h) {
+                              const float2 v = squared(j, h), inverse = of_two(1, j);
+                              return uint32_t(to_e4m3x2(__fmul_rn(v.x, inverse.x), __fmul_rn(v.y, inverse.y)));
                             });
     } else {
       store_exchanged<Tile>(static_cast<uint16_t*>(p.y), walk.rows, first, end, tokens, threads, exchange,
-                            [&](int i, int token) { return to_bits(T{}, squared(i, token)); });
+                            [&](int j, int h) {
+                              const float2 v = squared(j, h);
+                              return pack2(T{}, v.x, v.y);
+                            });
     }
+  }
+
+ private:
+  __device__ __forceinline__ float2 of_two(int which, int j) const {
+    return *reinterpret_cast<const float2*>(shared.of_tokens[which] + DensePlace().token + 8 * j);
   }
 };
 
