@@ -75,6 +75,21 @@ __device__ __forceinline__ void multiply_add_if(float y, const float (&w)[8], fl
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
       : "f"(y), "f"(w[0]), "f"(w[1]), "f"(w[2]), "f"(w[3]), "f"(w[4]), "f"(w[5]), "f"(w[6]), "f"(w[7]));
 }
+__device__ __forceinline__ void multiply_add_if(float y, const float (&w)[6], float (&c)[6]) {
+  asm("{\n\t.reg .pred used;\n\tsetp.neu.f32 used, %6, 0f00000000;\n\t"
+      "@used fma.rn.f32 %0, %6, %7, %0;\n\t@used fma.rn.f32 %1, %6, %8, %1;\n\t"
+      "@used fma.rn.f32 %2, %6, %9, %2;\n\t@used fma.rn.f32 %3, %6, %10, %3;\n\t"
+      "@used fma.rn.f32 %4, %6, %11, %4;\n\t@used fma.rn.f32 %5, %6, %12, %5;\n\t}"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5])
+      : "f"(y), "f"(w[0]), "f"(w[1]), "f"(w[2]), "f"(w[3]), "f"(w[4]), "f"(w[5]));
+}
+__device__ __forceinline__ void multiply_add_if(float y, const float (&w)[4], float (&c)[4]) {
+  asm("{\n\t.reg .pred used;\n\tsetp.neu.f32 used, %4, 0f00000000;\n\t"
+      "@used fma.rn.f32 %0, %4, %5, %0;\n\t@used fma.rn.f32 %1, %4, %6, %1;\n\t"
+      "@used fma.rn.f32 %2, %4, %7, %2;\n\t@used fma.rn.f32 %3, %4, %8, %3;\n\t}"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "f"(y), "f"(w[0]), "f"(w[1]), "f"(w[2]), "f"(w[3]));
+}
 
 __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
   uint4 v;
@@ -85,6 +100,16 @@ __device__ __forceinline__ uint4 load_shared4(uint32_t address) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t load_shared1(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ uint32_t load_shared_half(uint32_t address) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address) : "memory");
+  return v;
+}
 __device__ __forceinline__ uint2 load_shared2(uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");

@@ -5,6 +5,7 @@
 #include "few_tokens/launch_few.cuh"
 #include "few_tokens/mm_active.cuh"
 #include "few_tokens/mm_active.h"
+#include "sparse24/device.h"
 
 namespace sparse24::cuda {
 namespace {
@@ -26,25 +27,32 @@ bool has_vectors(const MmActiveArgs& args) {
   return reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features * size_of(args.w_dtype) % 16 == 0;
 }
 
+template <class Y, class W, int kOfLane, bool kVectors>
+void launch_columns(const ActiveLaunch& launch, cudaStream_t stream) {
+  using Tile = ActiveTile<kOfLane>;
+  const MmActiveArgs& args = launch.args;
+  FewGrid grid{ceil_div(args.out_features, int64_t{Tile::kColumns}) * Tile::kParts * launch.lists.groups,
+               Tile::kThreads, int(Tile::shared_bytes(args.tokens, sizeof(W)))};
+  grid.dependent = true;
+  launch_few<mm_active_kernel<Y, W, Tile, kVectors>>("mm_active", grid, launch, stream);
+}
+
+// A block has a multiprocessor for itself, so that fewer columns each are for more of these, while there are any.
 template <class Y, class W>
 void launch_rows(const ActiveLaunch& launch, cudaStream_t stream) {
   const MmActiveArgs& args = launch.args;
-  const int64_t strips = ceil_div(args.out_features, int64_t{ActiveTile::kColumns});
-  FewGrid grid{strips * ActiveTile::kParts * launch.lists.groups, ActiveTile::kThreads,
-               int(ActiveTile::shared_bytes(args.tokens, sizeof(W)))};
-  grid.dependent = true;
-  if (has_vectors(args)) {
-    launch_few<mm_active_kernel<Y, W, true>>("mm_active", grid, launch, stream);
-  } else {
-    launch_few<mm_active_kernel<Y, W, false>>("mm_active", grid, launch, stream);
-  }
+  if (!has_vectors(args)) return launch_columns<Y, W, 8, false>(launch, stream);
+  const int64_t blocks = device_info().sm_count / (kActiveParts * launch.lists.groups);
+  if (args.out_features <= blocks * 32 * 4) return launch_columns<Y, W, 4, true>(launch, stream);
+  if (args.out_features <= blocks * 32 * 6) return launch_columns<Y, W, 6, true>(launch, stream);
+  launch_columns<Y, W, 8, true>(launch, stream);
 }
 
 }  // namespace
 
 int64_t mm_active_workspace(const MmActiveArgs& args) {
   return count_bytes(args) + neuron_bytes(args) + value_bytes(args) +
-         ActiveTile::kParts * args.tokens * args.out_features * int64_t{sizeof(float)};
+         kActiveParts * args.tokens * args.out_features * int64_t{sizeof(float)};
 }
 
 ActiveLists active_lists(const MmActiveArgs& args) {

@@ -1,8 +1,8 @@
 // The kernels of mm_active: rows of w that tokens use, as lists name them.
 //
-// A warp has 256 columns, eight tokens and a slice of the neurons, a block sixteen slices, and a kernel behind adds up
-// what blocks have written. A row comes from memory once, through a ring in shared memory, for all eight tokens, each
-// of which has a chain of multiply-adds in eight columns of each lane. The whole warp does the same.
+// A warp has up to 256 columns, eight tokens and a slice of the neurons, a block sixteen slices, and a kernel behind
+// adds up what blocks have written. A row comes from memory once, through a ring in shared memory, for all eight tokens,
+// each of which has a chain of multiply-adds in up to eight columns of each lane. The whole warp does the same.
 #pragma once
 
 #include <type_traits>
@@ -21,14 +21,26 @@ struct ActiveLaunch {
   float* sums;  // of blocks: [kParts][tokens][out_features]
 };
 
+// Of the neurons, each of a block.
+constexpr int kActiveParts = int(kActiveSlices / kActivePart);
+
+// kOfLane: the columns of a lane.
+template <int kOfLane_>
 struct ActiveTile {
   static constexpr int kWarps = int(kActivePart), kThreads = 32 * kWarps;
-  static constexpr int kOfLane = 8, kColumns = 32 * kOfLane;
-  static constexpr int kParts = int(kActiveSlices) / kWarps;  // of the neurons, each of a block
+  static constexpr int kOfLane = kOfLane_, kColumns = 32 * kOfLane;
+  static constexpr int kFirst = kOfLane == 6 ? 4 : kOfLane;  // beside each other; the others are behind those of all
+  static constexpr int kParts = kActiveParts;
   static constexpr int kTokens = kListTokens;                 // of a block
   static constexpr int kRows = 4, kStages = 4;                // of w that are copied at once, and such copies under way
   // For each row its values, and for each warp the ring.
   static constexpr int kValueBytes = kStages * kRows * int(sizeof(uint4));
+
+  // This lane's first column, and the first one of the others.
+  __device__ __forceinline__ static int first() { return int(threadIdx.x) % 32 * kFirst; }
+  __device__ __forceinline__ static int others() {
+    return 32 * kFirst + int(threadIdx.x) % 32 * (kOfLane - kFirst);
+  }
   static constexpr int64_t shared_bytes(int64_t tokens, int weight_bytes) {
     const int64_t ring = int64_t{kWarps} * (kValueBytes + kStages * kRows * kColumns * weight_bytes);
     const int64_t sums = (tokens < kTokens ? tokens : kTokens) * kWarps * kColumns * 4;
@@ -56,9 +68,9 @@ __device__ __forceinline__ float load_as(DType dtype, const void* data, int64_t 
 }
 
 // The rows that a list names, on their way through a warp's ring.
-template <class W, bool kVectors>
+template <class W, class Tile, bool kVectors>
 struct ActiveRing {
-  using Tile = ActiveTile;
+  static_assert(kVectors || Tile::kOfLane == 8);
   static constexpr int kRowBytes = Tile::kColumns * int(sizeof(W)), kStageBytes = Tile::kRows * kRowBytes;
   static constexpr int kPieces = kRowBytes / 16, kOfCopy = 32 / kPieces;  // of a row; rows that lanes copy at once
 
@@ -90,7 +102,7 @@ struct ActiveRing {
       const uint32_t to = rows_at + stage * kStageBytes;
       if constexpr (kVectors) {
         const int of_copy = lane / kPieces, byte = lane % kPieces * 16;
-        const bool exists = byte < columns * int(sizeof(W));
+        const bool exists = byte < columns * int(sizeof(W)) && (32 % kPieces == 0 || of_copy < kOfCopy);
 #pragma unroll
         for (int i = 0; i < Tile::kRows; i += kOfCopy) {
           const char* from = w + byte + uint64_t{row_bytes} * __shfl_sync(0xffffffffu, now, in_lanes + i + of_copy);
@@ -129,28 +141,34 @@ struct ActiveRing {
   }
   // This lane's columns of row i of a stage.
   __device__ __forceinline__ void load(int of_stage, int i, float (&v)[Tile::kOfLane]) const {
-    const uint32_t at = rows_at + of_stage * kStageBytes + i * kRowBytes + threadIdx.x % 32 * (8 * int(sizeof(W)));
-    if constexpr (sizeof(W) == 2) {
-      const uint4 words = load_shared4(at);
-      const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-      widen<W>(all, v);
+    constexpr int kWords = (Tile::kOfLane * int(sizeof(W)) + 3) / 4;
+    const uint32_t row = rows_at + of_stage * kStageBytes + i * kRowBytes, at = row + Tile::first() * int(sizeof(W));
+    uint32_t words[kWords];
+    if constexpr (Tile::kFirst * sizeof(W) == 16) {
+      const uint4 four = load_shared4(at);
+      words[0] = four.x, words[1] = four.y, words[2] = four.z, words[3] = four.w;
+    } else if constexpr (Tile::kFirst * sizeof(W) == 8) {
+      const uint2 two = load_shared2(at);
+      words[0] = two.x, words[1] = two.y;
     } else {
-      const uint2 words = load_shared2(at);
-      const uint32_t all[2] = {words.x, words.y};
-      widen<W>(all, v);
+      words[0] = load_shared1(at);
     }
+    if constexpr (Tile::kOfLane > Tile::kFirst) {
+      const uint32_t others = row + Tile::others() * int(sizeof(W));
+      words[kWords - 1] = sizeof(W) == 2 ? load_shared1(others) : load_shared_half(others);
+    }
+    widen<W>(words, v);
   }
 };
 
-template <class Y, class W, bool kVectors>
-__global__ void __launch_bounds__(ActiveTile::kThreads, 1) mm_active_kernel(const ActiveLaunch launch) {
-  using Tile = ActiveTile;
-  using Ring = ActiveRing<W, kVectors>;
+template <class Y, class W, class Tile, bool kVectors>
+__global__ void __launch_bounds__(Tile::kThreads, 1) mm_active_kernel(const ActiveLaunch launch) {
+  using Ring = ActiveRing<W, Tile, kVectors>;
   constexpr int kColumns = Tile::kColumns;
   const MmActiveArgs& args = launch.args;
   const ActiveLists& lists = launch.lists;
   extern __shared__ __align__(16) unsigned char shared[];
-  const int warp = threadIdx.x / 32, in_block = threadIdx.x % 32 * Tile::kOfLane;
+  const int warp = threadIdx.x / 32;
   const int part = blockIdx.x % Tile::kParts, slice = part * Tile::kWarps + warp;
   const int block = blockIdx.x / Tile::kParts, group = block % lists.groups, list = slice * lists.groups + group;
   const int column0 = block / lists.groups * kColumns, out_features = int(args.out_features);
@@ -205,9 +223,11 @@ __global__ void __launch_bounds__(ActiveTile::kThreads, 1) mm_active_kernel(cons
 #pragma unroll
   for (int t = 0; t < Tile::kTokens; ++t) {
     if (t >= tokens) continue;
-    auto* to = reinterpret_cast<float4*>(sums + warp * of_warp + t * kColumns + in_block);
+    float* const of_token = sums + warp * of_warp + t * kColumns;
+    auto* const to = reinterpret_cast<float4*>(of_token + Tile::first());
     to[0] = {c[t][0], c[t][1], c[t][2], c[t][3]};
-    to[1] = {c[t][4], c[t][5], c[t][6], c[t][7]};
+    if constexpr (Tile::kFirst == 8) to[1] = {c[t][4], c[t][5], c[t][6], c[t][7]};
+    if constexpr (Tile::kOfLane == 6) *reinterpret_cast<float2*>(of_token + Tile::others()) = {c[t][4], c[t][5]};
   }
   __syncthreads();
   for (int i = threadIdx.x; i < of_warp; i += Tile::kThreads) {
@@ -231,11 +251,11 @@ __global__ void __launch_bounds__(Tile::kThreads) add_active_sums_kernel(const A
   const int64_t i = int64_t{blockIdx.x} * Tile::kThreads + threadIdx.x;
   wait_for_predecessors();
   if (i >= all) return;
-  float sums[ActiveTile::kParts], total = 0.f;
+  float sums[kActiveParts], total = 0.f;
 #pragma unroll
-  for (int p = 0; p < ActiveTile::kParts; ++p) sums[p] = __ldcg(launch.sums + p * all + i);
+  for (int p = 0; p < kActiveParts; ++p) sums[p] = __ldcg(launch.sums + p * all + i);
 #pragma unroll
-  for (int p = 0; p < ActiveTile::kParts; ++p) total = __fadd_rn(total, sums[p]);
+  for (int p = 0; p < kActiveParts; ++p) total = __fadd_rn(total, sums[p]);
   const int64_t token = i / out_features;
   const int column = int(i % out_features);
   const MmActiveArgs& args = launch.args;
