@@ -1,5 +1,6 @@
-// How results of the first dense product leave a block: lanes have eight rows of the weight beside each other, which are
-// columns of what is stored, and stores of them alone would be many and narrow. stmatrix turns them in shared memory.
+// How results of the first dense product leave a block: lanes have eight rows of the weight beside each other, which
+// are columns of what is stored, and stores of them alone would be many and narrow. stmatrix turns them in shared
+// memory.
 #pragma once
 
 #include "few_tokens/dense_mainloop.cuh"
@@ -38,9 +39,9 @@ __device__ __forceinline__ void store_exchanged(Value* to, int row_size, int fir
   constexpr int kExchanged = Tile::kExchanged, kBytes = int(sizeof(Value));
   const int pitch = Tile::exchange_pitch(threads / 128, kBytes), lane = int(threadIdx.x) % 32;
   // Of the 16 rows of a warp. Codes: of its rows r and r + 8 in turn.
-  const uint32_t of_warp =
-      shared_address(shared) + (threadIdx.x / 32 * 16 + (kBytes == 2 ? lane / 8 % 2 * 8 : 0)) * kBytes +
-      (lane % 8 + (kBytes == 2 ? lane / 16 : lane / 8 % 2) * 8) * pitch;
+  const uint32_t of_warp = shared_address(shared) +
+                           (threadIdx.x / 32 * 16 + (kBytes == 2 ? lane / 8 % 2 * 8 : 0)) * kBytes +
+                           (lane % 8 + (kBytes == 2 ? lane / 16 : lane / 8 % 2) * 8) * pitch;
   const int eights = (end - first) / 8;
 #pragma unroll
   for (int token0 = 0; token0 < Tile::kTokens; token0 += kExchanged) {

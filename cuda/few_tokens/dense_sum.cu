@@ -5,37 +5,12 @@
 #include "few_tokens/launch_dense.cuh"
 
 namespace sparse24::cuda {
-namespace {
-
-// How many clusters run at a time: the multiprocessors of a device come in groups, which no cluster leaves.
-int clusters_at_a_time() {
-  static std::atomic<int> known[64];
-  std::atomic<int>& of_device = known[current_device() & 63];
-  int clusters = of_device.load(std::memory_order_relaxed);
-  if (clusters != 0) return clusters;
-  using Tile = DenseTile<cutlass::bfloat16_t, 16>;
-  constexpr auto kernel = dense_few_kernel<Tile, DenseSum<Tile>>;
-  allow_shared_memory<kernel>(kMaxSharedBytes);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {kSumSlices, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = kSumSlices;
-  config.blockDim = Tile::kMaxThreads;
-  config.dynamicSmemBytes = kMaxSharedBytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "cudaOccupancyMaxActiveClusters");
-  of_device.store(clusters = std::max(clusters, 1), std::memory_order_relaxed);
-  return clusters;
-}
-
-}  // namespace
-
 void dense_sum(const LinearOutArgs& args, cudaStream_t stream) {
   const int64_t row_bytes = args.in * size_of(args.dtype);
   DenseLaunch<DenseSumParams> launch{};
-  launch.walk = dense_walk(args.out, row_bytes, kSumSlices, clusters_at_a_time());
+  using Tile = DenseTile<cutlass::bfloat16_t, 16>;
+  launch.walk = dense_walk(args.out, row_bytes, kSumSlices,
+                           clusters_at_a_time<dense_few_kernel<Tile, DenseSum<Tile>>, Tile::kMaxThreads, kSumSlices>());
   launch.tokens = int(args.tokens);
   launch.dependent = true;
   launch.params = {{args.scale_w, args.scale_w_per_row, args.bias, args.bias_dtype == DType::kFloat32, args.scale_y,

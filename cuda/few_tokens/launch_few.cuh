@@ -54,6 +54,30 @@ CUfunction function_in_context(bool shared) {
   return known.function;
 }
 
+// How many clusters of kBlocks blocks, each of which has a multiprocessor for itself, run at a time: multiprocessors
+// come in groups, which no cluster leaves.
+template <auto Kernel, int kThreads, int kBlocks>
+int clusters_at_a_time() {
+  static std::atomic<int> known[64];
+  std::atomic<int>& of_device = known[current_device() & 63];
+  int clusters = of_device.load(std::memory_order_relaxed);
+  if (clusters != 0) return clusters;
+  allow_shared_memory<Kernel>(kMaxSharedBytes);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {kBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = kBlocks;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kMaxSharedBytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, Kernel, &config), "cudaOccupancyMaxActiveClusters");
+  if (clusters < 1) clusters = 1;
+  of_device.store(clusters, std::memory_order_relaxed);
+  return clusters;
+}
+
 // kernel<<<...>>>(args)
 template <auto Kernel, class Args>
 void launch_few(const char* name, const FewGrid& grid, const Args& args, cudaStream_t stream) {

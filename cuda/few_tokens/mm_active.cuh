@@ -1,8 +1,8 @@
 // The kernels of mm_active: rows of w that tokens use, as lists name them.
 //
 // A warp has up to 256 columns, eight tokens and a slice of the neurons, a block sixteen slices, and a kernel behind
-// adds up what blocks have written. A row comes from memory once, through a ring in shared memory, for all eight tokens,
-// each of which has a chain of multiply-adds in up to eight columns of each lane. The whole warp does the same.
+// adds up what blocks have written. A row comes from memory once, through a ring in shared memory, for all eight
+// tokens, each of which has a chain of multiply-adds in up to eight columns of each lane. The whole warp does the same.
 #pragma once
 
 #include <type_traits>
@@ -10,6 +10,7 @@
 #include "common/packed.cuh"
 #include "few_tokens/active_lists.cuh"
 #include "few_tokens/asynchronous.cuh"
+#include "few_tokens/cluster.cuh"
 #include "few_tokens/weights.cuh"
 #include "sparse24/mm_active.h"
 
@@ -31,16 +32,14 @@ struct ActiveTile {
   static constexpr int kOfLane = kOfLane_, kColumns = 32 * kOfLane;
   static constexpr int kFirst = kOfLane == 6 ? 4 : kOfLane;  // beside each other; the others are behind those of all
   static constexpr int kParts = kActiveParts;
-  static constexpr int kTokens = kListTokens;                 // of a block
-  static constexpr int kRows = 4, kStages = 4;                // of w that are copied at once, and such copies under way
+  static constexpr int kTokens = kListTokens;   // of a block
+  static constexpr int kRows = 4, kStages = 4;  // of w that are copied at once, and such copies under way
   // For each row its values, and for each warp the ring.
   static constexpr int kValueBytes = kStages * kRows * int(sizeof(uint4));
 
   // This lane's first column, and the first one of the others.
   __device__ __forceinline__ static int first() { return int(threadIdx.x) % 32 * kFirst; }
-  __device__ __forceinline__ static int others() {
-    return 32 * kFirst + int(threadIdx.x) % 32 * (kOfLane - kFirst);
-  }
+  __device__ __forceinline__ static int others() { return 32 * kFirst + int(threadIdx.x) % 32 * (kOfLane - kFirst); }
   static constexpr int64_t shared_bytes(int64_t tokens, int weight_bytes) {
     const int64_t ring = int64_t{kWarps} * (kValueBytes + kStages * kRows * kColumns * weight_bytes);
     const int64_t sums = (tokens < kTokens ? tokens : kTokens) * kWarps * kColumns * 4;
@@ -161,7 +160,21 @@ struct ActiveRing {
   }
 };
 
-template <class Y, class W, class Tile, bool kVectors>
+// The result of a column of a token, of the sums of parts that at(part) gives.
+template <class At>
+__device__ __forceinline__ void store_result(const MmActiveArgs& args, int64_t token, int column, const At& at) {
+  float sums[kActiveParts], total = 0.f;
+#pragma unroll
+  for (int p = 0; p < kActiveParts; ++p) sums[p] = at(p);
+#pragma unroll
+  for (int p = 0; p < kActiveParts; ++p) total = __fadd_rn(total, sums[p]);
+  if (args.scale_w != nullptr) total = __fmul_rn(total, args.scale_w[args.scale_w_per_column ? column : 0]);
+  if (args.bias != nullptr) total = __fadd_rn(total, load_as(args.bias_dtype, args.bias, column));
+  store_as(args.out_dtype, args.out, token * args.out_features + column, total);
+}
+
+// kCluster: the blocks of all parts are a cluster and add their sums; else a kernel behind does.
+template <class Y, class W, class Tile, bool kVectors, bool kCluster>
 __global__ void __launch_bounds__(Tile::kThreads, 1) mm_active_kernel(const ActiveLaunch launch) {
   using Ring = ActiveRing<W, Tile, kVectors>;
   constexpr int kColumns = Tile::kColumns;
@@ -236,8 +249,24 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) mm_active_kernel(const Acti
     float total = 0.f;
 #pragma unroll
     for (int s = 0; s < Tile::kWarps; ++s) total = __fadd_rn(total, sums[s * of_warp + i]);
+    if constexpr (kCluster) {
+      sums[i] = total;  // which nobody else reads until all have added
+      continue;
+    }
     const int64_t token = int64_t{part} * lists.tokens + first + i / kColumns;
     __stcg(launch.sums + token * out_features + column, total);
+  }
+  if constexpr (kCluster) {
+    wait_for_cluster();
+    const int share = (of_warp + kActiveParts - 1) / kActiveParts, begin = part * share,
+              end = min(begin + share, of_warp);
+    for (int i = begin + int(threadIdx.x); i < end; i += Tile::kThreads) {
+      const int column = column0 + i % kColumns;
+      if (column >= out_features) continue;
+      store_result(args, first + i / kColumns, column,
+                   [&](int p) { return load_of_cluster(in_block_of_cluster(shared_address(sums + i), p)); });
+    }
+    wait_for_cluster();  // none leaves while others read its sums
   }
 }
 
@@ -251,17 +280,8 @@ __global__ void __launch_bounds__(Tile::kThreads) add_active_sums_kernel(const A
   const int64_t i = int64_t{blockIdx.x} * Tile::kThreads + threadIdx.x;
   wait_for_predecessors();
   if (i >= all) return;
-  float sums[kActiveParts], total = 0.f;
-#pragma unroll
-  for (int p = 0; p < kActiveParts; ++p) sums[p] = __ldcg(launch.sums + p * all + i);
-#pragma unroll
-  for (int p = 0; p < kActiveParts; ++p) total = __fadd_rn(total, sums[p]);
-  const int64_t token = i / out_features;
-  const int column = int(i % out_features);
-  const MmActiveArgs& args = launch.args;
-  if (args.scale_w != nullptr) total = __fmul_rn(total, args.scale_w[args.scale_w_per_column ? column : 0]);
-  if (args.bias != nullptr) total = __fadd_rn(total, load_as(args.bias_dtype, args.bias, column));
-  store_as(args.out_dtype, args.out, token * out_features + column, total);
+  store_result(launch.args, i / out_features, int(i % out_features),
+               [&](int p) { return __ldcg(launch.sums + p * all + i); });
 }
 
 // Lists of y as it lies in memory: a block makes one, of which each thread has a neuron at once.
