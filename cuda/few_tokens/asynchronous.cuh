@@ -24,11 +24,6 @@ __device__ __forceinline__ uint64_t read_once_policy() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-// To the second-level cache: multiples of 16 bytes.
-__device__ __forceinline__ void prefetch_bulk(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // 16 bytes where `exists` is not zero: where lanes differ, a branch would cost more than the access. For weights, which
 // are read in order.
 __device__ __forceinline__ void copy16_if(uint32_t exists, uint32_t to, const void* from, uint64_t policy) {

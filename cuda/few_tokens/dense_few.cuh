@@ -96,8 +96,9 @@ struct DenseRelu2 {
 };
 
 // The sums of the slices of K, of each of which a block of a cluster has one. They are added in order, each block some.
-template <class Tile>
+template <class Tile, int kSumSlices>
 struct DenseSum {
+  static_assert(kSumSlices > 1);  // so that a block has one unit
   using Params = DenseSumParams;
   static constexpr bool kFp8 = sizeof(typename Tile::Element) == 1;
   static constexpr bool kInRing = true;

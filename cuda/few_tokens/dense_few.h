@@ -7,13 +7,6 @@
 
 namespace sparse24::cuda {
 
-// The slices of K of the second product, each of which is a block of a cluster: so many that most multiprocessors have
-// a unit where a weight has few rows, and few enough that y is not read too often.
-#ifndef FEW_SLICES
-#define FEW_SLICES 4
-#endif
-inline constexpr int kSumSlices = FEW_SLICES;
-
 // How a weight [rows, K] is walked. It follows from the sizes of the weight alone, and with it the order of sums does.
 struct DenseWalk {
   int rows;      // of the weight

@@ -5,25 +5,46 @@
 #include "few_tokens/launch_dense.cuh"
 
 namespace sparse24::cuda {
-void dense_sum(const LinearOutArgs& args, cudaStream_t stream) {
-  const int64_t row_bytes = args.in * size_of(args.dtype);
-  DenseLaunch<DenseSumParams> launch{};
+namespace {
+
+// Rows of a weight from which two slices of K are enough for tiles on most multiprocessors. With four a weight of fewer
+// rows has tiles that are not too narrow, and y is read half as often.
+constexpr int64_t kRowsOfTwoSlices = 3072;
+
+template <int kSlices>
+struct In {
+  template <class Tile>
+  using Sink = DenseSum<Tile, kSlices>;
+};
+
+template <int kSlices>
+void launch_slices(const LinearOutArgs& args, DenseLaunch<DenseSumParams>& launch, cudaStream_t stream) {
   using Tile = DenseTile<cutlass::bfloat16_t, 16>;
-  launch.walk = dense_walk(args.out, row_bytes, kSumSlices,
-                           clusters_at_a_time<dense_few_kernel<Tile, DenseSum<Tile>>, Tile::kMaxThreads, kSumSlices>());
+  constexpr auto kernel = dense_few_kernel<Tile, DenseSum<Tile, kSlices>>;
+  const int64_t row_bytes = args.in * size_of(args.dtype);
+  launch.walk = dense_walk(args.out, row_bytes, kSlices, clusters_at_a_time<kernel, Tile::kMaxThreads, kSlices>());
+  const auto of = [&](auto element) {
+    launch_dense<decltype(element), In<kSlices>::template Sink>("dense_sum", launch, args.w, args.y, row_bytes, stream);
+  };
+  if (args.dtype == DType::kFloat8E4M3) return of(cutlass::float_e4m3_t{});
+  if (args.dtype == DType::kBFloat16) return of(cutlass::bfloat16_t{});
+  of(cutlass::half_t{});
+}
+
+}  // namespace
+
+void dense_sum(const LinearOutArgs& args, cudaStream_t stream) {
+  DenseLaunch<DenseSumParams> launch{};
   launch.tokens = int(args.tokens);
   launch.dependent = true;
   launch.params = {{args.scale_w, args.scale_w_per_row, args.bias, args.bias_dtype == DType::kFloat32, args.scale_y,
                     args.scale_y_per_row},
                    args.d,
                    args.d_dtype == DType::kFloat16};
-  static_assert(kSumSlices > 1);  // so that a block has one unit
-  if (args.dtype == DType::kFloat8E4M3) {
-    launch_dense<cutlass::float_e4m3_t, DenseSum>("dense_sum", launch, args.w, args.y, row_bytes, stream);
-  } else if (args.dtype == DType::kBFloat16) {
-    launch_dense<cutlass::bfloat16_t, DenseSum>("dense_sum", launch, args.w, args.y, row_bytes, stream);
+  if (args.out >= kRowsOfTwoSlices) {
+    launch_slices<2>(args, launch, stream);
   } else {
-    launch_dense<cutlass::half_t, DenseSum>("dense_sum", launch, args.w, args.y, row_bytes, stream);
+    launch_slices<4>(args, launch, stream);
   }
 }
 

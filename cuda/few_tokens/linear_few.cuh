@@ -242,10 +242,6 @@ __device__ __forceinline__ void multiply_rows(const LinearFewArgs& args, const L
   }
 }
 
-// Rows of a list that are on their way to the second-level cache before the second product has begun: what memory has
-// time for until then.
-constexpr int kAheadRows = 16;
-
 // Makes lists of what is active.
 template <class Tile>
 struct ActiveSink {
@@ -270,10 +266,6 @@ struct ActiveSink {
       for (int row0 = 0; row0 < Tile::kPassRows; row0 += 32) {
         const int row = row0 + lane, tokens = row < pass_rows ? lists.tokens - first : 0;
         const uint4 of_row = eight_tokens(y + first * Tile::kPassRows + row, Tile::kPassRows, tokens);
-        if (Tile::kEights == 1 && launch.row_bytes > 0 && is_active(of_row) && count < kAheadRows) {
-          const int64_t neuron = rows.first + pass0 + row;
-          prefetch_bulk(static_cast<const char*>(launch.rows) + neuron * launch.row_bytes, launch.row_bytes);
-        }
         count = append_active(lists, list, count, of_row, pass0 + row);
       }
       if (lane == 0) counts[group] = count;

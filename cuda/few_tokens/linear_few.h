@@ -9,8 +9,6 @@ namespace sparse24::cuda {
 struct LinearLaunch {
   LinearFewArgs args;  // whose y is not written
   ActiveLists lists;   // which are
-  const void* rows;    // of the second weight, which are asked for once they are listed
-  int row_bytes;       // of each, a multiple of 16; else 0
 };
 
 void linear_few(const LinearLaunch& launch, cudaStream_t stream);

@@ -27,35 +27,25 @@ bool has_vectors(const MmActiveArgs& args) {
   return reinterpret_cast<uintptr_t>(args.w) % 16 == 0 && args.out_features * size_of(args.w_dtype) % 16 == 0;
 }
 
-// Returns whether the sums of parts have been added.
 template <class Y, class W, int kOfLane, bool kVectors>
-bool launch_columns(const ActiveLaunch& launch, cudaStream_t stream) {
+void launch_columns(const ActiveLaunch& launch, cudaStream_t stream) {
   using Tile = ActiveTile<kOfLane>;
   const MmActiveArgs& args = launch.args;
-  const int64_t clusters = ceil_div(args.out_features, int64_t{Tile::kColumns}) * launch.lists.groups;
-  FewGrid grid{clusters * Tile::kParts, Tile::kThreads, int(Tile::shared_bytes(args.tokens, sizeof(W)))};
+  FewGrid grid{ceil_div(args.out_features, int64_t{Tile::kColumns}) * Tile::kParts * launch.lists.groups,
+               Tile::kThreads, int(Tile::shared_bytes(args.tokens, sizeof(W)))};
   grid.dependent = true;
-  if constexpr (kOfLane < 8) {
-    constexpr auto kernel = mm_active_kernel<Y, W, Tile, kVectors, true>;
-    if (clusters <= clusters_at_a_time<kernel, Tile::kThreads, Tile::kParts>()) {
-      grid.cluster = Tile::kParts;
-      launch_few<kernel>("mm_active", grid, launch, stream);
-      return true;
-    }
-  }
-  launch_few<mm_active_kernel<Y, W, Tile, kVectors, false>>("mm_active", grid, launch, stream);
-  return false;
+  launch_few<mm_active_kernel<Y, W, Tile, kVectors>>("mm_active", grid, launch, stream);
 }
 
 // A block has a multiprocessor for itself, so that fewer columns each are for more of these, while there are any.
 template <class Y, class W>
-bool launch_rows(const ActiveLaunch& launch, cudaStream_t stream) {
+void launch_rows(const ActiveLaunch& launch, cudaStream_t stream) {
   const MmActiveArgs& args = launch.args;
   if (!has_vectors(args)) return launch_columns<Y, W, 8, false>(launch, stream);
   const int64_t blocks = device_info().sm_count / (kActiveParts * launch.lists.groups);
   if (args.out_features <= blocks * 32 * 4) return launch_columns<Y, W, 4, true>(launch, stream);
   if (args.out_features <= blocks * 32 * 6) return launch_columns<Y, W, 6, true>(launch, stream);
-  return launch_columns<Y, W, 8, true>(launch, stream);
+  launch_columns<Y, W, 8, true>(launch, stream);
 }
 
 }  // namespace
@@ -78,13 +68,11 @@ ActiveLists active_lists(const MmActiveArgs& args) {
 void multiply_listed(const MmActiveArgs& args, const ActiveLists& lists, cudaStream_t stream) {
   auto* sums = static_cast<char*>(args.workspace) + count_bytes(args) + neuron_bytes(args) + value_bytes(args);
   const ActiveLaunch launch{args, lists, reinterpret_cast<float*>(sums)};
-  bool added = false;
   dispatch_16bit(args.dtype, [&](auto type) {
     using Y = decltype(type);
-    added = args.w_dtype == DType::kFloat8E4M3 ? launch_rows<Y, __nv_fp8_e4m3>(launch, stream)
-                                               : launch_rows<Y, Y>(launch, stream);
+    args.w_dtype == DType::kFloat8E4M3 ? launch_rows<Y, __nv_fp8_e4m3>(launch, stream)
+                                       : launch_rows<Y, Y>(launch, stream);
   });
-  if (added) return;
   const int64_t results = args.tokens * args.out_features;
   FewGrid grid{ceil_div(results, int64_t{ActiveSumTile::kThreads}), ActiveSumTile::kThreads, 0};
   grid.dependent = true;

@@ -10,7 +10,6 @@
 #include "common/packed.cuh"
 #include "few_tokens/active_lists.cuh"
 #include "few_tokens/asynchronous.cuh"
-#include "few_tokens/cluster.cuh"
 #include "few_tokens/weights.cuh"
 #include "sparse24/mm_active.h"
 
@@ -160,21 +159,7 @@ struct ActiveRing {
   }
 };
 
-// The result of a column of a token, of the sums of parts that at(part) gives.
-template <class At>
-__device__ __forceinline__ void store_result(const MmActiveArgs& args, int64_t token, int column, const At& at) {
-  float sums[kActiveParts], total = 0.f;
-#pragma unroll
-  for (int p = 0; p < kActiveParts; ++p) sums[p] = at(p);
-#pragma unroll
-  for (int p = 0; p < kActiveParts; ++p) total = __fadd_rn(total, sums[p]);
-  if (args.scale_w != nullptr) total = __fmul_rn(total, args.scale_w[args.scale_w_per_column ? column : 0]);
-  if (args.bias != nullptr) total = __fadd_rn(total, load_as(args.bias_dtype, args.bias, column));
-  store_as(args.out_dtype, args.out, token * args.out_features + column, total);
-}
-
-// kCluster: the blocks of all parts are a cluster and add their sums; else a kernel behind does.
-template <class Y, class W, class Tile, bool kVectors, bool kCluster>
+template <class Y, class W, class Tile, bool kVectors>
 __global__ void __launch_bounds__(Tile::kThreads, 1) mm_active_kernel(const ActiveLaunch launch) {
   using Ring = ActiveRing<W, Tile, kVectors>;
   constexpr int kColumns = Tile::kColumns;
@@ -249,24 +234,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) mm_active_kernel(const Acti
     float total = 0.f;
 #pragma unroll
     for (int s = 0; s < Tile::kWarps; ++s) total = __fadd_rn(total, sums[s * of_warp + i]);
-    if constexpr (kCluster) {
-      sums[i] = total;  // which nobody else reads until all have added
-      continue;
-    }
     const int64_t token = int64_t{part} * lists.tokens + first + i / kColumns;
     __stcg(launch.sums + token * out_features + column, total);
-  }
-  if constexpr (kCluster) {
-    wait_for_cluster();
-    const int share = (of_warp + kActiveParts - 1) / kActiveParts, begin = part * share,
-              end = min(begin + share, of_warp);
-    for (int i = begin + int(threadIdx.x); i < end; i += Tile::kThreads) {
-      const int column = column0 + i % kColumns;
-      if (column >= out_features) continue;
-      store_result(args, first + i / kColumns, column,
-                   [&](int p) { return load_of_cluster(in_block_of_cluster(shared_address(sums + i), p)); });
-    }
-    wait_for_cluster();  // none leaves while others read its sums
   }
 }
 
@@ -280,8 +249,17 @@ __global__ void __launch_bounds__(Tile::kThreads) add_active_sums_kernel(const A
   const int64_t i = int64_t{blockIdx.x} * Tile::kThreads + threadIdx.x;
   wait_for_predecessors();
   if (i >= all) return;
-  store_result(launch.args, i / out_features, int(i % out_features),
-               [&](int p) { return __ldcg(launch.sums + p * all + i); });
+  float sums[kActiveParts], total = 0.f;
+#pragma unroll
+  for (int p = 0; p < kActiveParts; ++p) sums[p] = __ldcg(launch.sums + p * all + i);
+#pragma unroll
+  for (int p = 0; p < kActiveParts; ++p) total = __fadd_rn(total, sums[p]);
+  const int64_t token = i / out_features;
+  const int column = int(i % out_features);
+  const MmActiveArgs& args = launch.args;
+  if (args.scale_w != nullptr) total = __fmul_rn(total, args.scale_w[args.scale_w_per_column ? column : 0]);
+  if (args.bias != nullptr) total = __fadd_rn(total, load_as(args.bias_dtype, args.bias, column));
+  store_as(args.out_dtype, args.out, token * out_features + column, total);
 }
 
 // Lists of y as it lies in memory: a block makes one, of which each thread has a neuron at once.

@@ -20,9 +20,7 @@ void relu2_mlp_few(const Relu2MlpFewArgs& args, cudaStream_t stream) {
   if (args.second.tokens == 0 || args.second.out_features == 0) return;
   if (makes_lists(args.second)) {
     const ActiveLists lists = active_lists(args.second);
-    const int64_t row_bytes = args.second.out_features * size_of(args.second.w_dtype);
-    const bool ahead = row_bytes % 16 == 0 && reinterpret_cast<uintptr_t>(args.second.w) % 16 == 0;
-    linear_few({args.first, lists, args.second.w, ahead ? int(row_bytes) : 0}, stream);
+    linear_few({args.first, lists}, stream);
     multiply_listed(args.second, lists, stream);
   } else {
     const UsedNeurons neurons = used_neurons(args.second);
