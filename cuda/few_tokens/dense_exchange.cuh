@@ -19,6 +19,16 @@ __device__ __forceinline__ void wait_for_warpgroups(int threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
+// Matrices of 8 x 8 pairs of bytes, of which a lane has two of row lane / 4 in each: row i goes to what lane 8 m + i
+// names for matrix m.
+__device__ __forceinline__ void store_rows(uint32_t to, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(a), "r"(b) : "memory");
+}
+__device__ __forceinline__ void store_rows(uint32_t to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
 // Matrices of 8 x 8 pairs of bytes, of which a lane has two of row lane / 4 in each: column i goes to what lane
 // 8 m + i names for matrix m.
 __device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b) {

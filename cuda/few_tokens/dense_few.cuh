@@ -32,6 +32,42 @@ struct RowFactors {
   }
 };
 
+// Of tokens: scales of x, and the inverse of those of y.
+template <class Tile>
+__device__ __forceinline__ void load_token_scales(const DenseRelu2Params& p, typename Tile::Shared& shared, int tokens,
+                                                  int threads) {
+  for (int t = threadIdx.x; t < tokens; t += threads) {
+    shared.of_tokens[0][t] = p.scale_x[p.scale_x_per_token ? t : 0];
+    if (p.factors.scale_y == nullptr) continue;
+    shared.of_tokens[1][t] = __frcp_rn(usable_scale(p.factors.scale_y[p.factors.scale_y_per_token ? t : 0]));
+  }
+}
+
+// Of rows of the weight: scales and biases. A thread has one.
+template <class Shared>
+__device__ __forceinline__ void load_row_factors(const DenseFactors& f, bool is_half, Shared& shared, int first,
+                                                 int end) {
+  const int row = first + int(threadIdx.x);
+  if (row >= end) return;
+  RowFactors of_row;
+  if (is_half) {
+    of_row.load(__half{}, f, row, row + 1);
+  } else {
+    of_row.load(__nv_bfloat16{}, f, row, row + 1);
+  }
+  shared.of_rows[0][threadIdx.x] = of_row.scale[0];
+  shared.of_rows[1][threadIdx.x] = of_row.bias[0];
+}
+
+// The squares of max(h, 0), for two h that are rounded to T.
+template <class T>
+__device__ __forceinline__ float2 squares_above(T, float threshold, float2 h) {
+  const uint32_t root = pack2(T{}, h.x, h.y);
+  const float left = to_float(T{}, uint16_t(root)), right = to_float(T{}, uint16_t(root >> 16));
+  const float2 kept = make_float2(left <= threshold ? 0.f : left, right <= threshold ? 0.f : right);  // NaN is
+  return make_float2(__fmul_rn(kept.x, kept.x), __fmul_rn(kept.y, kept.y));
+}
+
 // y = max(h, 0)^2, of h that is rounded to T; codes of float8 where the operands are and y has a scale.
 template <class Tile, class T>
 struct DenseRelu2 {
@@ -45,20 +81,14 @@ struct DenseRelu2 {
 
   // What no product is needed for.
   __device__ __forceinline__ void prepare(int tokens, int threads) const {
-    if constexpr (kFp8) {
-      for (int t = threadIdx.x; t < tokens; t += threads) {
-        shared.of_tokens[0][t] = p.scale_x[p.scale_x_per_token ? t : 0];
-        if (p.factors.scale_y == nullptr) continue;
-        shared.of_tokens[1][t] = __frcp_rn(usable_scale(p.factors.scale_y[p.factors.scale_y_per_token ? t : 0]));
-      }
-    }
+    if constexpr (kFp8) load_token_scales<Tile>(p, shared, tokens, threads);
   }
   __device__ __forceinline__ void begin(int first, int end) {
     rows.load(T{}, p.factors, first + DensePlace().row, end);
   }
 
   __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
-                                         unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
+                                         unsigned char* exchange, float (&c)[Tile::kValues]) const {
     const int first = walk.first_row(walk.tile(unit)), end = walk.first_row(walk.tile(unit) + 1);
     // Of two tokens beside each other.
     const auto squared = [&](int j, int h) {
@@ -69,10 +99,7 @@ struct DenseRelu2 {
                         __fmul_rn(__fmul_rn(v.y, scale.y), rows.scale[h]));
       }
       if (p.factors.bias != nullptr) v = make_float2(__fadd_rn(v.x, rows.bias[h]), __fadd_rn(v.y, rows.bias[h]));
-      const uint32_t root = pack2(T{}, v.x, v.y);
-      const float left = to_float(T{}, uint16_t(root)), right = to_float(T{}, uint16_t(root >> 16));
-      const float2 kept = make_float2(left <= p.threshold ? 0.f : left, right <= p.threshold ? 0.f : right);  // NaN is
-      return make_float2(__fmul_rn(kept.x, kept.x), __fmul_rn(kept.y, kept.y));
+      return squares_above(T{}, p.threshold, v);
     };
     if (kFp8 && p.factors.scale_y != nullptr) {
       store_exchanged<Tile>(static_cast<uint8_t*>(p.y), walk.rows, first, end, tokens, threads, exchange,
@@ -113,31 +140,29 @@ struct DenseSum {
       }
     }
   }
-  // A thread has the factors of one row.
   __device__ __forceinline__ void begin(int first, int end) const {
-    const int row = first + int(threadIdx.x);
-    if (row >= end) return;
-    RowFactors of_row;
-    if (p.out_is_half) {
-      of_row.load(__half{}, p.factors, row, row + 1);
-    } else {
-      of_row.load(__nv_bfloat16{}, p.factors, row, row + 1);
-    }
-    shared.of_rows[0][threadIdx.x] = of_row.scale[0];
-    shared.of_rows[1][threadIdx.x] = of_row.bias[0];
+    load_row_factors(p.factors, p.out_is_half, shared, first, end);
   }
 
   // The block has one unit, so that nothing is on its way to the ring, in whose place are the sums: [tokens, pitch].
   __device__ __forceinline__ void finish(const DenseWalk& walk, int unit, int tokens, int threads,
-                                         unsigned char* exchange, float (&c)[Tile::kTokens / 2]) const {
+                                         unsigned char* exchange, float (&c)[Tile::kValues]) const {
     const DensePlace place;
     const int pitch = Tile::sums_pitch(threads / 128);
     auto* sums = reinterpret_cast<float*>(exchange);
-    wait_for_warpgroups(threads);  // all of them have multiplied
+    wait_for_warpgroups(threads);     // all of them have multiplied
+    if constexpr (Tile::kOfTokens) {  // columns are rows of the weight, two beside each other
 #pragma unroll
-    for (int i = 0; i < Tile::kTokens / 2; ++i) {
-      const int token = place.token + i / 4 * 8 + i % 2;
-      sums[token * pitch + place.row + i / 2 % 2 * 8] = c[i];
+      for (int i = 0; i < Tile::kValues; i += 2) {
+        float* const to = sums + (place.row + i / 2 % 2 * 8) * pitch + place.token + i / 4 * 8;
+        *reinterpret_cast<float2*>(to) = make_float2(c[i], c[i + 1]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < Tile::kValues; ++i) {
+        const int token = place.token + i / 4 * 8 + i % 2;
+        sums[token * pitch + place.row + i / 2 % 2 * 8] = c[i];
+      }
     }
     wait_for_cluster();
     const int first = walk.first_row(walk.tile(unit)), columns = walk.first_row(walk.tile(unit) + 1) - first;
@@ -192,7 +217,7 @@ __global__ void __launch_bounds__(Tile::kMaxThreads, 1)
   extern __shared__ __align__(1024) unsigned char bytes[];
   auto& shared = *reinterpret_cast<typename Tile::Shared*>(bytes);
   const DenseWalk& walk = launch.walk;
-  const int warpgroups = walk.warpgroups(), warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
+  const int warpgroups = Tile::warpgroups(walk), warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
   const int threads = warpgroups * 128;
   const DenseRing<Tile> ring{(shared_address(&shared + 1) + 1023) / 1024 * 1024,
                              launch.stages,
@@ -222,7 +247,7 @@ __global__ void __launch_bounds__(Tile::kMaxThreads, 1)
   for (int unit = blockIdx.x; unit < walk.units(); unit += gridDim.x) {
     const int tile = walk.tile(unit), slice = walk.slice(unit);
     sink.begin(walk.first_row(tile), walk.first_row(tile + 1));
-    float c[Tile::kTokens / 2] = {};
+    float c[Tile::kValues] = {};
     multiply_unit<Tile>(ring, warp / 4, walk.first_chunk(slice + 1) - walk.first_chunk(slice), stage, phase, c);
     sink.finish(walk, unit, launch.tokens, threads, exchange, c);
   }

@@ -21,7 +21,6 @@ struct DenseWalk {
   constexpr int units() const { return tiles * slices; }
   constexpr int tile(int unit) const { return unit / slices; }
   constexpr int slice(int unit) const { return unit % slices; }
-  constexpr int warpgroups() const { return (box_rows + 63) / 64; }
   constexpr int first_row(int tile) const {
     const int row = int(int64_t{eights(rows)} * tile / tiles) * 8;
     return row < rows ? row : rows;

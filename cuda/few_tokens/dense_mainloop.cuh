@@ -1,9 +1,13 @@
-// The mainloop of a dense product of few tokens: the weight is the operand of 64 rows of wgmma, tokens are its columns.
+// The mainloop of a dense product of few tokens: of up to 64 the weight is the operand of 64 rows of wgmma, and tokens
+// are its columns; of more, which are two such operands, the other way around.
 //
 // One thread copies chunks of the weight and of x to a ring in shared memory by the TMA; each warpgroup multiplies 64
 // rows. What is read of a ring beyond the rows of a tile is multiplied too, and not used.
 #pragma once
 
+#ifndef CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED
+#define CUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED  // products of any multiple of 16 columns
+#endif
 #include <cutlass/arch/barrier.h>
 
 #include <cute/arch/mma_sm90.hpp>
@@ -16,6 +20,19 @@
 
 namespace sparse24::cuda {
 
+// What is in shared memory in front of a ring.
+template <int kTokens, int kRows, int kMaxStages>
+struct DenseShared {
+  alignas(8) uint64_t full[kMaxStages], empty[kMaxStages];
+  float of_tokens[2][kTokens], of_rows[2][kRows];
+};
+
+// The product of 64 rows of one operand with kColumns of the other.
+template <class Element, int kColumns>
+using DenseProduct = decltype(cute::SM90::GMMA::ss_op_selector<
+                              Element, Element, float,
+                              cute::Shape<cute::_64, cute::Int<kColumns>, cute::Int<32 / int(sizeof(Element))>>>());
+
 // A product of so many columns of tokens.
 template <class Element_, int kTokens_>
 struct DenseTile {
@@ -23,19 +40,16 @@ struct DenseTile {
   static constexpr int kTokens = kTokens_, kBoxBytes = 128;  // a chunk of K
   static constexpr int kMaxWarpgroups = 3, kMaxStages = 16;
   static constexpr int kMaxThreads = 128 * kMaxWarpgroups + 32;
-  using Product = decltype(cute::SM90::GMMA::ss_op_selector<
-                           Element, Element, float,
-                           cute::Shape<cute::_64, cute::Int<kTokens>, cute::Int<32 / int(sizeof(Element))>>>());
+  using Product = DenseProduct<Element, kTokens>;
+  static constexpr int kValues = kTokens / 2;  // of a thread
+  static constexpr bool kOfTokens = false;     // the rows of a product
 
   static constexpr int kXBox = kTokens * kBoxBytes;
   static constexpr int w_box(int box_rows) { return (box_rows + 7) / 8 * 8 * kBoxBytes; }
   static constexpr int stage(int box_rows) { return w_box(box_rows) + kXBox; }
 
-  // What is in shared memory in front of the ring.
-  struct Shared {
-    alignas(8) uint64_t full[kMaxStages], empty[kMaxStages];
-    float of_tokens[2][kTokens], of_rows[2][64 * kMaxWarpgroups];
-  };
+  static constexpr int warpgroups(const DenseWalk& walk) { return (walk.box_rows + 63) / 64; }
+  using Shared = DenseShared<kTokens, 64 * kMaxWarpgroups, kMaxStages>;
   // Results of so many tokens are exchanged at a time, in rows of 2 bytes a row of the weight at the most.
   static constexpr int kExchanged = kTokens < 64 ? kTokens : 64;
   static constexpr int exchange_pitch(int warpgroups, int bytes) { return warpgroups * 64 * bytes + 16; }
@@ -47,9 +61,36 @@ struct DenseTile {
   // A ring begins at a multiple of 1,024 bytes, and its last box is read up to the rows of the last warpgroup; behind
   // it results are exchanged.
   static constexpr int shared_bytes(const DenseWalk& walk, int stages) {
-    const int read = walk.warpgroups() * 64 * kBoxBytes - w_box(walk.box_rows) - kXBox;
-    const int exchanged = kExchanged * exchange_pitch(walk.warpgroups(), 2);
+    const int read = warpgroups(walk) * 64 * kBoxBytes - w_box(walk.box_rows) - kXBox;
+    const int exchanged = kExchanged * exchange_pitch(warpgroups(walk), 2);
     return int(sizeof(Shared)) + 1024 + stages * stage(walk.box_rows) + (read > exchanged ? read : exchanged);
+  }
+};
+
+// A product of 65 to 128 tokens with so many rows of the weight as columns.
+template <class Element_, int kRows_>
+struct WideTile {
+  using Element = Element_;
+  static constexpr int kTokens = 128, kRows = kRows_, kBoxBytes = 128;
+  static constexpr int kMaxStages = 16, kMaxThreads = 2 * 128 + 32;
+  using Product = DenseProduct<Element, kRows>;
+  static constexpr int kValues = kRows / 2;
+  static constexpr bool kOfTokens = true;
+  static_assert(kRows % 16 == 0);
+
+  static constexpr int kXBox = kTokens * kBoxBytes;
+  static constexpr int w_box(int box_rows) { return (box_rows + 7) / 8 * 8 * kBoxBytes; }
+  static constexpr int stage(int box_rows) { return w_box(box_rows) + kXBox; }
+  static constexpr int warpgroups(const DenseWalk&) { return kTokens / 64; }
+  using Shared = DenseShared<kTokens, kRows, kMaxStages>;
+
+  static constexpr int exchange_pitch(int bytes) { return kRows * bytes + 16; }
+  // In floats: half a warp, of four tokens and pairs of columns, stores to banks of its own.
+  static constexpr int sums_pitch(int) { return kRows + 8; }
+  static constexpr int kMostSumsBytes = kTokens * (kRows + 8) * 4;
+  // Behind a ring, which is read no further than its last box of x, results are exchanged.
+  static constexpr int shared_bytes(const DenseWalk& walk, int stages) {
+    return int(sizeof(Shared)) + 1024 + stages * stage(walk.box_rows) + kTokens * exchange_pitch(2);
   }
 };
 
@@ -145,11 +186,11 @@ class DenseCopies {
   const uint64_t once_ = read_once_policy();
 };
 
-// Adds the products of the chunks of a unit to `c`; a warpgroup has 64 rows. Those of one chunk begin before those of
-// the chunk in front of it are complete.
+// Adds the products of the chunks of a unit to `c`; a warpgroup has 64 rows of one operand. Those of one chunk begin
+// before those of the chunk in front of it are complete.
 template <class Tile>
 __device__ __forceinline__ void multiply_unit(const DenseRing<Tile>& ring, int warpgroup, int chunks, int& stage,
-                                              int& phase, float (&c)[Tile::kTokens / 2]) {
+                                              int& phase, float (&c)[Tile::kValues]) {
   const auto release = [&](int of) {
     if (threadIdx.x % 32 == 0) DenseRing<Tile>::Barrier::arrive(ring.empty + of);
   };
@@ -160,11 +201,13 @@ __device__ __forceinline__ void multiply_unit(const DenseRing<Tile>& ring, int w
   for (int chunk = 0; chunk < chunks; ++chunk) {
     DenseRing<Tile>::Barrier::wait(ring.full + stage, phase);
     cute::warpgroup_arrive();
-    const uint64_t w = rows_descriptor(ring.w_at(stage) + warpgroup * 64 * Tile::kBoxBytes);
-    const uint64_t x = rows_descriptor(ring.x_at(stage));
+    const int of_warpgroup = warpgroup * 64 * Tile::kBoxBytes;
+    const uint64_t rows = rows_descriptor((Tile::kOfTokens ? ring.x_at(stage) : ring.w_at(stage)) + of_warpgroup);
+    const uint64_t columns = rows_descriptor(Tile::kOfTokens ? ring.w_at(stage) : ring.x_at(stage));
 #pragma unroll
     for (int k = 0; k < Tile::kBoxBytes / 32; ++k) {  // 32 bytes of K at a time
-      multiply_64_rows<typename Tile::Product>(w + 2 * k, x + 2 * k, c, std::make_index_sequence<Tile::kTokens / 2>{});
+      multiply_64_rows<typename Tile::Product>(rows + 2 * k, columns + 2 * k, c,
+                                               std::make_index_sequence<Tile::kValues>{});
     }
     cute::warpgroup_commit_batch();
     cute::warpgroup_wait<1>();

@@ -3,6 +3,7 @@
 
 #include "common/dispatch.cuh"
 #include "few_tokens/dense_products.h"
+#include "few_tokens/dense_wide.cuh"
 #include "few_tokens/launch_dense.cuh"
 
 namespace sparse24::cuda {
@@ -11,7 +12,7 @@ namespace {
 template <class T>
 struct Of {
   template <class Tile>
-  using Sink = DenseRelu2<Tile, T>;
+  using Sink = std::conditional_t<Tile::kOfTokens, WideRelu2<Tile, T>, DenseRelu2<Tile, T>>;
 };
 
 }  // namespace

@@ -44,25 +44,33 @@ void launch_tile(const char* name, DenseLaunch<typename Sink::Params>& launch, c
   launch.stages = std::min(spare / Tile::stage(walk.box_rows), Tile::kMaxStages);
   static_assert(Tile::kMostSumsBytes + int(sizeof(typename Tile::Shared)) + 1024 <= kLeastSharedBytes);
   const int blocks = walk.slices > 1 ? walk.units() : std::min(walk.units(), device_info().sm_count);
-  FewGrid grid{blocks, 128 * walk.warpgroups() + 32,
+  FewGrid grid{blocks, 128 * Tile::warpgroups(walk) + 32,
                std::max(Tile::shared_bytes(walk, launch.stages), kLeastSharedBytes)};
   grid.cluster = walk.slices;
   grid.dependent = true;
   launch_few<dense_few_kernel<Tile, Sink>>(name, grid, launch, stream);
 }
 
-// By the least number of columns that has all tokens. Sink<Tile> is what is done with sums.
+// By the least number of columns that has all tokens, or all rows of a tile. Sink<Tile> is what is done with sums.
 template <class Element, template <class> class Sink>
 void launch_dense(const char* name, DenseLaunch<typename Sink<DenseTile<Element, 16>>::Params>& launch, const void* w,
                   const void* x, int64_t row_bytes, cudaStream_t stream) {
-  const auto of = [&](auto tokens) {
-    using Tile = DenseTile<Element, decltype(tokens)::value>;
+  const auto of = [&](auto tile) {
+    using Tile = decltype(tile);
     launch_tile<Tile, Sink<Tile>>(name, launch, w, x, row_bytes, stream);
   };
-  if (launch.tokens <= 16) return of(std::integral_constant<int, 16>{});
-  if (launch.tokens <= 32) return of(std::integral_constant<int, 32>{});
-  if (launch.tokens <= 64) return of(std::integral_constant<int, 64>{});
-  of(std::integral_constant<int, 128>{});
+  if (launch.tokens <= 16) return of(DenseTile<Element, 16>{});
+  if (launch.tokens <= 32) return of(DenseTile<Element, 32>{});
+  if (launch.tokens <= 64) return of(DenseTile<Element, 64>{});
+  const int rows = launch.walk.box_rows;
+  if (rows <= 48) return of(WideTile<Element, 48>{});
+  if (rows <= 64) return of(WideTile<Element, 64>{});
+  if (rows <= 80) return of(WideTile<Element, 80>{});
+  if (rows <= 96) return of(WideTile<Element, 96>{});
+  if (rows <= 128) return of(WideTile<Element, 128>{});
+  if (rows <= 144) return of(WideTile<Element, 144>{});
+  if (rows <= 176) return of(WideTile<Element, 176>{});
+  of(WideTile<Element, kMaxTileRows>{});
 }
 
 }  // namespace sparse24::cuda
