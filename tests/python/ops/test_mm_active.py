@@ -27,6 +27,12 @@ SHAPES = [
     (63, 96, 80),
     (64, 1040, 144),
     (8, 6001, 24),  # lists of more neurons than a warp has lanes
+    # On an H200 lanes have four, six and eight columns.
+    (8, 300, 2048),
+    (1, 130, 2064),
+    (8, 260, 3072),
+    (7, 200, 3088),
+    (9, 140, 1552),
 ]
 
 
