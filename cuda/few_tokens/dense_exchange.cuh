@@ -46,7 +46,7 @@ __device__ __forceinline__ void store_turned(uint32_t to, uint32_t a, uint32_t b
 template <class Tile, class Value, class Of>
 __device__ __forceinline__ void store_exchanged(Value* to, int row_size, int first, int end, int tokens, int threads,
                                                 unsigned char* shared, const Of& of) {
-  constexpr int kExchanged = Tile::kExchanged, kBytes = int(sizeof(Value));
+  constexpr int kBytes = int(sizeof(Value));
   const int pitch = Tile::exchange_pitch(threads / 128, kBytes), lane = int(threadIdx.x) % 32;
   // Of the 16 rows of a warp. Codes: of its rows r and r + 8 in turn.
   const uint32_t of_warp = shared_address(shared) +
@@ -54,33 +54,27 @@ __device__ __forceinline__ void store_exchanged(Value* to, int row_size, int fir
                            (lane % 8 + (kBytes == 2 ? lane / 16 : lane / 8 % 2) * 8) * pitch;
   const int eights = (end - first) / 8;
 #pragma unroll
-  for (int token0 = 0; token0 < Tile::kTokens; token0 += kExchanged) {
-    if (token0 >= tokens) break;
-#pragma unroll
-    for (int j = token0 / 8; j < (token0 + kExchanged) / 8; j += 2) {
-      const uint32_t at = of_warp + (j * 8 - token0) * pitch;
-      if constexpr (kBytes == 2) {
-        store_turned(at, of(j, 0), of(j, 1), of(j + 1, 0), of(j + 1, 1));
-      } else {
-        store_turned(at, __byte_perm(of(j, 0), of(j, 1), 0x5140), __byte_perm(of(j + 1, 0), of(j + 1, 1), 0x5140));
-      }
+  for (int j = 0; j < Tile::kTokens / 8; j += 2) {
+    const uint32_t at = of_warp + j * 8 * pitch;
+    if constexpr (kBytes == 2) {
+      store_turned(at, of(j, 0), of(j, 1), of(j + 1, 0), of(j + 1, 1));
+    } else {
+      store_turned(at, __byte_perm(of(j, 0), of(j, 1), 0x5140), __byte_perm(of(j + 1, 0), of(j + 1, 1), 0x5140));
     }
-    wait_for_warpgroups(threads);
-    const int some = tokens - token0 < kExchanged ? tokens - token0 : kExchanged;
-    for (int i = threadIdx.x; i < some * eights; i += threads) {
-      const int token = i / eights, eight = i % eights;
-      Value* const out = to + int64_t{token0 + token} * row_size + first + 8 * eight;
-      if constexpr (kBytes == 2) {
-        *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(shared + token * pitch + eight * 16);
-      } else {
-        const uint4 both = *reinterpret_cast<const uint4*>(shared + token * pitch + eight / 2 * 16);
-        const uint32_t mine = eight % 2 == 0 ? 0x6420 : 0x7531;
-        *reinterpret_cast<uint2*>(out) =
-            make_uint2(__byte_perm(both.x, both.y, mine), __byte_perm(both.z, both.w, mine));
-      }
-    }
-    wait_for_warpgroups(threads);
   }
+  wait_for_warpgroups(threads);
+  for (int i = threadIdx.x; i < tokens * eights; i += threads) {
+    const int token = i / eights, eight = i % eights;
+    Value* const out = to + int64_t{token} * row_size + first + 8 * eight;
+    if constexpr (kBytes == 2) {
+      *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(shared + token * pitch + eight * 16);
+    } else {
+      const uint4 both = *reinterpret_cast<const uint4*>(shared + token * pitch + eight / 2 * 16);
+      const uint32_t mine = eight % 2 == 0 ? 0x6420 : 0x7531;
+      *reinterpret_cast<uint2*>(out) = make_uint2(__byte_perm(both.x, both.y, mine), __byte_perm(both.z, both.w, mine));
+    }
+  }
+  wait_for_warpgroups(threads);
 }
 
 }  // namespace sparse24::cuda

@@ -33,7 +33,7 @@ using DenseProduct = decltype(cute::SM90::GMMA::ss_op_selector<
                               Element, Element, float,
                               cute::Shape<cute::_64, cute::Int<kColumns>, cute::Int<32 / int(sizeof(Element))>>>());
 
-// A product of so many columns of tokens.
+// A product of up to 64 tokens, so many columns.
 template <class Element_, int kTokens_>
 struct DenseTile {
   using Element = Element_;
@@ -50,8 +50,7 @@ struct DenseTile {
 
   static constexpr int warpgroups(const DenseWalk& walk) { return (walk.box_rows + 63) / 64; }
   using Shared = DenseShared<kTokens, 64 * kMaxWarpgroups, kMaxStages>;
-  // Results of so many tokens are exchanged at a time, in rows of 2 bytes a row of the weight at the most.
-  static constexpr int kExchanged = kTokens < 64 ? kTokens : 64;
+  // Of results that are exchanged, `bytes` for each row of the weight.
   static constexpr int exchange_pitch(int warpgroups, int bytes) { return warpgroups * 64 * bytes + 16; }
 
   // In floats: lanes of a warp, of eight rows and of every other token, store to banks of their own.
@@ -62,7 +61,7 @@ struct DenseTile {
   // it results are exchanged.
   static constexpr int shared_bytes(const DenseWalk& walk, int stages) {
     const int read = warpgroups(walk) * 64 * kBoxBytes - w_box(walk.box_rows) - kXBox;
-    const int exchanged = kExchanged * exchange_pitch(warpgroups(walk), 2);
+    const int exchanged = kTokens * exchange_pitch(warpgroups(walk), 2);
     return int(sizeof(Shared)) + 1024 + stages * stage(walk.box_rows) + (read > exchanged ? read : exchanged);
   }
 };
