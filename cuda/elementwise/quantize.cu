@@ -11,7 +11,7 @@
 namespace sparse24::cuda {
 namespace {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 512, kFewThreads = 64;  // of a row
 
 template <class T>
 using Raw = ElementwiseActivation<T, Activation::kNone>;
@@ -22,16 +22,36 @@ __device__ __forceinline__ uint32_t four_to_e4m3(const float (&y)[16], int i, fl
   return pack16(lo, hi);
 }
 
-// Returns the sum of the squares of four codes, in units.
-__device__ __forceinline__ int64_t squares_of(uint32_t codes) {
-  int64_t sum = 0;
+// The sum of the squares of up to 16 codes, exactly, in two floats: a multiple of one, and what is left of each square,
+// which is a multiple of 2^-18. As integers squares take twice the instructions.
+class SquaresOf16 {
+ public:
+  // Adds those of four codes, of which NaN counts as 480.
+  __device__ __forceinline__ void add(uint32_t codes) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int units = e4m3_units(uint8_t(codes >> 8 * i));
-    sum += int64_t{units} * units;
+    for (int i = 0; i < 2; ++i) {
+      const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t(codes >> 16 * i), __NV_E4M3);
+      const float2 v = __half22float2(__hmin2(__habs2(__half2(pair)), __float2half2_rn(480.f)));
+      add(v.x);
+      add(v.y);
+    }
   }
-  return sum;
-}
+  // In units.
+  __device__ __forceinline__ int64_t sum() const {
+    return (int64_t{__float_as_int(whole_) - __float_as_int(kZero)} << 18) + int(__fmul_rn(rest_, 0x1p18f));
+  }
+
+ private:
+  static constexpr float kZero = 0x1.8p23f;  // from here on floats are 1 apart, to 4 million more
+
+  __device__ __forceinline__ void add(float v) {
+    const float next = __fmaf_rn(v, v, whole_);
+    rest_ = __fadd_rn(rest_, __fmaf_rn(v, v, __fsub_rn(whole_, next)));
+    whole_ = next;
+  }
+
+  float whole_ = kZero, rest_ = 0;
+};
 
 // Writes the prediction of a row, of whose codes each thread of the block has seen some. All threads call it.
 __device__ __forceinline__ void write_prediction(int64_t squares, float scale, float factor, float* predicted) {
@@ -86,13 +106,15 @@ __global__ void __launch_bounds__(kMaxThreads)
     if (column(s) >= cols) continue;
     float y[16];
     uint32_t codes[4];
+    SquaresOf16 of_segment;
 #pragma unroll
     for (int i = 0; i < 16; ++i) y[i] = to_float(T{}, v[s][i / 8][i % 8]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       codes[i] = four_to_e4m3(y, 4 * i, inverse);
-      if constexpr (kPredict) squares += squares_of(codes[i]);
+      if constexpr (kPredict) of_segment.add(codes[i]);
     }
+    if constexpr (kPredict) squares += of_segment.sum();
     store16(q + row * cols + column(s), codes[0], codes[1], codes[2], codes[3]);
   }
   if constexpr (kPredict) write_prediction(squares, scale, *factor, predicted + row);
@@ -105,13 +127,18 @@ __global__ void __launch_bounds__(kMaxThreads)
   int64_t squares = 0;
   for (int64_t col = threadIdx.x * 16; col < cols; col += kMaxThreads * 16) {
     const Vec8 codes = load16(q + row * cols + col);
+    SquaresOf16 of_segment;
 #pragma unroll
-    for (uint32_t w : codes.w) squares += squares_of(w);
+    for (uint32_t w : codes.w) of_segment.add(w);
+    squares += of_segment.sum();
   }
   write_prediction(squares, scale[row], *factor, predicted + row);
 }
 
+// It stands between two large kernels: launched while the one before runs, it lets the one behind begin its own set-up.
 __global__ void __launch_bounds__(kMaxThreads) usable_scales_kernel(const UsableScalesArgs args) {
+  launch_dependents();
+  wait_for_predecessors();
   const int64_t i = int64_t{blockIdx.x} * kMaxThreads + threadIdx.x;
   if (i < args.count) args.used[i] = usable_scale(args.given[i]);
 }
@@ -132,7 +159,8 @@ void run(const QuantizeArgs& args, cudaStream_t stream) {
   const int64_t segments = ceil_div(args.cols, 16);
   const bool computes_rows = !args.given_scale && args.scaling == Scaling::kRow;
   if (computes_rows && 0 < segments && segments <= 4 * kMaxThreads) {  // in registers
-    const int64_t per_thread = segments <= kMaxThreads ? 1 : segments <= 2 * kMaxThreads ? 2 : 4;
+    // As many of a thread as leave two warps: what a thread does once a row counts.
+    const int64_t per_thread = segments < 2 * kFewThreads ? 1 : segments < 4 * kFewThreads ? 2 : 4;
     const int threads = int(round_up(ceil_div(segments, per_thread), 32));
     const auto launch_rows = [&](auto predict) {
       switch (per_thread) {
@@ -164,8 +192,16 @@ void run(const QuantizeArgs& args, cudaStream_t stream) {
 
 void usable_scales(const UsableScalesArgs& args, cudaStream_t stream) {
   if (args.count == 0) return;
-  usable_scales_kernel<<<unsigned(ceil_div(args.count, kMaxThreads)), kMaxThreads, 0, stream>>>(args);
-  check_launch("usable_scales");
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(ceil_div(args.count, kMaxThreads)));
+  config.blockDim = dim3(kMaxThreads);
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check_cuda(cudaLaunchKernelEx(&config, usable_scales_kernel, args), "usable_scales");
 }
 
 void quantize_fp8(const QuantizeArgs& args, cudaStream_t stream) {
