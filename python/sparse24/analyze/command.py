@@ -49,6 +49,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="R",
         help=f"of adapters beside them (default: {' '.join(map(str, RANKS))})",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="choose what they keep by their inputs on this text too",
+    )
     parser.add_argument("--max-tokens", type=int, default=65536, metavar="N", help="default: 65536")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     for phase in PHASES:
@@ -83,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     content = report.as_dict()
     if args.sparse_weights:
         content["weights_loss"] = losses = _losses(model, tokenize, args)
-        print(f"loss on the text, sparse_weights={args.sparse_weights!r}, pruned by magnitude, nothing trained:")
+        by = "magnitude" if not args.calibrate else "magnitude and calibration"
+        print(f"loss on the text, sparse_weights={args.sparse_weights!r}, pruned by {by}, nothing trained:")
         for name, loss in losses.items():
             print(f"  {name:10}{loss:9.4f}{100 * (loss / losses['dense'] - 1):+9.2f} %")
         print()
@@ -99,16 +107,26 @@ def _losses(model: nn.Module, tokenize: Any, args: argparse.Namespace) -> dict[s
     """Find the loss of the model on the text, dense and with 2:4 weights: see `analyze_weights`."""
     if "labels" not in inspect.signature(model.forward).parameters:
         fail("analyze", "a model with a loss for --sparse-weights", type(model).__name__)
-    batches, left = [], args.max_tokens
-    for batch in batches_of(model, tokenize, args.text, args.max_tokens, learn=True):
+    batches = _calls_that_learn(model, tokenize, args.text, args.max_tokens)
+    if not batches:
+        fail("analyze", "--text to have at least two tokens for --sparse-weights", "one")
+    calibration = _calls_that_learn(model, tokenize, args.calibrate, args.max_tokens) if args.calibrate else None
+    if calibration == []:
+        fail("analyze", "--calibrate to have at least two tokens", "one")
+    options = {"sparse_weights": args.sparse_weights, "ranks": _ranks(args), "calibration": calibration}
+    return analyze_weights(model, batches, **options)
+
+
+def _calls_that_learn(model: nn.Module, tokenize: Any, files: Sequence[Path], tokens: int) -> list[Mapping[str, Any]]:
+    """Give calls with labels, of about so many tokens."""
+    batches, left = [], tokens
+    for batch in batches_of(model, tokenize, files, tokens, learn=True):
         if left <= 0:
             break
         if batch["input_ids"].shape[1] > 1:  # after one alone nothing is predicted
             batches.append(batch)
         left -= batch["input_ids"].numel()
-    if not batches:
-        fail("analyze", "--text to have at least two tokens for --sparse-weights", "one")
-    return analyze_weights(model, batches, sparse_weights=args.sparse_weights, ranks=_ranks(args))
+    return batches
 
 
 def _ranks(args: argparse.Namespace) -> tuple[int, ...]:
@@ -123,9 +141,11 @@ def _check(args: argparse.Namespace) -> None:
     Calls(**{phase: getattr(args, phase) for phase in PHASES})
     if args.ranks is not None and not args.sparse_weights:
         fail("analyze", "--sparse-weights, which --ranks are of", "none")
+    if args.calibrate and not args.sparse_weights:
+        fail("analyze", "--sparse-weights, which --calibrate is for", "none")
     for rank in _ranks(args):
         whole_number("analyze", "--ranks", rank)
-    for file in args.text:
+    for file in (*args.text, *(args.calibrate or ())):
         file.open("rb").close()
 
 

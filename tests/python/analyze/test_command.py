@@ -8,6 +8,7 @@ import pytest
 import torch
 from recipes import GUIDE
 
+import sparse24
 from sparse24 import cli, prune24
 from sparse24.analyze import command
 
@@ -101,6 +102,24 @@ def test_the_loss_with_two_four_weights(folder, text, tmp_path, capsys, choice):
     assert f"  pruned    {losses['pruned']:9.4f}{change:+9.2f} %" in printed.splitlines()
 
 
+def test_weights_chosen_on_another_text(folder, text, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("to calibrate, read this. " * 40)
+    options = ["--sparse-weights", "up", "--ranks", 0, 8, "--max-tokens", 600, "--json", tmp_path / "out.json"]
+    assert analyze(folder, "--text", text, *options, "--calibrate", other) == 0
+    losses = json.loads((tmp_path / "out.json").read_text())["weights_loss"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    evaluated, calibrated = (
+        list(command.batches_of(model, lambda read: [byte % 300 for byte in read.encode()], [file], 600, learn=True))
+        for file in (text, other)
+    )
+    wanted = sparse24.analyze_weights(model, evaluated[:1], ranks=(0, 8), calibration=calibrated[:1])
+    assert losses == pytest.approx(wanted)
+    assert "pruned by magnitude and calibration, nothing trained" in capsys.readouterr().out
+    by_magnitude = sparse24.analyze_weights(model, evaluated[:1], ranks=(0, 8))
+    assert losses["pruned"] != by_magnitude["pruned"] and losses["dense"] == by_magnitude["dense"]
+
+
 def test_without_a_tokenizer_bytes_are_tokens_and_it_says_so(folder, tmp_path, capsys):
     short, empty = tmp_path / "short.txt", tmp_path / "empty.txt"
     short.write_text("0123456789")
@@ -168,6 +187,8 @@ def test_arguments_are_looked_at_before_the_model(tmp_path, text, monkeypatch, c
         (("--text", text, tmp_path), "Is a directory"),
         (("--text", text, "--max-tokens", 0), "expected --max-tokens to be at least 1, got 0"),
         (("--text", text, "--decode", -1), "expected decode to be at least 0, got -1"),
+        (("--text", text, "--calibrate", text), "expected --sparse-weights, which --calibrate is for, got none"),
+        (("--text", text, "--calibrate", tmp_path / "none.txt", "--sparse-weights", "up"), "No such file"),
         (("--text", text, "--ranks", 4), "expected --sparse-weights, which --ranks are of, got none"),
         (("--text", text, "--sparse-weights", "up", "--ranks", -1), "expected --ranks to be at least 0, got -1"),
     ):
