@@ -1,48 +1,53 @@
 """Generation with models of transformers before and after `sparse24.convert(decode=True)`, eager and compiled.
 
-    python -m bench generate --out bench/results/<gpu>/generate.json --budget 300
-    python -m bench generate --out generate.json --models nemotron --races static:1,eager:8
+    python -m bench generate --out bench/results/<gpu>/generate.json --budget 160
+    python -m bench generate --out generate.json --models nemotron --races static:1,eager:8 --layers 16
 
-Layers of Nemotron-Mini-4B, AFM-4.5B and a model with the FFN of RWKV-7 (4096 -> 16384), with attention and norms, and
-a head of eight words: bfloat16, random weights, 90 % zeros (model_stacks.py). Sixteen of each: with a static cache a
-step of `generate` takes the host a millisecond beside them, which deep models hide. `generate` runs as users call it,
-with so many sequences: `eager` with its own cache, `static` with a static cache, which it compiles. Variants: `dense`
-(the model as it is), `sparse24` (converted) and `sparse24_fp8` (with float8 copies of the FFNs' weights). Times are of
-one token: of a long call less a short one, over their difference, so that the prompt does not count. A host's speed may
-change by a third within seconds, so variants take turns every few tokens, and times are compared within a round: a
-record's is the median of the model as it is, by the median of the ratios to that.
+Nemotron-Mini-4B, AFM-4.5B and a model with the FFN of RWKV-7 (4096 -> 16384), with as many layers and words as they
+have (RWKV-7's of 7 billion parameters): bfloat16, random weights, 90 % zeros (model_stacks.py). `generate` runs as
+users call it, with so many sequences: `eager` with its own cache, `static` with a static cache, which it compiles.
+Variants: `dense` (the model as it is), `sparse24` (converted) and `sparse24_fp8` (with float8 copies of the FFNs'
+weights). Times are from one token to the next: the median of a call, without the first tokens. A host's speed may
+change by a third within seconds, so variants take turns call by call, and times are compared within a round: a record's
+is the median of the model as it is, by the median of the ratios to that.
 
-On a GPU each model is in a process of its own, with all of its variants. They build and compile at the same time,
-before anything is timed, which is most of what this takes; then one of them works at a time. What torch chooses by
-timing small kernels it chooses while others compile.
+On a GPU each variant of each model is in a process of its own. They build and compile at the same time, before anything
+is timed, which is most of what this takes; then one of them works at a time, and those that are compared on the same
+core, since cores differ too. What torch chooses by timing small kernels it chooses while others compile. All three
+models take 135 GB.
 
 Verified: the hidden states of one token for each sequence against the model in float32, with at most twice the error of
-the dense one; with float8 weights there is a bound.
+the dense one; with float8 weights there is a bound, which grows with the root of the number of layers.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.cases import workers
-from bench.cases.generate_model import MODES, Model, Ways, failed
+from bench.cases.generate_model import CONFIGS, MODES, Variant, Ways, Whole, begun, by_rounds, turns
 from bench.cases.model_stacks import Stack
 from sparse24.bench import environment, results
 from sparse24.bench.options import Options, parse
 
 FFN = ("up_proj", "down_proj")
-STACKS = {
-    "arcee": Stack("AFM-4.5B", "arcee", 32, 64, 2560, 18432, 20, 4, FFN),
-    "nemotron": Stack("Nemotron-Mini-4B", "nemotron", 32, 64, 3072, 9216, 24, 8, FFN),
-    "rwkv7": Stack("RWKV-7 FFN", "nemotron", 32, 64, 4096, 16384, 32, 8, FFN),
+MODELS = {
+    "arcee": Whole(Stack("AFM-4.5B", "arcee", 32, 64, 2560, 18432, 20, 4, FFN), 36, 128_004),
+    "nemotron": Whole(Stack("Nemotron-Mini-4B", "nemotron", 32, 64, 3072, 9216, 24, 8, FFN), 32, 256_000),
+    "rwkv7": Whole(Stack("RWKV-7 FFN", "nemotron", 32, 64, 4096, 16384, 32, 8, FFN), 32, 65_536),
 }
-#: Modes and numbers of sequences. All models compile for the first race at once, for a later one when its turn comes.
+#: Modes and numbers of sequences. All variants compile for the first race at once, for a later one when its turn comes.
 RACES = "static:1,eager:8,eager:32,eager:1"
-#: What a worker may take for anything, at most.
-PATIENCE = 300.0
+#: What a worker may take for anything once the budget is spent.
+PATIENCE = 20.0
+
+#: A variant of a model.
+Key = tuple[str, str]
+Workers = Mapping[Key, "workers.Here | workers.There"]
 
 
 def races_of(text: str) -> Ways:
@@ -59,13 +64,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     def names(text: str) -> list[str]:
         return text.split(",")
 
-    parser.add_argument("--models", type=names, default=list(STACKS), help=f"default: {','.join(STACKS)}")
+    parser.add_argument("--models", type=names, default=list(MODELS), help=f"default: {','.join(MODELS)}")
     parser.add_argument(
         "--races", type=races_of, default=races_of(RACES), help=f"modes and sequences (default: {RACES})"
     )
-    parser.add_argument("--layers", type=int, default=16, help="of each model (default: 16)")
+    parser.add_argument("--layers", type=int, help="of each model (default: as many as it has)")
     parser.add_argument(
-        "--processes", action=argparse.BooleanOptionalAction, help="one for each model (default: on a GPU)"
+        "--processes", action=argparse.BooleanOptionalAction, help="one for each variant (default: on a GPU)"
     )
 
 
@@ -76,30 +81,24 @@ def main(argv: list[str] | None = None) -> int:
     def stamped(text: str) -> None:
         print(f"[{time.perf_counter() - started:5.1f} s] {text}", flush=True)
 
-    layers = 2 if options.smoke else args.layers
     batches = sorted({batch for _, batch in args.races})
-    stacks = {name: sized(STACKS[name], options) for name in args.models}
+    models = {name: sized(MODELS[name], options, args.layers) for name in args.models}
     apart = options.device.type == "cuda" if args.processes is None else args.processes
     plain = Options(options.device, options.smoke, options.quick, None, options.seed, argparse.Namespace())
-    made = {name: (stack, layers, batches, plain) for name, stack in stacks.items()}
-    models = workers.begin(Model, made, apart)
-    broken: dict[str, str] = {}
-    collect(models, broken)
+    made = {(name, one): (one, model, batches, plain) for name, model in models.items() for one in CONFIGS}
+    team = Team(workers.begin(Variant, made, apart), started + args.budget)
     stamped("built and verified")
-    for name, model in models.items():
-        if name not in broken:
-            model.ask("prepare", *args.races[0])
-    collect(models, broken)
+    team.all_of(made, dict(team.broken), "prepare", *args.races[0])
     stamped("compiled")
     records: list[results.Record] = []
+    core = max(os.sched_getaffinity(0)) if apart and options.device.type == "cuda" else None
     for mode, batch in args.races:
-        for name, stack in stacks.items():
+        for name, (stack, layers, _) in models.items():
             if time.perf_counter() - started > args.budget:
                 stamped(f"not started, over the budget: {stack.name} {mode} {batch}")
                 continue
-            if name not in broken:
-                models[name].ask("race", mode, batch)
-            new = collect({name: models[name]}, broken).get(name) or failed(broken[name])
+            rounds = 1 if options.smoke else MODES[mode].rounds
+            new = race(team, [(name, one) for one in CONFIGS], mode, batch, rounds, core)
             facts = {"bench": "generate", "race": mode, "model": stack.name, "layers": layers, "batch": batch}
             facts |= {"tokens": batch, "d_model": stack.d_model, "d_ff": stack.d_ff, "pattern": "iid"}
             records += [facts | record | header for record in new]
@@ -107,29 +106,73 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(text_of(record) for record in records[-len(new) :]), flush=True)
             if args.out:
                 results.write_json(args.out, records)
-    for model in models.values():
-        model.end()
+    team.end()
     wrong = [r for r in records if not r["verified"]]
     print(f"generate: {len(records)} records, {len(wrong)} of them not verified")
     return 1 if wrong or not records else 0
 
 
-def sized(stack: Stack, options: Options) -> Stack:
+def sized(model: Whole, options: Options, layers: int | None) -> Whole:
     if not options.smoke:
-        return stack
-    return stack._replace(batch=4, length=48, d_model=64, d_ff=256, heads=4, key_value_heads=4)
+        return model._replace(layers=layers or model.layers)
+    stack = model.stack._replace(batch=4, length=48, d_model=64, d_ff=256, heads=4, key_value_heads=4)
+    return Whole(stack, 2, 100)
 
 
-def collect(models: Mapping[str, workers.Here | workers.There], broken: dict[str, str]) -> dict[str, Any]:
-    """Wait for the answers of those that are not broken; what went wrong is added to these."""
-    found = {}
-    for name, model in models.items():
-        if name not in broken:
+class Team:
+    """The variants of all models, which are waited for until `end`, a time of `perf_counter`."""
+
+    def __init__(self, workers: Workers, end: float) -> None:
+        self.workers, self.patient_until = workers, end + PATIENCE
+        self.broken: dict[Key, str] = {}
+        """Those that were not built, and why."""
+        self.answers(workers, self.broken)
+
+    def answers(self, keys: Iterable[Key], errors: dict[Key, str]) -> dict[Key, Any]:
+        """What they answer; what went wrong is added to the errors."""
+        found = {}
+        for key in keys:
             try:
-                found[name] = model.answer(PATIENCE)
+                found[key] = self.workers[key].answer(max(PATIENCE, self.patient_until - time.perf_counter()))
             except RuntimeError as error:
-                broken[name] = str(error)
-    return found
+                errors[key] = str(error)
+        return found
+
+    def all_of(self, keys: Iterable[Key], errors: dict[Key, str], method: str, *arguments: Any) -> dict[Key, Any]:
+        """Ask all without an error at the same time, and give their answers."""
+        keys = [key for key in keys if key not in errors]
+        for key in keys:
+            self.workers[key].ask(method, *arguments)
+        return self.answers(keys, errors)
+
+    def end(self) -> None:
+        for worker in self.workers.values():
+            worker.end()
+
+
+def race(team: Team, keys: list[Key], mode: str, batch: int, rounds: int, core: int | None) -> list[results.Record]:
+    """A record of each variant: those that are right take turns, in rounds, all of them on one core."""
+    errors = {key: team.broken[key] for key in keys if key in team.broken}
+    team.all_of(keys, errors, "prepare", mode, batch)
+    found = team.all_of(keys, errors, "record", batch)
+    right = [key for key, record in found.items() if record["verified"]]
+    if core is not None:
+        team.all_of(right, errors, "stay", core)
+    times: list[dict[str, float]] = []
+    for count in range(1 + rounds):
+        new = {}
+        for key in turns(right, count):
+            new |= {variant: us for (_, variant), us in team.all_of([key], errors, "token_us", mode, batch).items()}
+        times += [new] if count else []  # the first one warms up
+    if core is not None:
+        team.all_of(right, errors, "stay", None)
+    records = []
+    for key in keys:
+        record = found.get(key, begun(key[1]))
+        if key in errors:
+            record = record | {"verified": False, "error": errors[key]}
+        records.append(record | by_rounds(times, key[1]) if record["verified"] else record)
+    return records
 
 
 def text_of(record: results.Record) -> str:

@@ -1,11 +1,13 @@
-"""A model that `generate` runs in its variants: built, verified, compiled, and timed by turns."""
+"""A model that `generate` runs, as it is or converted: built, verified, compiled, and timed when its turn comes."""
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 import time
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,131 +20,128 @@ from sparse24.bench import results
 from sparse24.bench.harness import describe
 from sparse24.bench.options import Options
 
-VOCABULARY, PROMPT = 8, 16
+#: Words that differ. Others have the embedding of one of these, and the same logit.
+WORDS, PROMPT = 8, 16
 ZEROS = 0.9
 CONFIGS = {
     "dense": None,
     "sparse24": sparse24.ConvertConfig(dtype="bf16", decode=True),
     "sparse24_fp8": sparse24.ConvertConfig(dtype="fp8", decode=True),
 }
-MODES: dict[str, dict[str, Any]] = {"eager": {}, "static": {"cache_implementation": "static"}}
-#: New tokens of the two calls whose difference is timed, and how often: an eager one takes the host five times as long.
-NEW = {"eager": (2, 10), "static": (4, 28)}
-ROUNDS = {"eager": 9, "static": 15}
+#: Errors of layers add up as independent ones do; this many have the bound.
+LAYERS_OF_BOUND = 16
+
+
+class Mode(NamedTuple):
+    """How `generate` is called: its arguments, new tokens of a call, which of them are not timed, and rounds."""
+
+    how: dict[str, Any]
+    new: int
+    first: int
+    rounds: int
+
+
+#: The first token has the prompt in its time; with a static cache the next ones record a graph of that cache.
+MODES = {"eager": Mode({}, 8, 2, 7), "static": Mode({"cache_implementation": "static"}, 24, 5, 9)}
 
 Ways = list[tuple[str, int]]
 
 
-def variant(name: str) -> results.Record:
-    """What its records begin with."""
+class Whole(NamedTuple):
+    """A model: what its layers are, how many of them it has, and of how many words."""
+
+    stack: Stack
+    layers: int
+    vocabulary: int
+
+
+def begun(name: str) -> results.Record:
+    """What a variant's records begin with."""
     role, dtype = ("dense" if name == "dense" else "sparse24"), ("fp8" if name.endswith("fp8") else "bf16")
     return {"variant": name, "role": role, "dtype": dtype, "zeros": ZEROS, "median_us": None, "verified": True}
 
 
-def failed(error: str) -> list[results.Record]:
-    """The records of all variants where there are none."""
-    return [variant(name) | {"verified": False, "error": error} for name in CONFIGS]
+class Variant:
+    """One of `CONFIGS` of a model.
 
-
-class Model:
-    """The variants of a model, which share their weights.
-
-    Copies of the weights in float32, which they are verified with, are there one at a time: while `lock` is held.
+    A copy of the weights in float32, which it is verified with, is there while `lock` is held: one at a time.
     """
 
     @torch.no_grad()  # not in inference mode: no copies are kept of weights that count no changes
     def __init__(
-        self, lock: AbstractContextManager, stack: Stack, layers: int, batches: list[int], options: Options
+        self, lock: AbstractContextManager, name: str, model: Whole, batches: list[int], options: Options
     ) -> None:
         self.options = options
         self.prepared: tuple[str, int] | None = None
+        stack, layers, _ = model
         base, states, zeros = model_stacks.with_zeros(stack, layers, ZEROS, device=options.device, seed=options.seed)
         base.eval()
-        base.embed_tokens.weight.copy_(states[0, :VOCABULARY])
         with lock:
             expected = {batch: expected_of(base, states[:batch, :1]) for batch in batches}
             if options.device.type == "cuda":
                 torch.cuda.empty_cache()
-        self.models: dict[str, Any] = {}
-        self.records: dict[int, dict[str, results.Record]] = {batch: {} for batch in batches}
-        for name in CONFIGS:
-            found = variant(name) | {"zeros": round(zeros, 4)}
-            try:
-                self.models[name] = model = with_head(base, stack, states, options)
-                convert(model, name, layers)
-                error = None
-            except Exception as exception:
-                error = describe(exception)
-            for batch in batches:
-                wrong = {"verified": False, "error": error}
-                facts = wrong if error else verified(model.model, name, expected[batch], states[:batch, :1])
-                self.records[batch][name] = found | facts
+        self.model = with_head(base, model, states[0, :WORDS])
+        convert(self.model, name, layers)
+        self.records = {}
+        for batch in batches:
+            facts = verified(self.model.model, name, layers, expected[batch], states[:batch, :1])
+            self.records[batch] = begun(name) | {"zeros": round(zeros, 4)} | facts
+
+    def record(self, batch: int) -> results.Record:
+        return self.records[batch]
 
     def prepare(self, mode: str, batch: int) -> None:
-        """Compile what `generate` does so, of variants that are right, and nothing of other shapes beside it."""
-        if self.prepared != (mode, batch):
-            torch._dynamo.reset()
-            for name, record in self.records[batch].items():
-                for new in reversed(NEW[mode]):  # the long call first: a static cache stays as long as it was
-                    self.timed(record, name, mode, batch, new)
+        """Compile what `generate` does so, and nothing of other shapes beside it."""
+        if self.prepared != (mode, batch) and self.records[batch]["verified"]:
+            if self.prepared is not None:
+                torch._dynamo.reset()
+            self.token_us(mode, batch)
             self.prepared = (mode, batch)
 
-    def race(self, mode: str, batch: int) -> list[results.Record]:
-        """A record of each variant: those that are right take turns, in rounds."""
-        self.prepare(mode, batch)
-        named = {name: dict(record) for name, record in self.records[batch].items()}
-        short, long = NEW[mode]
-        rounds: list[dict[str, float]] = []
-        for count in range(1 + (1 if self.options.smoke else ROUNDS[mode])):
-            times = {}
-            for name, record in turns(named, count):
-                both = [self.timed(record, name, mode, batch, new) for new in (long, short)]
-                if record["verified"]:
-                    times[name] = (both[0] - both[1]) / (long - short)
-            rounds += [times] if count else []  # the first one warms up
-        return [r | by_rounds(rounds, name) if r["verified"] else r for name, r in named.items()]
+    def stay(self, core: int | None) -> None:
+        """Let the thread that calls `generate` run on one core, where variants take turns; or on any again."""
+        if core is None:
+            os.sched_setaffinity(0, self.cores)
+        else:
+            self.cores = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {core})
 
     @torch.inference_mode()
-    def timed(self, record: results.Record, name: str, mode: str, batch: int, new: int) -> float:
-        """A call of `generate` that gives so many new tokens, in us; 0 if it fails or has failed."""
-        if not record["verified"]:
-            return 0.0
+    def token_us(self, mode: str, batch: int) -> float:
+        """Call `generate` once: the median time from one new token to the next."""
+        how, new, first, _ = MODES[mode]
         tokens = torch.Generator().manual_seed(self.options.seed)
-        prompt = torch.randint(1, VOCABULARY, (batch, PROMPT), generator=tokens).to(self.options.device)
-        how = dict(MODES[mode], do_sample=False, pad_token_id=0)
+        prompt = torch.randint(1, WORDS, (batch, PROMPT), generator=tokens).to(self.options.device)
+        stamps: list[float] = []
+
+        def stamp(_words: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            stamps.append(time.perf_counter())
+            return logits
+
+        how = dict(how, do_sample=False, pad_token_id=0, min_new_tokens=new, max_new_tokens=new)
         if self.options.smoke:
             how["disable_compile"] = True
-        try:
-            self.wait()
-            start = time.perf_counter()
-            out = self.models[name].generate(prompt, min_new_tokens=new, max_new_tokens=new, **how)
-            self.wait()
-            elapsed = time.perf_counter() - start
-            if out.shape[1] != PROMPT + new:
-                raise RuntimeError(f"expected {new} new tokens, got {out.shape[1] - PROMPT}")
-        except Exception as error:
-            record |= {"verified": False, "error": f"timing: {describe(error)}"}
-            return 0.0
-        return elapsed * 1e6
-
-    def wait(self) -> None:
-        if self.options.device.type == "cuda":
-            torch.cuda.synchronize()
+        out = self.model.generate(prompt, logits_processor=[stamp], **how)
+        if out.shape[1] != PROMPT + new or len(stamps) != new:
+            raise RuntimeError(f"expected {new} new tokens, got {out.shape[1] - PROMPT}, {len(stamps)} of them timed")
+        times = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+        return statistics.median(times[first - 1 :]) * 1e6
 
 
-def with_head(base: nn.Module, stack: Stack, states: torch.Tensor, options: Options) -> Any:
+def with_head(base: nn.Module, model: Whole, words: torch.Tensor) -> Any:
     """A model to generate with, whose layers share the parameters of `base`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(stack.model, **{k: v for k, v in base.config.to_dict().items() if k != "model_type"})
+    facts = {k: v for k, v in base.config.to_dict().items() if k != "model_type"}
+    config = AutoConfig.for_model(model.stack.model, **facts | {"vocab_size": model.vocabulary})
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.model = model_stacks.shared_copy(base)
-    generator = torch.Generator().manual_seed(options.seed)
-    head = torch.randn(VOCABULARY, stack.d_model, generator=generator).to(states)
-    model.lm_head.weight = nn.Parameter(head, requires_grad=False)
-    model.generation_config.eos_token_id = None
-    return model.eval()
+        whole = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    rows = words.repeat(math.ceil(model.vocabulary / len(words)), 1)[: model.vocabulary]
+    whole.model = model_stacks.shared_copy(base)
+    whole.model.embed_tokens = nn.Embedding.from_pretrained(rows)
+    whole.lm_head.weight = nn.Parameter(rows, requires_grad=False)
+    whole.generation_config.eos_token_id = None
+    return whole.eval()
 
 
 def convert(model: nn.Module, name: str, layers: int) -> None:
@@ -157,8 +156,9 @@ def expected_of(base: nn.Module, states: torch.Tensor) -> Expected:
     return Expected(lambda model: {"out": hidden(model, states)}, base)
 
 
-def verified(model: nn.Module, name: str, expected: Expected, states: torch.Tensor) -> results.Record:
-    bounded = expected.with_limits(lambda _: BOUND_FP8) if name.endswith("fp8") else expected
+def verified(model: nn.Module, name: str, layers: int, expected: Expected, states: torch.Tensor) -> results.Record:
+    bound = BOUND_FP8 * max(1.0, layers / LAYERS_OF_BOUND) ** 0.5
+    bounded = expected.with_limits(lambda _: bound) if name.endswith("fp8") else expected
     try:
         return {"verified": True} | bounded.check({"out": hidden(model, states)})
     except Exception as error:
@@ -170,10 +170,10 @@ def hidden(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
     return model_stacks.run(model, states.to(next(model.parameters()).dtype))
 
 
-def turns(named: dict[str, Any], count: int) -> list[tuple[str, Any]]:
+def turns(names: list[str], count: int) -> list[str]:
     """The variants in the order of a round: each begins with another one."""
-    first = count % len(named)
-    return [*named.items()][first:] + [*named.items()][:first]
+    first = count % len(names) if names else 0
+    return names[first:] + names[:first]
 
 
 def by_rounds(rounds: list[dict[str, float]], name: str) -> dict[str, float]:

@@ -50,7 +50,7 @@ def test_times_of_a_round_are_compared():
     assert generate_model.by_rounds([{"sparse24": 5.0}, {"sparse24": 7.0}, {"sparse24": 6.0}], "sparse24") == {
         "median_us": 6.0
     }
-    orders = [[name for name, _ in generate_model.turns(dict.fromkeys("abc"), count)] for count in range(4)]
+    orders = [generate_model.turns([*"abc"], count) for count in range(4)]
     assert orders == [[*"abc"], [*"bca"], [*"cab"], [*"abc"]]
 
 
@@ -76,3 +76,21 @@ def test_a_model_that_breaks_has_records(tmp_path, monkeypatch):
     run("generate", *SMOKE, "--races", "eager:1", "--out", out, status=1)
     records = json.loads(out.read_text())
     assert [r["error"] for r in records] == ["RuntimeError: no zeros"] * 3
+
+
+def test_a_call_that_breaks_breaks_no_other_race(tmp_path, monkeypatch):
+    right = generate_model.Variant.token_us
+
+    def broken(self, mode, batch):
+        if mode == "static" and self.records[batch]["variant"] == "sparse24":
+            raise RuntimeError("no graph")
+        return right(self, mode, batch)
+
+    monkeypatch.setattr("bench.cases.generate_model.Variant.token_us", broken)
+    out = tmp_path / "generate.json"
+    run("generate", *SMOKE, "--races", "static:1,eager:1", "--budget", "1000", "--out", out, status=1)
+    found = {(r["race"], r["variant"]): r for r in json.loads(out.read_text())}
+    assert len(found) == 6
+    assert [key for key, record in found.items() if not record["verified"]] == [("static", "sparse24")]
+    assert found["static", "sparse24"]["error"] == "RuntimeError: no graph"
+    assert all(record["median_us"] > 0 for key, record in found.items() if key != ("static", "sparse24"))
