@@ -97,7 +97,7 @@ def convert(
     size alone only where it then calls other operators, at the numbers of tokens that are looked at.
     Float8 weights are taken with their `weight_scale`, and the `input_scale` of the second layer as the scale of the
     activation, or the `scale_y_factor` of the first (`sparse24.nn.QuantizedLinear` has one); the input of the first is
-    quantised per token.
+    quantised per token. Weights that ``dtype="fp8"`` quantises have such a factor for few tokens that run dense.
 
     A converted module gets a class of its own, a subclass of what it was, and can be copied and pickled (not loaded
     without this library). It has two switches, read at each call and guarded on by `torch.compile`: `sparse` (False:

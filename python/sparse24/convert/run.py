@@ -17,7 +17,7 @@ from sparse24.convert.weights import adapters_of, as_they_enter, for_inference, 
 from sparse24.format import FP8
 from sparse24.mlp import Precision, relu2_mlp
 from sparse24.mlp.arguments import Weight
-from sparse24.mlp.choice import few_tokens, least_when_exact, runs_dense_few, tokens_that_pay
+from sparse24.mlp.choice import few_tokens, least_when_exact, leaves_open, runs_dense_few, tokens_that_pay
 from sparse24.mlp.inference import inferred, learns
 from sparse24.mlp.packed_weights import packed_pays
 from sparse24.mlp.scale import factor_of
@@ -43,7 +43,7 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         return problem
     infers = not learns(x, first.weight, second.weight, first.bias, second.bias, *(adapters_of(module) or ()))
     find = for_inference if infers else as_they_enter
-    first, second, rows, settled, packed = find(module, conversion, first, second)
+    first, second, rows, settled, packed, bound = find(module, conversion, first, second)
     options = conversion.options
     if infers and conversion.decode and rows is None:
         options = {**options, "min_tokens": least_when_exact(options.get("min_tokens"), x)}
@@ -51,6 +51,8 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
     # The static scale of a quantised second layer's input is that of the activation; else a first layer may bound it.
     scale_y = getattr(down, "input_scale", None) if second.stored.dtype == FP8 else None
     factor = factor_of(up, scale_y) if first.stored.dtype == FP8 else None
+    if bound is not None and scale_y is None and first.bias is None and _runs_dense_few(module, conversion, x, options):
+        factor = bound
     if settled and infers and packed is None and not moved and type(x) is Tensor and not torch.compiler.is_compiling():
         keeps = module._copies is not None and not has_changes(module, conversion)
         out = inferred(
@@ -101,6 +103,16 @@ def run(module: Any, conversion: Conversion, x: Any) -> Tensor | str:
         )
 
     return run_moved(up, down, x, network) if moved else network(x)
+
+
+def _runs_dense_few(module: Any, conversion: Conversion, x: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether a call with float8 copies is one for `relu2_mlp_dense`, where a scale known before saves a pass.
+
+    Calls that run 2:4 keep exact scales, as in training.
+    """
+    tokens = x.numel() // conversion.sizes[0]
+    is_open = leaves_open(tokens, options.get("min_tokens"), module.sparse)
+    return is_open and runs_dense_few(tokens, *conversion.sizes, fp8=True, is_cuda=x.is_cuda)
 
 
 def dense_tokens(

@@ -22,16 +22,19 @@ from sparse24.recipe import Recipe
 ADAPTERS = ("sparse24_up_left", "sparse24_up_right")
 #: The first weight packed, for inference.
 PACKED = ("sparse24_w1_values", "sparse24_w1_meta")
+#: What bounds the activation of a float8 copy of the first weight.
+FACTOR = "sparse24_scale_y_factor"
 
 
 class Entering(NamedTuple):
-    """Both layers as they enter, w2 by neuron, whether nothing is left to be pruned or added, and w1 packed."""
+    """Both layers as they enter, w2 by neuron, whether nothing is left to be pruned or added, w1 packed, its factor."""
 
     first: Weights
     second: Weights
     rows: Tensor | None = None
     settled: bool = True
     packed: tuple[Tensor, ...] | None = None
+    factor: Tensor | None = None
 
 
 def owner(module: nn.Module, layer: Layer) -> Any:
@@ -98,7 +101,8 @@ def for_inference(module: Any, conversion: Conversion, first: Weights, second: W
         )
     rows = copies["sparse24_w2_rows"] if conversion.decode else None
     packs = module.sparse and PACKED[0] in copies
-    return Entering(first, second, rows, packed=_as_packed(module) if packs else None)
+    packed = _as_packed(module) if packs else None
+    return Entering(first, second, rows, packed=packed, factor=copies.get(FACTOR))
 
 
 def wants_copies(module: Any, conversion: Conversion) -> bool:
@@ -127,6 +131,8 @@ def what_to_copy(self: Any) -> Copies | None:
                 of_weight = quantized(w) if w.dim() == 2 else quantized_experts(w)
                 made[f"sparse24_w{number}"] = w2 = of_weight["weight"]
                 made[f"sparse24_w{number}_scale"] = of_weight["weight_scale"]
+                if number == 1 and "scale_y_factor" in of_weight:  # experts have none
+                    made[FACTOR] = of_weight["scale_y_factor"]
             elif w is not weights.weight:
                 made[f"sparse24_w{number}"] = w
         if _prunes(conversion) and not conversion.experts:
