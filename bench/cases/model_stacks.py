@@ -24,7 +24,11 @@ CALIBRATION_TOKENS = 256
 
 
 class Stack(NamedTuple):
-    """Layers of a model of transformers, `batch` sequences of `length` tokens, and what its FFN calls its layers."""
+    """Layers of a model of transformers, `batch` sequences of `length` tokens, and what its FFN calls its layers.
+
+    With the name of the attention's last layer too the constant columns of an input stay as they are in all layers, so
+    that zeros of single tokens are as many as those of all: few tokens are timed.
+    """
 
     name: str
     model: str
@@ -35,6 +39,7 @@ class Stack(NamedTuple):
     heads: int
     key_value_heads: int
     ffn: tuple[str, str]
+    attention_out: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -80,18 +85,39 @@ def run(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model(inputs_embeds=x, use_cache=False).last_hidden_state
 
 
+def text(stack: Stack, words: int, *, device: torch.device, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The embedding of each word [words, d_model], and sequences of them at random [batch, length]."""
+    gen = inputs.generator(device, seed)
+    rows = torch.randn(words, stack.d_model, dtype=torch.bfloat16, device=device, generator=gen)
+    rows[:, : _constant(stack)] = 1
+    return rows, torch.randint(words, (stack.batch, stack.length), device=device, generator=gen)
+
+
 @torch.no_grad()
 def with_zeros(
-    stack: Stack, layers: int, zeros: float, *, device: torch.device, seed: int
+    stack: Stack, layers: int, zeros: float, *, device: torch.device, seed: int, x: torch.Tensor | None = None
 ) -> tuple[nn.Module, torch.Tensor, float]:
-    """The model, its input [batch, length, d_model], and the share of zeros in the activations of all its layers."""
+    """The model, its input [batch, length, d_model], and the share of zeros in the activations of all its layers.
+
+    The input is given, as that of a `text`, or random. With one that is not like it the share is another.
+    """
     model = stack.build(layers, device=device, seed=seed)
-    gen = inputs.generator(device, seed)
-    x = torch.randn(stack.batch, stack.length, stack.d_model, dtype=torch.bfloat16, device=device, generator=gen)
-    constant = max(8, stack.d_model // 64)
-    x[..., :constant] = 1
+    constant = _constant(stack)
+    if x is None:
+        gen = inputs.generator(device, seed)
+        x = torch.randn(stack.batch, stack.length, stack.d_model, dtype=torch.bfloat16, device=device, generator=gen)
+        x[..., :constant] = 1
+    if stack.attention_out is not None:
+        for layer in model.layers:
+            getattr(layer.self_attn, stack.attention_out).weight[:constant] = 0
+    given, held = x, stack.attention_out is not None
     networks = [(network, *stack.weights(network)) for network in stack.networks(model)]
-    return model, x, give_zeros(networks, lambda: run(model, x), constant, zeros, seed)
+    return model, x, give_zeros(networks, lambda: run(model, given), constant, zeros, seed, held=held)
+
+
+def _constant(stack: Stack) -> int:
+    """How many columns of an input are 1."""
+    return max(8, stack.d_model // 64)
 
 
 @torch.no_grad()
@@ -101,10 +127,12 @@ def give_zeros(
     constant: int,
     zeros: float,
     seed: int,
+    *,
+    held: bool = False,
 ) -> float:
     """Weights of networks (each with its two layers) whose inputs in `forward` begin with `constant` equal columns.
 
-    Returns the share of zeros in their activations.
+    With `held` they add nothing to these columns. Returns the share of zeros in their activations.
     """
     shares: list[float] = []
 
@@ -117,7 +145,7 @@ def give_zeros(
             up.bias.copy_(b1)
             down.bias.copy_(b2)
         tokens = args[0].flatten(0, -2)
-        sample = tokens[:: max(1, len(tokens) // CALIBRATION_TOKENS)]
+        sample = tokens[:: len(tokens) // CALIBRATION_TOKENS | 1]  # an odd step: tokens of all places in a sequence
         up.weight[:, :constant] = 0
         up.weight.div_(F.linear(sample, up.weight).std())  # norms differ in the scale of what they give
         # relu(h - s u) is zero where h / u < s, for the mean u of a token's constant columns.
@@ -125,6 +153,8 @@ def give_zeros(
         shift = ratio.flatten().kthvalue(max(1, int(zeros * ratio.numel()))).values
         up.weight[:, :constant] = -shift / constant
         down.weight.div_(F.linear(F.relu(up(sample)).square(), down.weight).std())  # as much as the residual stream
+        if held:
+            down.weight[:constant] = 0
         shares.append(inputs.zero_share(up(tokens)))
 
     handles = [network.register_forward_pre_hook(partial(calibrate, up, down)) for network, up, down in networks]
