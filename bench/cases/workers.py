@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,16 +16,16 @@ from sparse24.bench.harness import describe
 
 
 class Here:
-    """An object of `make(lock, *arguments)` in this process: what it is asked for it does at once.
+    """An object of `make(*arguments)` in this process: what it is asked for it does at once.
 
     Its first answer says whether it was made.
     """
 
-    def __init__(self, make: Callable[..., Any], arguments: tuple[Any, ...], lock: AbstractContextManager) -> None:
+    def __init__(self, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.object: Any = None
 
         def begin() -> None:
-            self.object = make(lock, *arguments)
+            self.object = make(*arguments)
 
         self._answer = _result(begin)
 
@@ -48,7 +47,6 @@ class There:
     """The same in a process of its own, whose death is an answer, and which is stopped if it takes too long."""
 
     def __init__(self, context: Any, *how: Any) -> None:
-        self._how = how  # a lock is there as long as the process that made it has it
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, *how), daemon=True)
         self._process.start()
@@ -79,12 +77,11 @@ class There:
 
 
 def begin(make: Callable[..., Any], named: Mapping[Any, tuple[Any, ...]], apart: bool) -> dict[Any, Here | There]:
-    """Begin an object of each of these arguments: in processes that share a lock, or here, one after another."""
+    """Begin an object of each of these arguments: in processes, or here, one after another."""
     if not apart:
-        return {name: Here(make, arguments, nullcontext()) for name, arguments in named.items()}
+        return {name: Here(make, arguments) for name, arguments in named.items()}
     context = multiprocessing.get_context("spawn")  # not fork: CUDA does not survive it
-    lock = context.Lock()
-    return {name: There(context, len(named), make, arguments, lock) for name, arguments in named.items()}
+    return {name: There(context, len(named), make, arguments) for name, arguments in named.items()}
 
 
 def _serve(pipe: Connection, count: int, *how: Any) -> None:
