@@ -8,14 +8,14 @@ from benches import run
 import sparse24
 from bench.cases import generate_model
 
-SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee")
+SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee", "--budget", "1000")
 pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes"]])
 def test_all_variants_are_verified(tmp_path, processes):
     out = tmp_path / "generate.json"
-    printed = run("generate", *SMOKE, "--races", "static:1,eager:2", *processes, "--budget", "1000", "--out", out)
+    printed = run("generate", *SMOKE, "--races", "static:1,eager:2", *processes, "--out", out)
     assert "6 records, 0 of them not verified" in printed
     records = json.loads(out.read_text())
     variants = {("dense", "bf16", "dense"), ("sparse24", "bf16", "sparse24"), ("sparse24_fp8", "fp8", "sparse24")}
@@ -88,7 +88,7 @@ def test_a_call_that_breaks_breaks_no_other_race(tmp_path, monkeypatch):
 
     monkeypatch.setattr("bench.cases.generate_model.Variant.token_us", broken)
     out = tmp_path / "generate.json"
-    run("generate", *SMOKE, "--races", "static:1,eager:1", "--budget", "1000", "--out", out, status=1)
+    run("generate", *SMOKE, "--races", "static:1,eager:1", "--out", out, status=1)
     found = {(r["race"], r["variant"]): r for r in json.loads(out.read_text())}
     assert len(found) == 6
     assert [key for key, record in found.items() if not record["verified"]] == [("static", "sparse24")]
