@@ -45,7 +45,7 @@ class KeptCall(NamedTuple):
     place: tuple[str, int]  # the type of the device and its index
     first: Tensor | None  # a float8 copy of the first weight
     second: Tensor
-    others: tuple[Any, ...] | None  # biases and what is behind them; None where all of it is as if left out
+    others: tuple[Any, ...] | None  # biases and what is behind them, up to the last that is not as if left out
 
 
 def remember(
@@ -74,7 +74,8 @@ def remember(
     facts = facts_of(module, conversion, () if few else ("sparse",))
     if facts is None or not record.holds(stored[1:] if first.weight is first.stored else stored):
         return
-    plain = few and others[-1] == 0 and all(t is None for t in others[:-1])
+    while others and (others[-1] is None or (not isinstance(others[-1], Tensor) and others[-1] == 0)):
+        others = others[:-1]  # each argument takes the host as long as a check
     if len(record.calls) == _MOST:
         record.calls.clear()
     record.calls[x.shape] = KeptCall(
@@ -86,7 +87,7 @@ def remember(
         (x.device.type, x.get_device()),
         None if first.weight is first.stored else first.weight,
         operand,
-        None if plain else others,
+        others or None,
     )
 
 
