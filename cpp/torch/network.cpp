@@ -75,10 +75,12 @@ bool is_per_row(const std::optional<Tensor>& scale, int64_t rows) {
   return scale && rows != 1 && scale->numel() == rows;
 }
 
-Tensor as_rows(const Tensor& x, const NetworkSizes& s) {
-  if (x.dim() == 2) return x;
+Tensor padded_rows(const Tensor& x, const NetworkSizes& s, int64_t padded) {
+  // Not a view of that shape, which torch finds by its name: that takes the host longer than a launch.
+  if (padded == s.in) return contiguous_aligned(x);
+  if (x.dim() == 2) return pad_columns(x, padded);
   const int64_t sizes[] = {s.tokens, s.in};
-  return torch::stable::view(as_contiguous(x), sizes);
+  return pad_columns(torch::stable::view(as_contiguous(x), sizes), padded);
 }
 
 }  // namespace sparse24::torch_ops

@@ -35,8 +35,8 @@ void check_bias(OpName op, const char* argument, const std::optional<Tensor>& bi
 NetworkSizes check_network(OpName op, const Tensor& x, const Network& net, RowMultiples (*multiples)(DType stored));
 /// Whether there is a scale for each of so many rows, and not one for all.
 bool is_per_row(const std::optional<Tensor>& scale, int64_t rows);
-/// x [tokens, in].
-Tensor as_rows(const Tensor& x, const NetworkSizes& s);
+/// The rows of x, contiguous, with zeros up to as many columns as `pad_columns` gives a weight.
+Tensor padded_rows(const Tensor& x, const NetworkSizes& s, int64_t padded);
 
 /// One allocation for all that lies between the products.
 class Between {

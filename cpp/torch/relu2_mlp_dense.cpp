@@ -23,13 +23,13 @@ void run(const DeviceScope& scope, const Tensor& x, const Network& net, const Ne
   const bool computed = s.fp8 && !net.scale_y && !net.scale_y_factor;  // from the activation itself
   // Kernels always get columns to multiply, if only zeros.
   const int64_t padded = std::max(s.in, multiples_of(stored).columns);
-  const Tensor input = pad_columns(as_rows(x, s), padded), first_weight = pad_columns(net.w1, padded);
+  const Tensor input = padded_rows(x, s, padded), first_weight = pad_columns(net.w1, padded);
   Kept kept;
   Relu2MlpDenseArgs args{};
 
   LinearArgs& linear = args.first.linear;
   linear.tokens = s.tokens;
-  linear.in = input.size(1);
+  linear.in = first_weight.size(1);
   linear.out = s.features;
   linear.x = input.const_data_ptr();
   linear.w = first_weight.const_data_ptr();

@@ -22,12 +22,12 @@ void run(const DeviceScope& scope, const Tensor& x, const Network& net, const Ne
   // Kernels always get columns to multiply, if only zeros.
   const int64_t padded = round_up(std::max<int64_t>(s.in, 1), 16 / size_of(stored));
   Kept kept;
-  const Tensor input = pad_columns(as_rows(x, s), padded), first_weight = pad_columns(net.w1, padded);
+  const Tensor input = padded_rows(x, s, padded), first_weight = pad_columns(net.w1, padded);
 
   LinearCompressArgs first{};
   LinearArgs& linear = first.linear;
   linear.tokens = s.tokens;
-  linear.in = input.size(1);
+  linear.in = first_weight.size(1);
   linear.out = s.features;
   linear.dtype = stored;
   linear.hidden_dtype = s.fp8 ? DType::kBFloat16 : s.dtype;
