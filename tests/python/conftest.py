@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from data import DTYPES
 
+from sparse24.mlp import choice
+
 # The tensors are small: a second thread gains little, and waits long for the first where the machine is busy.
 torch.set_num_threads(1)
 
@@ -41,6 +43,13 @@ def checked_device(request) -> str:
 def cuda(request) -> str:
     """The device of tests that are about CUDA only."""
     return request.param
+
+
+@pytest.fixture
+def not_by_few_tokens(monkeypatch) -> None:
+    """On CUDA as on the CPU: no dense network runs as `relu2_mlp_dense`, for what is about the other ways."""
+    monkeypatch.setattr(choice, "_dense", {})
+    monkeypatch.setattr(choice, "_found", {})
 
 
 def _name(dtype: torch.dtype) -> str:

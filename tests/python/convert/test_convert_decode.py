@@ -282,6 +282,7 @@ def test_compiled(device, kind, dynamic):
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", [{}, {"threshold": 0.1}], ids=str)
+@pytest.mark.usefixtures("not_by_few_tokens")
 def test_dense_by_few_tokens_runs_what_it_ran_before(device, how):
     """The same functions of torch; where there is more to it, it computes the network."""
     module, _ = build(device, lambda: WithModule(bias=True), sparse24.ConvertConfig(min_tokens=65, **how))

@@ -27,6 +27,7 @@ def build(make, device):
 # ---- switches --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("not_by_few_tokens")
 def test_switches(device):
     """`sparse` keeps the library's dense path, the others the module's own forward."""
     module = build(Inline, device)

@@ -22,6 +22,7 @@ CHANGES = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.usefixtures("not_by_few_tokens")
 def test_sparse_calls_unlike_the_one_before(device, change):
     module = randomize(WithModule(bias=True)).to(device, torch.bfloat16).eval()
     config = sparse24.ConvertConfig(dtype="fp8", min_tokens=0)

@@ -102,6 +102,7 @@ def left(m, x, scale_y=None):
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("not_by_few_tokens")
 def test_what_is_left_to_relu2_mlp(device):
     x = tokens(24, torch.bfloat16, device)
     m = module(device, torch.bfloat16)
