@@ -11,8 +11,7 @@
 //
 // with tokens t and t + 8 of two blocks in the halves of a word, so that both are traded and selected at once, and are
 // neighbours in the metadata of 16 bits. A step finishes four blocks; of their 16 tokens a lane's quad of lanes, those
-// that differ in the group of features alone, bring the metadata together. In float8, whose mma are shorter, it takes
-// two steps: one selects, and one stores.
+// that differ in the group of features alone, bring the metadata together.
 //
 // Rounding and selection are those of elementwise/compress.cu: results are bit-identical to the two steps.
 #pragma once
@@ -97,7 +96,7 @@ class TransposedCompressEpilogue {
  public:
   using Params = CompressParams;
   using Operands = FeatureOperands<kTileM, kTileN>;
-  static constexpr int kSteps = kTileN / (kFp8Values ? 16 : 32);
+  static constexpr int kSteps = kTileN / 32;
   template <int kColumns>
   using WithColumns = TransposedCompressEpilogue<T, kFp8Values, kFp8Meta, kTileM, kColumns>;
   static_assert(kTileN % 64 == 0 && kTileM % 128 == 0, "tiles, or their parts, cover the metadata's padding");
@@ -178,17 +177,33 @@ class TransposedCompressEpilogue {
 
   template <int kStep, bool kGeneral>
   CUTLASS_DEVICE void visit() {
-    constexpr int kFour = kFp8Values ? kStep / 2 : kStep;  // of blocks
-    if constexpr (!kFp8Values || kStep % 2 == 0) {
-      select<kFour, 0>();
-      select<kFour, 1>();
+    uint32_t nibbles[2], kept[4];  // kept pairs of roots: of token t of both pairs of blocks, then of t + 8
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      constexpr int kFirst = 4 * kStep;  // block
+      uint32_t m[4] = {roots_[kFirst + 2 * i][0], roots_[kFirst + 2 * i][1], roots_[kFirst + 2 * i + 1][0],
+                       roots_[kFirst + 2 * i + 1][1]};
+      transpose_pair<4>(m[0], m[2], high_token());
+      transpose_pair<4>(m[1], m[3], high_token());
+      const KeptPairs of_both = keep_two_pairs(m, m);
+      nibbles[i] = of_both.nibbles & 0x000f000fu << 4 * group();
+      kept[i] = __byte_perm(of_both.first, of_both.second, 0x5410);
+      kept[i + 2] = __byte_perm(of_both.first, of_both.second, 0x7632);
     }
-    if constexpr (!kFp8Values) {
-      store_16bit<kFour, kGeneral>();
-    } else if constexpr (kStep % 2 == 1) {
-      store_fp8<kFour, kGeneral>();
+    if constexpr (kFp8Values) {
+      store_fp8<kStep, kGeneral>(kept);
+    } else {
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int token = 32 * kStep + 16 * (i % 2) + 8 * (i / 2);
+        if (kGeneral && exists(token)) {  // the largest of a group is always kept
+          CUTLASS_PRAGMA_UNROLL
+          for (int j = 0; j < 2; ++j) seen_.see(p_.linear.activation.value<T, kGeneral>(kept[i], j), 0.f);
+        }
+        store_pair(token, p_.linear.activation.values<T, kGeneral>(kept[i]));
+      }
     }
-    if constexpr (!kFp8Values || kStep % 2 == 1) store_meta<kFour>(nibbles_);
+    store_meta<kStep>(nibbles);
     if constexpr (kGeneral && kStep == kSteps - 1) {
       seen_.collect(p_.linear);
       seen_ = {};
@@ -204,19 +219,6 @@ class TransposedCompressEpilogue {
   // The lanes of four groups share four tokens of a step; each gathers what one of them has: tokens 16 apart by bit 0
   // of the group, and 8 by bit 1.
   CUTLASS_DEVICE static int gathered_token() { return 16 * (group() & 1) + 8 * (group() >> 1); }
-
-  // Selects of pair i of the two pairs of blocks.
-  template <int kFour, int i>
-  CUTLASS_DEVICE void select() {
-    constexpr int kFirst = 4 * kFour + 2 * i;  // block
-    uint32_t m[4] = {roots_[kFirst][0], roots_[kFirst][1], roots_[kFirst + 1][0], roots_[kFirst + 1][1]};
-    transpose_pair<4>(m[0], m[2], high_token());
-    transpose_pair<4>(m[1], m[3], high_token());
-    const KeptPairs of_both = keep_two_pairs(m, m);
-    nibbles_[i] = of_both.nibbles & 0x000f000fu << 4 * group();
-    kept_[i] = __byte_perm(of_both.first, of_both.second, 0x5410);
-    kept_[i + 2] = __byte_perm(of_both.first, of_both.second, 0x7632);
-  }
 
   // Whether h has this group of a token, counted from the lane's first. A row beyond the last is whatever x holds: NaN
   // times its zeros is none of the result's.
@@ -238,31 +240,18 @@ class TransposedCompressEpilogue {
     if (exists(token)) *reinterpret_cast<uint32_t*>(values_ + value_offset(token)) = pair;
   }
 
-  template <int kFour, bool kGeneral>
-  CUTLASS_DEVICE void store_16bit() {
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const int token = 32 * kFour + 16 * (i % 2) + 8 * (i / 2);
-      if (kGeneral && exists(token)) {  // the largest of a group is always kept
-        CUTLASS_PRAGMA_UNROLL
-        for (int j = 0; j < 2; ++j) seen_.see(p_.linear.activation.value<T, kGeneral>(kept_[i], j), 0.f);
-      }
-      store_pair(token, p_.linear.activation.values<T, kGeneral>(kept_[i]));
-    }
-  }
-
   // Brings the four pairs of a token together from the lanes of its groups: a lane has one scale, and stores 8 bytes.
-  template <int kFour, bool kGeneral>
-  CUTLASS_DEVICE void store_fp8() {
-    transpose_quad<8>(kept_, group());
+  template <int kStep, bool kGeneral>
+  CUTLASS_DEVICE void store_fp8(uint32_t (&kept)[4]) {
+    transpose_quad<8>(kept, group());
     const float inverse = __frcp_rn(usable_scale(scale_));
-    if constexpr (32 * (kFour + 1) < kTileN) load_scale<kFour + 1>();
-    const bool valid = exists(32 * kFour + gathered_token());
+    if constexpr (kStep + 1 < kSteps) load_scale<kStep + 1>();
+    const bool valid = exists(32 * kStep + gathered_token());
     uint16_t pairs[4];
     CUTLASS_PRAGMA_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const float y[2] = {p_.linear.activation.value<T, kGeneral>(kept_[i], 0),
-                          p_.linear.activation.value<T, kGeneral>(kept_[i], 1)};
+      const float y[2] = {p_.linear.activation.value<T, kGeneral>(kept[i], 0),
+                          p_.linear.activation.value<T, kGeneral>(kept[i], 1)};
       if (kGeneral && valid) {  // the largest of a group is always kept
         seen_.see(y[0], inverse);
         seen_.see(y[1], inverse);
@@ -270,7 +259,7 @@ class TransposedCompressEpilogue {
       pairs[i] = to_e4m3x2(__fmul_rn(y[0], inverse), __fmul_rn(y[1], inverse));
     }
     if (valid)
-      *reinterpret_cast<uint2*>(values_ + value_offset(32 * kFour)) =
+      *reinterpret_cast<uint2*>(values_ + value_offset(32 * kStep)) =
           make_uint2(pack16(pairs[0], pairs[1]), pack16(pairs[2], pairs[3]));
   }
 
@@ -295,7 +284,6 @@ class TransposedCompressEpilogue {
   Params const& p_;
   uint32_t roots_[kBlocks][2] = {};  // of blocks b and b + 1, b even: token 2q of both, of both rows; then token 2q + 1
   float even_[4];
-  uint32_t nibbles_[2], kept_[4];  // of four blocks: kept pairs of roots of token t of both pairs, then of t + 8
   ActivationStatistics seen_;
   float scale_ = 1.f;
   int token_ = 0;           // the lane's first of the tile
