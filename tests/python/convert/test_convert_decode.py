@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from importlib import import_module
 
 import pytest
 import torch
@@ -184,42 +183,6 @@ def test_float8_weights_are_made_once(device):
     assert count.calls["sparse24.relu2_mlp_sparse.default"] == 1  # which quantises x
     first, second = weights_of(module)
     assert_same_bits(out, sparse24.relu2_mlp(x, first.weight, second.weight, precision="fp8", min_tokens=0))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-def test_dense_float8_calls_predict_the_scale(monkeypatch, bias):
-    """As on CUDA: the activation leaves as codes, by the bound of w1's float8 copy, again and after a change."""
-    given = []
-
-    def counted(*args):
-        given.append(args)
-        return sparse24.relu2_mlp_dense(*args)
-
-    def would(*sizes, fp8, is_cuda):
-        return choice.runs_dense_few(*sizes, fp8=fp8, is_cuda=True)
-
-    # Not by their names: `sparse24.convert` is a function.
-    run, again, inference = (import_module(f"sparse24.{n}") for n in ("convert.run", "convert.again", "mlp.inference"))
-    for module in (run, inference):
-        monkeypatch.setattr(module, "runs_dense_few", would)
-    monkeypatch.setattr(inference, "relu2_mlp_dense", counted)
-    monkeypatch.setitem(again._BELOW, counted, counted)
-    monkeypatch.setattr(choice, "_dense", {(8, D, HIDDEN): 64})
-    module, _ = build("cpu", lambda: WithModule(bias=bias), sparse24.ConvertConfig(dtype="fp8"))
-    x = normal(20, D, dtype=torch.bfloat16)
-    for _ in range(2):
-        first, second = weights_of(module)
-        (w1, s1), (w2, s2) = sparse24.quantize_fp8(first.weight), sparse24.quantize_fp8(second.weight)
-        factor = None if bias else sparse24.bounding_factor(w1, s1)
-        operands = x, w1, w2, first.bias, second.bias, s1, s2, None, factor
-        given.clear()
-        for _ in range(3):
-            assert_same_bits(module(x), sparse24.relu2_mlp_dense(*operands))
-        assert len(given) == 3 and all((len(args) < 9 or args[8] is None) == bias for args in given)
-        module.up_proj.weight.mul_(2)
-    module(normal(65, D, dtype=torch.bfloat16))
-    assert len(given) == 3
 
 
 def test_training_quantises_in_each_call(device):

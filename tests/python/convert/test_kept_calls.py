@@ -1,14 +1,17 @@
 """Calls for inference with float8 copies, which are kept by the shape of the input and compared with the next ones."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from compare import assert_same_bits
-from convert_models import D, WithModule, randomize
+from convert_models import HIDDEN, D, WithModule, randomize
 from data import normal
 from torch import nn
 
 import sparse24
 from sparse24 import _C
+from sparse24.mlp import choice
 
 CHANGES = {
     "a new weight": lambda m: setattr(m.up_proj, "weight", nn.Parameter(m.up_proj.weight * 2)),
@@ -81,3 +84,40 @@ def test_facts():
             _C.unchanged(wrong)
     with pytest.raises(TypeError, match="expected a class"):
         _C.class_version(other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_dense_float8_calls_predict_the_scale(monkeypatch, bias):
+    """As on CUDA: the activation leaves as codes, by the bound of w1's float8 copy, again and after a change."""
+    given = []
+
+    def counted(*args):
+        given.append(args)
+        return sparse24.relu2_mlp_dense(*args)
+
+    def would(*sizes, fp8, is_cuda):
+        return choice.runs_dense_few(*sizes, fp8=fp8, is_cuda=True)
+
+    # Not by their names: `sparse24.convert` is a function.
+    run, again, inference = (import_module(f"sparse24.{n}") for n in ("convert.run", "convert.again", "mlp.inference"))
+    for module in (run, inference):
+        monkeypatch.setattr(module, "runs_dense_few", would)
+    monkeypatch.setattr(inference, "relu2_mlp_dense", counted)
+    monkeypatch.setitem(again._BELOW, counted, counted)
+    monkeypatch.setattr(choice, "_dense", {(8, D, HIDDEN): 64})
+    module = randomize(WithModule(bias=bias)).to(torch.bfloat16).eval()
+    assert sparse24.convert(module, sparse24.ConvertConfig(dtype="fp8"), quiet=True).converted == [""]
+    up, down = module.up_proj, module.down_proj
+    x = normal(20, D, dtype=torch.bfloat16)
+    for _ in range(2):
+        (w1, s1), (w2, s2) = sparse24.quantize_fp8(up.weight), sparse24.quantize_fp8(down.weight)
+        factor = None if bias else sparse24.bounding_factor(w1, s1)
+        operands = x, w1, w2, up.bias, down.bias, s1, s2, None, factor
+        given.clear()
+        for _ in range(3):
+            assert_same_bits(module(x), sparse24.relu2_mlp_dense(*operands))
+        assert len(given) == 3 and all((len(args) < 9 or args[8] is None) == bias for args in given)
+        up.weight.mul_(2)
+    module(normal(65, D, dtype=torch.bfloat16))
+    assert len(given) == 3
