@@ -59,7 +59,9 @@ def _small(record: results.Record, last: results.Record | None) -> results.Recor
         if last and small.get(key) == last.get(key):
             small.pop(key, None)
     if small["bench"] == "ffn_few_tokens":  # what variants share, ratios, errors of verified ones
-        of_problem = {"rel_error", "graphs", "speedup_in_stack"} | ({"union"} if small["role"] != "sparse24" else set())
+        of_problem = {"rel_error", "graphs", "layers", "speedup_in_stack"}
+        if small["role"] != "sparse24":
+            of_problem.add("union")
         small = {key: value for key, value in small.items() if key not in of_problem}
     if small["bench"] in RATIOS_OF_TIMES:
         small = {key: value for key, value in small.items() if not key.startswith("speedup_vs_")}
