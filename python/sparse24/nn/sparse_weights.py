@@ -311,7 +311,10 @@ def pruned_state(state: MutableMapping[str, Tensor], prefix: str, recipe: Recipe
         return
     for name, dim in zip(("up_proj", "down_proj"), recipe.weight_groups(), strict=True):
         w, scale = state.get(f"{prefix}{name}.weight"), state.get(f"{prefix}{name}.weight_scale")
-        if dim is not None and type(w) in (Tensor, nn.Parameter) and w.dim() == 2 and w.shape[dim] % 4 == 0:
+        if dim is None or type(w) not in (Tensor, nn.Parameter) or w.dim() != 2 or w.shape[dim] % 4:
+            continue
+        scale = scale if w.dtype == FP8 else None
+        if scale is None or scale.numel() == w.shape[0]:  # others are refused by the layer that gets them
             state[f"{prefix}{name}.weight"] = pruned24(Weight(w.detach(), scale), dim)
 
 

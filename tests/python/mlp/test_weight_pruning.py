@@ -219,6 +219,23 @@ def test_pruned_before_they_are_quantised(choice, options):
         )
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_states_that_do_not_fit_are_refused_as_without_pruning(quantised):
+    state = network(None).quantize_().state_dict()
+    for name, value in (
+        ("up_proj.weight_scale", torch.ones(5)),
+        ("down_proj.weight_scale", torch.ones(5)),
+        ("down_proj.weight", torch.ones(8, 8)),
+        ("down_proj.weight", torch.ones(8, 8).to(torch.float8_e4m3fn)),
+    ):
+        said = []
+        for model in (network(None), network().prune_weights_()):
+            with pytest.raises(RuntimeError) as error:
+                (model.quantize_() if quantised else model).load_state_dict({**state, name: value})
+            said.append(str(error.value))
+        assert said[0] == said[1]
+
+
 def test_quantised_in_a_dense_phase():
     """Then nothing is pruned, and no threshold is left for a later phase."""
     model = network()
