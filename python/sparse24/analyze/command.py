@@ -107,25 +107,28 @@ def _losses(model: nn.Module, tokenize: Any, args: argparse.Namespace) -> dict[s
     """Find the loss of the model on the text, dense and with 2:4 weights: see `analyze_weights`."""
     if "labels" not in inspect.signature(model.forward).parameters:
         fail("analyze", "a model with a loss for --sparse-weights", type(model).__name__)
-    batches = _calls_that_learn(model, tokenize, args.text, args.max_tokens)
-    if not batches:
-        fail("analyze", "--text to have at least two tokens for --sparse-weights", "one")
-    calibration = _calls_that_learn(model, tokenize, args.calibrate, args.max_tokens) if args.calibrate else None
-    if calibration == []:
-        fail("analyze", "--calibrate to have at least two tokens", "one")
+    texts = {option: files for option, files in (("--text", args.text), ("--calibrate", args.calibrate)) if files}
+    calls = {option: _calls_that_learn(model, tokenize, option, texts[option], args.max_tokens) for option in texts}
+    batches, calibration = calls["--text"], calls.get("--calibrate")
     options = {"sparse_weights": args.sparse_weights, "ranks": _ranks(args), "calibration": calibration}
     return analyze_weights(model, batches, **options)
 
 
-def _calls_that_learn(model: nn.Module, tokenize: Any, files: Sequence[Path], tokens: int) -> list[Mapping[str, Any]]:
-    """Give calls with labels, of about so many tokens."""
-    batches, left = [], tokens
+def _calls_that_learn(
+    model: nn.Module, tokenize: Any, option: str, files: Sequence[Path], tokens: int
+) -> list[Mapping[str, Any]]:
+    """Give calls with labels, of about so many tokens, of the files of an option."""
+    batches: list[Mapping[str, Any]] = []
+    left = tokens
     for batch in batches_of(model, tokenize, files, tokens, learn=True):
         if left <= 0:
             break
         if batch["input_ids"].shape[1] > 1:  # after one alone nothing is predicted
             batches.append(batch)
         left -= batch["input_ids"].numel()
+    if not batches:
+        got = "none" if left == tokens else "one"
+        fail("analyze", f"{option} to have at least two tokens for --sparse-weights", got)
     return batches
 
 

@@ -170,6 +170,10 @@ def test_what_cannot_run_is_said_in_a_sentence(folder, text, tmp_path, capsys):
     short.write_text("a")
     words = "expected --text to have at least two tokens for --sparse-weights, got one"
     assert words in said(folder, "--text", short, "--sparse-weights", "up")
+    for content, got in (("a", "one"), ("", "none")):
+        short.write_text(content)
+        words = f"expected --calibrate to have at least two tokens for --sparse-weights, got {got}"
+        assert words in said(folder, "--text", text, "--sparse-weights", "up", "--calibrate", short)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     assert "expected MODEL_DIR to be loaded by transformers" in said(tmp_path, "--text", text)
     for arguments in ((folder,), (folder, "--text", text, "--plot", tmp_path / "out.txt")):
