@@ -58,6 +58,8 @@ def races_of(text: str) -> Ways:
         mode, _, batch = race.partition(":")
         if mode not in MODES:
             raise argparse.ArgumentTypeError(f"expected one of {', '.join(MODES)}, got {mode}")
+        if int(batch) < 1:
+            raise argparse.ArgumentTypeError(f"expected at least one sequence, got {batch}")
         found.append((mode, int(batch)))
     return found
 
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{time.perf_counter() - started:5.1f} s] {text}", flush=True)
 
     batches = sorted({batch for _, batch in args.races})
-    models = {name: sized(MODELS[name], options, args.layers) for name in args.models}
+    models = {name: sized(MODELS[name], options, args.layers, max(batches)) for name in args.models}
     apart = options.device.type == "cuda" if args.processes is None else args.processes
     plain = Options(options.device, options.smoke, options.quick, None, options.seed, argparse.Namespace())
     made = {(name, one): (one, model, batches, plain) for name, model in models.items() for one in CONFIGS}
@@ -114,10 +116,12 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if wrong or not records else 0
 
 
-def sized(model: Whole, options: Options, layers: int | None) -> Whole:
+def sized(model: Whole, options: Options, layers: int | None, sequences: int) -> Whole:
+    """The model as it is asked for, with a text of as many sequences as any race has."""
     if not options.smoke:
-        return model._replace(layers=layers or model.layers)
-    stack = model.stack._replace(batch=4, length=48, d_model=64, d_ff=256, heads=4, key_value_heads=4)
+        stack = model.stack._replace(batch=max(model.stack.batch, sequences))
+        return model._replace(stack=stack, layers=layers or model.layers)
+    stack = model.stack._replace(batch=max(4, sequences), length=48, d_model=64, d_ff=256, heads=4, key_value_heads=4)
     return Whole(stack, 2, 100)
 
 

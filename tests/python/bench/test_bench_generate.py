@@ -1,12 +1,15 @@
 """The benchmark of generation: every variant is verified, a wrong one is not timed."""
 
+import argparse
 import json
 
 import pytest
+import torch
 from benches import run
 
 import sparse24
-from bench.cases import generate_model
+from bench.cases import generate, generate_model
+from sparse24.bench.options import Options
 
 SMOKE = ("--device", "cpu", "--smoke", "--models", "arcee", "--budget", "1000")
 pytest.importorskip("transformers")
@@ -26,6 +29,17 @@ def test_all_variants_are_verified(tmp_path, processes):
     }
     assert all(r["verified"] and r["rel_error"] < (0.15 if r["dtype"] == "fp8" else 0.02) for r in records)
     assert all(0.85 < r["zeros"] < 0.95 for r in records)
+
+
+def test_a_text_has_as_many_sequences_as_a_race():
+    """Fewer would be timed as if they were as many."""
+    model = generate.MODELS["arcee"]
+    smoke, full = (Options(torch.device("cpu"), smoke, False, None, 0, argparse.Namespace()) for smoke in (True, False))
+    assert generate.sized(model, smoke, None, 48).stack.batch == generate.sized(model, full, None, 48).stack.batch == 48
+    assert generate.sized(model, full, None, 1) == model
+    for races in ("static:0", "eager:8,eager:-1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected at least one sequence, got"):
+            generate.races_of(races)
 
 
 def test_a_wrong_network_has_no_time(tmp_path, monkeypatch):
