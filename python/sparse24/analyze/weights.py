@@ -54,6 +54,8 @@ def analyze_weights(
     """
     check_model("analyze_weights", model)
     check_batches("analyze_weights", "batches", batches)
+    if calibration is not None:
+        check_batches("analyze_weights", "calibration", calibration)
     if not isinstance(ranks, Sequence):
         fail("analyze_weights", "ranks to be a sequence of numbers", type_name(ranks))
     ranks = [whole_number("analyze_weights", "ranks", rank) for rank in ranks]

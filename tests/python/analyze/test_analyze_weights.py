@@ -43,6 +43,9 @@ def test_refusals():
     for ranks, sentence in ((4, "a sequence of numbers, got int"), ((4, -1), "at least 0, got -1")):
         with pytest.raises(RuntimeError, match=f"analyze_weights: expected ranks to be {sentence}"):
             sparse24.analyze_weights(Stack(Inline()), [torch.zeros(2, D)], ranks=ranks)
+    for calibration in (torch.zeros(3, D), 4):  # rows are no batches
+        with pytest.raises(RuntimeError, match="analyze_weights: expected calibration to be an iterable of batches"):
+            sparse24.analyze_weights(Stack(Inline()), [torch.zeros(2, D)], calibration=calibration)
 
 
 def test_a_conversion_is_not_undone():
