@@ -43,8 +43,9 @@ class QuantizedLayers(SparseWeights24):
         Raises
         ------
         RuntimeError
-            The sizes are no multiples of 16; the recipe has `double_pruning`; or a layer is more than its weight and
-            bias: it has hooks or adapters, is pruned, parametrised or distributed. Nothing has changed then.
+            The sizes are no multiples of 16; the recipe has `double_pruning`; weights to be pruned are tied; or a layer
+            is more than its weight and bias: it has hooks or adapters, is pruned, parametrised or distributed. Nothing
+            has changed then.
         """
         if self.precision == "16bit":
             fail("nn.ReLU2MLP", 'precision to be "auto" or "fp8" to quantise', '"16bit"')
@@ -61,8 +62,9 @@ class QuantizedLayers(SparseWeights24):
                     f"sparse24.nn.ReLU2MLP: expected layers of a weight and a bias alone to quantise, got: {problem}"
                 )
         check_fp8_sizes(self.up_proj.weight, self.down_proj.weight)
-        if self._keeps_pruned() or self._is_pruned():  # by what they are: float8 has equals of what was not
-            self.prune_weights_()
+        if self.recipe is not None and (self._keeps_pruned() or self._is_pruned()):
+            with torch.inference_mode():  # the weights may have been made there
+                self._prune(self.recipe)  # by what they are: float8 has equals of what was not
         else:
             drop(self, SOFT)  # of a later sparse phase: a threshold is of weights, not of codes
         for name, layer in [(name, QuantizedLinear(child)) for name, child in children.items()]:

@@ -78,6 +78,12 @@ class SparseWeights24(CheckedOptions):
         problem = self._layers_problem()
         if problem is not None:
             raise RuntimeError(f"sparse24.nn.ReLU2MLP: expected layers whose weights can be pruned, got: {problem}")
+        self._prune(recipe)
+        self.recipe = recipe  # which puts copies
+        return self
+
+    def _prune(self, recipe: Recipe) -> None:
+        """Write the weights as they enter into layers that can be read; copies of them are for the caller to put."""
         first, second = self._weights()
         check_untied("nn.ReLU2MLP", first.values, second.values)
         check_groups(recipe, first.values, second.values)
@@ -86,10 +92,8 @@ class SparseWeights24(CheckedOptions):
         for weight, pruned in ((first, w1), (second, w2)):
             _bits(weight.values).copy_(_bits(pruned))
         drop(self)
-        self.recipe, self._prunes = recipe, True
-        put_copies(self)
+        self._prunes = True
         renew_when_loaded(self)
-        return self
 
     @torch.no_grad()
     def add_adapters_(self, rank: int) -> Any:

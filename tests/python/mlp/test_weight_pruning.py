@@ -219,6 +219,20 @@ def test_pruned_before_they_are_quantised(choice, options):
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*no copies of weights are kept")
+@pytest.mark.parametrize("inside", [False, True])
+def test_weights_made_in_inference_mode_are_pruned_before_they_are_quantised(inside):
+    with torch.inference_mode():
+        model = network()
+        wanted = [sparse24.quantize_fp8(w)[0] for w in model.entering_weights()]
+    with torch.inference_mode(inside):
+        model.quantize_()
+    for layer, codes in zip((model.up_proj, model.down_proj), wanted, strict=True):
+        assert_same_bits(layer.weight, codes)
+    x = torch.randn(3, 32)
+    assert_same_bits(model(x), copy.deepcopy(model)(x))
+
+
 @pytest.mark.parametrize("quantised", [False, True])
 def test_states_that_do_not_fit_are_refused_as_without_pruning(quantised):
     state = network(None).quantize_().state_dict()
