@@ -38,6 +38,19 @@ bool is_per_row(const std::optional<Tensor>& scale, int64_t rows);
 /// The rows of x, contiguous, with zeros up to as many columns as `pad_columns` gives a weight.
 Tensor padded_rows(const Tensor& x, const NetworkSizes& s, int64_t padded);
 
+/// What `compute(result)` makes [tokens, out] of, where no size is zero; without features it is the bias alone.
+template <class Compute>
+Tensor network_result(const Tensor& x, const Network& net, const NetworkSizes& s, const Compute& compute) {
+  Tensor result = new_rows(x, s.out);
+  if (s.tokens > 0 && s.out > 0 && s.features > 0) {
+    compute(result);
+  } else if (s.features == 0) {
+    torch::stable::zero_(result);
+    if (net.b2) torch::stable::copy_(result, *net.b2);
+  }
+  return result;
+}
+
 /// One allocation for all that lies between the products.
 class Between {
  public:

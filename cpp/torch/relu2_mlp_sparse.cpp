@@ -114,15 +114,7 @@ Tensor relu2_mlp_sparse(const Tensor& x, const Tensor& w1, const Tensor& w2, con
   const NetworkSizes s = check_network(kOp, x, net, multiples_of);
   const ActivationArgs activation = ActivationArgs(Activation::kRelu2).above(kOp, threshold);
   const DeviceScope scope(kOp, x);
-
-  Tensor result = new_rows(x, s.out);
-  if (s.tokens > 0 && s.out > 0 && s.features > 0) {
-    run(scope, x, net, s, activation, result);
-  } else if (s.features == 0) {
-    torch::stable::zero_(result);
-    if (b2) torch::stable::copy_(result, *b2);
-  }
-  return result;
+  return network_result(x, net, s, [&](Tensor& result) { run(scope, x, net, s, activation, result); });
 }
 
 SPARSE24_OP(relu2_mlp_sparse,

@@ -174,9 +174,10 @@ class ReLU2Experts(CheckedOptions):
 
     def _quantized(self, name: str, w: Tensor) -> dict[str, Tensor]:
         """Quantise a weight, pruned by what it is: float8 has equals of what was not."""
-        groups = (None, None) if self.recipe is None or not self.sparse else self.recipe.weight_groups()
-        dim = {"up_proj": groups[0], "down_proj": None if groups[1] is None else -2}[name]
-        return quantized_experts(w if dim is None or w.shape[dim] % 4 else prune24(w, dim))
+        kind = "none" if self.recipe is None or not self.sparse else self.recipe.sparse_weights
+        if kind == "both" or (kind == "up" and name == "up_proj"):
+            w = prune24(w, -1 if name == "up_proj" else -2)
+        return quantized_experts(w)
 
     @property
     def _is_quantized(self) -> bool:
