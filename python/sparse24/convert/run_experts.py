@@ -1,5 +1,6 @@
 """What converted experts compute, from the weights of the module and the choices of its router."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from sparse24._symbolic import or_true
 from sparse24.convert.conversion import Conversion, weights_of
 from sparse24.convert.run import input_problem
 from sparse24.convert.seen import difference, trains
-from sparse24.convert.weights import copies_help, for_inference
+from sparse24.convert.weights import copies_help, for_inference, prunes
 from sparse24.experts import experts_network
 from sparse24.experts.pruning import pruned
 from sparse24.experts.routing import routing_problem, run_routed
@@ -27,14 +28,16 @@ def run_experts(module: Any, conversion: Conversion, x: Any, index: Any, factors
     problem = problem or _choices_problem(x, index, factors) or input_problem(x)
     if problem is not None:
         return problem
+    options = conversion.options
+    recipe, settled = options.get("recipe"), False
     if copies_help(module, conversion, first) and not learns(x, first.weight, second.weight, factors):
         entering = for_inference(module, conversion, first, second)
-        first, second = entering.first, entering.second
-    options = conversion.options
+        first, second, settled = entering.first, entering.second, entering.settled
     least = options.get("min_tokens")
     sparse = module.sparse and (least is None or or_true(x.shape[0] >= least))
-    recipe = options.get("recipe")
-    if module.sparse and not sparse and recipe is not None and recipe.sparse_weights != "none":
+    if prunes(conversion) and settled:
+        recipe = replace(recipe, sparse_weights="none")  # copies are made of what is pruned
+    elif prunes(conversion) and module.sparse and not sparse:
         # One network, however many tokens there are.
         w1, w2 = pruned(recipe.sparse_weights, first.weight, second.weight, second.scale)
         first, second = first._replace(weight=w1), second._replace(weight=w2)

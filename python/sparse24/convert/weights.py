@@ -73,7 +73,7 @@ def stored_weights(self: Any) -> tuple[Stored, Stored]:
 def as_they_enter(module: Any, conversion: Conversion, first: Weights, second: Weights) -> Entering:
     """Give the weights of a step: softened or masked."""
     w1, w2 = entering(module, first.weight, second.weight, conversion.options.get("recipe"))
-    settled = adapters_of(module) is None and not (module.sparse and _prunes(conversion))
+    settled = adapters_of(module) is None and not (module.sparse and prunes(conversion))
     return Entering(first._replace(weight=w1), second._replace(weight=w2), None, settled)
 
 
@@ -135,7 +135,7 @@ def what_to_copy(self: Any) -> Copies | None:
                     made[FACTOR] = of_weight["scale_y_factor"]
             elif w is not weights.weight:
                 made[f"sparse24_w{number}"] = w
-        if _prunes(conversion) and not conversion.experts:
+        if prunes(conversion) and not conversion.experts:
             made.update(zip(PACKED, _first_packed(self, made.get("sparse24_w1", w1)) or (), strict=False))
         return {**made, "sparse24_w2_rows": w2.t()} if conversion.decode else made
 
@@ -168,7 +168,7 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
         kind = conversion.options["recipe"].sparse_weights
         return pruned_experts(kind, first.weight, second.weight, second.scale)
     w1, w2 = entering_sparse(module, first.weight, second.weight, conversion.options.get("recipe"))
-    if _prunes(conversion):
+    if prunes(conversion):
         w1, w2, _ = pruned_weights(
             conversion.options["recipe"], Weight(w1, first.scale), Weight(w2, second.scale), None
         )
@@ -205,10 +205,11 @@ def _sources(module: Any, conversion: Conversion, first: Weights, second: Weight
 
 def has_changes(module: Any, conversion: Conversion) -> bool:
     """Whether the weights of the network are not those that are stored."""
-    return _prunes(conversion) or adapters_of(module) is not None
+    return prunes(conversion) or adapters_of(module) is not None
 
 
-def _prunes(conversion: Conversion) -> bool:
+def prunes(conversion: Conversion) -> bool:
+    """Whether the weights are 2:4."""
     recipe = conversion.options.get("recipe")
     return recipe is not None and recipe.sparse_weights != "none"
 

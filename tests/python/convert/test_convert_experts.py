@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
@@ -259,6 +260,23 @@ def test_weights_that_are_2_4(device, choice, dtype, least):
     assert sparse24.revert(module, merge=True) == [""]
     for a, b in zip(module.parameters(), by_hand.parameters(), strict=True):
         assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("least", [0, 1000], ids=["many", "few"])
+def test_float8_copies_are_pruned_once(device, least, monkeypatch):
+    module = build(device).eval()
+    given = inputs(device, module.up_proj.dtype)
+    options = {"dtype": "fp8", "min_tokens": least}
+    sparse24.convert(module, sparse24.ConvertConfig(sparse_weights="both", **options), quiet=True)
+
+    def again(*_):
+        raise AssertionError("pruned again")
+
+    with torch.no_grad():
+        out = module(*given)
+        for name in ("convert.run_experts", "experts"):
+            monkeypatch.setattr(import_module(f"sparse24.{name}"), "pruned", again)
+        assert_same_bits(module(*given), out)
 
 
 def test_compiled_whole(device):
