@@ -61,11 +61,6 @@ double CostModel::quarter_waves(const Waves& waves, const GemmConfig& c) const {
   return costs.common.quarter_wave * double(ceil_div(4 * waves.left_over, int64_t{clusters_in_flight(c)}));
 }
 
-bool CostModel::splits_pay(const GemmProblem& p, const GemmConfig& c) const {
-  const Waves waves = waves_of(p, c);
-  return waves.whole > 0 && waves.left_over > 0 && quarter_waves(waves, c) < 1;
-}
-
 GemmConfig CostModel::in_order(const GemmProblem& p, GemmConfig c) const {
   const int64_t rows = rows_of_cluster(c), columns = columns_of_cluster(c);
   const TileCost& cost = costs.tile(p.product, p.dtype, c.tile);
@@ -84,7 +79,8 @@ GemmConfig CostModel::in_order(const GemmProblem& p, GemmConfig c) const {
       select_tile_order(ceil_div(p.m, rows), ceil_div(p.n, columns), clusters_in_flight(c), traffic);
   c.swizzle = order.swizzle;
   c.raster_along_m = order.along_m;
-  c.splits_last_wave = has_waves(p.product, c) && splits_pay(p, c);
+  const Waves waves = waves_of(p, c);
+  c.splits_last_wave = has_waves(p.product, c) && waves.whole > 0 && waves.left_over > 0 && quarter_waves(waves, c) < 1;
   return c;
 }
 

@@ -24,8 +24,6 @@ struct CostModel {
 
   /// Returns `config` in the order of tiles that reads least, with the last wave split where that pays.
   GemmConfig in_order(const GemmProblem& problem, GemmConfig config) const;
-  /// Tells whether a kernel that can split the last wave is faster so.
-  bool splits_pay(const GemmProblem& problem, const GemmConfig& config) const;
   /// Returns the time of a GEMM, which is infinite for a tile that has not been measured.
   double predicted_us(const GemmProblem& problem, const GemmConfig& config) const;
 

@@ -3,7 +3,6 @@
 
 #include "gemm/linear_packed_launchers.h"
 #include "gemm/tuning.h"
-#include "sparse24/device.h"
 #include "sparse24/error.h"
 
 namespace sparse24::cuda {
@@ -43,12 +42,8 @@ void linear_compress_packed(const LinearCompressPackedArgs& args, const GemmConf
 
 void linear_compress_packed(const LinearCompressPackedArgs& args, cudaStream_t stream) {
   const LinearArgs& linear = args.compress.linear;
-  GemmConfig config = linear_packed_config(linear, device_model());
-  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", linear_packed_configs(linear))) {
-    config = *wanted;
-    config.splits_last_wave = config.splits > 1;
-    config.splits = 1;
-  }
+  GemmConfig config = linear_packed_config(linear);
+  if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", linear_packed_configs(linear))) config = *wanted;
   linear_compress_packed(args, config, stream);
 }
 

@@ -6,7 +6,6 @@
 /// it, but with the features of each 16 rows in that order. docs/design/sparse_weights.md draws it.
 #pragma once
 
-#include "sparse24/device_model.h"
 #include "sparse24/format.h"
 #include "sparse24/gemm.h"
 #include "sparse24/linear.h"
@@ -16,6 +15,9 @@ namespace sparse24 {
 
 /// Features are a multiple of this: those of one warp.
 inline constexpr int64_t kPackedFeatures = 16;
+/// Tiles of one warpgroup have features in this multiple, so that no copy has a row that does not exist, and tokens
+/// that are in groups in this one.
+inline constexpr int64_t kGroupedFeatures = 32, kGroupedTokens = 16;
 /// The feature that row m of the sparse operand is, and the row of a feature.
 SPARSE24_HD constexpr int64_t packed_feature(int64_t m) { return m / 16 * 16 + m % 8 * 2 + m % 16 / 8; }
 SPARSE24_HD constexpr int64_t packed_row(int64_t feature) {
@@ -38,14 +40,15 @@ struct LinearGradientPackedArgs {
 /// Tells whether one kernel for the GPU does all of it. It reads rows in groups of four features and of four tokens,
 /// which a copy must not leave; and counts are for benches.
 constexpr bool linear_gradient_packed_is_fused(const LinearGradientArgs& args) {
-  return args.features % 32 == 0 && args.tokens % 16 == 0 && args.meta_dtype == args.dtype && !args.counts;
+  return args.features % kGroupedFeatures == 0 && args.tokens % kGroupedTokens == 0 && args.meta_dtype == args.dtype &&
+         !args.counts;
 }
 
-/// The tiles of linear_compress_packed, in the first of all orders: 128 features x 256 tokens; for float8 output also
-/// those of one warpgroup, x 192.
+/// The tiles of linear_compress_packed, in the first of all orders: 128 features x 256 tokens, for y of 16 bits; and
+/// where y has the dtype of x, and features come in groups, as they do in float8, those of one warpgroup, x 192.
 std::vector<GemmConfig> linear_packed_configs(const LinearArgs& args);
-/// Its configuration: a tile in one order, whose last wave is split where that pays.
-GemmConfig linear_packed_config(const LinearArgs& args, const DeviceModel& device);
+/// Its configuration: a tile in one order.
+GemmConfig linear_packed_config(const LinearArgs& args);
 
 namespace cpu {
 void linear_compress_packed(const LinearCompressPackedArgs& args);

@@ -27,16 +27,17 @@ class CompressGroupedEmulated : public testing::Test {
   static constexpr DType kPreActivation = Types::kPreActivation;
 
   /// The epilogue's values, metadata with its padding and statistics are the reference's; nothing else is written.
-  void compare(const EpilogueCase& h, Order order = Order::kForward) {
+  template <bool kFp8>
+  void compare_values(const EpilogueCase& h, Order order) {
     SCOPED_TRACE(testing::PrintToString(h));
     const LinearCase c = h.linear();
     const Sums sums = h.sums();
-    const auto expected = compressed_reference(c, DType::kFloat8E4M3, sums);
+    const auto expected = compressed_reference(c, kFp8 ? DType::kFloat8E4M3 : kPreActivation, sums);
     Guarded values(expected.values.bytes()), meta(expected.a.meta_bytes());
     test::LinearStatistics seen;
     const cuda::CompressParams params{params_of(c, h.statistics ? &seen : nullptr), expected.a, values.data(),
                                       meta.data<uint8_t>()};
-    using Epilogue = cuda::GroupedCompressEpilogue<T, Tile::kM, Tile::kN>;
+    using Epilogue = cuda::GroupedCompressEpilogue<T, kFp8, Tile::kM, Tile::kN>;
     const auto accumulator = [&](int row, int token, int batch) { return sums(token, cuda::place_of_row(row), batch); };
     run_epilogue<Epilogue, Tile>(params, h.out, int(expected.a.m_meta), accumulator, order);
     Array got(c.y_dtype, expected.values.size());
@@ -48,6 +49,10 @@ class CompressGroupedEmulated : public testing::Test {
     ASSERT_TRUE(values.intact() && meta.intact());
     if (h.statistics) expect_equal(seen, expected);
   }
+  /// 16-bit values, or fp8 ones.
+  void compare(const EpilogueCase& h, Order order = Order::kForward) {
+    h.out_scale == OutScale::kNone ? compare_values<false>(h, order) : compare_values<true>(h, order);
+  }
 };
 TYPED_TEST_SUITE(CompressGroupedEmulated, Types);
 
@@ -56,24 +61,28 @@ constexpr int kSizes[][2] = {{1, 32}, {127, 64}, {5, 192}, {257, 288}, {130, 576
 
 TYPED_TEST(CompressGroupedEmulated, EqualsTheReference) {
   for (const auto& [tokens, out] : kSizes) {
-    for (OutScale scale : {OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
+    for (OutScale scale : {OutScale::kNone, OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
       this->compare({tokens, out, this->kPreActivation, scale});
     }
   }
 }
 
 TYPED_TEST(CompressGroupedEmulated, TakesScalesBiasAndStatisticsOrNone) {
-  for (Scales given : {Scales::kNone, Scales::kOne}) {
-    EpilogueCase h{129, 288, this->kPreActivation, OutScale::kOne, given};
-    h.statistics = given == Scales::kOne;
-    this->compare(h);
+  for (OutScale scale : {OutScale::kNone, OutScale::kOne}) {
+    for (Scales given : {Scales::kNone, Scales::kOne}) {
+      EpilogueCase h{129, 288, this->kPreActivation, scale, given};
+      h.statistics = given == Scales::kOne;
+      this->compare(h);
+    }
   }
 }
 
 TYPED_TEST(CompressGroupedEmulated, EqualsTheReferenceOnNanAndInfinities) {
-  EpilogueCase h{129, 288, this->kPreActivation, OutScale::kPerToken};
-  h.specials = true;
-  this->compare(h);
+  for (OutScale scale : {OutScale::kNone, OutScale::kPerToken}) {
+    EpilogueCase h{129, 288, this->kPreActivation, scale};
+    h.specials = true;
+    this->compare(h);
+  }
 }
 
 /// Plain relu, with statistics and without; training in float16 stores it. Thresholds on a number of h, between two of
@@ -83,17 +92,21 @@ TYPED_TEST(CompressGroupedEmulated, ActivationsEqualTheReference) {
     for (const ActivationArgs& activation :
          {ActivationArgs(Activation::kRelu), ActivationArgs(Activation::kRelu2, 4.f),
           ActivationArgs(Activation::kRelu2, 2.3f), ActivationArgs(Activation::kRelu2, 3e38f)}) {
-      EpilogueCase h{129, 288, this->kPreActivation, OutScale::kPerToken};
-      h.specials = h.statistics = specials;
-      h.activation = activation;
-      this->compare(h);
+      for (OutScale scale : {OutScale::kNone, OutScale::kPerToken}) {
+        EpilogueCase h{129, 288, this->kPreActivation, scale};
+        h.specials = h.statistics = specials;
+        h.activation = activation;
+        this->compare(h);
+      }
     }
   }
 }
 
 TYPED_TEST(CompressGroupedEmulated, DoesNotDependOnTheOrderOfThreads) {
   for (Order order : kOrders) {
-    this->compare({300, 544, this->kPreActivation, OutScale::kPerToken}, order);
+    for (OutScale scale : {OutScale::kNone, OutScale::kPerToken}) {
+      this->compare({300, 544, this->kPreActivation, scale}, order);
+    }
   }
 }
 

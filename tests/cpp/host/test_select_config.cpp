@@ -291,36 +291,23 @@ TEST(SelectLinearConfig, DividesTheTilesOfARaggedRound) {
             "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
 }
 
-std::string packed_config(DType y, int64_t tokens, int64_t out, int64_t in, bool statistics = false) {
-  LinearArgs args{};
-  float amax = 0;
-  args.tokens = tokens;
-  args.in = in;
-  args.out = out;
-  args.dtype = y;
-  args.y_dtype = y;
-  if (statistics) args.amax = &amax;
-  return to_string(linear_packed_config(args, reference_device(132)));
-}
-
-/// The last wave of overlapped tiles is split by the rule for dense ones.
-TEST(LinearPackedConfig, SplitsARaggedLastWave) {
-  const auto chosen = [](int64_t tokens, int64_t out) { return packed_config(DType::kBFloat16, tokens, out, 4096); };
-  EXPECT_EQ(chosen(8192, 16384), "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
-  EXPECT_EQ(chosen(16384, 21504), "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
-  EXPECT_EQ(chosen(8192, 18432), "128x256x64 cluster 2x1 swizzle 8 along M");
-  EXPECT_EQ(chosen(256 * 132, 128 * 16), "128x256x64 cluster 2x1 swizzle 8 along M");  // whole waves
-  EXPECT_EQ(chosen(512, 1024), "128x256x64 cluster 2x1 swizzle 8 along M");            // less than one
-}
-
-/// float8 overlaps where products are long and nothing is collected.
-TEST(LinearPackedConfig, HasTilesOfOneWarpgroupInFloat8) {
-  const DType fp8 = DType::kFloat8E4M3;
-  EXPECT_EQ(packed_config(fp8, 8192, 16384, 4096),
-            "128x256x128 cluster 2x1 swizzle 16 along M, the last tiles in quarters");
-  EXPECT_EQ(packed_config(fp8, 8192, 16384, 4096, true), "128x192x128 cluster 2x1 swizzle 16 along M");
-  EXPECT_EQ(packed_config(fp8, 16384, 18432, 2560), "128x192x128 cluster 2x1 swizzle 16 along M");
-  EXPECT_EQ(packed_config(DType::kBFloat16, 16384, 18432, 2560, true), "128x256x64 cluster 2x1 swizzle 8 along M");
+/// Overlapped tiles are for what those of one warpgroup are not compiled for: features in halves of 32, another dtype
+/// of y than that of x.
+TEST(LinearPackedConfig, HasTilesOfOneWarpgroup) {
+  const DType bf16 = DType::kBFloat16, fp8 = DType::kFloat8E4M3;
+  const auto chosen = [](DType dtype, DType y, int64_t out) {
+    LinearArgs args{};
+    args.tokens = 8192;
+    args.in = 4096;
+    args.out = out;
+    args.dtype = dtype;
+    args.y_dtype = y;
+    return to_string(linear_packed_config(args));
+  };
+  EXPECT_EQ(chosen(bf16, bf16, 16384), "128x192x64 cluster 2x1 swizzle 8 along M");
+  EXPECT_EQ(chosen(bf16, bf16, 16400), "128x256x64 cluster 2x1 swizzle 8 along M");
+  EXPECT_EQ(chosen(fp8, fp8, 16384), "128x192x128 cluster 2x1 swizzle 8 along M");
+  EXPECT_EQ(chosen(fp8, bf16, 16384), "128x256x128 cluster 2x1 swizzle 8 along M");
 }
 
 TEST(SelectConfigFloat32, IsRefused) {

@@ -39,9 +39,9 @@ struct GroupedOperands {
   Feature features[kTileM];
 };
 
-// h is rounded to T, values are e4m3. Features come in multiples of 32, so that a warp has all of its features, or
-// none.
-template <class T, int kTileM, int kTileN>
+// h is rounded to T. Values are e4m3 and the metadata that of fp8 with kFp8, and T and that of 16 bits without.
+// Features come in multiples of 32, so that a warp has all of its features, or none.
+template <class T, bool kFp8, int kTileM, int kTileN>
 class GroupedCompressEpilogue : public EpilogueBase<CompressParams, OperandStages<GroupedOperands<kTileM, kTileN>>> {
   using Base = EpilogueBase<CompressParams, OperandStages<GroupedOperands<kTileM, kTileN>>>;
   using Base::p_;
@@ -112,7 +112,7 @@ class GroupedCompressEpilogue : public EpilogueBase<CompressParams, OperandStage
     }
     h.activation.template finish<T>(roots);
     compiler_fence();
-    if (h.amax || h.saturated || h.activation.template is_general<T>()) {
+    if (wants_every_value(at, roots, operands)) {
       visit<true>(at, roots, operands);
     } else {
       visit<false>(at, roots, operands);
@@ -145,6 +145,37 @@ class GroupedCompressEpilogue : public EpilogueBase<CompressParams, OperandStage
     }
   }
 
+  // Whether the general form is wanted: for another activation than the squared ReLU; to count what saturates, if
+  // anything may; and to leave tokens out of the statistics that do not exist. Else it finds the largest y itself,
+  // which costs half an instruction a value.
+  CUTLASS_DEVICE bool wants_every_value(Place const& at, uint32_t const (&roots)[kTileN / 4][2],
+                                        Operands const& operands) const {
+    const LinearParams& h = p_.linear;
+    if (h.activation.template is_general<T>()) return true;
+    if (!h.amax && !h.saturated) return false;
+    if (at.token + kTileN > h.rows) return true;
+    uint32_t of_halves = 0;
+    CUTLASS_PRAGMA_UNROLL
+    for (auto const& pair : roots) of_halves = larger_roots<T>(larger_roots<T>(of_halves, pair[0]), pair[1]);
+    ActivationStatistics seen;
+    float inverse = 0.f;  // the largest
+    if (at.feature < h.cols) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int c = 0; c < 2; ++c)
+        seen.amax = fmaxf(seen.amax, h.activation.template value<T, /*kGeneral=*/false>(of_halves, c));
+      if constexpr (kFp8) {
+        CUTLASS_PRAGMA_NO_UNROLL
+        for (int b = 0; b < (h.scale_y_stride ? kTileN / 8 : 1); ++b) {
+          const float* of_two = operands.tokens[4 * b + at.q()].inverse;
+          inverse = fmaxf(inverse, fmaxf(fabsf(of_two[0]), fabsf(of_two[1])));
+        }
+      }
+    }
+    if (__ballot_sync(0xffffffffu, ActivationStatistics::exceeds(seen.amax, inverse)) != 0) return true;
+    seen.collect(h);
+    return false;
+  }
+
   template <bool kGeneral>
   CUTLASS_DEVICE void visit(Place at, uint32_t (&roots)[kTileN / 4][2], Operands const& operands) const {
     ActivationStatistics seen;
@@ -173,16 +204,36 @@ class GroupedCompressEpilogue : public EpilogueBase<CompressParams, OperandStage
       const KeptPairs kept = keep_two_pairs(m, m);
       const uint32_t of_block = kept.nibbles & 0x000f000fu << 4 * (b % 4);
       nibbles = b % 4 == 0 ? of_block : nibbles | of_block;
-      store_values<kGeneral>(at, b, kept, tokens[4 * b + at.q()], features, seen);
+      if constexpr (kFp8) {
+        store_fp8<kGeneral>(at, b, kept, tokens[4 * b + at.q()], features, seen);
+      } else {
+        store_16bit<kGeneral>(at, b, kept, features, seen);
+      }
       if (b % 4 == 3) store_meta(at, b - 3, nibbles, features);
+    }
+  }
+
+  template <bool kGeneral>
+  CUTLASS_DEVICE void store_16bit(Place const& at, int b, KeptPairs const& kept, bool features,
+                                  ActivationStatistics& seen) const {
+    CUTLASS_PRAGMA_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      const uint32_t roots = permute_bytes(kept.first, kept.second, c ? 0x7632 : 0x5410);
+      const int token = at.token + 8 * b + 2 * at.q() + c;
+      const bool exists = features && token < p_.linear.rows;
+      if (kGeneral && exists) {  // the largest of a group is always kept
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < 2; ++i) seen.see(p_.linear.activation.template value<T, kGeneral>(roots, i), 0.f);
+      }
+      const int64_t to = int64_t(token) * (p_.linear.cols / 2) + at.feature / 2 + 2 * at.g();
+      store4_if(exists, static_cast<T*>(p_.values) + to, p_.linear.activation.template values<T, kGeneral>(roots));
     }
   }
 
   // Of eight tokens of a block lane 4 r + i then has token r, groups 2i and 2i + 1.
   template <bool kGeneral>
-  CUTLASS_DEVICE void store_values(Place const& at, int b, KeptPairs const& kept,
-                                   typename Operands::Tokens const& tokens, bool features,
-                                   ActivationStatistics& seen) const {
+  CUTLASS_DEVICE void store_fp8(Place const& at, int b, KeptPairs const& kept, typename Operands::Tokens const& tokens,
+                                bool features, ActivationStatistics& seen) const {
     uint16_t pairs[2];
     CUTLASS_PRAGMA_UNROLL
     for (int c = 0; c < 2; ++c) {
@@ -212,7 +263,17 @@ class GroupedCompressEpilogue : public EpilogueBase<CompressParams, OperandStage
     // Its padding is stored too.
     if (!features || token >= p_.linear.rows) word = 0x01010101u * kMetaPaddingByte;
     const bool stored = token < p_.a.m_meta && at.feature < p_.a.k_meta;
-    store4_if(stored, p_.meta + (at.feature / 128 * p_.a.m_meta + token) * 16 + at.feature % 128 / 8, word);
+    if constexpr (kFp8) {
+      store4_if(stored, p_.meta + (at.feature / 128 * p_.a.m_meta + token) * 16 + at.feature % 128 / 8, word);
+    } else {
+      // Tokens r and r + 8 are neighbours: lanes of both trade 16 features for the other token.
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, word, 1);
+      word = i % 2 ? permute_bytes(got, word, 0x7632) : permute_bytes(word, got, 0x5410);
+      store4_if(stored,
+                p_.meta + (at.feature / 64 * p_.a.m_meta + token / 16 * 16) * 8 + i % 2 * 64 + at.g() * 8 +
+                    at.feature % 64 / 32 * 4,
+                word);
+    }
   }
 };
 

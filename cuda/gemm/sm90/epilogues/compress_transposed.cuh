@@ -16,7 +16,6 @@
 // Rounding and selection are those of elementwise/compress.cu: results are bit-identical to the two steps.
 #pragma once
 
-#include "common/float8.cuh"
 #include "common/packed.cuh"
 #include "common/warp.cuh"
 #include "gemm/sm90/epilogues/compress.cuh"
@@ -90,16 +89,14 @@ class AccumulatorScales<FeatureOperands<kTileM, kTileN>> {
   typename Operands::Columns ahead_[kAhead];
 };
 
-// h is rounded to T. Values are e4m3 with kFp8Values, and T without; kFp8Meta gives the metadata the layout of fp8.
-template <class T, bool kFp8Values, bool kFp8Meta, int kTileM, int kTileN>
+// h is rounded to T, as values are. kFp8Meta gives the metadata the layout of fp8.
+template <class T, bool kFp8Meta, int kTileM, int kTileN>
 class TransposedCompressEpilogue {
  public:
   using Params = CompressParams;
   using Operands = FeatureOperands<kTileM, kTileN>;
   static constexpr int kSteps = kTileN / 32;
-  template <int kColumns>
-  using WithColumns = TransposedCompressEpilogue<T, kFp8Values, kFp8Meta, kTileM, kColumns>;
-  static_assert(kTileN % 64 == 0 && kTileM % 128 == 0, "tiles, or their parts, cover the metadata's padding");
+  static_assert(kTileN % 64 == 0 && kTileM % 128 == 0, "tiles cover the metadata's padding");
 
   CUTLASS_DEVICE explicit TransposedCompressEpilogue(Params const& params) : p_(params) {}
 
@@ -143,15 +140,13 @@ class TransposedCompressEpilogue {
     token_ = n + 2 * (threadIdx.x & 3) + high_token();
     left_ = first < h.cols ? h.rows - token_ : 0;
     meta_left_ = first < p_.a.k_meta ? int(p_.a.m_meta) - token_ : 0;
-    values_ = static_cast<char*>(p_.values) + first / 2 * kBytes;
-    values_ += value_offset(kFp8Values ? token_ + gathered_token() : token_) + (kFp8Values ? 0 : 4 * group());
+    values_ = static_cast<T*>(p_.values) + value_offset(token_) + first / 2 + 2 * group();
     if constexpr (kFp8Meta) {
       meta_ = p_.meta + (uint64_t(first / 128) * p_.a.m_meta + token_ + gathered_token()) * 16 + first % 128 / 8;
     } else {
       meta_ = p_.meta + uint64_t(first / 64) * p_.a.m_meta * 8 + uint64_t(n + gathered_token()) * 8 +
               first % 32 / 16 * 64 + token_ % 8 * 8 + first % 64 / 32 * 4;
     }
-    if constexpr (kFp8Values) load_scale<0>();
 
     if (h.scale_x || h.scale_w || h.bias) {
       scales.template scale<kBlocks>(acc, *this);
@@ -190,18 +185,14 @@ class TransposedCompressEpilogue {
       kept[i] = __byte_perm(of_both.first, of_both.second, 0x5410);
       kept[i + 2] = __byte_perm(of_both.first, of_both.second, 0x7632);
     }
-    if constexpr (kFp8Values) {
-      store_fp8<kStep, kGeneral>(kept);
-    } else {
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int token = 32 * kStep + 16 * (i % 2) + 8 * (i / 2);
-        if (kGeneral && exists(token)) {  // the largest of a group is always kept
-          CUTLASS_PRAGMA_UNROLL
-          for (int j = 0; j < 2; ++j) seen_.see(p_.linear.activation.value<T, kGeneral>(kept[i], j), 0.f);
-        }
-        store_pair(token, p_.linear.activation.values<T, kGeneral>(kept[i]));
+    CUTLASS_PRAGMA_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int token = 32 * kStep + 16 * (i % 2) + 8 * (i / 2);
+      if (kGeneral && exists(token)) {  // the largest of a group is always kept
+        CUTLASS_PRAGMA_UNROLL
+        for (int j = 0; j < 2; ++j) seen_.see(p_.linear.activation.value<T, kGeneral>(kept[i], j), 0.f);
       }
+      store_pair(token, p_.linear.activation.values<T, kGeneral>(kept[i]));
     }
     store_meta<kStep>(nibbles);
     if constexpr (kGeneral && kStep == kSteps - 1) {
@@ -211,7 +202,7 @@ class TransposedCompressEpilogue {
   }
 
  private:
-  static constexpr int kBytes = kFp8Values ? 1 : 2, kBlocks = kTileN / 8;
+  static constexpr int kBlocks = kTileN / 8;
 
   // Lane 4 r + q: r is 2 group() + high_token().
   CUTLASS_DEVICE static bool high_token() { return threadIdx.x & 4; }
@@ -224,43 +215,11 @@ class TransposedCompressEpilogue {
   // times its zeros is none of the result's.
   CUTLASS_DEVICE bool exists(int token) const { return token < left_; }
   CUTLASS_DEVICE uint64_t value_offset(int token) const {
-    return uint64_t(uint32_t(token)) * uint32_t(p_.linear.cols / 2 * kBytes);
-  }
-
-  // Loads the scale of y of the token that the lane gathers in a step, a step before it is used: no registers hold
-  // those of a tile.
-  template <int kStep>
-  CUTLASS_DEVICE void load_scale() {
-    const LinearParams& h = p_.linear;
-    const int token = 32 * kStep + gathered_token();
-    scale_ = h.scale_y && exists(token) ? h.scale_y[(token_ + token) * h.scale_y_stride] : 1.f;
+    return uint64_t(uint32_t(token)) * uint32_t(p_.linear.cols / 2);
   }
 
   CUTLASS_DEVICE void store_pair(int token, uint32_t pair) const {
     if (exists(token)) *reinterpret_cast<uint32_t*>(values_ + value_offset(token)) = pair;
-  }
-
-  // Brings the four pairs of a token together from the lanes of its groups: a lane has one scale, and stores 8 bytes.
-  template <int kStep, bool kGeneral>
-  CUTLASS_DEVICE void store_fp8(uint32_t (&kept)[4]) {
-    transpose_quad<8>(kept, group());
-    const float inverse = __frcp_rn(usable_scale(scale_));
-    if constexpr (kStep + 1 < kSteps) load_scale<kStep + 1>();
-    const bool valid = exists(32 * kStep + gathered_token());
-    uint16_t pairs[4];
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const float y[2] = {p_.linear.activation.value<T, kGeneral>(kept[i], 0),
-                          p_.linear.activation.value<T, kGeneral>(kept[i], 1)};
-      if (kGeneral && valid) {  // the largest of a group is always kept
-        seen_.see(y[0], inverse);
-        seen_.see(y[1], inverse);
-      }
-      pairs[i] = to_e4m3x2(__fmul_rn(y[0], inverse), __fmul_rn(y[1], inverse));
-    }
-    if (valid)
-      *reinterpret_cast<uint2*>(values_ + value_offset(32 * kStep)) =
-          make_uint2(pack16(pairs[0], pairs[1]), pack16(pairs[2], pairs[3]));
   }
 
   // Brings the nibbles of 16 features together: afterwards a lane has those of tokens t and t + 8 of two of the four
@@ -285,11 +244,10 @@ class TransposedCompressEpilogue {
   uint32_t roots_[kBlocks][2] = {};  // of blocks b and b + 1, b even: token 2q of both, of both rows; then token 2q + 1
   float even_[4];
   ActivationStatistics seen_;
-  float scale_ = 1.f;
-  int token_ = 0;           // the lane's first of the tile
-  int left_ = 0;            // tokens from it on; 0: the features do not exist
-  int meta_left_ = 0;       // tokens of the metadata
-  char* values_ = nullptr;  // what this lane stores of the first tokens
+  int token_ = 0;        // the lane's first of the tile
+  int left_ = 0;         // tokens from it on; 0: the features do not exist
+  int meta_left_ = 0;    // tokens of the metadata
+  T* values_ = nullptr;  // what this lane stores of the first tokens
   uint8_t* meta_ = nullptr;
 };
 

@@ -56,24 +56,31 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
     const int lane = lane_of_tile();
     const Lane at{lane, int(get<0>(block_coord)) * kTileM + thread_idx / 32 * 32 + lane / 4 * 4};
     const int first_token = int(get<1>(block_coord)) * kTileN;
-    // dy is rounded first, because the accumulators leave no registers for anything else.
+    // dy is rounded first, because the accumulators leave no registers for anything else: with those of a part there
+    // are some for the first loads.
     Part parts[kParts];
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kParts * 32; ++i) {
-      const int part = i / 32, j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
-      const auto of = [&](int e) { return acc(make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
-      parts[part].of[j][t][pair] = pack2(T{}, of(0), of(1));
-    }
-    compiler_fence();
-    // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
+    const auto round = [&](int part) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 32; ++i) {
+        const int j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
+        const auto of = [&](int e) { return acc(make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
+        parts[part].of[j][t][pair] = pack2(T{}, of(0), of(1));
+      }
+      compiler_fence();
+    };
+    round(0);
+    const int4 slots = load_slots(at);
     Forward next = load(at, first_token);
+    CUTLASS_PRAGMA_UNROLL
+    for (int part = 1; part < kParts; ++part) round(part);
+    // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
     CUTLASS_PRAGMA_NO_UNROLL
     for (int part = 0; part < kParts; ++part) {
       const int place = first_token + part * kPartTokens;
       Forward y = next;
       // On its way while this part is computed.
       if (part + 1 < kParts) next = load(at, place + kPartTokens);
-      visit(at, place, parts[0], y);
+      visit(at, place, parts[0], y, slots);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
     }
@@ -93,11 +100,10 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
     CUTLASS_DEVICE int q() const { return lane & 3; }
     CUTLASS_DEVICE int g() const { return lane >> 2; }
   };
-  // What a lane loads: the kept pairs of its groups; of token g % 4 of each group the nibbles of 16 features, two
-  // groups a word.
+  // What a lane loads: the kept pairs of its groups; of token g % 4 of each group the nibbles of 16 features.
   struct Forward {
     uint32_t pairs[kGroups][4];
-    uint32_t meta[kGroups / 2];
+    uint32_t meta[kGroups];
   };
 
   // Whether the 16 tokens from a place on exist, and the features of this warp.
@@ -114,7 +120,7 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
   // Zeros that keep (0, 1) where there is nothing. Not load16: the kernel may have started while the one before it was
   // writing these, which are therefore not read-only.
   CUTLASS_DEVICE Forward load(Lane const& at, int place) const {
-    Forward out{{}, {0x44444444u, 0x44444444u}};
+    Forward out{{}, {0x4444u, 0x4444u, 0x4444u, 0x4444u}};
     const int64_t m_meta = round_up(p_.tokens, kMetaRowPadding);
     const uint8_t* column =
         p_.meta + at.feature / 64 * m_meta * 8 + at.feature % 32 / 16 * 64 + at.feature % 64 / 32 * 4;
@@ -122,9 +128,8 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
     for (int j = 0; j < kGroups; ++j) {
       if (!exists(at, place + 16 * j)) continue;
       const int t = token(at, place + 16 * j, at.g() & 3);
-      const uint32_t nibbles =
-          *reinterpret_cast<const uint16_t*>(column + int64_t(t / 16) * 128 + t % 8 * 8 + t % 16 / 8 * 2);
-      out.meta[j / 2] = j % 2 ? (out.meta[j / 2] & 0xffffu) | nibbles << 16 : nibbles | 0x44440000u;
+      // As they are: an instruction on them would wait for them.
+      out.meta[j] = *reinterpret_cast<const uint16_t*>(column + int64_t(t / 16) * 128 + t % 8 * 8 + t % 16 / 8 * 2);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 0; i < 4; ++i) {
         const T* y = static_cast<const T*>(p_.y) + value_offset(at, token(at, place + 16 * j, i));
@@ -134,18 +139,23 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
     return out;
   }
 
-  // Computes and stores everything of 64 tokens.
-  CUTLASS_DEVICE void visit(Lane const& at, int place, Part const& dy, Forward& y) const {
+  CUTLASS_DEVICE int4 load_slots(Lane const& at) const {
     int4 slots{-1, -1, -1, -1};
     if (p_.slots && at.feature < p_.features) slots = *reinterpret_cast<const int4*>(p_.slots + at.feature);
+    return slots;
+  }
+
+  // Computes and stores everything of 64 tokens.
+  CUTLASS_DEVICE void visit(Lane const& at, int place, Part const& dy, Forward const& y, int4 slots) const {
     const bool hot = (slots.x & slots.y & slots.z & slots.w) >= 0;
+    uint32_t of_two = 0;          // groups, the nibbles of y
     uint32_t nibbles[2][2] = {};  // of y and of dh, of features 0 and 1, and 2 and 3: group j has nibble j of a half
     CUTLASS_PRAGMA_UNROLL
     for (int j = 0; j < kGroups; ++j) {
       const int first = place + 16 * j;
       const bool there = exists(at, first);
-      if (j % 2 == 0) y.meta[j / 2] = transpose_nibbles<4>(y.meta[j / 2], at.g() & 3);
-      const Pattern pattern = pattern_of(y.meta[j / 2] >> 16 * (j % 2));
+      if (j % 2 == 0) of_two = transpose_nibbles<4>(y.meta[j] | y.meta[j + 1] << 16, at.g() & 3);
+      const Pattern pattern = pattern_of(of_two >> 16 * (j % 2));
       uint32_t dh[4];
       CUTLASS_PRAGMA_UNROLL
       for (int t = 0; t < 4; ++t) dh[t] = there ? pattern.kept(t, dy.of[j][t][0], dy.of[j][t][1]) : 0u;

@@ -56,23 +56,30 @@ class TransposedGradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoS
     const int lane = lane_of_tile();
     const Lane at{lane, int(get<0>(block_coord)) * kTileM + thread_idx / 32 * 32};
     const int first_token = int(get<1>(block_coord)) * kTileN;
+    // With the accumulators of a part there are registers for the first loads.
     Part parts[kParts];
-    CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < kParts * 32; ++i) {
-      const int part = i / 32, j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
-      const auto of = [&](int e) { return acc(make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
-      parts[part].of[j][t][pair] = pack2(__nv_bfloat16{}, of(0), of(1));
-    }
-    compiler_fence();
-    DerivativeFp8::Seen seen = p_.derivative.begin();
+    const auto round = [&](int part) {
+      CUTLASS_PRAGMA_UNROLL
+      for (int i = 0; i < 32; ++i) {
+        const int j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
+        const auto of = [&](int e) { return acc(make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
+        parts[part].of[j][t][pair] = pack2(__nv_bfloat16{}, of(0), of(1));
+      }
+      compiler_fence();
+    };
+    round(0);
+    const int4 slots = load_slots(at);
     Forward next = load(at, first_token);
+    CUTLASS_PRAGMA_UNROLL
+    for (int part = 1; part < kParts; ++part) round(part);
+    DerivativeFp8::Seen seen = p_.derivative.begin();
     CUTLASS_PRAGMA_NO_UNROLL
     for (int part = 0; part < kParts; ++part) {
       const int place = first_token + part * kPartTokens;
       const Forward y = next;
       // On its way while this part is computed.
       if (part + 1 < kParts) next = load(at, place + kPartTokens);
-      visit(at, place, parts[0], y, seen);
+      visit(at, place, parts[0], y, slots, seen);
       CUTLASS_PRAGMA_UNROLL
       for (int i = 1; i < kParts; ++i) parts[i - 1] = parts[i];
     }
@@ -127,12 +134,16 @@ class TransposedGradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoS
     return out;
   }
 
-  // Computes and stores everything of 64 tokens.
-  CUTLASS_DEVICE void visit(Lane const& at, int place, Part const& dy, Forward const& y,
-                            DerivativeFp8::Seen& seen) const {
-    const int first_feature = at.feature + 4 * at.g();
+  CUTLASS_DEVICE int4 load_slots(Lane const& at) const {
     int4 slots{-1, -1, -1, -1};
-    if (p_.slots && at.feature < p_.features) slots = *reinterpret_cast<const int4*>(p_.slots + first_feature);
+    if (p_.slots && at.feature < p_.features)
+      slots = *reinterpret_cast<const int4*>(p_.slots + at.feature + 4 * at.g());
+    return slots;
+  }
+
+  // Computes and stores everything of 64 tokens.
+  CUTLASS_DEVICE void visit(Lane const& at, int place, Part const& dy, Forward const& y, int4 slots,
+                            DerivativeFp8::Seen& seen) const {
     const bool hot = (slots.x & slots.y & slots.z & slots.w) >= 0;
     uint32_t nibbles = 0;                // of y's kept pairs: of blocks 4 i .. 4 i + 3, two columns in the halves
     uint32_t along[2][kGroups][2];       // of y and of dh: kept pairs along tokens, two features a word

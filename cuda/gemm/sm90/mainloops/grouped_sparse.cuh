@@ -22,14 +22,11 @@
 #include <cutlass/cuda_host_adapter.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 
-#include "common/bits.cuh"
+#include "gemm/sm90/mainloops/metadata_reader.cuh"
 #include "gemm/sm90/mainloops/tensor_map.cuh"
+#include "sparse24/packed.h"
 
 namespace sparse24::cuda {
-
-// Features come in this multiple, so that no copy has a row that does not exist; and tokens in this one, where they are
-// in groups.
-inline constexpr int64_t kGroupedFeatures = 32, kGroupedTokens = 16;
 
 // The tokens of B: how many there are; and, where they are in groups, rows between those of a group and between groups.
 struct GroupedTokens {
@@ -123,45 +120,66 @@ struct GroupedSparseMainloop : Base {
     }
   }
 
-  // The mma of half a K tile are in flight while those of the next are issued.
+  // The mma of a K tile are in flight while those of the next are issued. One warpgroup has nothing else that hides a
+  // load from shared memory, which takes 200 cycles behind the mma's own: so the metadata of a K tile is on its way
+  // since the mma of the one before the last were issued.
   template <class Accumulators>
   CUTLASS_DEVICE void mma(MainloopPipeline pipeline, PipelineState read, Accumulators& accumulators, int k_tiles,
                           int thread, TensorStorage& shared, Params const&) {
     using namespace cute;
-    const Tensor a = make_tensor(make_smem_ptr(shared.smem_A.begin()), typename Base::SmemLayoutA{});
-    const Tensor b = make_tensor(make_smem_ptr(shared.smem_B.begin()), typename Base::SmemLayoutB{});
+    const Tensor stages_a = make_tensor(make_smem_ptr(shared.smem_A.begin()), typename Base::SmemLayoutA{});
+    const Tensor stages_b = make_tensor(make_smem_ptr(shared.smem_B.begin()), typename Base::SmemLayoutB{});
     const auto slice = TiledMma{}.get_slice(0);
-    const auto operands = cute::make_tuple(slice.make_fragment_A(slice.partition_A(a)),   // (MMA, M, K, stage)
-                                           slice.make_fragment_B(slice.partition_B(b)));  // (MMA, N, K, stage)
-    const auto* e = reinterpret_cast<const uint8_t*>(&shared.smem_E) + first_byte(thread);
-    PipelineState done = read;
-    Metadata metadata;
-    TiledMma tiled;
-    tiled.accumulate_ = GMMA::ScaleOut::Zero;
-    warpgroup_fence_operand(accumulators);
-    CUTLASS_PRAGMA_NO_UNROLL
-    for (int tile = 0; tile < k_tiles; ++tile) {
-      pipeline.consumer_wait(read, pipeline.consumer_try_wait(read));
+    const auto a = slice.make_fragment_A(slice.partition_A(stages_a));  // (MMA, M, K, stage)
+    const auto b = slice.make_fragment_B(slice.partition_B(stages_b));  // (MMA, N, K, stage)
+    const auto* e = reinterpret_cast<const uint8_t*>(&shared.smem_E);
+    using Reader = MetadataReader<kGroupsTokens, kFp8>;
+    const Reader reader(thread, k_tiles >> 30);
+    PipelineState done = read, ahead = read;
+    typename Reader::Words words;
+    Metadata metadata[2];
+    TiledMma mma;
+    mma.accumulate_ = GMMA::ScaleOut::Zero;
+    int left = k_tiles, loads = k_tiles;  // K tiles to multiply, and those whose metadata is to be loaded
+    const auto load = [&] {
+      if (loads > 0) {
+        pipeline.consumer_wait(ahead, pipeline.consumer_try_wait(ahead));
+        reader.load(e + ahead.index() * kBytesE, words);
+        ++ahead;
+      }
+      --loads;
+    };
+    const auto multiply = [&](Metadata& of_tile, Metadata& of_next) {
+      warpgroup_fence_operand(accumulators);
+      warpgroup_arrive();
       CUTLASS_PRAGMA_UNROLL
       for (int k = 0; k < kMmas; ++k) {
-        Tensor words = recast<uint32_t>(metadata);
-        CUTLASS_PRAGMA_UNROLL
-        for (int h = 0; h < 2; ++h) words(0, h, k) = metadata_word(e + read.index() * kBytesE, h, k, thread);
-        warpgroup_fence_operand(accumulators);
-        warpgroup_arrive();
-        cute::gemm(tiled, make_zip_tensor(cute::get<0>(operands)(_, _, k, read.index()), metadata(_, _, k)),
-                   cute::get<1>(operands)(_, _, k, read.index()), accumulators);
-        tiled.accumulate_ = GMMA::ScaleOut::One;
-        warpgroup_commit_batch();
-        warpgroup_wait<1>();
-        warpgroup_fence_operand(accumulators);
-        if (k == 0 && tile > 0) {
-          pipeline.consumer_release(done);
-          ++done;
-        }
+        cute::gemm(mma, make_zip_tensor(a(_, _, k, read.index()), of_tile(_, _, k)), b(_, _, k, read.index()),
+                   accumulators);
+        mma.accumulate_ = GMMA::ScaleOut::One;
       }
+      warpgroup_commit_batch();
       ++read;
+      warpgroup_wait<1>();
+      warpgroup_fence_operand(accumulators);
+      reader.arrange(words, of_next);
+      if (left < k_tiles) {
+        pipeline.consumer_release(done);
+        ++done;
+      }
+      load();
+      --left;
+    };
+    load();
+    reader.arrange(words, metadata[0]);
+    metadata[1] = metadata[0];
+    load();
+    CUTLASS_PRAGMA_NO_UNROLL
+    while (left > 1) {
+      multiply(metadata[0], metadata[1]);
+      multiply(metadata[1], metadata[0]);
     }
+    if (left > 0) multiply(metadata[0], metadata[1]);
   }
 
   CUTLASS_DEVICE void mma_tail(MainloopPipeline pipeline, PipelineState last, int k_tiles) {
@@ -198,29 +216,6 @@ struct GroupedSparseMainloop : Base {
         CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     check(result == CUDA_SUCCESS, kWhat, ": cuTensorMapEncodeTiled failed with error ", int(result));
     return map;
-  }
-
-  // Where a thread's metadata lies in a stage. Lane 4 g + q of warp w has rows g and g + 8 of 16, for either h. In 16
-  // bits it has 16 columns of both rows, with an odd q the second 16 of an mma; in fp8 32 columns of row g + 8 (q % 2).
-  CUTLASS_DEVICE static int first_byte(int thread) {
-    const int w = thread / 32, g = thread % 32 / 4, q = thread % 4;
-    if constexpr (kGroupsTokens && kFp8) {  // features 4 g .. 4 g + 3 of 32
-      return (32 * w + 4 * g + (q & 1)) * 16 + 4 * (q >> 1);
-    } else if constexpr (kGroupsTokens) {  // the same: four of eight rows, in a half of 16
-      return (2 * w + g / 4) * 128 + (q & 1) * 64 + (g & 1) * 32;
-    } else {
-      static_assert(kFp8, "no kernel of 16 bits has packed rows");
-      return (32 * w + 16 * (g / 4) + 8 * (q & 1) + 2 * (g & 3)) * 16 + 4 * (q >> 1);
-    }
-  }
-  // That of the k-th mma of a K tile, for rows 64 h .. 64 h + 63.
-  CUTLASS_DEVICE static uint32_t metadata_word(const uint8_t* e, int h, int k, int thread) {
-    if constexpr (kGroupsTokens && !kFp8) {  // a half of the words of two features, by bit 1 of g
-      const auto* w = reinterpret_cast<const uint32_t*>(e + 16 * h + 4 * k);
-      return permute_bytes(w[0], w[2], thread % 32 / 8 % 2 ? 0x7632 : 0x5410);
-    } else {
-      return *reinterpret_cast<const uint32_t*>(e + (kGroupsTokens ? 32 : 16) * h + 8 * k);
-    }
   }
 };
 

@@ -5,27 +5,27 @@
 #include "gemm/sm90/epilogues/compress_grouped.cuh"
 #include "gemm/sm90/kernels/gemm.cuh"
 #include "gemm/sm90/kernels/persistent.cuh"
-#include "gemm/sm90/mainloops/metadata_ahead.cuh"
+#include "gemm/sm90/mainloops/grouped_sparse.cuh"
 #include "gemm/sm90/ops/dense.cuh"
 #include "gemm/sm90/schedulers/wave_scheduler.cuh"
 
 namespace sparse24::cuda {
 
-// Of float8 alone: products of 16 bits take longer so (docs/log/101-one-warpgroup-a-tile.md). T: what h is rounded to.
-template <class T>
+// T: what h is rounded to. Values are of kDType, as x and w are.
+template <DType kDType, class T>
 struct LinearGroupedSm90 {
   static constexpr TileSpec kSpec = dense_tile(GemmTile::k128x192);  // features, tokens
   static constexpr int kM = kSpec.m, kN = kSpec.n;
-  static constexpr DType kDType = DType::kFloat8E4M3;
+  static constexpr bool kFp8 = kDType == DType::kFloat8E4M3;
   using Element = typename GemmElement<kDType>::type;
-  using Epilogue = OperandsAdapter<GroupedCompressEpilogue<T, kM, kN>>;
+  using Epilogue = OperandsAdapter<GroupedCompressEpilogue<T, kFp8, kM, kN>>;
   using Base = typename cutlass::gemm::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, cutlass::layout::RowMajor, 32, Element,
-      cutlass::layout::ColumnMajor, 16, float,
+      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Element, cutlass::layout::RowMajor,
+      2 * 16 / sizeof(Element), Element, cutlass::layout::ColumnMajor, 16 / sizeof(Element), float,
       cute::Shape<cute::Int<kM>, cute::Int<kN>, cute::Int<int(meta_atom_k(kDType))>>,
       cute::Shape<cute::Int<kSpec.cluster_m>, cute::Int<kSpec.cluster_n>, cute::_1>, GemmStages<Epilogue>,
-      GemmSchedule</*kFp8=*/true, /*kPingpong=*/true>>::CollectiveOp;
-  using Mainloop = MetadataAhead<Base>;
+      GemmSchedule<kFp8, /*kPingpong=*/true>>::CollectiveOp;
+  using Mainloop = GroupedSparseMainloop<Base, /*kGroupsTokens=*/false>;
   using Kernel = PersistentGemm<Mainloop, Epilogue, WaveScheduler<2, 1>>;
   using SparseConfig = typename Mainloop::SparseConfig;
 

@@ -6,8 +6,9 @@
 #include "gemm/sm90/epilogues/compress_transposed.cuh"
 #include "gemm/sm90/kernels/gemm.cuh"
 #include "gemm/sm90/kernels/overlapped.cuh"
+#include "gemm/sm90/mainloops/permuted_n_mainloop.cuh"
 #include "gemm/sm90/mainloops/sparse_mma.cuh"
-#include "gemm/sm90/mainloops/sparse_parts.cuh"
+#include "gemm/sm90/mainloops/sparse_rows_mainloop.cuh"
 #include "gemm/sm90/ops/dense.cuh"
 #include "gemm/sm90/ops/linear_grouped.cuh"
 #include "gemm/sm90/schedulers/scheduler_of.cuh"
@@ -25,10 +26,9 @@ struct PackedSm90 {
       cute::Shape<cute::Int<kSpec.m>, cute::Int<kSpec.n>, cute::Int<int(meta_atom_k(kDType))>>,
       cute::Shape<cute::Int<kSpec.cluster_m>, cute::Int<kSpec.cluster_n>, cute::_1>, OverlappedStages<Epilogue>,
       GemmSchedule<kDType == DType::kFloat8E4M3, /*kPingpong=*/false>>::CollectiveOp;
-  using Mainloop = SplitSparseMainloop<Base, PermutedN<8>>;  // of which it takes x's own order
-  using Split = SplitSparseTiles<Mainloop, Epilogue>;
-  using Kernel = OverlappedGemm<Mainloop, SparseMma<Mainloop>, Epilogue, Split,
-                                SchedulerOf<kSpec.scheduler(), kSpec.cluster_m, kSpec.cluster_n, Split::kParts>>;
+  using Mainloop = SparseRowsMainloop<Base, PermutedNRows<Base, PermutedN<8>>>;  // of which it takes x's own order
+  using Kernel = OverlappedGemm<Mainloop, SparseMma<Mainloop>, Epilogue, WholeTiles,
+                                SchedulerOf<kSpec.scheduler(), kSpec.cluster_m, kSpec.cluster_n>>;
   using SparseConfig = typename Mainloop::SparseConfig;
 
   // h.T of x and of w, whose metadata is w_meta.
@@ -55,18 +55,18 @@ template <DType kDType, DType kPreActivation, DType kY, DType kMeta>
 void launch_linear_compress_packed_sm90(const LinearCompressPackedArgs& args, const GemmConfig& config,
                                         cudaStream_t stream) {
   using T = typename CudaType<kPreActivation>::type;
-  if constexpr (kY == DType::kFloat8E4M3) {
-    if (config.tile == GemmTile::k128x192) return LinearGroupedSm90<T>::launch(args, config, stream);
+  if constexpr (kY == kDType && kMeta == kDType) {
+    if (config.tile == GemmTile::k128x192) return LinearGroupedSm90<kDType, T>::launch(args, config, stream);
   }
-  constexpr TileSpec kTile = sparse_tile(GemmTile::k128x256);
-  using Epilogue =
-      TransposedCompressEpilogue<T, kY == DType::kFloat8E4M3, kMeta == DType::kFloat8E4M3, kTile.m, kTile.n>;
-  static_assert(kTile.n % kMetaRowPadding == 0, "tiles cover the metadata's padding");
-  const LinearArgs& linear = args.compress.linear;
-  const Operand a = Operand::of(linear.tokens, linear.out, kMeta, Dim::kFeatures);
-  PackedSm90<kDType, Epilogue>::launch(linear, args.w_meta, config,
-                                       {LinearParams::of(linear), a, args.compress.values, args.compress.meta}, stream,
-                                       "sparse24.linear_compress_packed: launch");
+  if constexpr (kY != DType::kFloat8E4M3) {
+    constexpr TileSpec kTile = sparse_tile(GemmTile::k128x256);
+    using Epilogue = TransposedCompressEpilogue<T, kMeta == DType::kFloat8E4M3, kTile.m, kTile.n>;
+    const LinearArgs& linear = args.compress.linear;
+    const Operand a = Operand::of(linear.tokens, linear.out, kMeta, Dim::kFeatures);
+    PackedSm90<kDType, Epilogue>::launch(linear, args.w_meta, config,
+                                         {LinearParams::of(linear), a, args.compress.values, args.compress.meta},
+                                         stream, "sparse24.linear_compress_packed: launch");
+  }
 }
 
 }  // namespace sparse24::cuda
