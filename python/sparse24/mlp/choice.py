@@ -23,12 +23,12 @@ FEW_TOKENS = 512
 #: Multiply-adds of the first GEMM from which one with a 2:4 weight is faster than `linear_compress` on CUDA.
 MIN_WEIGHT_PRODUCTS = 20e9
 #: Input features from which that is so in float8, whose products are short beside what is done to their results.
-MIN_FP8_DEPTH = 1664
+MIN_FP8_DEPTH = 768
 #: Output features from which `linear_gradient_packed` is faster than `linear_gradient` there: what it takes longer for
 #: each entry of the activation, its product has to win.
 MIN_GRADIENT_DEPTH = 2048
 #: Output features from which `linear_gradient_fp8_packed` is faster than `linear_gradient_fp8` there.
-MIN_FP8_GRADIENT_DEPTH = 2560
+MIN_FP8_GRADIENT_DEPTH = 2048
 
 # By bits of the weights, d_model and d_ff: the most tokens of relu2_mlp_few, and of relu2_mlp_dense. And what was
 # looked up for others.
