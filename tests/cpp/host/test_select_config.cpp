@@ -308,6 +308,8 @@ TEST(LinearPackedConfig, HasTilesOfOneWarpgroup) {
   EXPECT_EQ(chosen(bf16, bf16, 16400), "128x256x64 cluster 2x1 swizzle 8 along M");
   EXPECT_EQ(chosen(fp8, fp8, 16384), "128x192x128 cluster 2x1 swizzle 8 along M");
   EXPECT_EQ(chosen(fp8, bf16, 16384), "128x256x128 cluster 2x1 swizzle 8 along M");
+  EXPECT_THROW(chosen(bf16, fp8, 16384), Error);
+  EXPECT_THROW(chosen(fp8, fp8, 16400), Error);
 }
 
 TEST(SelectConfigFloat32, IsRefused) {

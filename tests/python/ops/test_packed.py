@@ -264,6 +264,16 @@ def test_wrong_sizes(device, changes, sentence):
         call(device, meta=torch.zeros(3, dtype=torch.uint8, device=device))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_float8_of_16_bits_has_no_kernel():
+    sentence = (
+        "expected x float8_e4m3fn and a multiple of 32 features for y float8_e4m3fn, got x bfloat16 and 64 features"
+    )
+    with pytest.raises(RuntimeError, match=f"^sparse24.linear_compress_packed: {sentence}$"):
+        call("cuda", scale_x=None, scale_w=None, bias=None, scale_out=torch.ones(1, device="cuda"))
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "sentence"),
     [
