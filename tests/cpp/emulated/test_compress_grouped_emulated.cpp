@@ -77,6 +77,21 @@ TYPED_TEST(CompressGroupedEmulated, TakesScalesBiasAndStatisticsOrNone) {
   }
 }
 
+/// In whole tiles the largest value is found first, and only where it saturates every one is seen; in a ragged tile all
+/// are. NaN does not count.
+TYPED_TEST(CompressGroupedEmulated, StatisticsOfWholeTilesEqualTheReference) {
+  for (OutScale scale : {OutScale::kNone, OutScale::kOne, OutScale::kPerToken, OutScale::kUnusual}) {
+    for (int tokens : {192, 385}) {
+      for (bool specials : {false, true}) {
+        EpilogueCase h{tokens, 288, this->kPreActivation, scale};
+        h.statistics = true;
+        h.specials = specials;
+        this->compare(h);
+      }
+    }
+  }
+}
+
 TYPED_TEST(CompressGroupedEmulated, EqualsTheReferenceOnNanAndInfinities) {
   for (OutScale scale : {OutScale::kNone, OutScale::kPerToken}) {
     EpilogueCase h{129, 288, this->kPreActivation, scale};
