@@ -46,7 +46,7 @@ def shown(record: results.Record) -> bool:
 def _small(record: results.Record, last: results.Record | None) -> results.Record:
     """What is kept of a record; of the driver and of the clock, that it is another one than the last record's."""
     small = {key: value for key, value in record.items() if key not in CALL}
-    if small["bench"] == "ffn_training":  # errors of its outputs, which it was verified with
+    if small["bench"] in ("ffn_training", "ffn_weights"):  # errors of its outputs, which it was verified with
         small = {key: value for key, value in small.items() if key not in ERRORS}
     if "median_us" in small and small["race"] in ("forward", "training") and small["bench"].startswith("ffn_"):
         small.pop("tflops_dense_equivalent", None)  # rates are those of products
