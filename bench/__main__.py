@@ -26,6 +26,7 @@ COMMANDS = {
     "tune_linear": "tuning.linear",
     "fit": "tuning.fit",
     "fit_few_tokens": "tuning.few_tokens",
+    "stalls": "profiling.stalls",
     "threshold": "reporting.threshold",
     "regret": "reporting.regret",
     "merge": "reporting.merge",

@@ -1,0 +1,1 @@
+"""What kernels wait for, by Nsight Compute."""
