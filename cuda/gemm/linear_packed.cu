@@ -37,12 +37,13 @@ void linear_compress_packed(const LinearCompressPackedArgs& args, const GemmConf
       return i.launch(args, config, stream);
   }
   fail(kOp, ": expected a compiled kernel for x ", name_of(linear.dtype), ", h ", name_of(linear.hidden_dtype), ", y ",
-       name_of(linear.y_dtype), ", ", to_string(config), ", got none");
+       name_of(linear.y_dtype), ", metadata of ", name_of(args.compress.meta_dtype), ", ", to_string(config),
+       ", got none");
 }
 
 void linear_compress_packed(const LinearCompressPackedArgs& args, cudaStream_t stream) {
   const LinearArgs& linear = args.compress.linear;
-  GemmConfig config = linear_packed_config(linear);
+  GemmConfig config = linear_packed_config(args.compress);
   if (const auto wanted = tuning_override("SPARSE24_LINEAR_CONFIG", linear_packed_configs(linear))) config = *wanted;
   linear_compress_packed(args, config, stream);
 }

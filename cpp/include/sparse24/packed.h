@@ -47,8 +47,8 @@ constexpr bool linear_gradient_packed_is_fused(const LinearGradientArgs& args) {
 /// The tiles of linear_compress_packed, in the first of all orders: 128 features x 256 tokens, for y of 16 bits; and
 /// where y has the dtype of x, and features come in groups, as they do in float8, those of one warpgroup, x 192.
 std::vector<GemmConfig> linear_packed_configs(const LinearArgs& args);
-/// Its configuration: a tile in one order.
-GemmConfig linear_packed_config(const LinearArgs& args);
+/// Its configuration: a tile in one order. It refuses what no kernel is compiled for.
+GemmConfig linear_packed_config(const LinearCompressArgs& args);
 
 namespace cpu {
 void linear_compress_packed(const LinearCompressPackedArgs& args);

@@ -58,8 +58,8 @@ def linear_compress_packed(
     Raises
     ------
     RuntimeError
-        As in `linear_compress`; sizes of w, meta and x that do not fit each other. On CUDA: pairs of types that no
-        kernel is compiled for, which are 16-bit x with float8 output.
+        As in `linear_compress`; sizes of w, meta and x that do not fit each other. On CUDA: an output of another dtype
+        than that of x, for which no kernel is compiled.
 
     Notes
     -----

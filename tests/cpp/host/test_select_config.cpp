@@ -291,25 +291,45 @@ TEST(SelectLinearConfig, DividesTheTilesOfARaggedRound) {
             "128x256x64 cluster 2x1 swizzle 8 along M, the last tiles in quarters");
 }
 
+/// The configuration for x of `dtype`, y as the kernel stores it, and the output, whose metadata it stores.
+std::string packed_config(DType dtype, DType y, int64_t out, DType output) {
+  LinearCompressArgs args{};
+  args.linear.tokens = 8192;
+  args.linear.in = 4096;
+  args.linear.out = out;
+  args.linear.dtype = dtype;
+  args.linear.y_dtype = y;
+  args.meta_dtype = output;
+  return to_string(linear_packed_config(args));
+}
+
 /// Overlapped tiles are for what those of one warpgroup are not compiled for: features in halves of 32, another dtype
 /// of y than that of x.
 TEST(LinearPackedConfig, HasTilesOfOneWarpgroup) {
   const DType bf16 = DType::kBFloat16, fp8 = DType::kFloat8E4M3;
-  const auto chosen = [](DType dtype, DType y, int64_t out) {
-    LinearArgs args{};
-    args.tokens = 8192;
-    args.in = 4096;
-    args.out = out;
-    args.dtype = dtype;
-    args.y_dtype = y;
-    return to_string(linear_packed_config(args));
+  EXPECT_EQ(packed_config(bf16, bf16, 16384, bf16), "128x192x64 cluster 2x1 swizzle 8 along M");
+  EXPECT_EQ(packed_config(bf16, bf16, 16400, bf16), "128x256x64 cluster 2x1 swizzle 8 along M");
+  EXPECT_EQ(packed_config(fp8, fp8, 16384, fp8), "128x192x128 cluster 2x1 swizzle 8 along M");
+  EXPECT_EQ(packed_config(fp8, bf16, 16384, fp8), "128x256x128 cluster 2x1 swizzle 8 along M");
+}
+
+/// Whether scales are given or follow from 16-bit y, the output has the dtype of x.
+TEST(LinearPackedConfig, RefusesWhatIsNotCompiled) {
+  const DType bf16 = DType::kBFloat16, fp8 = DType::kFloat8E4M3;
+  const auto refused = [](DType dtype, DType y, int64_t out, DType output) -> std::string {
+    try {
+      return packed_config(dtype, y, out, output);
+    } catch (const Error& e) {
+      return e.what();
+    }
   };
-  EXPECT_EQ(chosen(bf16, bf16, 16384), "128x192x64 cluster 2x1 swizzle 8 along M");
-  EXPECT_EQ(chosen(bf16, bf16, 16400), "128x256x64 cluster 2x1 swizzle 8 along M");
-  EXPECT_EQ(chosen(fp8, fp8, 16384), "128x192x128 cluster 2x1 swizzle 8 along M");
-  EXPECT_EQ(chosen(fp8, bf16, 16384), "128x256x128 cluster 2x1 swizzle 8 along M");
-  EXPECT_THROW(chosen(bf16, fp8, 16384), Error);
-  EXPECT_THROW(chosen(fp8, fp8, 16400), Error);
+  const std::string op = "sparse24.linear_compress_packed: expected ";
+  const std::string of_16_bits = op + "out_dtype to be bfloat16 (the dtype of x, on CUDA), got float8_e4m3fn";
+  EXPECT_EQ(refused(bf16, fp8, 16384, fp8), of_16_bits);
+  EXPECT_EQ(refused(bf16, bf16, 16384, fp8), of_16_bits);
+  EXPECT_EQ(refused(fp8, bf16, 16384, bf16),
+            op + "out_dtype to be float8_e4m3fn (the dtype of x, on CUDA), got bfloat16");
+  EXPECT_EQ(refused(fp8, fp8, 16400, fp8), op + "w to have a multiple of 32 rows (float8_e4m3fn output), got 16400");
 }
 
 TEST(SelectConfigFloat32, IsRefused) {

@@ -266,12 +266,18 @@ def test_wrong_sizes(device, changes, sentence):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_float8_of_16_bits_has_no_kernel():
-    sentence = (
-        "expected x float8_e4m3fn and a multiple of 32 features for y float8_e4m3fn, got x bfloat16 and 64 features"
-    )
-    with pytest.raises(RuntimeError, match=f"^sparse24.linear_compress_packed: {sentence}$"):
-        call("cuda", scale_x=None, scale_w=None, bias=None, scale_out=torch.ones(1, device="cuda"))
+@pytest.mark.parametrize(
+    ("values_dtype", "out", "scaling"),
+    [(torch.bfloat16, FP8, "given"), (torch.bfloat16, FP8, "row"), (FP8, torch.bfloat16, "given")],
+    ids=str,
+)
+def test_pairs_of_types_have_no_kernel(values_dtype, out, scaling):
+    p = problem(40, 64, 96, values_dtype, "cuda")
+    scale_out = torch.ones(1, device="cuda") if out == FP8 and scaling == "given" else None
+    given, asked = (re.escape(str(dtype).removeprefix("torch.")) for dtype in (values_dtype, out))
+    sentence = rf"expected out_dtype to be {given} \(the dtype of x, on CUDA\), got {asked}"
+    with pytest.raises(RuntimeError, match=f"^{re.escape('sparse24.linear_compress_packed')}: {sentence}$"):
+        sparse24.linear_compress_packed(p.x, *packed(p)[1], scale_out=scale_out, scaling=scaling, out_dtype=out)
 
 
 @pytest.mark.parametrize(
