@@ -27,7 +27,7 @@ class CompressTransposedEmulated : public testing::Test {
 
   /// The epilogue's values, metadata with its padding and statistics are the reference's; nothing else is written.
   template <bool kFp8Meta>
-  void compare(const EpilogueCase& h, Order order, Beyond beyond = Beyond::kTiles) {
+  void compare(const EpilogueCase& h, Order order) {
     SCOPED_TRACE(testing::PrintToString(h) + (kFp8Meta ? ", fp8 metadata" : ""));
     const LinearCase c = h.linear();
     const Sums sums = h.sums();
@@ -40,7 +40,7 @@ class CompressTransposedEmulated : public testing::Test {
     const auto accumulator = [&](int row, int token, int batch) {
       return sums(token, int(packed_feature(row)), batch);
     };
-    run_epilogue<Epilogue, Tile>(params, h.out, h.tokens, accumulator, order, 1, beyond);
+    run_epilogue<Epilogue, Tile>(params, h.out, h.tokens, accumulator, order);
     Array got(c.y_dtype, expected.values.size());
     std::memcpy(got.data(), values.data(), got.bytes());
     const int64_t at = got.first_difference(expected.values), row = h.out / 2;
