@@ -2,7 +2,7 @@
 // tokens. Activation, two of four and metadata, as epilogues/compress.cuh stores them.
 //
 // A lane's fragment has two rows and two columns of each block of 8 (epilogues/base.cuh draws it). The weight's rows
-// are packed in an order (packed_feature of format.h) in which rows r and r + 8 of 16 are features 2r and 2r + 1, so
+// are packed in an order (packed_feature of packed.h) in which rows r and r + 8 of 16 are features 2r and 2r + 1, so
 // that lanes 4 r + q and 4 (r ^ 1) + q have four neighbouring features together. They trade features for tokens:
 //
 //     lane 4 r + q      before                           after

@@ -134,7 +134,7 @@ struct GroupedSparseMainloop : Base {
     const auto b = slice.make_fragment_B(slice.partition_B(stages_b));  // (MMA, N, K, stage)
     const auto* e = reinterpret_cast<const uint8_t*>(&shared.smem_E);
     using Reader = MetadataReader<kGroupsTokens, kFp8>;
-    const Reader reader(thread, k_tiles >> 30);
+    const Reader reader(thread, k_tiles >> 30);  // a zero that the compiler does not know
     PipelineState done = read, ahead = read;
     typename Reader::Words words;
     Metadata metadata[2];

@@ -1,5 +1,6 @@
 // The first GEMM with a 2:4 weight for Hopper. wgmma's sparse operand is A, so that the product is h.T [N, M] =
-// w [N, K] @ x.T, with an epilogue whose rows are features, in the overlapped kernel of mm.
+// w [N, K] @ x.T, with an epilogue whose rows are features: in tiles of one warpgroup (ops/linear_grouped.cuh), or,
+// where these are not compiled, in the overlapped kernel of mm.
 #pragma once
 
 #include "gemm/linear_packed_launchers.h"
