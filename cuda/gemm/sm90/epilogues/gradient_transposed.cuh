@@ -56,8 +56,8 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
     const int lane = lane_of_tile();
     const Lane at{lane, int(get<0>(block_coord)) * kTileM + thread_idx / 32 * 32 + lane / 4 * 4};
     const int first_token = int(get<1>(block_coord)) * kTileN;
-    // dy is rounded first, because the accumulators leave no registers for anything else: with those of a part there
-    // are some for the first loads.
+    // dy is rounded first, because the accumulators leave no registers for anything else: those of the first part, once
+    // it is rounded, are room for the first loads.
     Part parts[kParts];
     const auto round = [&](int part) {
       CUTLASS_PRAGMA_UNROLL

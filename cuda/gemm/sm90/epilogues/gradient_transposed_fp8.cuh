@@ -56,7 +56,7 @@ class TransposedGradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoS
     const int lane = lane_of_tile();
     const Lane at{lane, int(get<0>(block_coord)) * kTileM + thread_idx / 32 * 32};
     const int first_token = int(get<1>(block_coord)) * kTileN;
-    // With the accumulators of a part there are registers for the first loads.
+    // The registers of the first part's accumulators, once it is rounded, are room for the first loads.
     Part parts[kParts];
     const auto round = [&](int part) {
       CUTLASS_PRAGMA_UNROLL
