@@ -20,6 +20,16 @@ constexpr Instance kInstances[] = {
 #include "sparse24/tiles.def"
 };
 
+// Whether the output of every kernel has the dtype of x, as linear_packed_config says: so has its metadata, where y is
+// of 16 bits too. Float8 of anything else has no tile, and its launcher would launch nothing.
+constexpr bool outputs_are_of_x() {
+  for (const Instance& i : kInstances) {
+    if (i.meta != i.dtype || (i.y == DType::kFloat8E4M3 && i.dtype != i.y)) return false;
+  }
+  return true;
+}
+static_assert(outputs_are_of_x());
+
 }  // namespace
 
 void linear_compress_packed(const LinearCompressPackedArgs& args, const GemmConfig& config, cudaStream_t stream) {
