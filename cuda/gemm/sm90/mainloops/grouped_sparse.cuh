@@ -51,6 +51,7 @@ struct GroupedSparseMainloop : Base {
   static_assert(cute::size<0>(typename Base::DispatchPolicy::ClusterShape{}) == 2 &&
                     cute::size<1>(typename Base::DispatchPolicy::ClusterShape{}) == 1,
                 "two CTAs share the tokens");
+  static_assert(Base::DispatchPolicy::Stages >= 3, "a K tile is awaited before the one before it is multiplied");
 
   struct Arguments : Base::Arguments {
     GroupedTokens order;
