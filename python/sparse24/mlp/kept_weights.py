@@ -6,9 +6,10 @@ accumulated; a training that never accumulates keeps nothing, and needs no memor
 gathers, whose gradients are elsewhere.
 
 What is kept is of a tensor, its version and its address: whatever writes to the weight or replaces its memory makes
-them anew. A step of any optimizer of torch drops all of it, since fused ones write without a new version. Only what is
-written through ``weight.data`` between the micro-batches of a step is not seen. What is traced or captured makes it in
-each call: its weights may change with nobody asking.
+them anew. A step of any optimizer of torch drops all of it, since fused ones write without a new version. Steps by hand
+write through ``weight.data``, where nothing is seen, but then they zero the gradient: one that is not as the last
+backward pass left it is of another step. Only what is written so between the micro-batches of a step is not seen. What
+is traced or captured makes it in each call: its weights may change with nobody asking.
 """
 
 import weakref
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparse24._optimizer_steps import after_each_step
@@ -46,11 +48,19 @@ class _Kept(NamedTuple):
         return self.state == state and self.beside() is beside
 
 
+class _Left(NamedTuple):
+    hook: RemovableHandle
+    gradient: int = 0  # its identity
+    version: int = -1
+
+
 #: Of each weight its forms, by what they are.
 _kept = WeakIdKeyDictionary()
 _accumulating = False
 #: Of each weight what `keeps` told of a version of it.
 _told = WeakIdKeyDictionary()
+#: Of each weight its gradient as the last backward pass left it, and the hook that looks.
+_left = WeakIdKeyDictionary()
 
 
 def both_orders(
@@ -101,10 +111,10 @@ def kept_form(
         return None
     if not _may_keep(stored) or not (beside is None or _may_keep(beside)):
         return None
-    accumulates = stored.grad is not None
-    _accumulating = _accumulating or accumulates
+    _accumulating = _accumulating or stored.grad is not None
     if not _accumulating:
         return None
+    accumulates = _is_as_left(stored) and (beside is None or _is_as_left(beside))
     state = _state(stored, dtype) + (() if beside is None else _state(beside, dtype))
     forms = {name: kept for name, kept in _kept.get(stored, {}).items() if kept.is_of(state, beside)}
     found = forms.pop(what, None) if accumulates else None
@@ -114,6 +124,8 @@ def kept_form(
         with torch.no_grad():
             found = _Kept(state, make(), _nothing if beside is None else weakref.ref(beside))
         after_each_step(_drop_all)
+        for w in (stored,) if beside is None else (stored, beside):
+            _watch_gradient(w)
     _kept[stored] = {**forms, what: found}
     return found.form
 
@@ -149,6 +161,9 @@ def forget(stored: Tensor) -> None:
     """Drop what is kept of a weight."""
     _kept.pop(stored, None)
     _told.pop(stored, None)
+    left = _left.pop(stored, None)
+    if left is not None:
+        left.hook.remove()
 
 
 def _nothing() -> None:
@@ -158,6 +173,26 @@ def _nothing() -> None:
 def _drop_all(_optimizer: torch.optim.Optimizer) -> None:
     _kept.clear()
     _told.clear()
+    for left in list(_left.values()):
+        left.hook.remove()
+    _left.clear()
+
+
+def _watch_gradient(w: Tensor) -> None:
+    """See to it that `_is_as_left` can tell, from the next backward pass on."""
+    if w not in _left:
+        _left[w] = _Left(w.register_post_accumulate_grad_hook(_look))
+
+
+def _look(w: Tensor) -> None:
+    if w in _left and w.grad is not None:
+        _left[w] = _left[w]._replace(gradient=id(w.grad), version=w.grad._version)
+
+
+def _is_as_left(w: Tensor) -> bool:
+    """Whether a weight accumulates: nothing has touched its gradient since a backward pass added to it."""
+    left = _left.get(w)
+    return left is not None and w.grad is not None and (left.gradient, left.version) == (id(w.grad), w.grad._version)
 
 
 def _may_keep(w: Tensor) -> bool:
