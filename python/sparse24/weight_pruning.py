@@ -1,5 +1,6 @@
 """How 2:4 weights are trained: softened, by masks that stay for some steps, and with a decay of what is pruned."""
 
+from collections import Counter
 from typing import Any, Literal
 
 import torch
@@ -86,6 +87,7 @@ class WeightPruning:
         self.settle = boolean("WeightPruning", "settle", settle)
         self.steps = 0
         self._begun = False
+        self._model = model
         self._networks = [network for module in feed_forwards(model) for network in _pruned_layers(module)]
         self._seen: dict[int, Tensor] = {}
         if not self._networks:
@@ -93,6 +95,8 @@ class WeightPruning:
             fail("WeightPruning", what, type(model).__name__)
         if any(layer.stored().parameter.dtype == FP8 for layer in self._networks):
             fail("WeightPruning", "model to have weights that can be trained", "float8 ones")
+        if self.settle:
+            self._writers()
 
     def step(self) -> None:
         """Prepare the next step: find masks and scales, if it is a sparse one and they are due; or settle."""
@@ -113,12 +117,27 @@ class WeightPruning:
         """Write the weights as they enter the products into the parameters, and forget masks and scales. In place.
 
         The network is the same then, dense or sparse. What was pruned is zero, and learns again in a dense phase. The
-        optimizer's state stays. A sparse phase that follows finds masks and scales anew.
+        optimizer's state stays. A sparse phase that follows finds masks and scales anew. Networks may share a weight
+        that all of them prune, along the same groups.
         """
-        for layer in self._networks:
+        for layer in self._writers():
             layer.stored().parameter.copy_(layer.as_stored(layer.entering()))
+        for layer in self._networks:
             entering_weights.drop(layer.module, layer.names)
         self._begun = False
+
+    def _writers(self) -> list["_Layer"]:
+        """Give one layer for each parameter that is pruned, and see to it that what shares it is pruned alike."""
+        sharing: dict[int, list[_Layer]] = {}
+        for layer in self._networks:
+            sharing.setdefault(_memory(layer.stored().parameter), []).append(layer)
+        parameters = [p for module in self._model.modules() for p in module._parameters.values() if p is not None]
+        users = Counter(map(_memory, parameters))
+        for memory, layers in sharing.items():
+            if users[memory] > len(layers) or len({layer.groups() for layer in layers}) > 1:
+                what = "weights that are written to to be pruned alike wherever they are shared (or settle=False)"
+                fail("WeightPruning", what, "tied ones")
+        return [layers[0] for layers in sharing.values()]
 
     @torch.no_grad()
     def decay_(self, learning_rate: float = 1.0) -> None:
@@ -132,9 +151,9 @@ class WeightPruning:
         learning_rate = finite_number("WeightPruning", "learning_rate", learning_rate)
         if not self.decay:
             return
-        for layer in self._networks:
-            if not layer.module.sparse:
-                continue
+        sparse = [layer for layer in self._networks if layer.module.sparse]
+        once = {(_memory(layer.stored().parameter), layer.groups()): layer for layer in sparse}  # where it is shared
+        for layer in once.values():
             w = layer.stored().parameter
             rest = torch.where(layer.as_stored(layer.keep()), torch.zeros_like(w), w)
             if self.decay_of == "weights":
@@ -210,6 +229,11 @@ class _Layer:
         w = w.full_tensor() if hasattr(w, "full_tensor") else w
         return w.t() if transposed else w
 
+    def groups(self) -> int:
+        """Tell how far apart in memory the entries of a group are, which tied weights prune alike or not."""
+        w, transposed = self.stored()
+        return w.stride(self.dim % 2 ^ transposed)
+
     def shape(self) -> list[int]:
         """Return that of all of it, as it enters."""
         w, transposed = self.stored()
@@ -237,6 +261,12 @@ class _Layer:
         from torch.distributed.tensor import distribute_tensor  # heavy
 
         return distribute_tensor(whole, w.device_mesh, w.placements)
+
+
+def _memory(w: Tensor) -> int:
+    """Tell parameters apart: tied ones may be several of the same memory."""
+    plain = type(w) in (Tensor, nn.Parameter) and not w.is_meta and w.numel() > 0
+    return w.data_ptr() if plain else id(w)
 
 
 def _pruned_layers(module: Any) -> list[_Layer]:

@@ -197,7 +197,7 @@ def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
     ------
     RuntimeError
         Something else has changed the class of a converted module since (as `fully_shard` does); `merge` of tied
-        weights. Nothing has changed then.
+        weights, or of some that networks share which prune them otherwise, or have adapters. Nothing has changed then.
     """
     check_model("revert", model)
     merge = boolean("revert", "merge", merge)
@@ -205,10 +205,9 @@ def revert(model: nn.Module, *, merge: bool = False) -> list[str]:
     for name, module in found:
         if "_sparse24_base" not in vars(type(module)):
             fail("revert", f"{name or 'model'} to have the class that convert gave it", type(module).__name__)
-    for _, module in found if merge else ():
-        check_mergeable(module)
+    if merge:
+        check_mergeable(found)
+        merge_weights(found)
     for _, module in found:
-        if merge:
-            merge_weights(module)
         uninstall(module)
     return [name for name, _ in found]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparse24.convert.conversion import Conversion, Layer, Weights, weights_of
 from sparse24.convert.layers import owner_of
+from sparse24.errors import fail
 from sparse24.experts.pruning import pruned as pruned_experts
 from sparse24.format import FP8
 from sparse24.mlp.arguments import Packed, Weight
@@ -175,20 +176,40 @@ def all_entering(module: Any) -> tuple[Tensor, Tensor]:
     return with_adapters(w1, adapters_of(module)), w2
 
 
-def check_mergeable(module: Any) -> None:
-    """Check that `merge_weights` can write to each of the parameters."""
-    if has_changes(module, module._sparse24):
+def check_mergeable(modules: list[tuple[str, Any]]) -> None:
+    """Check that `merge_weights` can write to each of the parameters, also where several modules share one."""
+    written: dict[int, list[tuple[Any, int]]] = {}
+    for _, module in modules:
         first, second = stored_weights(module)
-        check_untied("revert", first.parameter, second.parameter)
+        if has_changes(module, module._sparse24):
+            check_untied("revert", first.parameter, second.parameter)
+        for index, stored in enumerate((first, second)):
+            written.setdefault(id(stored.parameter), []).append((module, index))
+    for users in written.values():
+        if len(users) > 1 and any(has_changes(module, module._sparse24) for module, _ in users):
+            made = [_to_write(module)[index] for module, index in users]
+            if not all(torch.equal(w, made[0]) for w in made):
+                fail("revert", "weights that several networks share to be the same in all, to be written to", "others")
 
 
 @torch.no_grad()
-def merge_weights(module: Any) -> None:
-    """Write the weights of the network into the parameters, where they are not that: pruned, and with adapters."""
-    if not has_changes(module, module._sparse24):
-        return
-    for stored, w in zip(stored_weights(module), all_entering(module), strict=True):
-        stored.parameter.copy_(w.t() if stored.transposed else w)
+def merge_weights(modules: list[tuple[str, Any]]) -> None:
+    """Write the weights of the networks into the parameters, where they are not that: pruned, and with adapters."""
+    written = set()
+    for _, module in modules:
+        if not has_changes(module, module._sparse24):
+            continue
+        for stored, w in zip(stored_weights(module), _to_write(module), strict=True):
+            if id(stored.parameter) not in written:  # a softened one would be softened again
+                written.add(id(stored.parameter))
+                stored.parameter.copy_(w)
+
+
+def _to_write(module: Any) -> list[Tensor]:
+    return [
+        w.t() if stored.transposed else w
+        for stored, w in zip(stored_weights(module), all_entering(module), strict=True)
+    ]
 
 
 def copies_help(module: Any, conversion: Conversion, first: Weights) -> bool:
