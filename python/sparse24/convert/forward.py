@@ -24,7 +24,7 @@ from sparse24.convert.run_experts import run_experts
 from sparse24.convert.weights import ADAPTERS, recipe_in_use, stored_weights, wants_copies, what_to_copy
 from sparse24.nn import delayed_scales
 from sparse24.nn.children import is_bound, warn_once
-from sparse24.nn.entering_weights import drop
+from sparse24.nn.entering_weights import drop, held, hold
 from sparse24.nn.weight_copies import (
     bytes_of_copies,
     drop_copies,
@@ -147,11 +147,12 @@ def _make_class(base: type[nn.Module]) -> type[nn.Module]:
             put_copies(self)
 
     def apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = self._buffers.get(SCALES)
+        before, masks = self._buffers.get(SCALES), held(self)
         drop_copies(self)  # they are neither cast nor left behind
         let_go(self)
         base._apply(self, fn, recurse)
         delayed_scales.keep(self, SCALES, before)
+        hold(self, masks)
         if "_sparse24" in self.__dict__:
             put_copies(self)
         return self

@@ -14,6 +14,7 @@ from sparse24.mlp.scale import factor_of
 from sparse24.nn import delayed_scales
 from sparse24.nn.checked_options import OPTIONS, whole_number_or_none
 from sparse24.nn.children import is_moved, layer_problem, run_moved, warn_once
+from sparse24.nn.entering_weights import held, hold
 from sparse24.nn.experts import ReLU2Experts as ReLU2Experts
 from sparse24.nn.quantized_layers import LAYERS, QuantizedLayers
 from sparse24.nn.quantized_linear import QuantizedLinear as QuantizedLinear
@@ -308,11 +309,12 @@ class ReLU2MLP(QuantizedLayers):
         put_copies(self)
 
     def _apply(self, fn, recurse=True):
-        before = self._buffers.get("delayed_scales")
+        before, masks = self._buffers.get("delayed_scales"), held(self)
         drop_copies(self)
         let_go(self)
         super()._apply(fn, recurse)
         delayed_scales.keep(self, "delayed_scales", before)
+        hold(self, masks)
         put_copies(self)
         return self
 

@@ -1,7 +1,8 @@
 """What of the weights enters the products of a training step: softened, or by masks that stay for some steps.
 
 Buffers of the module outside of its state_dict, which `sparse24.WeightPruning` makes and writes in place: compiled and
-captured graphs see what is written. With neither, the recipe alone prunes.
+captured graphs see what is written. With neither, the recipe alone prunes. A cast of the module leaves them as they
+are.
 """
 
 from collections.abc import Iterable
@@ -63,3 +64,20 @@ def drop(module: nn.Module, names: Iterable[str] = (*KEEP, *SOFT)) -> None:
         if module._buffers.pop(name, None) is not None:
             module._non_persistent_buffers_set.discard(name)
             outdate(module)
+
+
+def held(module: nn.Module) -> dict[str, Tensor]:
+    """Give those that are there, before `module._apply`."""
+    return {name: module._buffers[name] for name in (*KEEP, *SOFT) if module._buffers.get(name) is not None}  # type: ignore[misc]
+
+
+def hold(module: nn.Module, before: dict[str, Tensor]) -> None:
+    """After `module._apply`: the same masks and float32 scales, whatever it has done to them; none of those unknown."""
+    for name, old in before.items():
+        new = module._buffers.get(name)
+        if new is None or new is old:
+            continue
+        if old.is_meta and not new.is_meta:
+            drop(module, (name,))
+        else:
+            module._buffers[name] = old.to(new.device)

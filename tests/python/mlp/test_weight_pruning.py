@@ -339,3 +339,18 @@ def test_refusals():
             WeightPruning(model).decay_(rate)
     with pytest.raises(RuntimeError, match="expected model to have weights that can be trained, got float8 ones"):
         WeightPruning(network().quantize_())
+
+
+@pytest.mark.parametrize("options", [{"soft": True}, {"refresh_steps": 0}], ids=str)
+@pytest.mark.parametrize("make", [network, converted])
+def test_masks_and_scales_outlive_casts(make, options):
+    """A scale that was frozen stays what it was found to be; memory that is made anew holds none."""
+    model = make()
+    WeightPruning(model, **options).step()
+    before = {name: t.clone() for name, t in model.named_buffers() if "sparse24" in name}
+    assert len(before) == 2
+    model.to(torch.bfloat16).to_empty(device="cpu").to(torch.float32)
+    for name, t in before.items():
+        assert_same_bits(model.get_buffer(name), t)
+    model.to("meta").to_empty(device="cpu")
+    assert not [name for name, _ in model.named_buffers() if name in before]
