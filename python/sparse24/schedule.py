@@ -120,5 +120,6 @@ class Schedule:
 def feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
     """Find the modules that have the switch."""
     for module in model.modules():
-        if isinstance(module, (ReLU2MLP, ReLU2Experts)) or getattr(module, "_sparse24_converted", False):
+        # Of the class: a wrapper, as of torch.compile, has the attributes of the module that it wraps.
+        if isinstance(module, (ReLU2MLP, ReLU2Experts)) or getattr(type(module), "_sparse24_converted", False):
             yield module

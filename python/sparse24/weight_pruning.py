@@ -24,7 +24,8 @@ class WeightPruning:
     Parameters
     ----------
     model : Module
-        With `sparse24.nn.ReLU2MLP` modules or converted ones, of which some have a recipe with 2:4 weights.
+        With `sparse24.nn.ReLU2MLP` modules or converted ones, of which some have a recipe with 2:4 weights. Experts are
+        settled, decay and count as flipped, but are pruned anew in each step, without thresholds.
     soft : bool
         The weights enter as `sparse24.soft_threshold24`, with a scale that is found in the first sparse step and stays
         (S-STE). What is pruned then leaves and comes at zero: no step jumps.
@@ -92,7 +93,10 @@ class WeightPruning:
         self._seen: dict[int, Tensor] = {}
         if not self._networks:
             what = "model to have ReLU2MLP or converted modules with 2:4 weights"
-            fail("WeightPruning", what, type(model).__name__)
+            fail("WeightPruning", what, f"none in {type(model).__name__} (their recipes have no sparse_weights)")
+        if (self.soft or self.refresh_steps != 1) and all(layer.experts for layer in self._networks):
+            what = "neither soft nor refresh_steps for experts, which are pruned anew in each step"
+            fail("WeightPruning", what, "soft=True" if self.soft else f"refresh_steps={self.refresh_steps}")
         if any(layer.stored().parameter.dtype == FP8 for layer in self._networks):
             fail("WeightPruning", "model to have weights that can be trained", "float8 ones")
         if self.settle:
@@ -107,6 +111,8 @@ class WeightPruning:
         first, self._begun, self.steps = not self._begun, True, self.steps + 1
         due = first or (self.refresh_steps > 1 and (self.steps - 1) % self.refresh_steps == 0)
         for layer in self._networks:
+            if layer.experts:
+                continue
             if self.soft and first:
                 entering_weights.put(layer.module, layer.names[1], soft_scale(layer.whole(), layer.dim))
             if self.refresh_steps != 1 and due:
@@ -215,6 +221,7 @@ class _Layer:
 
     def __init__(self, module: Any, index: int, dim: int) -> None:
         self.module, self.index, self.dim = module, index, dim
+        self.experts = self.stored().parameter.dim() == 3
         self.names = entering_weights.KEEP[index], entering_weights.SOFT[index]
 
     def stored(self) -> entering_weights.Stored:
@@ -232,7 +239,7 @@ class _Layer:
     def groups(self) -> int:
         """Tell how far apart in memory the entries of a group are, which tied weights prune alike or not."""
         w, transposed = self.stored()
-        return w.stride(self.dim % 2 ^ transposed)
+        return (w.t() if transposed else w).stride(self.dim)
 
     def shape(self) -> list[int]:
         """Return that of all of it, as it enters."""
@@ -270,6 +277,10 @@ def _memory(w: Tensor) -> int:
 
 
 def _pruned_layers(module: Any) -> list[_Layer]:
-    recipe = module._recipe_in_use() if hasattr(module, "_recipe_in_use") else None  # experts prune by the recipe alone
+    recipe = module._recipe_in_use()
     dims = (None, None) if recipe is None else recipe.weight_groups()
-    return [_Layer(module, index, dim) for index, dim in enumerate(dims) if dim is not None]
+    layers = [_Layer(module, index, dim) for index, dim in enumerate(dims) if dim is not None]
+    for layer in layers:
+        if layer.experts:
+            layer.dim = -1 - layer.index
+    return [layer for layer in layers if not (layer.experts and layer.stored().parameter.dtype == FP8)]

@@ -59,9 +59,8 @@ def adapters_of(module: nn.Module) -> Adapters | None:
 
 def recipe_in_use(self: Any) -> Recipe | None:
     """Give the recipe of a converted module: see `sparse24.WeightPruning`."""
-    conversion = self._sparse24
-    recipe: Recipe | None = conversion.options.get("recipe")
-    return None if conversion.experts else recipe
+    recipe: Recipe | None = self._sparse24.options.get("recipe")
+    return recipe
 
 
 def stored_weights(self: Any) -> tuple[Stored, Stored]:

@@ -15,6 +15,7 @@ from sparse24.format import FP8
 from sparse24.mlp import Precision
 from sparse24.mlp.weights import prune24
 from sparse24.nn.checked_options import OPTIONS, CheckedOptions
+from sparse24.nn.entering_weights import Stored
 from sparse24.nn.quantized_state import as_bytes, quantized_experts, with_dtypes_of
 from sparse24.nn.tracing import as_one_call, is_traced
 from sparse24.nn.weight_copies import let_go
@@ -171,6 +172,12 @@ class ReLU2Experts(CheckedOptions):
             self.register_buffer(name, made["weight"])
             self.register_buffer(f"{name}_scale", made["weight_scale"])
         return self
+
+    def _recipe_in_use(self) -> Recipe | None:
+        return self.recipe
+
+    def _stored_weights(self) -> tuple[Stored, Stored]:
+        return Stored(self.up_proj), Stored(self.down_proj)
 
     def _quantized(self, name: str, w: Tensor) -> dict[str, Tensor]:
         """Quantise a weight, pruned by what it is: float8 has equals of what was not."""
