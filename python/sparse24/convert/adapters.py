@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse24.convert.conversion import Conversion
-from sparse24.convert.layers import owner_of
+from sparse24.convert.layers import owner_of, weight_of
 from sparse24.convert.watch import call, evaluating, hook
 from sparse24.convert.weights import ADAPTERS, both_weights
 from sparse24.errors import fail
@@ -28,6 +28,9 @@ def calibrate(
         found = x.float().square().sum(0)
         squares[name] = squares[name] + found if name in squares else found
 
+    for name, module, conversion in networks:
+        if weight_of(module, conversion.up.name).is_meta:
+            fail("convert", f"{name or 'model'} to have its weights for calibration", "some on the meta device")
     called = 0
     with evaluating(model), ExitStack() as stack:
         for name, module, conversion in networks:
@@ -63,6 +66,7 @@ def fit(module: Any, conversion: Conversion, rank: int, norms: Tensor | None) ->
     kept = kept24(w * norms, -1)
     if not (norms == 1).all():
         put(module, KEEP[0], kept)
+    norms = norms / norms.mean()  # so that both adapters are in the range of float16, however many tokens there were
     if rank:
         for name, value in zip(ADAPTERS, low_rank(torch.where(kept, 0, w), rank, norms), strict=True):
             module.register_parameter(name, nn.Parameter(value.to(first.weight.dtype).contiguous()))

@@ -147,4 +147,6 @@ def weights_problem(module: nn.Module, network: Network | None, recipe: Recipe |
         return (
             f"adapters are fitted to weights, and its first one is {'on the meta device' if w1.is_meta else 'float8'}"
         )
+    if adapters and not w1.isfinite().all():
+        return "adapters are fitted to weights, and its first one has NaN or infinity"
     return None

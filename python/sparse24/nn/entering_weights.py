@@ -68,7 +68,8 @@ def drop(module: nn.Module, names: Iterable[str] = (*KEEP, *SOFT)) -> None:
 
 def held(module: nn.Module) -> dict[str, Tensor]:
     """Give those that are there, before `module._apply`."""
-    return {name: module._buffers[name] for name in (*KEEP, *SOFT) if module._buffers.get(name) is not None}  # type: ignore[misc]
+    found = {name: module._buffers.get(name) for name in (*KEEP, *SOFT)}
+    return {name: t for name, t in found.items() if t is not None}
 
 
 def hold(module: nn.Module, before: dict[str, Tensor]) -> None:

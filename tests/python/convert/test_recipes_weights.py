@@ -9,8 +9,11 @@ from recipes import run
 
 def test_train(capsys):
     names, ops = run("Train")
-    printed = re.fullmatch(r"loss (\d\.\d{4}), flips (\d\.\d{3})\n", capsys.readouterr().out)
-    assert 0 < float(printed[1]) < 1.2 and 0 <= float(printed[2]) < 0.5
+    lines = capsys.readouterr().out.splitlines()
+    printed = [re.fullmatch(r"loss (\d\.\d{4}), flips in 10 steps (\d\.\d{3})", line) for line in lines]
+    losses, flips = zip(*((float(line[1]), float(line[2])) for line in printed), strict=True)
+    assert len(losses) == 3 and 0 < losses[-1] < 1.2
+    assert flips[0] == 0 and all(0 < rate < 0.5 for rate in flips[1:])
     assert ops.sparse > 0
     mlp, x = names["mlp"], names["x"]
     assert getattr(mlp, "up_left", None) is None and len(list(mlp.parameters())) == 2
