@@ -104,19 +104,24 @@ class WeightPruning:
 
     def step(self) -> None:
         """Prepare the next step: find masks and scales, if it is a sparse one and they are due; or settle."""
-        if not any(layer.module.sparse for layer in self._networks):
+        networks = self._pruned()
+        if not any(layer.module.sparse for layer in networks):
             if self._begun and self.settle:
                 self.settle_()
             return
         first, self._begun, self.steps = not self._begun, True, self.steps + 1
         due = first or (self.refresh_steps > 1 and (self.steps - 1) % self.refresh_steps == 0)
-        for layer in self._networks:
+        for layer in networks:
             if layer.experts:
                 continue
             if self.soft and first:
                 entering_weights.put(layer.module, layer.names[1], soft_scale(layer.whole(), layer.dim))
             if self.refresh_steps != 1 and due:
                 entering_weights.put(layer.module, layer.names[0], kept24(layer.whole(), layer.dim))
+
+    def _pruned(self) -> list["_Layer"]:
+        """Give the layers that still are: a module may be reverted, merged, or have got another recipe since."""
+        return [layer for layer in self._networks if layer.is_pruned()]
 
     @torch.no_grad()
     def settle_(self) -> None:
@@ -135,7 +140,7 @@ class WeightPruning:
     def _writers(self) -> list["_Layer"]:
         """Give one layer for each parameter that is pruned, and see to it that what shares it is pruned alike."""
         sharing: dict[int, list[_Layer]] = {}
-        for layer in self._networks:
+        for layer in self._pruned():
             sharing.setdefault(_memory(layer.stored().parameter), []).append(layer)
         parameters = [p for module in self._model.modules() for p in module._parameters.values() if p is not None]
         users = Counter(map(_memory, parameters))
@@ -157,7 +162,7 @@ class WeightPruning:
         learning_rate = finite_number("WeightPruning", "learning_rate", learning_rate)
         if not self.decay:
             return
-        sparse = [layer for layer in self._networks if layer.module.sparse]
+        sparse = [layer for layer in self._pruned() if layer.module.sparse]
         once = {(_memory(layer.stored().parameter), layer.groups()): layer for layer in sparse}  # where it is shared
         for layer in once.values():
             w = layer.stored().parameter
@@ -176,6 +181,8 @@ class WeightPruning:
         """
         flips, entries = [], 0
         for number, layer in enumerate(self._networks):
+            if not layer.is_pruned():
+                continue
             keep = layer.keep()
             before = self._seen.get(number)
             if before is not None:
@@ -223,6 +230,10 @@ class _Layer:
         self.module, self.index, self.dim = module, index, dim
         self.experts = self.stored().parameter.dim() == 3
         self.names = entering_weights.KEEP[index], entering_weights.SOFT[index]
+
+    def is_pruned(self) -> bool:
+        """Whether the module's recipe says so as it did."""
+        return any((self.index, self.dim) == way for way in _ways(self.module))
 
     def stored(self) -> entering_weights.Stored:
         """Look it up: it may have been replaced."""
@@ -276,11 +287,16 @@ def _memory(w: Tensor) -> int:
     return w.data_ptr() if plain else id(w)
 
 
+def _ways(module: Any) -> list[tuple[int, int]]:
+    """Tell which weights of a module are pruned, and along which dimension."""
+    recipe = module._recipe_in_use() if hasattr(module, "_recipe_in_use") else None  # one that was reverted has none
+    if recipe is None or recipe.sparse_weights == "none":
+        return []
+    experts = [stored.parameter.dim() == 3 for stored in module._stored_weights()]
+    dims = (-1 - i if experts[i] and dim is not None else dim for i, dim in enumerate(recipe.weight_groups()))
+    return [(i, dim) for i, dim in enumerate(dims) if dim is not None]
+
+
 def _pruned_layers(module: Any) -> list[_Layer]:
-    recipe = module._recipe_in_use()
-    dims = (None, None) if recipe is None else recipe.weight_groups()
-    layers = [_Layer(module, index, dim) for index, dim in enumerate(dims) if dim is not None]
-    for layer in layers:
-        if layer.experts:
-            layer.dim = -1 - layer.index
+    layers = [_Layer(module, index, dim) for index, dim in _ways(module)]
     return [layer for layer in layers if not (layer.experts and layer.stored().parameter.dtype == FP8)]

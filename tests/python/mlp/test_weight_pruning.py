@@ -312,6 +312,41 @@ def test_transposed_parameters():
     assert_same_bits(model(x), expected)
 
 
+def merged():
+    model = network().add_adapters_(4)
+    nn.init.normal_(model.up_left)
+    return model, model.merge_adapters_
+
+
+def reverted():
+    model = converted()
+    return model, lambda: sparse24.revert(model)
+
+
+def other_recipe():
+    model = network()
+    return model, lambda: setattr(model, "recipe", Recipe())
+
+
+@pytest.mark.parametrize("options", [{}, {"soft": True}, {"refresh_steps": 0}], ids=str)
+@pytest.mark.parametrize("make", [merged, reverted, other_recipe])
+def test_networks_that_are_not_pruned_any_more_are_left_alone(make, options):
+    model, end = make()
+    pruning = WeightPruning(model, decay=0.5, decay_of="weights", **options)
+    pruning.step()
+    pruning.flip_rate()
+    end()
+    before = [w.detach().clone() for w in model.parameters()]
+    for sparse in (True, False):
+        model.sparse = sparse
+        pruning.step()
+        pruning.decay_()
+        assert pruning.flip_rate() == 0
+    pruning.settle_()
+    for w, old in zip(model.parameters(), before, strict=True):
+        assert_same_bits(w, old)
+
+
 def test_refusals():
     model = network()
     for options, words in (
