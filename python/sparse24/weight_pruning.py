@@ -1,13 +1,14 @@
 """How 2:4 weights are trained: softened, by masks that stay for some steps, and with a decay of what is pruned."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparse24._options import boolean, finite_number, one_of, whole_number
-from sparse24.errors import fail, type_name
+from sparse24.errors import dtype_name, fail, type_name
 from sparse24.format import FP8
 from sparse24.mlp.weights import kept24, masked, prune24, soft_scale, soft_threshold24
 from sparse24.nn import entering_weights
@@ -207,15 +208,23 @@ class WeightPruning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it up again, of the same model."""
-        missing = [name for name in ("steps", "buffers") if name not in state]
+        if not isinstance(state, Mapping):
+            fail("WeightPruning", "a state that state_dict gave", type_name(state))
+        missing = [name for name in ("steps", "buffers") if state.get(name) is None]
         if missing:
             fail("WeightPruning", "a state that state_dict gave", f"one without {missing[0]}")
         if len(state["buffers"]) != len(self._networks):
             fail("WeightPruning", f"a state of {len(self._networks)} weights", len(state["buffers"]))
         for layer, buffers in zip(self._networks, state["buffers"], strict=True):
-            keep, shape = buffers.get(layer.names[0]), layer.shape()
-            if keep is not None and list(keep.shape) != shape:
-                fail("WeightPruning", f"a state of weights of shape {shape}", list(keep.shape))
+            wanted = dict(zip(layer.names, ((torch.bool, layer.shape()), (torch.float32, [1])), strict=True))
+            for name, value in buffers.items():
+                if name not in wanted:
+                    fail("WeightPruning", f"a state of {' and '.join(wanted)}", name)
+                dtype, shape = wanted[name]
+                if list(value.shape) != shape:
+                    fail("WeightPruning", f"a state of weights of shape {shape}", list(value.shape))
+                if value.dtype != dtype:
+                    fail("WeightPruning", f"{name} to be {dtype_name(dtype)}", dtype_name(value.dtype))
         self.steps, self._begun = state["steps"], state.get("begun", state["steps"] > 0)
         for layer, buffers in zip(self._networks, state["buffers"], strict=True):
             entering_weights.drop(layer.module, set(layer.names) - buffers.keys())

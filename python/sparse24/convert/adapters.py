@@ -69,7 +69,9 @@ def fit(module: Any, conversion: Conversion, rank: int, norms: Tensor | None) ->
     norms = norms / norms.mean()  # so that both adapters are in the range of float16, however many tokens there were
     if rank:
         for name, value in zip(ADAPTERS, low_rank(torch.where(kept, 0, w), rank, norms), strict=True):
-            module.register_parameter(name, nn.Parameter(value.to(first.weight.dtype).contiguous()))
+            with torch.inference_mode(False):  # else they could not be trained
+                made = value.detach().to(first.weight.dtype, memory_format=torch.contiguous_format, copy=True)
+                module.register_parameter(name, nn.Parameter(made))
     put_copies(module)
 
 

@@ -54,7 +54,8 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
     if old is not None and old.shape == value.shape and old.device == value.device:
         old.copy_(value)
     else:
-        module.register_buffer(name, value, persistent=False)
+        with torch.inference_mode(False):  # what is made in it can neither be written to nor saved for a backward pass
+            module.register_buffer(name, value.clone() if value.is_inference() else value, persistent=False)
     outdate(module)
 
 

@@ -134,9 +134,10 @@ class SparseWeights24(CheckedOptions):
         if problem is not None:
             raise RuntimeError(f"sparse24.nn.ReLU2MLP: expected layers that can have adapters, got: {problem}")
         w = self._weights()[0].values
-        right = torch.randn(rank, w.shape[1], dtype=torch.float32, device=w.device) * rank**-0.5
-        self.up_left = nn.Parameter(w.new_zeros(w.shape[0], rank))
-        self.up_right = nn.Parameter(right.to(w.dtype))
+        with torch.inference_mode(False):  # else they could not be trained
+            right = torch.randn(rank, w.shape[1], dtype=torch.float32, device=w.device) * rank**-0.5
+            self.up_left = nn.Parameter(w.new_zeros(w.shape[0], rank))
+            self.up_right = nn.Parameter(right.detach().to(w.dtype))
         put_copies(self)
         renew_when_loaded(self)
         return self

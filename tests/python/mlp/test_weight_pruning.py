@@ -368,6 +368,15 @@ def test_refusals():
     masks = {"_sparse24_keep_up": torch.ones(4, 4, dtype=torch.bool)}
     with pytest.raises(RuntimeError, match=r"expected a state of weights of shape \[64, 32\], got \[4, 4\]"):
         WeightPruning(model).load_state_dict({"steps": 1, "buffers": [masks, {}]})
+    for first, words in (
+        ({"_sparse24_keep_down": torch.ones(64, 32, dtype=torch.bool)}, "a state of _sparse24_keep_up and"),
+        ({"_sparse24_keep_up": torch.ones(64, 32)}, "_sparse24_keep_up to be bool, got float32"),
+        ({"_sparse24_soft_up": torch.ones(2)}, r"a state of weights of shape \[1\], got \[2\]"),
+    ):
+        with pytest.raises(RuntimeError, match=f"sparse24.WeightPruning: expected {words}"):
+            WeightPruning(model).load_state_dict({"steps": 1, "buffers": [first, {}]})
+    with pytest.raises(RuntimeError, match="expected a state that state_dict gave, got None"):
+        WeightPruning(model).load_state_dict(None)
     assert not list(model.buffers())
     for rate in (-1.0, float("nan"), "x"):
         with pytest.raises(RuntimeError, match=f"expected learning_rate to be a finite number from 0, got {rate}"):
