@@ -120,6 +120,11 @@ class Schedule:
 def feed_forwards(model: nn.Module) -> Iterator[nn.Module]:
     """Find the modules that have the switch."""
     for module in model.modules():
-        # Of the class: a wrapper, as of torch.compile, has the attributes of the module that it wraps.
-        if isinstance(module, (ReLU2MLP, ReLU2Experts)) or getattr(type(module), "_sparse24_converted", False):
+        if isinstance(module, (ReLU2MLP, ReLU2Experts)) or _is_converted(module):
             yield module
+
+
+def _is_converted(module: nn.Module) -> bool:
+    """Whether the module itself is, not what it wraps: a wrapper, as of torch.compile, has the attributes of that."""
+    name = "_sparse24_converted"
+    return bool(module.__dict__.get(name, False) or getattr(type(module), name, False))
