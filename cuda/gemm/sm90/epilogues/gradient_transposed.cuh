@@ -33,6 +33,24 @@ __device__ __forceinline__ uint32_t transpose_nibbles(uint32_t w, int i) {
   return (first & 0x0f0f0f0fu) | (second & 0xf0f0f0f0u);
 }
 
+// dy of 64 tokens of a tile, of a lane's groups of four: features 0 and 1, and 2 and 3, of each token.
+struct TransposedPart {
+  static constexpr int kTokens = 64, kGroups = 4;
+  uint32_t of[kGroups][4][2];
+};
+
+// Rounds the accumulators of a part to T.
+template <class T, class Accumulators>
+CUTLASS_DEVICE void round_part(Accumulators const& acc, int part, TransposedPart& out) {
+  CUTLASS_PRAGMA_UNROLL
+  for (int i = 0; i < 32; ++i) {
+    const int j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
+    const auto of = [&](int e) { return acc(cute::make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
+    out.of[j][t][pair] = pack2(T{}, of(0), of(1));
+  }
+  compiler_fence();
+}
+
 // All values and the metadata of y are of the 16-bit type T. Tokens come in multiples of kGroupedTokens, features of
 // kGroupedFeatures: whole warps have a feature, and all lanes have tokens of 16, or none has.
 template <class T, int kTileM, int kTileN>
@@ -58,21 +76,12 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
     const int first_token = int(get<1>(block_coord)) * kTileN;
     // dy is rounded first, because the accumulators leave no registers for anything else: those of the first part, once
     // it is rounded, are room for the first loads.
-    Part parts[kParts];
-    const auto round = [&](int part) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 32; ++i) {
-        const int j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
-        const auto of = [&](int e) { return acc(make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
-        parts[part].of[j][t][pair] = pack2(T{}, of(0), of(1));
-      }
-      compiler_fence();
-    };
-    round(0);
+    TransposedPart parts[kParts];
+    round_part<T>(acc, 0, parts[0]);
     const int4 slots = load_slots(at);
     Forward next = load(at, first_token);
     CUTLASS_PRAGMA_UNROLL
-    for (int part = 1; part < kParts; ++part) round(part);
+    for (int part = 1; part < kParts; ++part) round_part<T>(acc, part, parts[part]);
     // A loop, with the next part moved to where the code expects it: unrolled, a tile would fill the instruction cache.
     CUTLASS_PRAGMA_NO_UNROLL
     for (int part = 0; part < kParts; ++part) {
@@ -87,13 +96,9 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
   }
 
  private:
-  static constexpr int kPartTokens = 64, kGroups = 4;  // those of one metadata atom, and of them a lane's groups
+  static constexpr int kPartTokens = TransposedPart::kTokens, kGroups = TransposedPart::kGroups;
   static constexpr int kParts = kTileN / kPartTokens;
 
-  // dy of a lane's groups of tokens, features 0 and 1, and 2 and 3, of each token.
-  struct Part {
-    uint32_t of[kGroups][4][2];
-  };
   // A lane, and the first of its four features.
   struct Lane {
     int lane, feature;
@@ -146,7 +151,7 @@ class TransposedGradientEpilogue : public EpilogueBase<GradientParams<T>, NoStor
   }
 
   // Computes and stores everything of 64 tokens.
-  CUTLASS_DEVICE void visit(Lane const& at, int place, Part const& dy, Forward const& y, int4 slots) const {
+  CUTLASS_DEVICE void visit(Lane const& at, int place, TransposedPart const& dy, Forward const& y, int4 slots) const {
     const bool hot = (slots.x & slots.y & slots.z & slots.w) >= 0;
     uint32_t of_two = 0;          // groups, the nibbles of y
     uint32_t nibbles[2][2] = {};  // of y and of dh, of features 0 and 1, and 2 and 3: group j has nibble j of a half

@@ -57,21 +57,12 @@ class TransposedGradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoS
     const Lane at{lane, int(get<0>(block_coord)) * kTileM + thread_idx / 32 * 32};
     const int first_token = int(get<1>(block_coord)) * kTileN;
     // The registers of the first part's accumulators, once it is rounded, are room for the first loads.
-    Part parts[kParts];
-    const auto round = [&](int part) {
-      CUTLASS_PRAGMA_UNROLL
-      for (int i = 0; i < 32; ++i) {
-        const int j = i / 8 % 4, t = i / 2 % 4, pair = i % 2;
-        const auto of = [&](int e) { return acc(make_coord(t % 2, e, 8 * part + 2 * j + t / 2), pair, 0); };
-        parts[part].of[j][t][pair] = pack2(__nv_bfloat16{}, of(0), of(1));
-      }
-      compiler_fence();
-    };
-    round(0);
+    TransposedPart parts[kParts];
+    round_part<__nv_bfloat16>(acc, 0, parts[0]);
     const int4 slots = load_slots(at);
     Forward next = load(at, first_token);
     CUTLASS_PRAGMA_UNROLL
-    for (int part = 1; part < kParts; ++part) round(part);
+    for (int part = 1; part < kParts; ++part) round_part<__nv_bfloat16>(acc, part, parts[part]);
     DerivativeFp8::Seen seen = p_.derivative.begin();
     CUTLASS_PRAGMA_NO_UNROLL
     for (int part = 0; part < kParts; ++part) {
@@ -87,13 +78,10 @@ class TransposedGradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoS
   }
 
  private:
-  static constexpr int kPartTokens = 64, kGroups = 4, kBlocks = kPartTokens / 8;
+  static constexpr int kPartTokens = TransposedPart::kTokens, kGroups = TransposedPart::kGroups;
+  static constexpr int kBlocks = kPartTokens / 8;
   static constexpr int kParts = kTileN / kPartTokens;
 
-  // dy of a lane's groups of tokens, features 0 and 1, and 2 and 3, of each token.
-  struct Part {
-    uint32_t of[kGroups][4][2];
-  };
   // A lane, and the first of its warp's 32 features.
   struct Lane {
     int lane, feature;
@@ -142,7 +130,7 @@ class TransposedGradientFp8Epilogue : public EpilogueBase<GradientFp8Params, NoS
   }
 
   // Computes and stores everything of 64 tokens.
-  CUTLASS_DEVICE void visit(Lane const& at, int place, Part const& dy, Forward const& y, int4 slots,
+  CUTLASS_DEVICE void visit(Lane const& at, int place, TransposedPart const& dy, Forward const& y, int4 slots,
                             DerivativeFp8::Seen& seen) const {
     const bool hot = (slots.x & slots.y & slots.z & slots.w) >= 0;
     uint32_t nibbles = 0;                // of y's kept pairs: of blocks 4 i .. 4 i + 3, two columns in the halves
