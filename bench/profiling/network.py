@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
 import sparse24
-from sparse24.bench.inputs import generator
+from sparse24.bench.ffn import weights
+from sparse24.bench.inputs import mlp_inputs
+from sparse24.bench.sizes import Size
 
 ZEROS = 0.9
 
@@ -27,40 +31,27 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     call = network(options, device)
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.cudart().cudaProfilerStart()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.cudart().cudaProfilerStop()
+    with torch.cuda.profiler.profile() if device.type == "cuda" else nullcontext():
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
     return 0
 
 
-def network(options: argparse.Namespace, device: torch.device):
+def network(options: argparse.Namespace, device: torch.device) -> Callable[[], None]:
     """Make the call, with about `ZEROS` of the activation zero."""
-    tokens, d_model, d_ff = options.size
-    gen = generator(device, 0)
-
-    def normal(rows: int, columns: int, deviation: float = 1.0) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=gen, device=device) * deviation
-
-    x, w1, w2, grad = (
-        normal(tokens, d_model),
-        normal(d_ff, d_model, d_model**-0.5),
-        normal(d_model, d_ff, d_ff**-0.5),
-        normal(tokens, d_model),
-    )
-    # A column of x is constant, and its weights are the bias that makes so many zeros.
-    x[:, 0], w1[:, 0] = 2.0, 0.0
-    w1[:, 0] = -(x[:256] @ w1.t()).flatten()[:1_000_000].quantile(ZEROS) / 2
-    leaves = [t.bfloat16().requires_grad_(not options.forward) for t in (x, w1, w2)]
+    if options.sparse_weights == "none":
+        tensors = mlp_inputs(*options.size, ZEROS, device=device, seed=0)
+    else:
+        tensors = weights.operands(Size(*options.size), ZEROS, device, 0)
+    leaves = [t.requires_grad_(not options.forward) for t in tensors]
+    grad = torch.randn_like(tensors[0])
     recipe = sparse24.Recipe(sparse_weights=options.sparse_weights)
 
     def call() -> None:
         out = sparse24.relu2_mlp(*leaves, min_tokens=0, precision=options.precision, recipe=recipe)
         if not options.forward:
-            torch.autograd.grad(out, leaves, grad.bfloat16())
+            torch.autograd.grad(out, leaves, grad)
 
     return call
 

@@ -126,22 +126,19 @@ def describe(kernel: Kernel, facts: dict[str, float], rows: int) -> str:
     return "\n".join([": ".join(head), f"  waits: {reasons}", listed, ""])
 
 
-def profile(options, rest: list[str], folder: Path) -> tuple[list[str], list[str]]:
-    """Run the network under ncu; return its pages of sources and of metrics, by lines."""
+def profile(kernel: str, network_options: list[str], folder: Path) -> Iterator[list[str]]:
+    """Run the network under ncu; give its pages of sources and of metrics, by lines."""
     report = str(folder / "report")
     where = ["--section", "SourceCounters", "--section", "WarpStateStats", "--metrics", ",".join(FACTS)]
-    what = ["--profile-from-start", "off", "--clock-control", "none", "-k", f"regex:{options.kernel}"]
+    what = ["--profile-from-start", "off", "--clock-control", "none", "-k", f"regex:{kernel}"]
     subprocess.run(
-        ["ncu", *what, *where, "-o", report, "-f", sys.executable, "-m", "bench.profiling.network", *rest],
+        ["ncu", *what, *where, "-o", report, "-f", sys.executable, "-m", "bench.profiling.network", *network_options],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return tuple(
-        subprocess.run(
-            ["ncu", "-i", f"{report}.ncu-rep", "--page", page, "--csv"], check=True, capture_output=True, text=True
-        ).stdout.splitlines()
-        for page in ("source", "raw")
-    )
+    for page in ("source", "raw"):
+        command = ["ncu", "-i", f"{report}.ncu-rep", "--page", page, "--csv"]
+        yield subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def main() -> int:
@@ -159,7 +156,7 @@ def main() -> int:
         rest = ["--size", *map(str, options.size), "--precision", options.precision]
         rest += ["--sparse-weights", options.sparse_weights, *(["--forward"] if options.forward else [])]
         with tempfile.TemporaryDirectory() as folder:
-            source, raw = profile(options, rest, Path(folder))
+            source, raw = profile(options.kernel, rest, Path(folder))
         facts = facts_of(raw)
     kernels = [k for k in kernels_of(source) if re.search(options.kernel, k.name)]
     if not kernels:
@@ -167,7 +164,3 @@ def main() -> int:
     for i, kernel in enumerate(kernels):
         print(describe(kernel, facts[i] if len(facts) == len(kernels) else {}, options.rows))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

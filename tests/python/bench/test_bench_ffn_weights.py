@@ -67,7 +67,7 @@ def test_table_and_drawing(smoke, tmp_path):
 def test_the_weights_are_pruned_and_a_wrong_result_is_seen():
     options = Options(torch.device("cpu"), True, False, None, 0, argparse.Namespace())
     size = Size(96, 64, 128)
-    x, w1, w2 = weights.operands(size, 0.9, options)
+    x, w1, w2 = weights.operands(size, 0.9, options.device, options.seed)
     assert torch.equal(w1 != 0, kept24(w1) & (w1 != 0)) and torch.equal(w2 != 0, kept24(w2, 0) & (w2 != 0))
     cases = weights.bf16(forward.Operands(x, w1, w2, None, None, torch.arange(96)), options)
     packed = next(case for case in cases if case.variant == "sparse24_up")

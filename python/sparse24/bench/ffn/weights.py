@@ -54,7 +54,7 @@ def compilations(tokens: int, d_model: int, d_ff: int, trains: bool) -> list[Job
 
 def problem(size: Size, zeros: float, options: Options, trains: bool) -> Problem:
     """All variants of one size, of one pass or of a step."""
-    x, w1, w2 = operands(size, zeros, options)
+    x, w1, w2 = operands(size, zeros, options.device, options.seed)
     measured = 1 - torch.count_nonzero(F.linear(x, w1) > 0).item() / (size.tokens * size.d_ff)
     cases: list[Case] = []
     if trains:
@@ -73,12 +73,12 @@ def problem(size: Size, zeros: float, options: Options, trains: bool) -> Problem
     return Problem(*size[:3], measured, cases, sustained=("forward", "gemm1", "training"))
 
 
-def operands(size: Size, zeros: float, options: Options) -> Tensors:
+def operands(size: Size, zeros: float, device: torch.device, seed: int) -> Tensors:
     """x, w1 and w2 in bf16, both weights 2:4."""
-    g = generator(options.device, options.seed)
+    g = generator(device, seed)
 
     def normal(rows: int, columns: int, deviation: float = 1.0) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=g, device=options.device) * deviation
+        return torch.randn(rows, columns, generator=g, device=device) * deviation
 
     x, w1 = normal(size.tokens, size.d_model), normal(size.d_ff, size.d_model, size.d_model**-0.5)
     x[:, 0], w1[:, 0] = CONSTANT, 0
